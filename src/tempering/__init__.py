@@ -1,0 +1,75 @@
+"""tempering: temperature as the inference parameter that decides how many hypotheses stay alive.
+
+This page is the table of contents. Names load on first use, so `import tempering`
+imports neither torch nor transformers, patches nothing and downloads nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# module -> the public names that live in it
+_CONTENTS: dict[str, tuple[str, ...]] = {
+    "tempering.posterior": (
+        "Canonical",
+        "Thermodynamics",
+        "canonical",
+        "entropy",
+        "free_energy",
+        "heat_capacity",
+        "information",
+        "log_partition",
+        "mean_energy",
+        "peak",
+        "responsibilities",
+        "support",
+        "susceptibility",
+        "temperature_for",
+        "temperature_from_variance",
+        "thermodynamics",
+        "variance_from_temperature",
+    ),
+    "tempering.errors": (
+        "ArchitectureError",
+        "BakeError",
+        "CheckError",
+        "CollapseWarning",
+        "ConvergenceWarning",
+        "DataError",
+        "DepthWarning",
+        "EnergyError",
+        "InputError",
+        "MissingExtraError",
+        "ModelError",
+        "OutputError",
+        "ProfileError",
+        "RefusedError",
+        "ScheduleError",
+        "SupportError",
+        "TemperatureError",
+        "TemperingError",
+        "TemperingWarning",
+    ),
+}
+_HOME = {name: module for module, names in _CONTENTS.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+if TYPE_CHECKING:
+    from tempering.errors import *  # noqa: F403
+    from tempering.posterior import *  # noqa: F403
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tempering' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
