@@ -1,0 +1,86 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tempering.errors import DataError, OutputError
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> Path:
+    """Write `content` to `path` whole or not at all.
+
+    The bytes go to a temporary file in the same directory, are synced, and then take the
+    name in one step, so a reader sees the old file or the new one and never a part.
+
+    Raises OutputError when the directory is missing or unwritable, or the disk is full.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    return replace_atomic(path, fill)
+
+
+def replace_atomic(path: str | Path, fill: Callable[[Path], None]) -> Path:
+    """Let `fill(temporary_path)` write a file, then give it the name `path` in one step.
+
+    For libraries that insist on writing to a path themselves (figures, Parquet, safetensors).
+    The temporary file keeps the suffix of `path`. Raises OutputError as `write_atomic` does.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix or ".tmp"
+        )
+        os.close(handle)
+        temporary = Path(name)
+        fill(temporary)
+        # mkstemp makes private files; give the result the permissions a plain open() would.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"can't write {path}: {reason}; nothing was written. "
+            "Free some space or name another place."
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a file; DataError when it is missing, empty, binary or not UTF-8."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}; name a readable text file") from error
+    if b"\x00" in data[:65536]:
+        raise DataError(f"{path} is binary (it holds NUL bytes); give plain UTF-8 text")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start} "
+            f"(line {line}); convert it, e.g. with: iconv -f latin1 -t utf-8"
+        ) from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a file with some text")
+    return text
