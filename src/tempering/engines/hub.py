@@ -1,0 +1,159 @@
+"""Models and tokenizers by name: the embedded model, a local directory, or a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from tempering.engines.embedded import MODELS, EmbeddedModel, embedded_directory
+from tempering.engines.model_files import check_directory
+from tempering.engines.quiet import quiet
+from tempering.errors import InputError, ModelError
+
+__all__ = ["MODELS", "EmbeddedModel", "load_model"]
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[Any, Any]:
+    """A causal language model, ready for inference, and its tokenizer.
+
+    Parameters
+    ----------
+    name: a name in `MODELS` ("smollm2"), a directory in transformers' format, or a hub id.
+    dtype: of the weights in memory.
+    device: where to put the model, e.g. "cuda"; None leaves it on the CPU.
+    attn_implementation: as transformers takes it, e.g. "eager" or "sdpa"; None is its default.
+
+    Returns
+    -------
+    (model, tokenizer): the model is in eval mode; the tokenizer pads on the left, as generation
+    in batches needs, with the end-of-text token where the model has no padding token.
+
+    Raises
+    ------
+    ModelError when the model can't be found or read; InputError for a device or an attention
+    implementation that can't be used; MissingExtraError when the package that carries the
+    embedded model is missing; OutputError when the cache can't be written.
+    """
+    _check_device(device)
+    text = str(name)
+    place, bars = text, False
+    if text in MODELS:
+        place = str(embedded_directory(MODELS[text]))
+    elif Path(text).expanduser().exists():
+        place = str(Path(text).expanduser())
+        check_directory(Path(place))
+    elif _HUB_ID.fullmatch(text):
+        bars = True  # a download takes a while
+        _check_hub(text)
+    else:
+        raise ModelError(f"no model {text!r}: there is no such directory; {_known(text)}")
+    with quiet(bars=bars):
+        model = _model(place, text, dtype, attn_implementation)
+        tokenizer = _tokenizer(place, text)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device) if device is not None else model, tokenizer
+
+
+def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:
+    """The model, refused unless every weight it needs was in its files."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        _reraise(error, f"can't load the model {name!r}")
+    absent = sorted(info["missing_keys"])
+    if absent:
+        # transformers would fill these with random numbers and go on.
+        raise ModelError(
+            f"the files of the model {name!r} lack {len(absent)} of its weights, the first being "
+            f"{absent[0]!r}; fetch or save the model again"
+        )
+    return model.eval()
+
+
+def _tokenizer(place: str, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, padding_side="left", trust_remote_code=False)
+    except Exception as error:
+        _reraise(error, f"can't load the tokenizer of the model {name!r}")
+
+
+def _reraise(error: Exception, what: str) -> NoReturn:
+    """A loader's exception as one line of ModelError; its traceback stays in __cause__."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > 300:
+        reason = reason[:300] + "..."
+    raise ModelError(f"{what}: {reason}") from error
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the device {str(device)!r} can't be used here: {reason}; give 'cpu', or a device "
+            "that torch finds"
+        ) from error
+
+
+def _check_hub(name: str) -> None:
+    """Fetch a hub model's config alone: the cheapest way to learn whether it can be had."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json")
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"the hub model {name!r} is gated: accept its terms on the hub, then log in with: "
+            "hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"no model {name!r}: no such directory here and no such model on the hub (or it is "
+            f"private); {_known(name)}"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"no model {name!r}: no such directory here, not in the hub cache, and the hub can't "
+            f"be reached (offline); {_known(name)}"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ModelError(
+            f"the hub model {name!r} has no config.json, so it is not in transformers' format"
+        ) from error
+    except (errors.HFValidationError, OSError, ValueError) as error:
+        _reraise(error, f"can't fetch the hub model {name!r}")
+
+
+def _known(name: str) -> str:
+    """How to mend an unknown name: the closest embedded model, and what else a name may be."""
+    close = difflib.get_close_matches(name.lower(), MODELS, n=1)
+    meant = f"did you mean {close[0]!r}?" if close else f"embedded models: {', '.join(MODELS)}."
+    return f"{meant} A name is one of those, a directory in transformers' format, or a hub id"

@@ -1,0 +1,60 @@
+"""What a directory in transformers' format must hold, checked before transformers sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tempering.errors import ModelError
+
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def check_directory(path: Path) -> None:
+    """Raise ModelError unless `path` holds a readable config and every weight file it names."""
+    if not path.is_dir():
+        raise ModelError(
+            f"{path} is a file; name the directory that holds config.json and the weights"
+        )
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(
+            f"{path} has no config.json, so it is not a model in transformers' format; "
+            "name a directory that save_pretrained wrote"
+        )
+    if not isinstance(_read_json(config).get("model_type"), str):
+        raise ModelError(f"{config} names no model_type, so the architecture is unknown")
+    index = path / _INDEX
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f"{index} has no weight_map; fetch or save the model again")
+        absent = sorted({name for name in shards.values() if not (path / name).is_file()})
+        if absent:
+            raise ModelError(
+                f"{path} lacks {len(absent)} of its {len(set(shards.values()))} weight files, "
+                f"the first being {absent[0]}; fetch or save the model again"
+            )
+    elif not any((path / name).is_file() for name in _WEIGHTS):
+        raise ModelError(
+            f"{path} has a config.json and no weights; expected model.safetensors "
+            "(or its shards with an index)"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not JSON: it is not UTF-8 text") from error
+    except OSError as error:
+        raise ModelError(f"can't read {path}: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds {type(content).__name__} where an object is expected")
+    return content
