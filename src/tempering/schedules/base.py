@@ -1,0 +1,218 @@
+"""What every schedule is: a pure function of progress, read at a number, a tensor or a clock."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
+
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+
+from tempering.errors import DepthWarning, ScheduleError
+
+_LARGEST_TREE = 100  # patterns and operations in one schedule: keeps recursion far from its limit
+_MOST_STAGES = 1_000_000
+_JOINT = 1e-12  # progress this close to a joint between stages is on it: l/(n-1) is rounded
+
+KNOWN: dict[str, type[Schedule]] = {}  # name in the text form -> class, in order of definition
+
+
+class Schedule(ABC):
+    """A pattern over progress u in [0, 1]; immutable and hashable; equal where its text is."""
+
+    name: ClassVar[str]
+    signature: ClassVar[str]
+    summary: ClassVar[str]
+    example: ClassVar[str]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "name" in cls.__dict__:
+            KNOWN[cls.name] = cls
+
+    @overload
+    def __call__(self, u: float | int) -> float: ...
+    @overload
+    def __call__(self, u: Tensor) -> Tensor: ...
+    def __call__(
+        self, u: float | int | Shaped[Tensor, "*shape"]
+    ) -> float | Float[Tensor, "*shape"]:
+        """The value at progress u.
+
+        Parameters
+        ----------
+        u: progress in [0, 1], a number or a tensor of any shape.
+
+        Returns
+        -------
+        The value, >= 0: a float for a number, else a tensor of u's shape and device, at least
+        float32, computed in float64 and differentiable in u.
+
+        Raises
+        ------
+        ScheduleError: u is NaN or outside [0, 1], or the pattern exists only on a clock.
+        """
+        progress = torch.as_tensor(u, dtype=torch.float64)
+        outside = ~((progress >= 0) & (progress <= 1))
+        if outside.any():
+            where = tuple(outside.nonzero()[0].tolist())
+            at = f" at position {list(where)}" if where else ""
+            raise ScheduleError(
+                f"progress is a number in [0, 1], got {progress[where].item():g}{at}; "
+                "divide the step, layer or position by its last value"
+            )
+        values = self._at(progress)
+        if isinstance(u, Tensor):
+            return values.to(torch.promote_types(u.dtype, torch.float32))
+        return values.item()
+
+    def sample(self, n: int) -> Float64[Tensor, " points"]:
+        """The values on the clock of n points, u = l/(n-1); u = 0 where n = 1.
+
+        Parameters
+        ----------
+        n: points (layers, positions, steps), at least the pattern's `stages`.
+
+        Returns
+        -------
+        n float64 values.
+
+        Raises
+        ------
+        ScheduleError: fewer points than stages, so the pattern can't show its cycle.
+
+        Warns
+        -----
+        DepthWarning: fewer than two points a stage, for a pattern of more than one stage.
+        """
+        if n < self.stages:
+            raise ScheduleError(
+                f"{self} has {count(self.stages, 'stage')} and can't show "
+                f"{'it' if self.stages == 1 else 'them'} on {count(n, 'point')}; "
+                f"use a shorter pattern, or at least {count(self.stages, 'point')}"
+            )
+        if self.stages > 1 and n < 2 * self.stages:
+            warnings.warn(
+                f"{self} has {self.stages} stages on {n} points, less than two points a stage: "
+                f"its cycle shows poorly; {2 * self.stages} points or more show it",
+                DepthWarning,
+                stacklevel=2,
+            )
+        return self._on(n)
+
+    @property
+    @abstractmethod
+    def stages(self) -> int:
+        """How many stages the pattern goes through; a clock needs as many points."""
+
+    @property
+    def clock_only(self) -> bool:
+        """Whether only `sample` defines the values: so it is for shuffled, uniform and inverted."""
+        return False
+
+    def amplitude(self, a: float | int) -> Schedule:
+        """Map the log-range onto [log 1/a, log a]: the hottest value becomes a, the coldest 1/a."""
+        return operation("amplitude")(self, a)
+
+    def room(self, f: float | int) -> Schedule:
+        """value ** f: deviations from 1 times f in logs; 0 gives 1 everywhere, 1 the pattern."""
+        return operation("room")(self, f)
+
+    def clip(self, lo: float | int, hi: float | int) -> Schedule:
+        """Values below lo become lo, above hi become hi."""
+        return operation("clip")(self, lo, hi)
+
+    def reversed(self) -> Schedule:
+        """The pattern from its end to its start."""
+        return operation("reverse")(self)
+
+    def repeat(self, n: int) -> Schedule:
+        """n cycles of the pattern, one after the other."""
+        return operation("repeat")(self, n)
+
+    def nested(self, inner: Schedule) -> Schedule:
+        """The pattern of `inner` inside each stage of this one."""
+        return operation("nest")(self, inner)
+
+    def shuffled(self, seed: int) -> Schedule:
+        """The values on a clock in an order drawn by seed (a control)."""
+        return operation("shuffle")(self, seed)
+
+    def uniform(self) -> Schedule:
+        """The geometric mean over a clock, everywhere (a control)."""
+        return operation("uniform")(self)
+
+    def inverted(self) -> Schedule:
+        """Upside down about the geometric mean over a clock (a control)."""
+        return operation("invert")(self)
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text form; `schedule` reads it back as an equal pattern."""
+
+    def __repr__(self) -> str:
+        return f"schedule({str(self)!r})"
+
+    # Below is what patterns and operations define. A clock may have fewer points than stages here:
+    # only `sample` judges that.
+
+    @abstractmethod
+    def _at(self, u: Tensor) -> Tensor:
+        """Values at float64 progress of any shape."""
+
+    def _on(self, n: int) -> Tensor:
+        """Values on the clock of n points."""
+        return self._at(torch.arange(n, dtype=torch.float64) / max(n - 1, 1))
+
+    @abstractmethod
+    def _range(self, n: int | None) -> tuple[float, float]:
+        """The closed range of the values over [0, 1]; n is the clock's, None without one."""
+
+    def _parts(self) -> tuple[Schedule, ...]:
+        return ()
+
+    def _size(self) -> int:
+        return 1 + sum(part._size() for part in self._parts())
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise a ScheduleError for arguments that the pattern has no place for."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        if (size := self._size()) > _LARGEST_TREE:
+            raise ScheduleError(
+                f"this pattern is made of {size} parts; at most {_LARGEST_TREE} are meant: "
+                "merge operations that follow each other"
+            )
+        if self.stages > _MOST_STAGES:
+            raise ScheduleError(
+                f"{self.name} makes {self.stages} stages; at most {_MOST_STAGES} are meant"
+            )
+
+
+def operation(name: str) -> Callable[..., Schedule]:
+    """The operation of that name in the text form; they are defined above this module."""
+    return KNOWN[name]
+
+
+def number(value: float | int) -> str:
+    """The shortest text that reads back as this float."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def count(n: int, what: str) -> str:
+    """`1 point`, `2 points`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def segment(u: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """Which of equal segments of [0, 1] u lies in (0..segments), and how far into it (0..1)."""
+    scaled = u * segments
+    joint = scaled.round()
+    scaled = torch.where((scaled - joint).abs() <= _JOINT * segments, joint, scaled)
+    index = scaled.detach().floor()
+    return index.long(), scaled - index
