@@ -1,0 +1,187 @@
+"""`tempered`: run a model with a profile of attention temperatures, and give it back untouched."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempering.attention import routes
+from tempering.attention.layout import Layout, layout
+from tempering.attention.profile import Profile
+from tempering.errors import ProfileError, RefusedError
+
+BAKED_MARK = "tempering"
+
+
+def tempered(
+    model: nn.Module,
+    profile: Profile | Sequence[Profile],
+    *,
+    check: bool = True,
+    again: bool = False,
+    sample: dict[str, Any] | None = None,
+) -> Tempering:
+    """Attach a profile: head h of layer l attends with softmax(logits / T[l, h]).
+
+    It acts at once and until `.remove()`, or the end of a `with` block, exceptions included:
+
+        with tempered(model, profile):
+            model.generate(...)
+
+    Handles nest, and their temperatures multiply: T = 1 changes nothing, bit for bit.
+
+    Parameters
+    ----------
+    model: a transformers model.
+    profile: one Profile, or a sequence with one for each row of the batches to come.
+    check: on the first use of this kind of model in the process, prove on a small batch that
+        the model obeys the temperatures exactly (see `attention.check`).
+    again: allow a model whose weights were baked with a profile already.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids`.
+
+    Raises ProfileError (another shape or model), ArchitectureError (refused), CheckError (the
+    self-check failed). The model is left as it was after each of them.
+    """
+    profiles = [profile] if isinstance(profile, Profile) else list(profile)
+    if not profiles or not all(isinstance(item, Profile) for item in profiles):
+        raise ProfileError(
+            "give a Profile, or a sequence of them with one for each row of the batch; "
+            f"this is {type(profile).__name__} of {[type(p).__name__ for p in profiles][:3]}"
+        )
+    if getattr(getattr(model, "config", None), BAKED_MARK, None) and not again:
+        raise RefusedError(
+            "this model's weights were baked with a temperature profile already; "
+            "temper it again on purpose with tempered(..., again=True)"
+        )
+    plan = layout(model, sample)
+    for item in profiles:
+        item.check_model(model)
+    for item in profiles:
+        item.resolve(plan)
+    if check:
+        from tempering.attention.check import ensure_checked
+
+        ensure_checked(model, plan, sample)
+    return Tempering(model, plan, profiles)
+
+
+class Tempering:
+    """A profile in force on a model: a handle with `.remove()`, and a context manager.
+
+    `.update(profile)` changes the temperatures in place, also of a compiled model, without
+    recompiling.
+    """
+
+    def __init__(self, model: nn.Module, plan: Layout, profiles: Sequence[Profile]) -> None:
+        self._layout = plan
+        self._modules = [model.get_submodule(layer.name) for layer in plan.layers]
+        self._uses_interface = any(layer.route == "interface" for layer in plan.layers)
+        self._active = False
+        rows = _stack(profiles, plan)
+        if self._uses_interface:
+            routes.acquire_interface()
+        self._active = True
+        try:
+            for module, layer, temperature in zip(
+                self._modules, plan.layers, rows, strict=True
+            ):
+                _attach(module, layer).set(self, temperature)
+        except BaseException:
+            self.remove()
+            raise
+
+    def update(self, profile: Profile | Sequence[Profile]) -> None:
+        """Change the temperatures of this handle in place."""
+        self._require_active()
+        profiles = [profile] if isinstance(profile, Profile) else list(profile)
+        self.set_rows(_stack(profiles, self._layout))
+
+    def set_rows(self, rows: Iterable[Tensor]) -> None:
+        """Set Float[Tensor, "rows heads"] for each layer; gradients flow to tensors that need them."""
+        self._require_active()
+        for module, row in zip(self._modules, rows, strict=True):
+            getattr(module, routes.STATE).set(self, row)
+
+    def calls(self) -> dict[str, int]:
+        """How often each layer's temperature acted since it was attached."""
+        return {
+            layer.name: getattr(module, routes.STATE).calls
+            for layer, module in zip(self._layout.layers, self._modules, strict=True)
+        }
+
+    def remove(self) -> None:
+        """Give the model back as it was before this handle; doing it twice is harmless."""
+        if not self._active:
+            return
+        self._active = False
+        for module in self._modules:
+            _detach(module, self)
+        if self._uses_interface:
+            routes.release_interface()
+
+    def _require_active(self) -> None:
+        if not self._active:
+            raise RefusedError("this handle was removed; call tempered(model, profile) anew")
+
+    def __enter__(self) -> Tempering:
+        self._require_active()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
+    """For each layer, Float[Tensor, "rows heads"] over the profiles."""
+    resolved = [profile.resolve(plan) for profile in profiles]
+    return [torch.stack(rows) for rows in zip(*resolved, strict=True)]
+
+
+def _attach(module: nn.Module, layer: Any) -> routes.TemperatureState:
+    state = getattr(module, routes.STATE, None)
+    if state is None:
+        state = routes.TemperatureState(layer, *_place(module))
+        setattr(module, routes.STATE, state)
+        if layer.route == "softmax":
+            state.inner = module.__dict__.get("forward")
+            # A bound method, so that a deep copy of the model binds it to the copy.
+            module.forward = types.MethodType(_forward_tempered, module)
+    return state
+
+
+def _detach(module: nn.Module, owner: object) -> None:
+    state = getattr(module, routes.STATE, None)
+    if state is None:
+        return
+    state.drop(owner)
+    if state.parts:
+        return
+    delattr(module, routes.STATE)
+    if state.layer.route == "softmax":
+        if state.inner is None:
+            del module.forward
+        else:
+            module.forward = state.inner
+
+
+def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    state = getattr(module, routes.STATE, None)
+    if state is None:  # a deep copy: its forward came along, its temperatures did not
+        return type(module).forward(module, *args, **kwargs)
+    inner = state.inner
+    with routes.TemperedSoftmax(state):
+        if inner is not None:
+            return inner(*args, **kwargs)
+        return type(module).forward(module, *args, **kwargs)
+
+
+def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module computes, and float64 for a model that does (else float32)."""
+    tensor = next((item for item in module.parameters() if item.is_floating_point()), None)
+    if tensor is None or tensor.is_meta:
+        return torch.device("cpu"), torch.float32
+    return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
