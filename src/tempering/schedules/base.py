@@ -149,6 +149,10 @@ class Schedule(ABC):
         """Upside down about the geometric mean over a clock (a control)."""
         return operation("invert")(self)
 
+    def on_clock(self, n: int) -> Schedule:
+        """The values of `sample(n)` as `steps`: a control becomes a function of any progress."""
+        return operation("steps")(tuple(self.sample(n).tolist()))
+
     @abstractmethod
     def __str__(self) -> str:
         """The text form; `schedule` reads it back as an equal pattern."""

@@ -230,7 +230,8 @@ class Control(Operation):
 
     def _at(self, u: Tensor) -> Tensor:
         raise ScheduleError(
-            f"{self} exists only on a clock: read it with sample(n), not at single points"
+            f"{self} exists only on a clock: read it with sample(n), "
+            "or as a function of progress with on_clock(n)"
         )
 
     def _clock(self, n: int | None) -> Tensor:

@@ -1,0 +1,97 @@
+"""What every regime of temperature is: a module that gives a competition its temperature."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tempering.errors import TemperatureError
+
+
+class Temperature(nn.Module, ABC):
+    """What gives a competition its temperature; see `Fixed`, `Learned`, `Scheduled`, `Targeted`."""
+
+    def forward(
+        self,
+        energies: Float[Tensor, "*rows hypotheses"] | None = None,
+        *,
+        u: float | int | Tensor | None = None,
+    ) -> Float[Tensor, "..."]:
+        """The temperature, for these energies and this progress where the regime asks for them.
+
+        Parameters
+        ----------
+        energies: hypotheses last; gives the dtype, and `Targeted` what it solves for.
+        u: progress in [0, 1], a number or a tensor, read instead of the module's own clock by
+            the regimes that have one; fixed and learned temperatures don't depend on it.
+
+        Returns
+        -------
+        T >= 0, of a shape that broadcasts to the energies' rows.
+        """
+        return self._temperature(energies, u)
+
+    @abstractmethod
+    def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor: ...
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            wide = torch.promote_types(tensor.dtype, moved.dtype)
+            if moved.dtype == wide:
+                return moved
+            source = moved if tensor.is_meta else tensor  # a meta tensor has no values to keep
+            return source.to(device=moved.device, dtype=wide)
+
+        return super()._apply(keep, recurse)
+
+
+class Fixed(Temperature):
+    """A temperature that stays: a prior belief about noise.
+
+    Parameters
+    ----------
+    value: T, 0..inf with both limits; a number, or a tensor with one value for each unit.
+
+    Raises
+    ------
+    TemperatureError: negative or NaN; names the position.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: float | int | Tensor) -> None:
+        super().__init__()
+        level = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+        wrong = ~(level >= 0)
+        if wrong.any():
+            where = tuple(wrong.nonzero()[0].tolist())
+            at = f" at position {list(where)}" if where else ""
+            raise TemperatureError(
+                f"a temperature is >= 0 (0 and inf are the limits), got {level[where].item():g}{at}"
+            )
+        self.register_buffer("value", level)
+
+    def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor:
+        return as_result(self.value, energies)
+
+    def extra_repr(self) -> str:
+        return shown(self.value)
+
+
+def as_result(level: Tensor, energies: Tensor | None) -> Tensor:
+    """T in the dtype that `forward` promises; a copy, which no later step of a clock changes."""
+    given = torch.get_default_dtype() if energies is None else energies.dtype
+    if not given.is_floating_point:
+        given = torch.float64  # as the posterior works on whole-number energies
+    return level.to(dtype=torch.promote_types(given, torch.float32), copy=True)
+
+
+def shown(level: Tensor) -> str:
+    """A level in a module's repr: the number, or the shape where there are many."""
+    return f"{level.item():g}" if level.ndim == 0 else f"shape={tuple(level.shape)}"

@@ -1,0 +1,189 @@
+"""Learned temperatures: the parameter, its prior, and the guard that reports collapse."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tempering.errors import CollapseWarning, SupportError, TemperatureError
+from tempering.posterior import support
+from tempering.temperature.base import Temperature, as_result, shown
+
+_AT_BOUND = math.log(1.01)  # within 1 % of a bound counts as at it
+# Support 1.05 is two hypotheses at .99 and .01: learning through the loser has all but ended.
+_FLOOR = 1.05
+# Temperatures learned per head on a 135M model lay within .67 to 1.68: one standard deviation.
+_PRIOR_SD = 0.5
+
+
+@dataclass(frozen=True)
+class LogNormalPrior:
+    """A Gaussian prior on log T: mean (of log T, so 0 is T = 1) and standard deviation sd > 0."""
+
+    mean: float | int = 0.0
+    sd: float | int = _PRIOR_SD
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.sd < math.inf):
+            raise TemperatureError(
+                f"a prior on log T has a finite mean and 0 < sd < inf, "
+                f"got mean {self.mean:g} and sd {self.sd:g}"
+            )
+
+    def penalty(self, log_temperature: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        """-log prior, nats, constant dropped: the sum of (log T - mean)^2 / (2 sd^2) over units."""
+        return ((log_temperature - self.mean).square() / (2 * self.sd**2)).sum()
+
+
+_PRIOR = LogNormalPrior()
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Positions of collapsed units: T at its lower or upper bound, or support under the floor."""
+
+    cold: tuple[tuple[int, ...], ...]
+    hot: tuple[tuple[int, ...], ...]
+    thin: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        named = (
+            (self.cold, "T at its lower bound"),
+            (self.hot, "T at its upper bound"),
+            (self.thin, "support under its floor"),
+        )
+        return "; ".join(f"{what} {_places(units)}" for units, what in named if units)
+
+
+class Learned(Temperature):
+    """A temperature that is learned through its logarithm, within bounds, under a prior.
+
+        log T = c + w tanh((x - c)/w),   c, w: the centre and half-width of the log bounds
+
+    The parameter x is log T itself near the centre of the bounds, where the slope is 1, so that
+    learning rates mean what they mean for log T; T can't leave the bounds, and no step is clamped.
+    Add `penalty()` to the loss (once per example that the loss sums over, or divided by their
+    number where it averages), and call `check()` now and then.
+
+    Parameters
+    ----------
+    initial: T at the start, strictly within the bounds.
+    shape: one temperature for each unit, e.g. (layers, heads); () for one in all.
+    bounds: lowest and highest T, 0 < lowest < highest, finite.
+    prior: the prior on log T.
+    support_floor: `check` reports a mean support under it.
+
+    Raises
+    ------
+    TemperatureError: bounds or initial value that aren't as above.
+    SupportError: a floor under 1.
+    """
+
+    def __init__(
+        self,
+        initial: float | int = 1.0,
+        *,
+        shape: tuple[int, ...] = (),
+        bounds: tuple[float | int, float | int] = (0.05, 20.0),
+        prior: LogNormalPrior = _PRIOR,
+        support_floor: float | int = _FLOOR,
+    ) -> None:
+        super().__init__()
+        low, high = bounds
+        if not 0 < low < high < math.inf:
+            raise TemperatureError(f"bounds are 0 < lowest < highest < inf, got {low:g}, {high:g}")
+        if not low < initial < high:
+            raise TemperatureError(
+                f"a learned temperature starts strictly between its bounds {low:g} and {high:g}, "
+                f"got {initial:g}; move the bounds"
+            )
+        if not support_floor >= 1:
+            raise SupportError(f"a support floor is >= 1, got {support_floor:g}")
+        self.bounds = (float(low), float(high))
+        self.prior = prior
+        self.support_floor = float(support_floor)
+        centre, width = self._centre_and_width()
+        start = centre + width * math.atanh((math.log(initial) - centre) / width)
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.unbounded = nn.Parameter(torch.full(shape, start, dtype=wide))
+
+    @property
+    def log_temperature(self) -> Tensor:
+        """log T of each unit, within the log bounds; differentiable in the parameter."""
+        centre, width = self._centre_and_width()
+        return centre + width * torch.tanh((self.unbounded - centre) / width)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """-log prior of log T in nats, summed over units, its constant dropped; differentiable."""
+        return self.prior.penalty(self.log_temperature)
+
+    def check(self, energies: Float[Tensor, "*rows hypotheses"] | None = None) -> Collapse | None:
+        """The collapse guard: report units whose temperature no longer does its work.
+
+        Parameters
+        ----------
+        energies: hypotheses last, rows to which T broadcasts; with them the mean support of each
+            unit over its rows is held against the floor.
+
+        Returns
+        -------
+        The units whose T is within 1 % of a bound or whose support is under the floor, or None.
+
+        Warns
+        -----
+        CollapseWarning: says the same, and what to try.
+        """
+        level = self.log_temperature.detach().double()
+        low, high = map(math.log, self.bounds)
+        found = Collapse(
+            cold=_positions(level <= low + _AT_BOUND),
+            hot=_positions(level >= high - _AT_BOUND),
+            thin=()
+            if energies is None
+            else _positions(self._support(energies) < self.support_floor),
+        )
+        if not (found.cold or found.hot or found.thin):
+            return None
+        warnings.warn(
+            f"a learned temperature collapsed: {found}; "
+            f"try a prior with a smaller sd (now {self.prior.sd:g}), a larger weight on penalty(), "
+            f"a smaller learning rate, or other bounds (now {self.bounds[0]:g} to "
+            f"{self.bounds[1]:g})",
+            CollapseWarning,
+            stacklevel=2,
+        )
+        return found
+
+    def _support(self, energies: Tensor) -> Tensor:
+        """Mean support of each unit over its rows."""
+        rows = support(energies.detach(), self(energies).detach())
+        units = self.unbounded.shape
+        return rows.sum_to_size(units) * (max(self.unbounded.numel(), 1) / max(rows.numel(), 1))
+
+    def _centre_and_width(self) -> tuple[float, float]:
+        low, high = map(math.log, self.bounds)
+        return (low + high) / 2, (high - low) / 2
+
+    def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor:
+        level = self.log_temperature.exp()
+        return level if energies is None else as_result(level, energies)
+
+    def extra_repr(self) -> str:
+        low, high = self.bounds
+        return f"{shown(self().detach())}, bounds=({low:g}, {high:g}), prior={self.prior}"
+
+
+def _positions(units: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(place) for place in units.nonzero().tolist())
+
+
+def _places(units: tuple[tuple[int, ...], ...]) -> str:
+    if units == ((),):
+        return "(the only unit)"
+    more = f" and {len(units) - 3} more" if len(units) > 3 else ""
+    return f"at {', '.join(str(list(place)) for place in units[:3])}{more}"
