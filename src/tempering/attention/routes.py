@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tempering.attention.layout import AttentionLayer
+from tempering.attention.logits import observe_with
 from tempering.errors import ArchitectureError, ProfileError
 
 STATE = "_tempering"
@@ -53,7 +54,8 @@ class TemperatureState:
 
     beta: Float[Tensor, "rows heads 1 1"], rows = 1 (all rows alike) or the batch size.
     uniform: beta as a number when all rows and heads share it, else None.
-    rule: a function (query, key, mask) -> beta for temperatures that depend on the query.
+    rule: a function (query, key, mask, kwargs) -> beta, for temperatures that depend on the query.
+    observer: an object whose `see_call` or `see_logits` is shown what reaches the softmax.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TemperatureState:
         self.beta: Tensor = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
         self.uniform: float | None = 1.0
         self.rule: Callable[..., Tensor] | None = None
+        self.observer: Any = None
         self.parts: dict[int, Tensor] = {}
         self.inner: Callable[..., Any] | None = None
         self.calls = 0
@@ -302,7 +305,11 @@ def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) 
         state = getattr(module, STATE, None)
         if state is None:
             return function(module, *args, **kwargs)
-        return attend(function, state, module, *args, **kwargs)
+        if state.observer is None:
+            return attend(function, state, module, *args, **kwargs)
+        # The observer stands between the temperature and the softmax.
+        watched = observe_with(function, state.observer)
+        return attend(watched, state, module, *args, **kwargs)
 
     return tempered_attention
 
@@ -324,7 +331,10 @@ class TemperedSoftmax(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in SOFTMAXES and args and self._is_attention(args[0]):
-            return func(self._scaled_logits(args[0]), *args[1:], **kwargs)
+            logits = self._scaled_logits(args[0])
+            if self.state.observer is not None:
+                self.state.observer.see_logits(self.state.layer, logits)
+            return func(logits, *args[1:], **kwargs)
         if func is F.scaled_dot_product_attention and args and args[0].ndim == 4:
             return self._scaled_product(func, args, kwargs)
         return func(*args, **kwargs)
@@ -364,6 +374,8 @@ class TemperedSoftmax(TorchFunctionMode):
             args = (*args[:3], _scaled_mask(args[3], state.beta), *args[4:])
         elif kwargs.get("attn_mask") is not None:
             kwargs = {**kwargs, "attn_mask": _scaled_mask(kwargs["attn_mask"], state.beta)}
+        if state.observer is not None:
+            state.observer.see_product(state.layer, (query, *args[1:]), kwargs)
         return func(query, *args[1:], **kwargs)
 
     def _count(self) -> None:

@@ -1,0 +1,49 @@
+"""Text cut into token chunks of one length: the sample that measurements run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tempering.errors import DataError, InputError
+
+
+def token_chunks(
+    tokenizer: Any, text: str, length: int = 512, limit: int | None = None
+) -> Int[Tensor, "chunks length"]:
+    """Cut a text into consecutive chunks of `length` tokens; a shorter rest is left out.
+
+    Parameters
+    ----------
+    tokenizer: a transformers tokenizer; no special tokens are added.
+    length: tokens in a chunk, at least 2.
+    limit: how many chunks at most; spread evenly over the text when it has more.
+
+    Raises DataError when the text has fewer tokens than one chunk.
+    """
+    if length < 2:
+        raise InputError(f"a chunk has at least 2 tokens, not {length}")
+    if limit is not None and limit < 1:
+        raise InputError(f"at least one chunk is needed, not {limit}")
+    # The tokenizer's warning about the model's length does not apply: chunks are cut below.
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
+    count = len(ids) // length
+    if count == 0:
+        raise DataError(
+            f"the text has {len(ids)} tokens, less than one chunk of {length}; "
+            f"give a longer text or shorter chunks (at most {max(len(ids), 2)} tokens)"
+        )
+    chunks = ids[: count * length].view(count, length)
+    if limit is not None and limit < count:
+        chunks = chunks[torch.linspace(0, count - 1, limit).round().long()]
+    return chunks
+
+
+def t_quantile(degrees: int, level: float = 0.975) -> float:
+    """Quantile of Student's t distribution, for intervals over chunks."""
+    from scipy.stats import t
+
+    return float(t.ppf(level, degrees))
