@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -96,16 +97,20 @@ def embedded_directory(model: EmbeddedModel) -> Path:
     source = _find(model)
     home = cache_directory() / "models"
     target = home / f"{model.name}-{source.sha256[:12]}-{_CONVERSION}"
-    if _damage(target, source) is None:
+    with ThreadPoolExecutor(1) as pool:
+        damage = pool.submit(_damage, target, source)
+        # Loading needs this in any case, and it takes as long as the hashing beside it.
+        import transformers.modeling_utils  # noqa: F401
+    if damage.result() is None:
         return target
     try:
         home.mkdir(parents=True, exist_ok=True)
         with _lock(home / f"{target.name}.lock"):
             # Another process may have converted it while this one waited.
-            damage = _damage(target, source)
-            if damage is not None:
+            reason = _damage(target, source)
+            if reason is not None:
                 if target.exists():
-                    _say(f"{model.name}: the cached copy is damaged ({damage}); converting again")
+                    _say(f"{model.name}: the cached copy is damaged ({reason}); converting again")
                 _convert(model, source, target)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -161,8 +166,8 @@ def _damage(target: Path, source: _Source) -> str | None:
         for name, sha256 in manifest["files"].items():
             if _sha256(target / name) != sha256:
                 return f"{name} has changed"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or target).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} can't be read"
     return None
@@ -190,9 +195,12 @@ def _convert(model: EmbeddedModel, source: _Source, target: Path) -> None:
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         for path in (*written, partial / _MANIFEST, partial):
             _sync(path)
+        # mkdtemp and safetensors make private files; give them what a plain open() would.
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o777 & ~umask)
+        for path in written:
+            path.chmod(0o666 & ~umask)
         if target.exists():
             target.rename(Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) / "damaged")
         partial.rename(target)
@@ -221,8 +229,12 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        # Large pieces: a thread that hashes small ones waits for the interpreter at each.
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

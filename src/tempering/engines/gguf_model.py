@@ -22,9 +22,11 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
     target: an existing, empty directory.
     say: called with one line before each step.
 
-    Raises ModelError when the file can't be read as a model that transformers knows.
+    Raises ModelError when the file can't be read as a model that transformers knows, OSError
+    when the result can't be written.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(source.parent), source.name
@@ -41,8 +43,11 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
         _restore_pretokenizer(tokenizer, source)
         _forget_quantization(model)
         say("writing (3 of 3)")
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        try:
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        except SafetensorError as error:  # how a full disk shows itself there
+            raise OSError(str(error)) from error
 
 
 def _restore_pretokenizer(tokenizer: Any, source: Path) -> None:

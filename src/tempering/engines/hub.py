@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,11 +13,11 @@ import torch
 from tempering.engines.embedded import MODELS, EmbeddedModel, embedded_directory
 from tempering.engines.model_files import check_directory
 from tempering.engines.quiet import quiet
-from tempering.errors import InputError, ModelError
+from tempering.errors import InputError, ModelError, TemperingWarning
 
 __all__ = ["MODELS", "EmbeddedModel", "load_model"]
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def load_model(
@@ -30,7 +31,8 @@ def load_model(
 
     Parameters
     ----------
-    name: a name in `MODELS` ("smollm2"), a directory in transformers' format, or a hub id.
+    name: a name in `MODELS` ("smollm2"), a directory in transformers' format, or a hub id,
+        looked for in this order.
     dtype: of the weights in memory.
     device: where to put the model, e.g. "cuda"; None leaves it on the CPU.
     attn_implementation: as transformers takes it, e.g. "eager" or "sdpa"; None is its default.
@@ -42,18 +44,21 @@ def load_model(
 
     Raises
     ------
-    ModelError when the model can't be found or read; InputError for a device or an attention
-    implementation that can't be used; MissingExtraError when the package that carries the
-    embedded model is missing; OutputError when the cache can't be written.
+    ModelError when the model can't be found, or can't be read as asked; InputError for a device
+    that can't be used; MissingExtraError when the package that carries the embedded model is
+    missing; OutputError when the cache can't be written. Weights in the files that the
+    architecture has no place for are a TemperingWarning; code that a model brings along is
+    never run.
     """
     _check_device(device)
     text = str(name)
+    path = Path(text).expanduser()
     place, bars = text, False
     if text in MODELS:
         place = str(embedded_directory(MODELS[text]))
-    elif Path(text).expanduser().exists():
-        place = str(Path(text).expanduser())
-        check_directory(Path(place))
+    elif text and path.exists():
+        place = str(path)
+        check_directory(path)
     elif _HUB_ID.fullmatch(text):
         bars = True  # a download takes a while
         _check_hub(text)
@@ -70,25 +75,49 @@ def load_model(
 
 
 def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:
-    """The model, refused unless every weight it needs was in its files."""
-    from transformers import AutoModelForCausalLM
+    """The model, refused unless every weight it needs was in its files, in the right shape."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:
+        _reraise(error, f"can't load the configuration of the model {name!r}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"the model {name!r} is of the type {config.model_type!r}, which has no causal "
+            "language model in transformers; give a decoder such as Llama, Qwen or GPT-2"
+        )
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             place,
+            config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     except Exception as error:
         _reraise(error, f"can't load the model {name!r}")
-    absent = sorted(info["missing_keys"])
-    if absent:
-        # transformers would fill these with random numbers and go on.
+    # transformers would fill both kinds with random numbers and go on.
+    if wrong := sorted(info["mismatched_keys"]):
+        key, stored, expected = wrong[0]
+        raise ModelError(
+            f"{len(wrong)} weights of the model {name!r} don't fit its config.json, the first "
+            f"being {key!r}: the file holds {tuple(stored)}, the configuration asks for "
+            f"{tuple(expected)}; fetch or save the model again"
+        )
+    if absent := sorted(info["missing_keys"]):
         raise ModelError(
             f"the files of the model {name!r} lack {len(absent)} of its weights, the first being "
             f"{absent[0]!r}; fetch or save the model again"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"{len(unused)} weights in the files of the model {name!r} have no place in the "
+            f"architecture of its config.json and are left out, the first being {unused[0]!r}",
+            TemperingWarning,
+            stacklevel=3,
         )
     return model.eval()
 
@@ -99,12 +128,18 @@ def _tokenizer(place: str, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(place, padding_side="left", trust_remote_code=False)
     except Exception as error:
-        _reraise(error, f"can't load the tokenizer of the model {name!r}")
+        _reraise(
+            error,
+            f"can't load the tokenizer of the model {name!r} (tokenizer.json, as "
+            "tokenizer.save_pretrained writes it, belongs beside the weights)",
+        )
 
 
 def _reraise(error: Exception, what: str) -> NoReturn:
     """A loader's exception as one line of ModelError; its traceback stays in __cause__."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in reason:
+        reason = "it needs code of its own, which is not run; give a model that transformers knows"
     if len(reason) > 300:
         reason = reason[:300] + "..."
     raise ModelError(f"{what}: {reason}") from error

@@ -9,11 +9,12 @@ from typing import Any
 from tempering.errors import ModelError
 
 _INDEX = "model.safetensors.index.json"
+_SETTINGS = ("generation_config.json", "tokenizer_config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def check_directory(path: Path) -> None:
-    """Raise ModelError unless `path` holds a readable config and every weight file it names."""
+    """Raise ModelError unless `path` holds readable settings and every weight file it names."""
     if not path.is_dir():
         raise ModelError(
             f"{path} is a file; name the directory that holds config.json and the weights"
@@ -26,6 +27,10 @@ def check_directory(path: Path) -> None:
         )
     if not isinstance(_read_json(config).get("model_type"), str):
         raise ModelError(f"{config} names no model_type, so the architecture is unknown")
+    for name in _SETTINGS:
+        # transformers would go on without a file that it can't parse.
+        if (path / name).is_file():
+            _read_json(path / name)
     index = path / _INDEX
     if index.is_file():
         shards = _read_json(index).get("weight_map")
