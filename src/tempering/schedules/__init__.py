@@ -131,7 +131,8 @@ def _argument(text: str, kind: type[Schedule], given: Argument, wanted: tuple[st
     name, annotation = wanted
     keyword = name if name == "seed" else None
     if given.keyword != keyword:
-        how = f"seed={'0' if given.keyword is None else 'number'}" if keyword else "no keyword"
+        example = 0.0 if isinstance(given.value, Call) else given.value
+        how = f"{keyword}={number(example)}" if keyword else "no keyword"
         raise complaint(text, given.column, f"{kind.signature} takes {how} here")
     if annotation == "Schedule":
         if not isinstance(given.value, Call):

@@ -15,7 +15,10 @@ from tempering.errors import DepthWarning, ScheduleError
 
 _LARGEST_TREE = 100  # patterns and operations in one schedule: keeps recursion far from its limit
 _MOST_STAGES = 1_000_000
-_JOINT = 1e-12  # progress this close to a joint between stages is on it: l/(n-1) is rounded
+# Progress this close to a joint between stages is on it, because l/(n-1) is rounded: where a
+# pattern jumps there, with room for joints inside joints; where it is continuous, by one rounding.
+JOINT = 1e-12
+ROUNDING = 2.0**-52
 
 KNOWN: dict[str, type[Schedule]] = {}  # name in the text form -> class, in order of definition
 
@@ -213,10 +216,10 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def segment(u: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+def segment(u: Tensor, segments: int, joint: float = JOINT) -> tuple[Tensor, Tensor]:
     """Which of equal segments of [0, 1] u lies in (0..segments), and how far into it (0..1)."""
     scaled = u * segments
-    joint = scaled.round()
-    scaled = torch.where((scaled - joint).abs() <= _JOINT * segments, joint, scaled)
+    nearest = scaled.round()
+    scaled = torch.where((scaled - nearest).abs() <= joint * segments, nearest, scaled)
     index = scaled.detach().floor()
     return index.long(), scaled - index

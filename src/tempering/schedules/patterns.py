@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tempering.errors import ScheduleError
-from tempering.schedules.base import Schedule, count, number, segment
+from tempering.schedules.base import ROUNDING, Schedule, count, number, segment
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +63,7 @@ class Throb(Pattern):
     def _at(self, u: Tensor) -> Tensor:
         stages = u.new_tensor(self.values)
         last = len(self.values) - 1
-        index, t = segment(u, last)
+        index, t = segment(u, last, ROUNDING)
         a, b = stages[index], stages[(index + 1).clamp(max=last)]
         # a^(1-t) b^t is exact at the stages; the clamp only takes back its last rounding between
         return (a ** (1 - t) * b**t).clamp(torch.minimum(a, b), torch.maximum(a, b))

@@ -18,7 +18,7 @@ _NUMBER = r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf\b)"
 _TOKEN = re.compile(rf"(?P<number>{_NUMBER})|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<sign>[(),|=])")
 _KEYWORD_SIGN = re.compile(r"\s*=")
 _EXCERPT = 72  # characters of a long text that an error shows around the column
-_DEEPEST = 100  # calls inside calls; base.py allows as many operations in a pattern
+_MOST_CALLS = 100  # as many parts as base.py allows a pattern; bounds the recursion
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def parse(text: str) -> Call:
     ScheduleError: names the column, shows a caret under it, and says what was expected there.
     """
     reader = _Reader(text)
-    tree = reader.expression(depth=1)
+    tree = reader.expression()
     if reader.kind != "end":
         raise reader.expected("'|' or the end")
     return tree
@@ -75,6 +75,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self._next = 0
+        self._calls = 0
         self.advance()
 
     def advance(self) -> None:
@@ -101,16 +102,19 @@ class _Reader:
             raise self.expected(repr(sign))
         self.advance()
 
-    def expression(self, depth: int) -> Call:
-        tree = self.call(None, depth)
+    def expression(self) -> Call:
+        tree = self.call(None)
         while self.word == "|":
             self.advance()
-            tree = self.call(tree, depth)
+            tree = self.call(tree)
         return tree
 
-    def call(self, piped: Call | None, depth: int) -> Call:
-        if depth > _DEEPEST:
-            raise complaint(self.text, self.column, f"more than {_DEEPEST} calls inside each other")
+    def call(self, piped: Call | None) -> Call:
+        self._calls += 1
+        if self._calls > _MOST_CALLS:
+            raise complaint(
+                self.text, self.column, f"a pattern of more than {_MOST_CALLS} parts; merge some"
+            )
         if self.kind == "number":
             raise self.expected(f"a pattern, such as constant({self.word[:40]})")
         if self.kind != "name":
@@ -120,16 +124,16 @@ class _Reader:
         arguments = [] if piped is None else [Argument(piped, piped.column)]
         self.take("(")
         if self.word != ")":
-            arguments.append(self.argument(depth))
+            arguments.append(self.argument())
             while self.word == ",":
                 self.advance()
-                arguments.append(self.argument(depth))
+                arguments.append(self.argument())
         if self.word != ")":
             raise self.expected("',' or ')'")
         self.advance()
         return Call(name, column, tuple(arguments))
 
-    def argument(self, depth: int) -> Argument:
+    def argument(self) -> Argument:
         column = self.column
         if self.kind == "number":
             return Argument(self.number(), column)
@@ -143,7 +147,7 @@ class _Reader:
             if self.kind != "number":
                 raise self.expected("a number")
             return Argument(self.number(), column, keyword)
-        return Argument(self.expression(depth + 1), column)
+        return Argument(self.expression(), column)
 
     def number(self) -> float:
         value = float(self.word)
