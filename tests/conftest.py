@@ -1,6 +1,9 @@
 """Shapes in signatures are checked at run time in every test."""
 
 import os
+from typing import Any
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -8,3 +11,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from jaxtyping import install_import_hook
 
 install_import_hook("tempering", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[Any, Any]:
+    """(model, tokenizer) of the embedded model, float32, in eval mode; don't change it."""
+    from tempering.engines.hub import load_model
+
+    return load_model("smollm2")
