@@ -18,8 +18,8 @@ or the geometric mean, that a pattern has *on a clock*, so only `sample(n)` defi
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from tempering.errors import ScheduleError
@@ -97,59 +97,55 @@ def controls(pattern: Schedule, n: int, seeds: Sequence[int] = (0,)) -> dict[str
 
 
 def _build(text: str, call: Call) -> Schedule:
-    if call.name not in KNOWN:
+    kind = KNOWN.get(call.name)
+    if kind is None:
         close = difflib.get_close_matches(call.name, KNOWN, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise complaint(
-            text,
-            call.column,
-            f"no pattern is called {call.name!r}; {hint}known are {', '.join(PATTERNS)}",
-        )
-    kind = KNOWN[call.name]
+        known = ", ".join(PATTERNS)
+        message = f"no pattern is called {call.name!r}; {hint}known are {known}"
+        raise complaint(text, call.column, message)
+    if issubclass(kind, patterns.Pattern):
+        values = tuple(_number(text, kind, given) for given in call.arguments)
+        arguments: list[Any] = [values]
+    else:
+        arguments = _arguments(text, kind, call)
     make: Callable[..., Schedule] = kind
-    wanted = {} if issubclass(kind, patterns.Pattern) else _parameters(kind)
-    if wanted and len(call.arguments) != len(wanted):
-        raise complaint(
-            text,
-            call.column,
-            f"{kind.signature} takes {len(wanted)} arguments (x is one), got {len(call.arguments)}",
-        )
-    types = list(wanted.items()) or [("number", "float")] * len(call.arguments)
-    arguments = [_argument(text, kind, *pair) for pair in zip(call.arguments, types)]
     try:
-        return make(*arguments) if wanted else make(tuple(arguments))
+        return make(*arguments)
     except ScheduleError as error:
         raise complaint(text, call.column, str(error)) from None
 
 
-def _parameters(kind: type[Schedule]) -> dict[str, str]:
-    return {name: p.annotation for name, p in inspect.signature(kind).parameters.items()}
+def _arguments(text: str, kind: type[Schedule], call: Call) -> list[Any]:
+    """What the fields of an operation take from the arguments of its call."""
+    wanted = fields(kind)  # type: ignore[arg-type]  # operations are dataclasses, their base isn't
+    if len(call.arguments) != len(wanted):
+        message = f"takes {len(wanted)} arguments (x is one), got {len(call.arguments)}"
+        raise complaint(text, call.column, f"{kind.signature} {message}")
+    found: list[Any] = []
+    for given, field in zip(call.arguments, wanted):
+        if field.type != "Schedule":
+            value = _number(text, kind, given, "seed" if field.name == "seed" else None)
+            whole = value.is_integer() and abs(value) < 2**53
+            if field.type == "int" and not whole:
+                message = f"{kind.signature} takes a whole number here, got {number(value)}"
+                raise complaint(text, given.column, message)
+            found.append(int(value) if field.type == "int" else value)
+        elif isinstance(given.value, Call):
+            found.append(_build(text, given.value))
+        else:
+            message = f"takes a pattern here, such as constant({number(given.value)})"
+            raise complaint(text, given.column, f"{kind.signature} {message}")
+    return found
 
 
-def _argument(text: str, kind: type[Schedule], given: Argument, wanted: tuple[str, str]) -> Any:
-    """The argument as the field `wanted` (name, annotation) takes it, or an error at its column."""
-    name, annotation = wanted
-    keyword = name if name == "seed" else None
-    if given.keyword != keyword:
-        example = 0.0 if isinstance(given.value, Call) else given.value
-        how = f"{keyword}={number(example)}" if keyword else "no keyword"
-        raise complaint(text, given.column, f"{kind.signature} takes {how} here")
-    if annotation == "Schedule":
-        if not isinstance(given.value, Call):
-            raise complaint(
-                text,
-                given.column,
-                f"{kind.signature} takes a pattern here, such as constant({number(given.value)})",
-            )
-        return _build(text, given.value)
+def _number(text: str, kind: type[Schedule], given: Argument, keyword: str | None = None) -> float:
     if isinstance(given.value, Call):
-        raise complaint(text, given.column, f"{kind.signature} takes a number here, not a pattern")
-    if annotation != "int":
+        message = "takes a number here, not a pattern"
+    elif given.keyword == keyword:
         return given.value
-    if not given.value.is_integer() or abs(given.value) >= 2**53:
-        raise complaint(
-            text,
-            given.column,
-            f"{kind.signature} takes a whole number here, got {number(given.value)}",
-        )
-    return int(given.value)
+    elif keyword is None:
+        message = f"takes no keyword here: write {number(given.value)}"
+    else:
+        message = f"takes {keyword}={number(given.value)} here"
+    raise complaint(text, given.column, f"{kind.signature} {message}")

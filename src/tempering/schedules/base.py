@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempering.errors import DepthWarning, ScheduleError
 
-_LARGEST_TREE = 100  # patterns and operations in one schedule: keeps recursion far from its limit
+_LARGEST_TREE = 50  # patterns and operations in one schedule: keeps recursion far from its limit
 _MOST_STAGES = 1_000_000
 # Progress this close to a joint between stages is on it, because l/(n-1) is rounded: where a
 # pattern jumps there, with room for joints inside joints; where it is continuous, by one rounding.

@@ -18,7 +18,7 @@ _NUMBER = r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf\b)"
 _TOKEN = re.compile(rf"(?P<number>{_NUMBER})|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<sign>[(),|=])")
 _KEYWORD_SIGN = re.compile(r"\s*=")
 _EXCERPT = 72  # characters of a long text that an error shows around the column
-_MOST_CALLS = 100  # as many parts as base.py allows a pattern; bounds the recursion
+_MOST_CALLS = 50  # as many parts as base.py allows a pattern; bounds the recursion
 
 
 @dataclass(frozen=True)
