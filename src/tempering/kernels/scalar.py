@@ -1,0 +1,202 @@
+"""Kernels of independent noise: a deviation from the centre costs energy, feature by feature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tempering.kernels.base import NoiseKernel, squared_distances
+from tempering.kernels.hypotheses import Parameter
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(NoiseKernel):
+    """Gaussian noise: d_h(z) = ||z - c_h||^2 / (2 sigma^2).
+
+    Signed log odds 2 m z/sigma^2, so the mean is tanh(m z/(sigma^2 T)). sigma^2 is a temperature.
+
+    Parameters
+    ----------
+    sigma: standard deviation; unit of z; > 0.
+    """
+
+    sigma: Parameter = 1.0
+
+    def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
+        (sigma,) = shapes
+        return (deviation / sigma).square() / 2
+
+    def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
+        (sigma,) = shapes
+        return 2 * (m / sigma) * (z / sigma)
+
+    def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
+        (sigma,) = self._shapes(z, 1)
+        return squared_distances(z, vectors) / (2 * sigma.square())
+
+
+@dataclass(frozen=True, eq=False)
+class Laplace(NoiseKernel):
+    """Laplace noise: d_h(z) = |z - c_h|/b, summed over features.
+
+    Signed log odds 2 clip(z, -m, m)/b, so the mean is a variant of hard tanh.
+
+    Parameters
+    ----------
+    b: mean absolute deviation; unit of z; > 0.
+    """
+
+    b: Parameter = 1.0
+
+    def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
+        (b,) = shapes
+        return deviation.abs() / b
+
+    def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
+        (b,) = shapes
+        return 2 * torch.clamp(z, -m, m) / b
+
+    def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
+        (b,) = self._shapes(z, 1)
+        flat = torch.cdist(z.reshape(-1, z.shape[-1]), vectors, p=1.0)
+        return flat.reshape(*z.shape[:-1], len(vectors)) / b
+
+
+@dataclass(frozen=True, eq=False)
+class StudentT(NoiseKernel):
+    """Student-t noise: d_h(z) = (nu + D)/2 log(1 + ||z - c_h||^2/(nu sigma^2)), D features.
+
+    D = 1 on the line. The log odds are not monotone: far out, no hypothesis explains z, and
+    they return to 0.
+
+    Parameters
+    ----------
+    sigma: width; unit of z; > 0.
+    nu: degrees of freedom; > 0. nu -> inf is the Gaussian.
+    """
+
+    sigma: Parameter = 1.0
+    nu: Parameter = 3.0
+
+    def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
+        sigma, nu = shapes
+        return (nu + 1) / 2 * torch.log1p((deviation / sigma).square() / nu)
+
+    def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
+        sigma, nu = shapes
+        # By symmetry from |z|, where the ratio under the logarithm is at least 1.
+        side = torch.where(z >= 0, 1.0, -1.0).to(z)
+        u, v = side * z / sigma, m / sigma
+        return side * (nu + 1) / 2 * torch.log1p(4 * v * u / (nu + (u - v).square()))
+
+    def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
+        sigma, nu = self._shapes(z, 1)
+        squares = squared_distances(z, vectors) / sigma.square()
+        return (nu + vectors.shape[-1]) / 2 * torch.log1p(squares / nu)
+
+
+@dataclass(frozen=True, eq=False)
+class Huber(NoiseKernel):
+    """Huber's loss: d_h(z) = x^2/2 for |x| <= delta, else delta (|x| - delta/2); x = z - c_h.
+
+    Summed over features. Its slope is clip(x, -delta, delta): outliers pull with bounded force.
+
+    Parameters
+    ----------
+    delta: where the parabola turns into a line; unit of z; > 0.
+
+    Source: Huber (1964), Robust estimation of a location parameter.
+    """
+
+    delta: Parameter = 1.0
+
+    def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
+        (delta,) = shapes
+        # c x - c^2/2 with c = clip(x) is both branches in one.
+        clipped = torch.clamp(deviation, -delta, delta)
+        return clipped * (deviation - clipped / 2)
+
+    def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
+        (delta,) = shapes
+        # With c+ = clip(z + m) and c- = clip(z - m): (c+ - c-)(z - (c+ + c-)/2) + (c+ + c-) m.
+        # The sum c+ + c- would cancel near z = 0; written in clips of z it does not.
+        near, far = delta - m, delta + m
+        inner = torch.sign(near) * torch.clamp(z, -near.abs(), near.abs())
+        both = torch.clamp(z, -far, far) + inner
+        apart = torch.clamp(z + m, -delta, delta) - torch.clamp(z - m, -delta, delta)
+        return apart * (z - both / 2) + both * m
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoHuber(NoiseKernel):
+    """The smooth Huber loss: d_h(z) = delta^2 (sqrt(1 + (x/delta)^2) - 1); x = z - c_h.
+
+    Summed over features.
+
+    Parameters
+    ----------
+    delta: where the parabola turns towards a line; unit of z; > 0.
+
+    Source: Charbonnier et al. (1997).
+    """
+
+    delta: Parameter = 1.0
+
+    def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
+        (delta,) = shapes
+        # x^2 / (sqrt(1 + (x/delta)^2) + 1): the same without cancellation near the centre.
+        x = deviation / delta
+        return deviation * (deviation / (_hypotenuse(x) + 1))
+
+    def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
+        (delta,) = shapes
+        roots = _hypotenuse((z + m) / delta) + _hypotenuse((z - m) / delta)
+        return 4 * m * (z / roots)
+
+
+@dataclass(frozen=True, eq=False)
+class Logistic(NoiseKernel):
+    """Logistic noise: d_h(z) = 2 log cosh((z - c_h)/(2 b)), summed over features.
+
+    The negative log density of the logistic distribution, with 0 at the centre: a smooth Laplace.
+
+    Parameters
+    ----------
+    b: width; unit of z; > 0.
+    """
+
+    b: Parameter = 1.0
+
+    def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
+        (b,) = shapes
+        return 2 * _log_cosh(deviation / (2 * b))
+
+    def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
+        (b,) = shapes
+        # 2 log[cosh(u + v)/cosh(u - v)], by symmetry from u >= 0, in the form that keeps its
+        # digits: small odds by atanh(tanh u tanh v), large ones past their linear part.
+        side = torch.where(z >= 0, 1.0, -1.0).to(z)
+        u, v = side * z / (2 * b), m / (2 * b)
+        low, gap = torch.minimum(u, v), (u - v).abs()
+        high = low + gap
+        small = 2 * torch.atanh(torch.tanh(low.clamp(max=1.0)) * torch.tanh(high))
+        large = 2 * low + torch.log1p(torch.expm1(-4 * low) * torch.sigmoid(-2 * gap))
+        return 2 * side * torch.where(low < 1, small, large)
+
+
+def _hypotenuse(x: Tensor) -> Tensor:
+    """sqrt(1 + x^2) without overflow."""
+    return torch.hypot(x, torch.ones_like(x))
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    """log cosh x, also where cosh overflows; smooth at 0, where |x| is not."""
+    # log(1 + 2 sinh(x/2)^2) has no cancellation near 0; past 10 it nears the line |x| - log 2.
+    far = x.abs() > 10
+    close = torch.where(far, 0.0, x)
+    bulge = torch.log1p(2 * torch.sinh(close / 2).square())
+    line = x.abs() - math.log(2) + torch.log1p(torch.exp(-2 * x.abs()))
+    return torch.where(far, line, bulge)

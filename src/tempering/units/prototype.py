@@ -1,0 +1,114 @@
+"""The trainable competitive layer: K prototypes compete for each input."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tempering import posterior
+from tempering.errors import InputError, TemperatureError
+from tempering.kernels import Kernel, Prototypes, as_kernel
+from tempering.kernels.hypotheses import Weights
+from tempering.temperature import Temperature
+from tempering.units.family import activation, per_row
+from tempering.units.liveness import HypothesisReport, monitor
+from tempering.units.module import Activation
+from tempering.units.volume import VolumeTerms, volume_terms
+
+
+class PrototypeLayer(Activation):
+    """z -> responsibilities over K prototypes -> statistic.
+
+    The prototypes are the parameter `vectors`, [K, in_features], drawn from a standard normal:
+    copy in rows of data where data are at hand. Their natural loss is the free energy,
+    `free_energy(z).mean()`, whose gradient moves each prototype by its responsibility (implicit
+    EM). With an encoder in front of it that loss has a collapse as its optimum, and without one
+    it has dead prototypes as local optima: add `regulariser(z)`, and look at `monitor(r)`.
+
+    Parameters
+    ----------
+    in_features: features of z, >= 1.
+    prototypes: K >= 2.
+    kernel: a Kernel or the name of one; its own hypotheses give way to the layer's.
+    statistic: as Activation; "full" gives [..., K].
+    temperature: as Activation; one value, or a value for each row.
+    prior: [K] positive weights; None for equal.
+    """
+
+    vectors: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        prototypes: int,
+        kernel: Kernel | str | nn.Module | type = "gaussian",
+        statistic: str = "full",
+        temperature: Temperature | float | int = 1.0,
+        *,
+        prior: Weights | None = None,
+    ) -> None:
+        if in_features < 1 or prototypes < 2:
+            raise InputError(
+                f"got {in_features} features and {prototypes} prototypes; expected at least 1 "
+                "and 2: a single hypothesis has no rival"
+            )
+        vectors = nn.Parameter(torch.randn(prototypes, in_features))
+        hypotheses = Prototypes(vectors, prior)
+        super().__init__(as_kernel(kernel).with_parameters(m=hypotheses), statistic, temperature)
+
+    def responsibilities(
+        self, z: Float[Tensor, "*rows features"], *, u: float | int | Tensor | None = None
+    ) -> Float[Tensor, "*rows prototypes"]:
+        """r_k, whatever statistic the layer passes on."""
+        kernel = self.kernel
+        return activation(z, kernel, "full", self.level(z, kernel, u))
+
+    def free_energy(
+        self, z: Float[Tensor, "*rows features"], *, u: float | int | Tensor | None = None
+    ) -> Float[Tensor, "*rows"]:
+        """F(z) = -T log sum_k pi_k exp(-d_k/T): the loss whose gradient is that of EM.
+
+        Raises TemperatureError at T = 0 and T = inf.
+        """
+        energies, level = self._competition(z, u)
+        return posterior.free_energy(energies, level)
+
+    def regulariser(
+        self,
+        z: Float[Tensor, "*rows features"],
+        *,
+        support_floor: float | int | None = None,
+        minimum: float | int | None = None,
+        u: float | int | Tensor | None = None,
+    ) -> VolumeTerms:
+        """The volume controls on a batch: see tempering.units.volume_terms.
+
+        Raises TemperatureError at T = 0 and T = inf, where responsibilities have no gradient.
+        """
+        energies, level = self._competition(z, u)
+        excess = energies - energies.detach().amin(-1, keepdim=True)
+        log_r = torch.log_softmax(-excess / level.unsqueeze(-1), dim=-1)
+        return volume_terms(log_r, support_floor=support_floor, minimum=minimum)
+
+    @staticmethod
+    def monitor(r: Float[Tensor, "*rows prototypes"]) -> HypothesisReport:
+        """Dead and dominant prototypes of a batch: see tempering.units.monitor."""
+        return monitor(r)
+
+    def _competition(
+        self, z: Tensor, u: float | int | Tensor | None
+    ) -> tuple[Float[Tensor, "*rows prototypes"], Float[Tensor, "*rows"]]:
+        """Energies with the prior in them, and the temperature of each row."""
+        kernel = self.kernel
+        energies = kernel.energies(z)
+        level = per_row(self.level(z, kernel, u), energies.shape[:-1], energies)
+        if not bool(((level > 0) & (level < torch.inf)).all()):
+            raise TemperatureError(
+                "free energy and volume controls need 0 < T < inf; at the limits responsibilities "
+                "have no gradient to learn from"
+            )
+        log_prior = kernel.hypotheses.log_prior(energies)
+        if log_prior is not None:
+            energies = energies - level.unsqueeze(-1) * log_prior
+        return energies, level
