@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from tempering.errors import TemperatureError
@@ -18,7 +18,7 @@ class Temperature(nn.Module, ABC):
 
     def forward(
         self,
-        energies: Float[Tensor, "*rows hypotheses"] | None = None,
+        energies: Real[Tensor, "*rows hypotheses"] | None = None,
         *,
         u: float | int | Tensor | None = None,
     ) -> Float[Tensor, "..."]:

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from tempering.errors import CollapseWarning, SupportError, TemperatureError
@@ -122,7 +122,7 @@ class Learned(Temperature):
         """-log prior of log T in nats, summed over units, its constant dropped; differentiable."""
         return self.prior.penalty(self.log_temperature)
 
-    def check(self, energies: Float[Tensor, "*rows hypotheses"] | None = None) -> Collapse | None:
+    def check(self, energies: Real[Tensor, "*rows hypotheses"] | None = None) -> Collapse | None:
         """The collapse guard: report units whose temperature no longer does its work.
 
         Parameters
