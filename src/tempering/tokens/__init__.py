@@ -1,0 +1,43 @@
+"""Scale 3, tokens: a policy says the temperature of the next token; engines adapt it.
+
+The core knows no engine: `temper_logits(policy, logits, states)`, with states made from token ids
+by `policy.state(prompt, generated)`. Importing this package imports torch, but not transformers:
+`TemperingLogitsProcessor` does, on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tempering.tokens.contract import check_engine
+from tempering.tokens.grammar import POLICIES, parse_policy
+from tempering.tokens.order import effective_order
+from tempering.tokens.policy import Policy, temper_logits
+from tempering.tokens.request import policy_from_request
+from tempering.tokens.state import TokenState
+from tempering.tokens.trace import Trace, TraceRow
+
+if TYPE_CHECKING:
+    from tempering.tokens.processor import TemperingLogitsProcessor
+
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "TemperingLogitsProcessor",
+    "TokenState",
+    "Trace",
+    "TraceRow",
+    "check_engine",
+    "effective_order",
+    "parse_policy",
+    "policy_from_request",
+    "temper_logits",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "TemperingLogitsProcessor":
+        from tempering.tokens.processor import TemperingLogitsProcessor
+
+        return TemperingLogitsProcessor
+    raise AttributeError(f"module 'tempering.tokens' has no attribute {name!r}")

@@ -1,0 +1,193 @@
+"""A policy for each phase of the text: thinking, answer, tool call, code block, or others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.errors import InputError
+from tempering.schedules.base import number
+from tempering.tokens.delimiters import KNOWN, Mark, check_producible, default_marks, turn_marks
+from tempering.tokens.pieces import Pieces, pieces_of
+from tempering.tokens.policy import Constant, Operation, Policy
+from tempering.tokens.state import TokenState
+from tempering.tokens.tracker import Meaning, Tracker
+
+BASE = "answer"  # the phase of everything outside the others
+
+
+@dataclass(frozen=True)
+class Span:
+    """One phase: its policy, and its delimiters where the text form states them."""
+
+    policy: Policy
+    opens: tuple[Mark, ...] = ()
+    closes: tuple[Mark, ...] = ()
+
+    def __str__(self) -> str:
+        inner = self.policy
+        text = number(inner.T) if isinstance(inner, Constant) else str(inner)
+        return f"between({', '.join([text, *map(_quoted, self._marks())])})" if self.opens else text
+
+    def _marks(self) -> tuple[Mark, ...]:
+        return (*self.opens, *self.closes)
+
+
+@dataclass(frozen=True, repr=False)
+class Phases(Policy):
+    """A policy for each phase, told apart by delimiters in the text.
+
+    Outside all other phases is `answer`. Phases nest, and the innermost open one counts. A phase
+    opened in the prompt or by its template is open when generation begins; phases of earlier
+    turns are not. A phase may be reopened; one never closed lasts. A delimiter split over several
+    tokens counts from its last token on, and a delimiter's own tokens belong to the phase that
+    they end. The clock of a phase's policy counts the tokens generated in that phase.
+
+    Parameters
+    ----------
+    spans: (phase, Span) in order; `answer` among them.
+    tokenizer: any tokenizer of transformers' interface; needed where delimiters are texts.
+
+    Raises
+    ------
+    InputError: no `answer`; a phase without known delimiters; a delimiter that the tokenizer
+    can't produce, lies inside another, or opens two phases.
+    """
+
+    signature = "phases(answer=x, thinking=x, tool=x, code=x)"
+    summary = "a temperature or policy for each phase; between(x, opener, closer) for other phases"
+    example = "phases(thinking=1, answer=0.2)"
+
+    spans: tuple[tuple[str, Span], ...]
+    tokenizer: Any = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.spans]
+        if BASE not in names:
+            raise InputError(
+                f"phases needs {BASE}=, the temperature outside the other phases; "
+                f"e.g. phases({BASE}=0.7, {', '.join(f'{n}=...' for n in names) or 'thinking=1'})"
+            )
+        for name, span in self.spans:
+            if name == BASE and span.opens:
+                raise InputError(f"{BASE} is what lies outside the other phases; give it no marks")
+            if name != BASE and not span.opens and name not in KNOWN:
+                raise InputError(
+                    f"the phase {name!r} has no known delimiters (known: {', '.join(KNOWN)}); "
+                    f'give them: {name}=between(0.7, "<{name}>", "</{name}>")'
+                )
+            if isinstance(_innermost(span.policy), Phases):
+                raise InputError(
+                    f"phases don't go inside phases ({name}={span}); list them side by side"
+                )
+        rungs = {n for _, span in self.spans if (n := span.policy.samples) is not None}
+        if len(rungs) > 1:
+            raise InputError(f"the ladders of one policy have one n, got {sorted(rungs)}")
+        _ = self.tracker
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The delimiters, checked against the tokenizer."""
+        pieces = self._pieces()
+        opens, closes = [], []
+        for name, span in self.spans:
+            if name == BASE:
+                continue
+            marks = (span.opens, span.closes) if span.opens else default_marks(name, _need(pieces))
+            opens += [(mark, name) for mark in marks[0]]
+            closes += [(mark, name) for mark in marks[1]]
+        meanings: dict[Mark, Meaning] = {}
+        for mark, name in opens:
+            if (other := meanings.get(mark)) is not None:
+                raise InputError(f"the delimiter {mark!r} opens both {other.opens} and {name}")
+            meanings[mark] = Meaning(opens=name)
+        for mark, name in closes:
+            meaning = meanings.get(mark, Meaning())
+            meanings[mark] = meaning._replace(closes=(*meaning.closes, name))
+        if pieces is not None:
+            for mark in meanings:
+                check_producible(mark, pieces)
+            turns = turn_marks(pieces.tokenizer, [m for m, _ in opens], [m for m, _ in closes])
+            meanings |= {mark: Meaning(turn=True) for mark in turns}
+        return Tracker(meanings, pieces)
+
+    def _pieces(self) -> Pieces | None:
+        if self.tokenizer is not None:
+            return pieces_of(self.tokenizer)
+        for name, span in self.spans:
+            if name != BASE and not all(isinstance(m, tuple) for m in (*span.opens, *span.closes)):
+                _need(None)
+        return None
+
+    @cached_property
+    def _policies(self) -> dict[str, Policy]:
+        return {name: span.policy for name, span in self.spans}
+
+    def start(self, prompt: Sequence[int], *, sample: int = 0) -> TokenState:
+        state = TokenState(sample=sample, spent=tuple((name, 0) for name, _ in self.spans))
+        return _placed(self.tracker.read(state, prompt))
+
+    def advance(self, state: TokenState, token: int) -> TokenState:
+        spent = tuple((name, n + (name == state.phase)) for name, n in state.spent)
+        after = replace(state, position=state.position + 1, spent=spent)
+        return _placed(self.tracker.read(after, (token,)))
+
+    @property
+    def samples(self) -> int | None:
+        rungs = (span.policy.samples for _, span in self.spans)
+        return next((n for n in rungs if n is not None), None)
+
+    def temperatures(
+        self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
+    ) -> Float[Tensor, " batch"]:
+        present = {state.phase for state in states}
+        if foreign := present - self._policies.keys():
+            raise InputError(
+                f"a state is in the phase {foreign.pop()!r}, which {self} doesn't have; make the "
+                "states with this policy's own state(prompt, generated)"
+            )
+        inner = [replace(state, position=dict(state.spent)[state.phase]) for state in states]
+        if len(present) == 1:
+            return self._policies[present.pop()].temperatures(energies, inner)
+        result = energies.new_empty(len(states))
+        for phase in present:
+            rows = [row for row, state in enumerate(states) if state.phase == phase]
+            policy = self._policies[phase]
+            result[rows] = policy.temperatures(energies[rows], [inner[row] for row in rows])
+        return result
+
+    def __str__(self) -> str:
+        return f"phases({', '.join(f'{name}={span}' for name, span in self.spans)})"
+
+
+def _innermost(policy: Policy) -> Policy:
+    while isinstance(policy, Operation):
+        policy = policy.inner
+    return policy
+
+
+def _placed(state: TokenState) -> TokenState:
+    return replace(state, phase=state.opened[-1] if state.opened else BASE)
+
+
+def _need(pieces: Pieces | None) -> Pieces:
+    if pieces is None:
+        raise InputError(
+            "phases are told apart by the tokenizer's text; give the tokenizer: "
+            "parse_policy(text, tokenizer)"
+        )
+    return pieces
+
+
+def _quoted(mark: Mark) -> str:
+    return (
+        json.dumps(mark, ensure_ascii=False)
+        if isinstance(mark, str)
+        else (f"ids({','.join(map(str, mark))})")
+    )

@@ -1,0 +1,116 @@
+"""The text that each token adds, as bytes: what delimiters are matched on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Pieces:
+    """Token id -> the bytes it adds to the text, for any tokenizer of transformers' interface.
+
+    Bytes, not characters, because a character may be split over tokens. Byte-level BPE and
+    SentencePiece-like vocabularies are read exactly; for others a token is decoded behind a
+    plain one, which is exact except for tokens that hold part of a character.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
+        self._added = {
+            int(token): str(added.content).encode()
+            for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        }
+        self._style = _style(tokenizer)
+        self.size = len(tokenizer)
+
+    def __call__(self, token: int) -> bytes:
+        piece = self._known.get(token)
+        if piece is None:
+            piece = self._known[token] = self._read(token)
+        return piece
+
+    def join(self, tokens: Sequence[int]) -> bytes:
+        """The text of several tokens."""
+        return b"".join(map(self, tokens))
+
+    def has_token(self, text: str) -> bool:
+        """Whether the vocabulary has this text as one token."""
+        token = self.tokenizer.convert_tokens_to_ids(text)
+        return token is not None and self.tokenizer.convert_ids_to_tokens(token) == text
+
+    def _read(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token]
+        if not 0 <= token < self.size:
+            return b""  # placeholders of images and the like, and rows that pad the vocabulary
+        if self._style == "other":
+            return self._decoded(token)
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        if name is None:
+            return b""
+        if self._style == "byte level":
+            table = _byte_level()
+            return b"".join(bytes([table[c]]) if c in table else c.encode() for c in name)
+        if match := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(match.group(1), 16)])
+        return name.replace("\u2581", " ").encode()
+
+    def _decoded(self, token: int) -> bytes:
+        # Behind an anchor, because many decoders drop the space of a first token.
+        anchor = self.tokenizer.encode("a", add_special_tokens=False)[-1]
+        alone, behind = (
+            self.tokenizer.decode(
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            for ids in ([anchor], [anchor, token])
+        )
+        return behind.removeprefix(alone).encode()
+
+
+_OF: WeakKeyDictionary[Any, Pieces] = WeakKeyDictionary()
+
+
+def pieces_of(tokenizer: Any) -> Pieces:
+    """The pieces of a tokenizer, kept as long as it lives."""
+    if tokenizer not in _OF:
+        _OF[tokenizer] = Pieces(tokenizer)
+    return _OF[tokenizer]
+
+
+def _style(tokenizer: Any) -> str:
+    """How the vocabulary writes text: from the decoder that the tokenizers library would run."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None:
+        return "other"
+    kinds = set(re.findall(r'"type":\s*"(\w+)"', decoder.__getstate__().decode()))
+    if "ByteLevel" in kinds:
+        return "byte level"
+    settings = json.loads(decoder.__getstate__())
+    parts = settings.get("decoders", [settings])
+    spaced = any(
+        part["type"] == "Metaspace" or part.get("pattern", {}).get("String") == "\u2581"
+        for part in parts
+    )
+    return "metaspace" if spaced and kinds <= _METASPACE else "other"
+
+
+_METASPACE = {"Sequence", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}
+
+
+@cache
+def _byte_level() -> dict[str, int]:
+    """Character -> byte of byte-level BPE: printable Latin-1 stands for itself, the rest from 256.
+
+    Source: GPT-2's encoder (Radford et al. 2019), as every byte-level vocabulary since.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -1,0 +1,145 @@
+"""The policies that read the logits: support, entropy (EDT), dynatemp (llama.cpp)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.errors import InputError, SupportError, TemperatureError
+from tempering.posterior import entropy
+from tempering.schedules import Schedule
+from tempering.schedules.base import number
+from tempering.schedules.patterns import Constant as ConstantPattern
+from tempering.tokens.policy import Clock, Policy
+from tempering.tokens.solve import temperature_of_support
+from tempering.tokens.state import TokenState
+
+
+@dataclass(frozen=True, repr=False)
+class Support(Policy):
+    """T such that N tokens stay alive: exp(S(T)) = N, solved for each token.
+
+    Where N can't be had, T is the limit that comes closest: 0 where more than N tokens tie for
+    the maximum, inf where no more than N tokens are unmasked. Where all unmasked tokens tie
+    (a constraint that leaves one token) every T gives the same, and T is reported as 1.
+    """
+
+    signature = "support(N or pattern, length=L)"
+    summary = "the T that keeps N tokens alive; with a pattern, N over the first L tokens"
+    example = "support(throb(12,3,1,12), length=256)"
+
+    pattern: Schedule
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is None and self.pattern.stages > 1:
+            raise InputError(
+                f"support({self.pattern}) needs the number of tokens it spans: "
+                f"support({self.pattern}, length=N)"
+            )
+        if (least := min(self.clock.values)) < 1:
+            raise SupportError(
+                f"support is a number of live tokens, 1 or more; {self.pattern} has {number(least)}"
+            )
+
+    @cached_property
+    def clock(self) -> Clock:
+        return Clock(self.pattern, self.length or 1)
+
+    def temperatures(
+        self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
+    ) -> Float[Tensor, " batch"]:
+        target = energies.new_tensor([self.clock.at(state.position) for state in states])
+        return temperature_of_support(energies, target)
+
+    def __str__(self) -> str:
+        if self.length is not None:
+            return f"support({self.pattern}, length={self.length})"
+        if isinstance(self.pattern, ConstantPattern):
+            return f"support({number(self.pattern.values[0])})"
+        return f"support({self.pattern})"
+
+
+@dataclass(frozen=True, repr=False)
+class Entropy(Policy):
+    """Entropy-based dynamic temperature: T = T0 * 0.8^(theta/S), S the entropy at T = 1 in nats.
+
+    Confident tokens (small S) are sampled colder. Masked tokens are left out of S. theta = 0 or
+    S = inf gives T0; S = 0 gives T = 0.
+    Source: Zhang, Bao and Huang 2024, arXiv 2403.14541, equation of T with their N = 0.8.
+    """
+
+    signature = "entropy(T0=1, theta=0.1)"
+    summary = "EDT: T = T0 * 0.8^(theta/S), S the entropy in nats: confident tokens colder"
+    example = "entropy(T0=1, theta=0.1)"
+
+    T0: float | int
+    theta: float | int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.T0 < math.inf:
+            raise TemperatureError(f"entropy takes T0 >= 0, finite; got {number(self.T0)}")
+        if not 0 <= self.theta < math.inf:
+            raise InputError(f"entropy takes theta >= 0, finite; got {number(self.theta)}")
+        object.__setattr__(self, "T0", float(self.T0))
+        object.__setattr__(self, "theta", float(self.theta))
+
+    def temperatures(
+        self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
+    ) -> Float[Tensor, " batch"]:
+        if self.theta == 0:  # 0/0 where one token is alive
+            return energies.new_full((len(states),), self.T0)
+        return self.T0 * torch.exp(math.log(0.8) * self.theta / entropy(energies))
+
+    def __str__(self) -> str:
+        return f"entropy(T0={number(self.T0)}, theta={number(self.theta)})"
+
+
+@dataclass(frozen=True, repr=False)
+class DynaTemp(Policy):
+    """The dynamic temperature of llama.cpp: between T - range and T + range by the entropy.
+
+        T = lo + (hi - lo) (S / log n)^exponent,  lo = max(0, T - range),  hi = T + range
+
+    S is the entropy at T = 1 over the n unmasked tokens. One unmasked token has S = 0.
+    Departure: llama.cpp measures S after its top-k and top-p; here n counts what the engine
+    left unmasked before the policy, which in transformers is before top-k and top-p.
+    Source: llama.cpp, sampler `temp_ext` (dynatemp_range, dynatemp_exponent).
+    """
+
+    signature = "dynatemp(range, exponent=1, temperature=1)"
+    summary = "llama.cpp: temperature -/+ range by (S/log n)^exponent: confident tokens colder"
+    example = "dynatemp(0.5, exponent=1, temperature=0.8)"
+
+    range: float | int
+    exponent: float | int = 1.0
+    temperature: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("range", "exponent", "temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"dynatemp takes {name} >= 0, finite; got {number(getattr(self, name))}"
+                )
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    def temperatures(
+        self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
+    ) -> Float[Tensor, " batch"]:
+        lo, hi = max(0.0, self.temperature - self.range), self.temperature + self.range
+        unmasked = (energies < math.inf).sum(-1)
+        most = torch.log(unmasked.clamp(min=2).to(energies.dtype))  # S = 0 where unmasked = 1
+        share = (entropy(energies) / most).clamp(0, 1)
+        return lo + (hi - lo) * share**self.exponent
+
+    def __str__(self) -> str:
+        return (
+            f"dynatemp({number(self.range)}, exponent={number(self.exponent)}, "
+            f"temperature={number(self.temperature)})"
+        )

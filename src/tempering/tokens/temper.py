@@ -1,0 +1,100 @@
+"""Logits and a temperature per row -> tempered logits. Exact at both limits, in every dtype."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from tempering.errors import EnergyError, TemperatureError
+
+
+def token_energies(logits: Shaped[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+    """Logits as energies of the competing tokens, d_v = max_w l_w - l_v.
+
+    Parameters
+    ----------
+    logits: a row per request. -inf means "masked", and so does the lowest finite number of the
+        dtype (or of bfloat16), which some libraries write in its place.
+
+    Returns
+    -------
+    Energies >= 0, at least float32: 0 at the maximisers, +inf for masked tokens.
+
+    Raises
+    ------
+    EnergyError: NaN, +inf, or a row whose every token is masked; names row and token.
+    """
+    if not logits.is_floating_point():
+        raise EnergyError(f"logits must be floating point, got {logits.dtype}; call logits.float()")
+    rows = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    top = rows.amax(-1, keepdim=True)  # NaN wins, so NaN, +inf and all-masked rows all show here
+    lowest = max(torch.finfo(logits.dtype).min, torch.finfo(torch.bfloat16).min)
+    if not bool((torch.isfinite(top) & (top > lowest)).all()):
+        raise _bad_row(rows, top.squeeze(-1), lowest)
+    energies = top - rows
+    if bool((rows.amin(-1) <= lowest).any()):
+        energies = torch.where(rows <= lowest, math.inf, energies)
+    return energies
+
+
+def tempered(
+    logits: Shaped[Tensor, "batch vocab"],
+    energies: Float[Tensor, "batch vocab"],
+    temperature: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch vocab"]:
+    """Tempered logits, -d/T, so that their softmax is the tempered posterior over tokens.
+
+    Parameters
+    ----------
+    logits: as the engine gave them.
+    energies: `token_energies(logits)`.
+    temperature: T of each row, 0..inf.
+
+    Returns
+    -------
+    At least float32. A row with T = 1 is the given row, bit for bit; every other row has its
+    maximum at 0. T = 0: 0 for each maximiser (ties share), -inf for the others. T = inf: 0 for
+    each unmasked token. Masked tokens are -inf.
+
+    Raises
+    ------
+    TemperatureError: negative or NaN; names the row.
+    """
+    given = logits.to(energies.dtype)
+    known = temperature.tolist()
+    if all(T == 1 for T in known):
+        return given
+    for row, T in enumerate(known):
+        if not T >= 0:
+            raise TemperatureError(f"row {row}: the temperature is {T}; it must be 0..inf")
+    column = temperature.unsqueeze(-1)
+    result = energies / -column
+    if 0 in known:
+        result = torch.where(column == 0, _alive(energies == 0, energies), result)
+    if math.inf in known:
+        result = torch.where(column == math.inf, _alive(energies < math.inf, energies), result)
+    if 1 in known:
+        result = torch.where(column == 1, given, result)
+    return result
+
+
+def _alive(mask: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).masked_fill(~mask, -math.inf)
+
+
+def _bad_row(rows: Tensor, top: Tensor, lowest: float) -> EnergyError:
+    row = int((~(torch.isfinite(top) & (top > lowest))).nonzero()[0])
+    value = top[row].item()
+    if value <= lowest:
+        return EnergyError(
+            f"row {row}: all {rows.shape[-1]} tokens are masked, so none can be sampled; "
+            "loosen the constraint that masks them"
+        )
+    token = int((rows[row].isnan() | (rows[row] == math.inf)).nonzero()[0])
+    return EnergyError(
+        f"row {row}: the logit of token {token} is {rows[row, token].item()}; logits are finite, "
+        "or -inf where masked: the model overflowed, try float32 or bfloat16 weights"
+    )
