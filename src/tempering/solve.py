@@ -25,7 +25,7 @@ from tempering.errors import SupportError
 
 # Elements worked on at a time: three such blocks of float32 stay in a core's cache (measured
 # flat from 2^16 to 2^18); other devices want few, large kernels instead.
-_BLOCK = {"cpu": 1 << 18}
+_BLOCK = {"cpu": 1 << 20}
 _BLOCK_ELSEWHERE = 1 << 25
 # Plain Newton converges within this many turns on all but adversarial rows; from here on its
 # steps must halve, and in the last half of the turns there is only bisection, which needs
@@ -110,14 +110,15 @@ class _Solve(torch.autograd.Function):
 
 
 class _Active(NamedTuple):
-    """The rows of a block that are still being solved; all fields but `excess` are [row]."""
+    """The rows of a block that are still being solved; all but `excess` are [row], S in bits."""
 
     number: Tensor  # of the row within its block
     excess: Tensor  # [row, hypothesis], energy - minimum; may be +inf
-    ties: Tensor
-    span: Tensor  # S_hot - S_cold
-    rise: Tensor  # the wanted S - S_cold
-    odds: Tensor  # the wanted log odds
+    cold: Tensor  # S at T = 0
+    hot: Tensor  # S at T = inf
+    wanted: Tensor  # S
+    odds: Tensor  # log (wanted - cold)/(hot - wanted)
+    slack: Tensor  # |S - wanted| that counts as solved
     low: Tensor  # the bracket of T
     high: Tensor
     temperature: Tensor
@@ -173,13 +174,15 @@ def _bracket(excess: Tensor, target: Tensor, ties: Tensor, reach: Tensor, most: 
     # What the dtype can't hold as a temperature is refused at the end, not divided by.
     low = low.clamp(min=kind.smallest_normal)
     high = torch.maximum(high.clamp(max=kind.max), low)
+    noise = 8 * kind.eps * (1 + math.log2(excess.shape[1]))
     return _Active(
         number=torch.arange(len(target), device=target.device),
         excess=excess,
-        ties=ties,
-        span=torch.log(reach / ties),
-        rise=rise,
+        cold=torch.log2(ties),
+        hot=torch.log2(reach),
+        wanted=torch.log2(target),
         odds=torch.log(rise / fall),
+        slack=(_NEAR * torch.minimum(rise, fall)).clamp(min=noise),
         low=low,
         high=high,
         temperature=low.sqrt() * high.sqrt(),
@@ -190,37 +193,40 @@ def _bracket(excess: Tensor, target: Tensor, ties: Tensor, reach: Tensor, most: 
 
 def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
     """Evaluate S and C at the rows' temperatures, and move those towards their targets."""
-    temperature = rows.temperature
-    total, mean, capacity = _moments(rows.excess, temperature, space)
-    rise = torch.log1p((total - rows.ties) / rows.ties) + mean
-    error = rise - rows.rise
-    low = torch.where(error > 0, rows.low, temperature)
-    high = torch.where(error > 0, temperature, rows.high)
-    fall = rows.span - rise
-    change = (rows.odds - torch.log(rise / fall)) * rise * fall / (capacity * rows.span)
+    temperature, done = rows.temperature, rows.done
+    entropy, slope = _evaluate(rows.excess, temperature, space)
+    error = entropy - rows.wanted
+    above = error > 0
+    low = torch.where(above, rows.low, temperature)
+    high = torch.where(above, temperature, rows.high)
+    rise = entropy - rows.cold
+    fall = rows.hot - entropy
+    # d odds/d log T = slope (1/rise + 1/fall)
+    change = (rows.odds - torch.log(rise / fall)) / (slope / rise + slope / fall)
     newton = temperature * torch.exp(change)
     inside = (newton > low) & (newton < high)  # False for the NaN of a flat row
-    size = change.abs()
+    error, size = error.abs(), change.abs()
+    met = error <= rows.slack
+    # The last step is free: its error is the square of that just met.
+    polished = torch.where(inside & (size < 1e-3) & ~done, newton, temperature)
+    stride = rows.stride
     if turn >= _PATIENCE:
-        inside &= (size < rows.stride / 2) & (turn < _TURNS // 2)
-    eps = torch.finfo(total.dtype).eps
-    met = error.abs() <= (_NEAR * torch.minimum(rows.rise, rows.span - rows.rise)).clamp(
-        min=6 * eps * (1 + math.log(rows.excess.shape[1]))
-    )
-    narrow = (high <= low * (1 + 4 * eps)) & (error.abs() <= _enough(total.dtype))
-    done = rows.done | met | narrow
-    polish = inside & (size < 1e-3)
-    stay = torch.where(polish & ~rows.done, newton, temperature)
-    move = torch.where(inside, newton, low.sqrt() * high.sqrt())
-    moved = torch.where(done, stay, move)
-    stride = rows.stride if turn < _PATIENCE - 1 else (moved.log() - temperature.log()).abs()
+        inside &= (size < stride / 2) & (turn < _TURNS // 2)
+        narrow = high <= low * (1 + 4 * torch.finfo(error.dtype).eps)
+        met |= narrow & (error <= _promise(error.dtype))
+    done = done | met
+    if not bool(inside.all()):
+        newton = torch.where(inside, newton, low.sqrt() * high.sqrt())
+    moved = torch.where(done, polished, newton)
+    if turn >= _PATIENCE - 1:
+        stride = (moved.log() - temperature.log()).abs()
     return rows._replace(low=low, high=high, temperature=moved, stride=stride, done=done)
 
 
-def _moments(excess: Tensor, temperature: Tensor, space: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of weights, mean and variance of the reduced excess, in two passes' worth of memory.
+def _evaluate(excess: Tensor, temperature: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """S in bits and its slope dS/dlog T.
 
-    In powers of 2, where torch's exponential is four times faster on CPUs than in powers of e.
+    Bits, because torch's exp2 takes a quarter of the time of its exp on CPUs with AVX-512.
     """
     reduced, weights = space[0, : len(excess)], space[1, : len(excess)]
     kind = torch.finfo(excess.dtype)
@@ -229,12 +235,13 @@ def _moments(excess: Tensor, temperature: Tensor, space: Tensor) -> tuple[Tensor
     horizon = 8 - math.log2(kind.smallest_normal * kind.eps)
     torch.exp2(reduced.clamp_(min=-horizon), out=weights)
     total = weights.sum(-1)
-    first = weights.mul_(reduced).sum(-1) / total
-    second = weights.mul_(reduced).sum(-1) / total
-    return total, -math.log(2) * first, math.log(2) ** 2 * (second - first.square())
+    first = weights.mul_(reduced).sum(-1).div_(total)
+    second = weights.mul_(reduced).sum(-1).div_(total)
+    slope = second.addcmul_(first, first, value=-1.0).mul_(math.log(2))
+    return total.log2_().sub_(first), slope
 
 
-def _enough(dtype: torch.dtype) -> float:
+def _promise(dtype: torch.dtype) -> float:
     """The promised relative accuracy of N."""
     return 1e-6 if dtype == torch.float64 else 1e-5
 
