@@ -115,9 +115,9 @@ def test_a_model_without_data_is_refused() -> None:
         fingerprint(model)
 
 
-def test_it_needs_no_transformers() -> None:
+def test_neither_it_nor_the_loader_imports_transformers_by_itself() -> None:
     script = (
-        "import sys, tempering.attention.fingerprint as f, torch\n"
+        "import sys, tempering.attention.fingerprint as f, tempering.engines.hub, torch\n"
         "f.fingerprint(torch.nn.Linear(2, 2))\n"
         "print('transformers' in sys.modules)"
     )
