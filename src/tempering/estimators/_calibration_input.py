@@ -1,0 +1,178 @@
+"""A temperature for each row: log T linear in what the row's own logits say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.estimators._calibration_designs import features
+from tempering.estimators._calibration_moments import Problem
+from tempering.estimators._calibration_newton import pooled
+from tempering.estimators._calibration_settings import Settings
+
+_STEP_TOLERANCE = 1e-4
+_MAX_STEP = 2.0
+
+
+@dataclass(frozen=True)
+class InputModel:
+    """log T_i = clip(coefficients[0] + sum_j coefficients[j] (feature_ij - mean_j)/sd_j, bounds).
+
+    A feature of zero sd takes no part: its coefficient is 0.
+    """
+
+    coefficients: Float[Tensor, "3"]
+    mean: Float[Tensor, "2"]
+    sd: Float[Tensor, "2"]
+    bounds: tuple[float, float]
+
+    def inputs(self, z: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 3"]:
+        """1 and the standardised features of each row."""
+        spread = torch.where(self.sd > 0, self.sd, math.inf)
+        standard = (features(z) - self.mean) / spread
+        return torch.cat([torch.ones_like(standard[:, :1]), standard], 1)
+
+    def log_temperature(self, inputs: Float[Tensor, "rows 3"]) -> Float[Tensor, "rows"]:
+        """log T of rows from their `inputs`, within the bounds."""
+        low, high = map(math.log, self.bounds)
+        return (inputs @ self.coefficients).clamp(low, high)
+
+
+@dataclass(frozen=True)
+class InputFit:
+    """Where a per-input fit ended; `clipped` counts rows at a bound, `excess` as in Totals."""
+
+    model: InputModel
+    hessian: Float[Tensor, "3 3"]
+    excess: float
+    clipped: int
+    n_iter: int
+    converged: bool
+    interrupted: bool = False
+
+    def standard_error(self) -> float:
+        """Of log T at the mean features; NaN at a bound."""
+        inverse = torch.linalg.pinv(self.hessian, hermitian=True)
+        variance = float(inverse[0, 0])
+        return math.sqrt(variance) if variance > 0 and not self.at_bound else math.nan
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether log T at the mean features sits at or beyond a bound."""
+        low, high = map(math.log, self.model.bounds)
+        return not low < float(self.model.coefficients[0]) < high
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Loss and derivatives at one set of coefficients."""
+
+    loss: float
+    gradient: Float[Tensor, "3"]
+    fisher: Float[Tensor, "3 3"]
+    full: Float[Tensor, "3 3"]
+    excess: float
+    clipped: int
+
+
+def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
+    """The coefficients that minimise nll plus the prior's loss, by damped Newton.
+
+    It starts from the best single temperature and never ends above its loss. The loss is not
+    convex in the coefficients: what is found is the minimum that lies downhill from there.
+    The prior N(mean, sd) is on log T at the mean features; slopes have the prior N(0, sd).
+    """
+    one = pooled(problem, settings)
+    mean, sd = _statistics(problem)
+    start = torch.stack([-one.log_beta[0], mean.new_zeros(()), mean.new_zeros(())])
+    model = InputModel(start, mean, sd, settings.bounds)
+    active = torch.cat([sd.new_ones(1), sd]) > 0
+    best, n_iter = _evaluate(problem, model, settings), 1
+    step = _newton_step(best, active)
+    interrupted, converged = one.interrupted, best.excess == 0 and settings.prior is None
+    while not (converged or interrupted) and n_iter < settings.max_iter:
+        trial = replace(model, coefficients=model.coefficients + step)
+        if float(step.abs().max()) <= _STEP_TOLERANCE:
+            model, converged = trial, True
+            break
+        try:
+            point = _evaluate(problem, trial, settings)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        n_iter += 1
+        if point.loss <= best.loss:
+            model, best = trial, point
+            step = _newton_step(best, active)
+        else:
+            step = step / 4
+    return InputFit(
+        model, best.full, best.excess, best.clipped, n_iter + one.n_iter, converged, interrupted
+    )
+
+
+def _statistics(problem: Problem) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
+    """Weighted mean and sd of the features; an sd within rounding of 0 is 0."""
+    device = problem.logits.device
+    totals = torch.zeros(5, dtype=torch.float64, device=device)  # w, w x, w x^2 of two features
+    shift = torch.zeros(2, dtype=torch.float64, device=device)
+    for span, z in problem.chunks():
+        values = features(z)
+        if span.start == 0:
+            shift = values[0]  # a value nearby, against cancellation
+        weight = problem.weight(span)
+        w = torch.ones_like(values[:, 0]) if weight is None else weight
+        centred = values - shift
+        totals += torch.cat([w.sum()[None], w @ centred, w @ (centred * centred)])
+    offset, square = totals[1:].view(2, 2) / totals[0]
+    sd = (square - offset * offset).clamp(min=0).sqrt()
+    return shift + offset, torch.where(sd > 1e-6, sd, 0.0)
+
+
+def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point:
+    """One pass over all rows."""
+    low, high = map(math.log, settings.bounds)
+    device = model.coefficients.device
+    loss, excess, clipped = 0.0, 0.0, 0
+    gradient = torch.zeros(3, dtype=torch.float64, device=device)
+    fisher, full = gradient.new_zeros(3, 3), gradient.new_zeros(3, 3)
+    for span, z in problem.chunks():
+        inputs = model.inputs(z)
+        raw = inputs @ model.coefficients
+        log_temperature = raw.clamp(low, high)
+        moments = problem.moments(z, span, -log_temperature).double()
+        weight = problem.weight(span)
+        nll, slope, curvature, beaten = moments if weight is None else moments * weight
+        loss += float(nll.sum())
+        excess += float(beaten.sum())
+        free = inputs * (raw == log_temperature)[:, None]
+        clipped += int((raw != log_temperature).sum())
+        gradient -= slope @ free
+        fisher += free.T @ (free * curvature[:, None])
+        full += free.T @ (free * (curvature + slope)[:, None])
+    if settings.prior is not None:
+        centre, sd = settings.prior
+        gap = (model.coefficients - gradient.new_tensor([centre, 0.0, 0.0])) / sd
+        loss += float(gap @ gap) / 2
+        gradient += gap / sd
+        stiffness = torch.eye(3, dtype=torch.float64, device=device) / sd**2
+        fisher, full = fisher + stiffness, full + stiffness
+    return _Point(loss, gradient, fisher, full, excess, clipped)
+
+
+def _newton_step(point: _Point, active: Tensor) -> Float[Tensor, "3"]:
+    """Newton's step where the second derivative is positive definite, Fisher's elsewhere."""
+    gradient = point.gradient[active]
+    for matrix in (point.full, point.fisher):
+        values, vectors = torch.linalg.eigh(matrix[active][:, active])
+        if float(values[0]) > 1e-9 * float(values[-1]):
+            break
+    inverse = torch.where(values > 1e-9 * values[-1].clamp(min=1e-300), 1 / values, 0.0)
+    step = torch.zeros_like(point.gradient)
+    step[active] = -(vectors @ (inverse * (vectors.T @ gradient)))
+    longest = float(step.abs().max())
+    return step * (_MAX_STEP / longest) if longest > _MAX_STEP else step

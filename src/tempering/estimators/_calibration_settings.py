@@ -1,0 +1,59 @@
+"""How to fit a temperature: prior, bounds, and how long to try."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempering.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """prior: (mean, sd) of log T or None. bounds: of T. max_iter: most passes over all rows."""
+
+    prior: tuple[float, float] | None
+    bounds: tuple[float, float]
+    max_iter: int
+
+    @classmethod
+    def checked(cls, prior: Any, bounds: Any, max_iter: Any) -> Settings:
+        """Settings from what a user gave; InputError names the one that can't be."""
+        low, high = _pair(bounds, "bounds", "(lowest, highest) T, 0 < lowest < highest")
+        if not 0 < low < high:
+            raise InputError(f"bounds = ({low:g}, {high:g}); expected 0 < lowest T < highest T")
+        if prior is not None:
+            prior = _pair(prior, "prior", "(mean, sd) of log T, sd above 0; or None")
+            if prior[1] <= 0:
+                raise InputError(f"prior = (mean, sd) of log T has sd = {prior[1]:g}; expected > 0")
+        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+            raise InputError(f"max_iter = {max_iter!r}; expected a whole number, 1 or more")
+        return cls(prior, (low, high), max_iter)
+
+    @property
+    def log_beta_bounds(self) -> tuple[float, float]:
+        """Bounds of log beta = -log T."""
+        return -math.log(self.bounds[1]), -math.log(self.bounds[0])
+
+    def pull(self, log_beta: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The prior's loss (log T - mean)^2 / (2 sd^2), its slope in log beta, its curvature."""
+        if self.prior is None:
+            zero = torch.zeros_like(log_beta)
+            return zero, zero, 0.0
+        mean, sd = self.prior
+        z = (log_beta + mean) / sd
+        return z * z / 2, z / sd, sd**-2
+
+
+def _pair(value: Any, name: str, expected: str) -> tuple[float, float]:
+    try:
+        first, second = (float(item) for item in value)
+    except (TypeError, ValueError):
+        first = second = math.nan
+    if not (math.isfinite(first) and math.isfinite(second)):
+        raise InputError(f"{name} = {value!r}; expected two finite numbers, {expected}")
+    return first, second
