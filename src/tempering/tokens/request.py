@@ -23,7 +23,7 @@ _KEYS = (
 )
 
 
-def policy_from_request(request: Mapping[str, Any], tokenizer: Any = None) -> Policy:
+def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
     """The policy that a request asks for, checked strictly.
 
     | keys | policy |
@@ -36,7 +36,7 @@ def policy_from_request(request: Mapping[str, Any], tokenizer: Any = None) -> Po
 
     Parameters
     ----------
-    request: only the keys above; a temperature that is left out is 1, an exponent 1.
+    request: a mapping with only the keys above; a temperature that is left out is 1, an exponent 1.
     tokenizer: of transformers' interface; phases need it.
 
     Raises
@@ -98,7 +98,7 @@ def _thinking(thinking: float, answer: float, tokenizer: Any) -> Policy:
 
 
 def _number(
-    request: Mapping[str, Any], key: str, default: float, most: float = 1e6, where: str = ""
+    request: Mapping[Any, Any], key: str, default: float, most: float = 1e6, where: str = ""
 ) -> float:
     """A number >= 0 of a request; JSON's true is none, and a text that reads as one is none."""
     value = request.get(key, default)

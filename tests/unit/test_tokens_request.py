@@ -1,0 +1,134 @@
+"""Requests in the words of vLLM, llama.cpp and s1: what they mean and what is refused."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tempering.errors import InputError
+from tempering.tokens import Policy, parse_policy, policy_from_request
+from tempering.tokens.phases import Phases, Span
+from tempering.tokens.policy import Constant
+
+
+class Spelling:
+    """The least that a tokenizer of transformers' interface has: a token is a character."""
+
+    chat_template = None
+    eos_token, bos_token = "\x03", None
+
+    def __len__(self):
+        return 128
+
+    def encode(self, text, add_special_tokens=True):
+        return [ord(c) for c in text]
+
+    def decode(self, ids, **settings):
+        return "".join(map(chr, ids))
+
+    def convert_ids_to_tokens(self, token):
+        return chr(token)
+
+    def convert_tokens_to_ids(self, text):
+        return ord(text) if len(text) == 1 else None
+
+
+TOKENIZER = Spelling()
+
+
+def phases(thinking, answer):
+    spans = (("thinking", Span(Constant(thinking))), ("answer", Span(Constant(answer))))
+    return Phases(spans, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("request_", "policy"),
+    [
+        ({"temperature": 0.7}, "constant(0.7)"),
+        ({"temperature": 0}, "constant(0)"),
+        ({"temperature": math.inf}, "constant(inf)"),
+        ({"tempering": "support(12)|clip(0.2,2)"}, "support(12)|clip(0.2,2)"),
+        ({"dynatemp_range": 0.5}, "dynatemp(0.5, exponent=1, temperature=1)"),
+        (
+            {"temperature": 0.8, "dynatemp_range": 0.5, "dynatemp_exponent": 2},
+            "dynatemp(0.5, exponent=2, temperature=0.8)",
+        ),
+    ],
+)
+def test_what_requests_mean(request_, policy):
+    assert policy_from_request(request_) == parse_policy(policy)
+
+
+@pytest.mark.parametrize(
+    ("request_", "thinking", "answer"),
+    [
+        ({"temperature": 0.9, "post_thinking": {"temperature": 0.2}}, 0.9, 0.2),
+        ({"post_thinking": {"temperature": 0.2}}, 1, 0.2),
+        ({"temperature": 0.9, "post_thinking": {}}, 0.9, 0.9),
+        ({"temperature": 0.3, "temperature_thinking": 1.1}, 1.1, 0.3),
+        ({"tempering": "phases(thinking=1, answer=0.2)"}, 1, 0.2),
+    ],
+)
+def test_thinking_in_the_words_of_others(request_, thinking, answer):
+    policy = policy_from_request(request_, TOKENIZER)
+    assert policy == phases(thinking, answer)
+    assert policy.state(TOKENIZER.encode("<think>")).phase == "thinking"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ([], r"a request is a mapping of tempering, .*; got \[\]"),
+        ({}, "the request is empty"),
+        ({"temprature": 1}, "unknown key 'temprature'"),
+        ({3: 1}, "unknown key 3"),
+        ({"temperature": "0.7"}, "temperature is a number, got '0.7'"),
+        ({"temperature": True}, "temperature is a number, got True"),
+        ({"temperature": None}, "temperature is a number, got None"),
+        ({"temperature": -0.1}, "temperature is a number from 0 to inf, got -0.1"),
+        ({"temperature": math.nan}, "temperature is a number from 0 to inf, got nan"),
+        ({"temperature_thinking": -1}, "temperature_thinking is a number from 0"),
+        ({"post_thinking": 0.2}, "post_thinking is a mapping such as .* got 0.2"),
+        ({"post_thinking": {"temperature": "x"}}, "post_thinking.temperature is a number"),
+        ({"post_thinking": {"top_p": 0.9}}, r"post_thinking.top_p can't be changed by phase"),
+        ({"post_thinking": {}, "temperature_thinking": 1}, "don't go together"),
+        ({"post_thinking": {}, "dynatemp_range": 1}, "post_thinking and dynatemp_range don't go"),
+        ({"tempering": "constant(1)", "temperature": 1}, "tempering and temperature don't go"),
+        ({"tempering": 3}, "tempering is the text of a policy, got 3"),
+        ({"tempering": "x" * 20_000}, "at most 10000 characters"),
+        ({"dynatemp_exponent": 1}, "dynatemp_exponent does nothing without dynatemp_range"),
+        ({"dynatemp_range": math.inf}, "dynatemp_range is a number from 0 to 1000000, got inf"),
+        ({"dynatemp_range": 1, "dynatemp_exponent": -1}, "dynatemp_exponent is a number from 0"),
+        ({"temperature": math.inf, "dynatemp_range": 1}, "inf has no range"),
+    ],
+)
+def test_bad_requests_name_the_key(request_, message):
+    with pytest.raises(InputError, match=message):
+        policy_from_request(request_, TOKENIZER)
+
+
+def test_phases_need_a_tokenizer():
+    with pytest.raises(InputError, match=r"give the tokenizer"):
+        policy_from_request({"temperature_thinking": 1})
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+keys = st.sampled_from(
+    ["tempering", "temperature", "temperature_thinking", "post_thinking", "dynatemp_range", "top_p"]
+)
+
+
+@given(junk | st.dictionaries(keys, junk, max_size=3))
+@settings(deadline=None, max_examples=1000)
+def test_any_request_is_a_policy_or_an_error_of_ours(request_):
+    try:
+        policy = policy_from_request(request_, TOKENIZER)
+    except InputError as error:
+        assert str(error)
+    else:
+        assert isinstance(policy, Policy)
