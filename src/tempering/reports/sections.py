@@ -1,0 +1,198 @@
+"""The sections that a record's `results` may hold, and the shape of each.
+
+All are optional; a renderer draws those that are there. Sections under other names are allowed
+and shown as they are. [L][H] is a list over layers of lists over heads; a layer without softmax
+is null or a row of nulls, rows may differ in length. "row" means that further single values may
+be added under any name and become columns. A trailing ? marks an optional field; where a number
+"or null" is allowed, null means not measured.
+
+    pattern       [{label, text, temperature: [L] or [L][H], baseline?}]
+                  temperature relative to the model's own; baseline marks the untempered model
+    support       {layers: [names], before: [L][H], after: {label: [L][H]},
+                   quantities?: {name: {before: [L][H], after: {label: [L][H]}, unit?}}}
+                  names in use: entropy, peak, sink_share, support_without_sink; others are welcome
+    cost          [row {label, cost, se?, low?, high?, n?, kl?, kl_se?, unit, level?}]
+    benefit       [row {label, metric, value, low?, high?, n?, k?, level?}]
+                  level: the intervals' confidence, e.g. 0.95
+    frontier      [row {label, family, cost, cost_se?, benefit, benefit_low?, benefit_high?,
+                  metric?}]
+                  family: "sampling temperature", "attention pattern", "control", or a name of yours
+    generations   {prompt, samples: [{label, seed, text, tokens, finish?, trace?: [token]}]}
+                  token: row {token (its text), phase?, temperature?, entropy?, support?}
+    stages        [{stage, width, round?, workers: [row {prompt, output, temperature_asked?,
+                  temperature_sent?, seed?, tokens_in?, tokens_out?, error?}]}]
+    reliability   {before: [bin], after?: [bin],
+                   metrics?: [row {metric, before, after?, low?, high?}]}
+                  bin: row {confidence, accuracy, n, low?, high?}
+    training      {history: [row {step, loss, held_out?}], trade_off?: [row {label, objective, cost,
+                  chosen?}]}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tempering.errors import DataError
+from tempering.reports.schema import (
+    anything,
+    count,
+    fail,
+    fields,
+    flag,
+    listed,
+    mapped,
+    maybe,
+    number,
+    scalar,
+    text,
+    whole,
+)
+
+_value = maybe(number)
+_matrix = listed(maybe(listed(_value)))
+_interval = {"low": _value, "high": _value, "n": maybe(count), "level": _value}
+
+
+def _temperature(value: Any, where: str) -> None:
+    """[L] or [L][H] temperatures, 0 or more."""
+    if not isinstance(value, list) or not value:
+        raise fail(where, "a list over layers of temperatures, or of lists over heads", value)
+    for layer, row in enumerate(value):
+        for head, cell in enumerate(row if isinstance(row, list) else [row]):
+            place = f"{where}[{layer}]" + (f"[{head}]" if isinstance(row, list) else "")
+            _value(cell, place)
+            if cell is not None and not cell >= 0 and cell == cell:
+                raise fail(place, "a temperature of 0 or more, or null", cell)
+
+
+def _same_shape(value: Any, like: list[Any], where: str) -> None:
+    if len(value) != len(like):
+        raise DataError(f"{where}: expected {len(like)} layers, as in 'before', got {len(value)}")
+    for layer, (row, other) in enumerate(zip(value, like)):
+        if row is not None and other is not None and len(row) != len(other):
+            raise DataError(
+                f"{where}[{layer}]: expected {len(other)} heads, as in 'before', got {len(row)}"
+            )
+
+
+_quantity = fields({"before": _matrix, "after": mapped(_matrix)}, {"unit": text})
+
+
+def _support(value: Any, where: str) -> None:
+    """The section `support`, all of one shape."""
+    fields(
+        {"layers": listed(text), "before": _matrix, "after": mapped(_matrix)},
+        {"quantities": mapped(_quantity)},
+    )(value, where)
+    before = value["before"]
+    if not before:
+        raise fail(f"{where}.before", "at least one layer", before)
+    if len(value["layers"]) != len(before):
+        raise DataError(
+            f"{where}: {len(value['layers'])} names in 'layers' for {len(before)} rows in 'before'"
+        )
+    for label, matrix in value["after"].items():
+        _same_shape(matrix, before, f"{where}.after.{label}")
+    for name, quantity in value.get("quantities", {}).items():
+        place = f"{where}.quantities.{name}"
+        _same_shape(quantity["before"], before, f"{place}.before")
+        for label, matrix in quantity["after"].items():
+            _same_shape(matrix, before, f"{place}.after.{label}")
+
+
+_token = fields(
+    {"token": text},
+    {"phase": maybe(text), "temperature": _value, "entropy": _value, "support": _value},
+    extra=scalar,
+)
+_sample = fields(
+    {"label": text, "seed": maybe(whole), "text": text, "tokens": count},
+    {"finish": maybe(text), "trace": listed(_token)},
+)
+_worker = fields(
+    {"prompt": text, "output": maybe(text)},
+    {
+        "temperature_asked": _value,
+        "temperature_sent": _value,
+        "seed": maybe(whole),
+        "tokens_in": maybe(count),
+        "tokens_out": maybe(count),
+        "error": maybe(text),
+    },
+    extra=scalar,
+)
+_bin = fields(
+    {"confidence": _value, "accuracy": _value, "n": count},
+    {"low": _value, "high": _value},
+    extra=scalar,
+)
+
+SECTIONS = {
+    "pattern": listed(
+        fields({"label": text, "text": text, "temperature": _temperature}, {"baseline": flag})
+    ),
+    "support": _support,
+    "cost": listed(
+        fields(
+            {"label": text, "cost": _value, "unit": text},
+            {**_interval, "se": _value, "kl": _value, "kl_se": _value},
+            extra=scalar,
+        )
+    ),
+    "benefit": listed(
+        fields(
+            {"label": text, "metric": text, "value": _value},
+            {**_interval, "k": maybe(count)},
+            extra=scalar,
+        )
+    ),
+    "frontier": listed(
+        fields(
+            {"label": text, "family": text, "cost": number, "benefit": number},
+            {"cost_se": _value, "benefit_low": _value, "benefit_high": _value, "metric": text},
+            extra=scalar,
+        )
+    ),
+    "generations": fields({"prompt": text, "samples": listed(_sample)}),
+    "stages": listed(
+        fields(
+            {"stage": text, "width": count, "workers": listed(_worker)},
+            {"round": maybe(count)},
+        )
+    ),
+    "reliability": fields(
+        {"before": listed(_bin)},
+        {
+            "after": listed(_bin),
+            "metrics": listed(
+                fields(
+                    {"metric": text, "before": _value},
+                    {"after": _value, "low": _value, "high": _value},
+                    extra=scalar,
+                )
+            ),
+        },
+    ),
+    "training": fields(
+        {
+            "history": listed(
+                fields({"step": count, "loss": _value}, {"held_out": _value}, extra=scalar)
+            )
+        },
+        {
+            "trade_off": listed(
+                fields(
+                    {"label": text, "objective": _value, "cost": _value},
+                    {"chosen": flag},
+                    extra=scalar,
+                )
+            )
+        },
+    ),
+}
+
+
+def check_results(results: dict[str, Any], where: str = "results") -> None:
+    """Check every known section of `results`; DataError names the first entry that is off."""
+    for name, section in results.items():
+        SECTIONS.get(name, anything)(section, f"{where}.{name}")
