@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+)
 
 from tempering.errors import InputError, RefusedError
 from tempering.tokens.grammar import parse_policy
@@ -115,6 +120,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
                 )
         else:
             effective_order(found.config, self.policy)
+            found.check_alone(self.policy)
             prompt_length = length if prompt_length is None else prompt_length
             ends = found.config.eos_token_id
             if self.trace is not None and found.assisted:
@@ -139,7 +145,17 @@ class TemperingLogitsProcessor(LogitsProcessor):
 
 class _Generation(NamedTuple):
     config: GenerationConfig
+    processors: LogitsProcessorList
     assisted: bool
+
+    def check_alone(self, policy: Policy) -> None:
+        """Refuse another temperature among the processors that generate() runs."""
+        kinds = (TemperingLogitsProcessor, TemperatureLogitsWarper)
+        if len(found := [type(p).__name__ for p in self.processors if isinstance(p, kinds)]) > 1:
+            raise RefusedError(
+                f"two temperatures: the policy {policy}, and among generate()'s processors "
+                f"{' and '.join(found)}; give one"
+            )
 
 
 def _generation() -> _Generation | None:
@@ -149,15 +165,22 @@ def _generation() -> _Generation | None:
     ends nor whether another temperature follows. Its own frame does. The outermost one counts,
     because assisted decoding calls the assistant's generate() inside.
     """
-    config, assisted = None, False
+    found: dict[str, Any] = {}
+    assisted = False
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "transformers.generation.utils":
             name = frame.f_code.co_name
             if name == "generate":
-                config = frame.f_locals.get("generation_config")
+                found = frame.f_locals
             assisted = assisted or name == "_assisted_decoding"
         frame = frame.f_back
-    if config is None:
+    if not found:
         return None
-    return _Generation(config, assisted)
+    try:
+        return _Generation(found["generation_config"], found["prepared_logits_processor"], assisted)
+    except KeyError as error:
+        raise RefusedError(
+            f"this version of transformers keeps no {error} in generate(), so a second "
+            "temperature can't be ruled out; use a version from 5.17 to 5.23"
+        ) from error
