@@ -32,6 +32,33 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "thermodynamics",
         "variance_from_temperature",
     ),
+    "tempering.schedules": ("PATTERNS", "Schedule", "as_schedule", "controls", "schedule"),
+    "tempering.temperature": (
+        "Collapse",
+        "Fixed",
+        "Learned",
+        "LogNormalPrior",
+        "Scheduled",
+        "Targeted",
+        "Temperature",
+    ),
+    "tempering.training": ("ScheduleStepper", "trainer_callback"),
+    "tempering.attention": (
+        "Layout",
+        "Measurement",
+        "Profile",
+        "Tempering",
+        "fingerprint",
+        "layout",
+        "measure",
+        "profile_for_support",
+        "tempered",
+    ),
+    "tempering.evaluation": ("Comparison", "Variant", "compare"),
+    "tempering.engines.embedded": ("MODELS",),
+    "tempering.engines.hub": ("load_model",),
+    "tempering.chunks": ("token_chunks",),
+    "tempering.data": ("sample_text", "texts"),
     "tempering.errors": (
         "ArchitectureError",
         "BakeError",
@@ -59,8 +86,17 @@ _HOME = {name: module for module, names in _CONTENTS.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from tempering.attention import *  # noqa: F403
+    from tempering.chunks import *  # noqa: F403
+    from tempering.data import *  # noqa: F403
+    from tempering.engines.embedded import *  # noqa: F403
+    from tempering.engines.hub import *  # noqa: F403
     from tempering.errors import *  # noqa: F403
+    from tempering.evaluation import *  # noqa: F403
     from tempering.posterior import *  # noqa: F403
+    from tempering.schedules import *  # noqa: F403
+    from tempering.temperature import *  # noqa: F403
+    from tempering.training import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:

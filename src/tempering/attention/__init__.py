@@ -1,0 +1,30 @@
+"""Scale 2, heads and layers of a pretrained model: profile, control, measure.
+
+    layout(model)                     which layers have a softmax, and how many heads
+    Profile                           T[layer, head], relative to the model's own temperature
+    tempered(model, profile)          a handle and context manager
+    measure(model, tokenizer, text)   support, entropy, peak, sink share of every head
+    profile_for_support(...)          temperatures under which support follows a pattern
+"""
+
+from tempering.attention.control import Tempering, tempered
+from tempering.attention.fingerprint import fingerprint
+from tempering.attention.layout import AttentionLayer, Layout, layout
+from tempering.attention.measure import Measurement, measure, measure_tokens
+from tempering.attention.profile import Profile
+from tempering.attention.targets import SupportProfile, profile_for_support
+
+__all__ = [
+    "AttentionLayer",
+    "Layout",
+    "Measurement",
+    "Profile",
+    "SupportProfile",
+    "Tempering",
+    "fingerprint",
+    "layout",
+    "measure",
+    "measure_tokens",
+    "profile_for_support",
+    "tempered",
+]

@@ -1,1 +1,116 @@
-def main() -> None: ...
+"""The command line: one file a command; errors are one line on stderr.
+
+Exit codes: 0 done; 1 it failed; 2 what was asked can't be; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+# command -> module in this package; the function has the command's name.
+COMMANDS = (
+    "generate",
+    "measure",
+    "compare",
+    "models",
+    "patterns",
+    "demo",
+)
+GROUPS = ("profile",)
+
+EPILOG = """Examples:
+
+  tempering generate "Why is the sky blue?" --pattern 'throb(12,3,1,12)' --amplitude 1.3
+
+  tempering measure --text notes.txt
+
+  tempering compare --text notes.txt --pattern 'throb(12,3,1,12)' --budget 0.01
+"""
+
+
+def application() -> typer.Typer:
+    """The typer application with every command."""
+    app = typer.Typer(
+        name="tempering",
+        help="Temperature as an inference parameter: how many hypotheses stay alive.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=False,
+    )
+
+    @app.callback()
+    def common(
+        version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+        debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    ) -> None:
+        pass
+
+    for name in COMMANDS:
+        module = import_module(f"tempering.cli.{name}")
+        app.command(name, epilog=module.EPILOG)(getattr(module, name))
+    for name in GROUPS:
+        app.add_typer(import_module(f"tempering.cli.{name}").app, name=name)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `tempering`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # --debug and --version are understood wherever they stand.
+    debug = "--debug" in given
+    given = [item for item in given if item != "--debug"]
+    if given and given[0] == "--version":
+        from tempering import __version__
+
+        print(f"tempering {__version__}")
+        sys.exit(0)
+    sys.exit(_run(given, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    import click
+
+    from tempering.errors import TemperingError
+
+    try:
+        result = application()(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _say("interrupted", 130, debug)
+    except click.ClickException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "tempering")
+        return _say(f"{error.format_message()} (see {command} --help)", 2, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except TemperingError as error:
+        return _say(str(error), error.exit_code, debug)
+    except Exception as error:
+        return _say(
+            f"{type(error).__name__}: {error} (this is a defect of tempering, or of a library; "
+            "--debug shows where)",
+            1,
+            debug,
+        )
+
+
+def _say(message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    first, *rest = [line.strip() for line in message.strip().splitlines()] or [""]
+    # A caret under a column means nothing on one line; the message names the column.
+    more = [line for line in rest if line and set(line) != {"^"}]
+    print("tempering: " + " ".join([first, *more]), file=sys.stderr)
+    return code

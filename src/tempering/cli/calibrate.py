@@ -1,0 +1,312 @@
+"""tempering calibrate: the temperature that makes probabilities mean what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tempering.cli import common
+from tempering.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tempering.estimators import CalibrationReport, Logits, TemperatureScaler
+
+EPILOG = """Examples:
+
+  tempering calibrate logits.npz --labels labels.npy --report out.html
+
+  tempering calibrate probabilities.parquet --probabilities --labels labels.npy --per input
+
+  tempering calibrate --model smollm2 --text notes.txt
+
+  tempering calibrate --model smollm2 --choices questions.jsonl
+"""
+
+# Tokens near each other are hard or easy together: blocks of this many are resampled as one.
+_BLOCK = 64
+
+
+def calibrate(
+    logits: Annotated[
+        Path | None, typer.Argument(help="Logits, rows by classes: .npy, .npz or .parquet.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="The right class of each row, 0..K-1: .npy, .npz, .parquet or .txt."),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="The file holds probabilities, not logits.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text: calibrate the model's next tokens on it.")
+    ] = None,
+    choices: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON lines {"prompt": ..., "choices": [...], "answer": ...}: calibrate the '
+            "model's answers."
+        ),
+    ] = None,
+    per: Annotated[
+        str, typer.Option(help="What T depends on: global, class, group or input.")
+    ] = "global",
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="The group of each row, for --per group and a report on each."),
+    ] = None,
+    prior: Annotated[
+        tuple[float, float] | None, typer.Option(help="Mean and sd of log T, e.g. 0 0.5.")
+    ] = None,
+    fraction: Annotated[
+        float,
+        typer.Option(help="Share of the rows to fit on; the rest is reported on. 1: all, twice."),
+    ] = 0.5,
+    model: common.Model = "smollm2",
+    chunk: common.Chunk = 256,
+    limit: common.Limit = None,
+    device: common.Device = None,
+    dtype: common.Dtype = "float32",
+    seed: common.Seed = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the report here, and the record beside it as .json."),
+    ] = None,
+    out: common.Out = common.RUNS,
+    as_json: common.Json = False,
+) -> None:
+    """Fit the temperature of a classifier's or a language model's probabilities to labels."""
+    if sum(source is not None for source in (logits, text, choices)) != 1:
+        raise InputError("give a file of logits, --text or --choices: one of the three")
+    if not 0 < fraction <= 1:
+        raise InputError(f"--fraction is above 0 and at most 1, not {fraction:g}")
+    if logits is None and (labels, groups, probabilities) != (None, None, False):
+        raise InputError("--labels, --groups and --probabilities go with a file of logits")
+    if logits is not None and labels is None:
+        raise InputError(f"{logits} needs --labels FILE, the right class of each row")
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--report names an HTML file, e.g. out.html; not {report}")
+    common.check_out(report.parent if report is not None else out)
+
+    from tempering.estimators import TemperatureScaler
+    from tempering.reports import Record
+
+    scaler = TemperatureScaler(
+        inputs="probabilities" if probabilities else "logits", per=per, prior=prior
+    )
+    section = None
+    with _told() as told:
+        if logits is not None:
+            found = _file(scaler, logits, labels, groups, fraction, seed)
+            name = logits.name
+        else:
+            network, tokenizer = common.open_model(model, device, dtype)
+            section = common.model_section(network, model)
+            if text is not None:
+                found = _tokens(scaler, network, tokenizer, text, chunk, limit, fraction, seed)
+            else:
+                found = _answers(scaler, network, tokenizer, choices, fraction, seed)
+            name = (text or choices or Path()).name
+    results = {"temperature": _temperatures(scaler), **found.results()}
+    if told:
+        results["warnings"] = [{"warning": line} for line in told]
+    settings = {
+        "data": name,
+        "inputs": scaler.inputs,
+        "per": per,
+        "prior": prior,
+        "bounds": scaler.bounds,
+        "fitted share": fraction,
+        "rows reported on": found.n,
+        "reported on unseen rows": fraction < 1,
+        "level": found.level,
+        "resampled units": found.units,
+    }
+    record = Record.new("calibrate", settings=settings, results=results, model=section, seed=seed)
+    if report is None:
+        common.finish(record, out, as_json)
+    else:
+        _finish_at(record, report, as_json)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[list[str]]:
+    """Warnings of the library as notes on stderr, and in a list."""
+    from tempering.errors import TemperingWarning
+
+    told: list[str] = []
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, TemperingWarning):
+            told.append(str(message))
+            common.note(f"note: {message}")
+        else:
+            shown(message, category, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TemperingWarning)
+        warnings.showwarning = show
+        yield told
+
+
+def _split(rows: int, fraction: float, seed: int, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the rows to fit on and to report on, drawn at random."""
+    import numpy as np
+
+    if fraction == 1:
+        every = np.ones(rows, np.bool_)
+        return every, every
+    count = round(rows * fraction)
+    if not 0 < count < rows:
+        raise InputError(
+            f"--fraction {fraction:g} of {rows} {unit} leaves none to "
+            f"{'fit on' if count == 0 else 'report on'}; give more data or another fraction"
+        )
+    fit = np.zeros(rows, np.bool_)
+    fit[np.random.default_rng(seed).permutation(rows)[:count]] = True
+    return fit, ~fit
+
+
+def _file(
+    scaler: TemperatureScaler,
+    path: Path,
+    labels_path: Path | None,
+    groups_path: Path | None,
+    fraction: float,
+    seed: int,
+) -> CalibrationReport:
+    """Fit and report on a file of logits."""
+    from tempering.estimators._calibration_files import open_logits, open_vector
+
+    logits = open_logits(path)
+    y = open_vector(labels_path or Path(), "labels")
+    groups = None if groups_path is None else open_vector(groups_path, "groups")
+    return _fit_and_report(scaler, logits, y, groups, fraction, seed)
+
+
+def _answers(
+    scaler: TemperatureScaler,
+    model: Any,
+    tokenizer: Any,
+    path: Path | None,
+    share: float,
+    seed: int,
+) -> CalibrationReport:
+    """Fit and report on a model's answers to multiple-choice questions."""
+    import numpy as np
+
+    from tempering.estimators._calibration_language import answer_logits, read_questions
+    from tempering.estimators._calibration_source import ArrayLogits
+
+    questions = read_questions(path or Path())
+    with common.counted("questions", "questions") as progress:
+        table = answer_logits(model, tokenizer, questions, progress)
+    y = np.array([question.answer for question in questions])
+    return _fit_and_report(scaler, ArrayLogits(table, "the answers"), y, None, share, seed)
+
+
+def _fit_and_report(
+    scaler: TemperatureScaler, logits: Logits, y: Any, groups: Any, fraction: float, seed: int
+) -> CalibrationReport:
+    """Fit on a random share of the rows, report on the rest."""
+    from tempering.estimators._calibration_check import vector
+    from tempering.estimators._calibration_source import Part
+
+    y = vector(y, "labels", logits.n_rows)
+    groups = None if groups is None else vector(groups, "groups", logits.n_rows)
+    fit, rest = _split(logits.n_rows, fraction, seed, "rows")
+    of = groups if scaler.per == "group" else None
+    scaler.fit(Part(logits, fit), y[fit], groups=None if of is None else of[fit])
+    return scaler.report(
+        Part(logits, rest),
+        y[rest],
+        groups=None if of is None else of[rest],
+        by=None if groups is None else groups[rest],
+        seed=seed,
+    )
+
+
+def _tokens(
+    scaler: TemperatureScaler,
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    chunk: int,
+    limit: int | None,
+    fraction: float,
+    seed: int,
+) -> CalibrationReport:
+    """Fit and report on the next tokens of a text, window by window."""
+    import numpy as np
+    import torch
+
+    from tempering.chunks import token_chunks
+    from tempering.estimators._calibration_language import TokenLogits, token_classes
+    from tempering.files import read_text
+
+    windows = token_chunks(tokenizer, read_text(path), chunk, limit)
+    fit, rest = _split(len(windows), fraction, seed, f"windows of {chunk} tokens")
+    # Most of a vocabulary never occurs in a text; that is no news.
+    warnings.filterwarnings("ignore", r"\d+ of \d+ classes never occur")
+    with common.staged() as show:
+        passes = itertools.count(1)
+        at = {"stage": ""}
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:
+                at["stage"] = f"fit, pass {next(passes)}"
+            show(at["stage"], done, total)
+
+        data = TokenLogits(model, windows[torch.from_numpy(fit)], progress)
+        scaler.fit(data, data.labels)
+    with common.counted("report", "windows") as counted:
+        data = TokenLogits(model, windows[torch.from_numpy(rest)], counted)
+        return scaler.report(
+            data,
+            data.labels,
+            by=token_classes(tokenizer, data.windows),
+            clusters=np.arange(data.n_rows) // _BLOCK,
+            seed=seed,
+        )
+
+
+def _temperatures(scaler: TemperatureScaler) -> list[dict[str, Any]]:
+    """The fitted temperatures as rows of a table."""
+    ended = {"converged": scaler.converged_, "passes": scaler.n_iter_}
+    if scaler.per in ("class", "group"):
+        names = scaler.classes_ if scaler.per == "class" else scaler.groups_
+        return [
+            {scaler.per: str(name), "temperature": float(t), "se_of_log_T": float(se), **ended}
+            for name, t, se in zip(names, scaler.temperature_, scaler.standard_error_)
+        ]
+    row = {"temperature": scaler.temperature_, "se_of_log_T": scaler.standard_error_, **ended}
+    if scaler.per == "input":
+        terms = ("entropy", "log peak")
+        for name, c, mean, sd in zip(
+            terms, scaler.coef_[1:], scaler.feature_mean_, scaler.feature_sd_
+        ):
+            row |= {f"log T per sd of {name}": float(c), f"mean {name}": float(mean)}
+            row[f"sd of {name}"] = float(sd)
+    return [row]
+
+
+def _finish_at(record: Any, path: Path, as_json: bool) -> None:
+    """Write the report to `path` and the record beside it; print what was found."""
+    from tempering.reports import print_record, save_html
+
+    saved = record.save(path.with_suffix(".json"))
+    page = save_html(record, path)
+    if as_json:
+        print(record.to_json())
+    else:
+        print_record(record)
+    common.note(f"record: {saved}")
+    common.note(f"report: {page}")

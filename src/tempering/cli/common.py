@@ -1,0 +1,235 @@
+"""What the commands share: options, the model, profiles from options, and where results go."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tempering.errors import InputError
+
+if TYPE_CHECKING:
+    from tempering.attention.profile import Profile
+    from tempering.reports.record import Record
+
+Model = Annotated[
+    str, typer.Option("--model", help="A name of `tempering models`, a directory, or a hub id.")
+]
+Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cuda; the CPU by default.")]
+Dtype = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
+Out = Annotated[Path, typer.Option(help="Directory for the record and the report.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
+Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
+Amplitude = Annotated[
+    float | None,
+    typer.Option(help="Map the pattern onto temperatures from 1/A to A (1 or more)."),
+]
+Reading = Annotated[
+    str,
+    typer.Option(
+        "--read-as",
+        help="What pattern values are: temperature (relative to the model's own), support (keys "
+        "alive), or relative-support (ratios of the model's own support).",
+    ),
+]
+Layers = Annotated[str | None, typer.Option(help="Only these layers, e.g. 0-5,12.")]
+Heads = Annotated[str | None, typer.Option(help="Only these heads, e.g. 0,3-5.")]
+Chunk = Annotated[int, typer.Option(help="Tokens in a chunk of text.")]
+Limit = Annotated[int | None, typer.Option("--chunks", help="Chunks at most, spread evenly.")]
+TextFile = Annotated[
+    Path | None, typer.Option("--text", help="UTF-8 text file; a text of the package by default.")
+]
+
+RUNS = Path("runs")
+
+
+def note(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
+    """Model and tokenizer by name."""
+    import torch
+
+    from tempering.engines.hub import load_model
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
+    return load_model(name, device=device, dtype=kinds[dtype])
+
+
+def text_of(path: Path | None) -> tuple[str, str]:
+    """A text and its name; the package's own without a path."""
+    if path is None:
+        from tempering.data import sample_text
+
+        return sample_text("demo"), "demo (a text of the package)"
+    from tempering.files import read_text
+
+    return read_text(path), path.name
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """Parse "0-5,12" into a list of integers."""
+    if text is None:
+        return None
+    chosen: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise InputError(f"{option} takes numbers and ranges, e.g. 0-5,12; not '{text}'")
+        chosen += range(int(low), int(high or low) + 1)
+    return chosen
+
+
+def pattern_profile(
+    model: Any,
+    tokenizer: Any,
+    pattern: str,
+    *,
+    amplitude: float | None = None,
+    reading: str = "temperature",
+    layers: str | None = None,
+    heads: str | None = None,
+    text: str | None = None,
+    chunk: int = 256,
+) -> Profile:
+    """A profile from the options of a command; text is the sample for patterns of support."""
+    from tempering.attention.profile import Profile
+    from tempering.schedules import schedule
+
+    plan = schedule(pattern)
+    if reading == "temperature":
+        if amplitude is not None:
+            plan = plan.amplitude(amplitude)
+        profile = Profile.from_schedule(
+            plan, model, layers=numbers(layers, "--layers"), heads=numbers(heads, "--heads")
+        )
+        hottest = float(profile.temperature.nan_to_num(1.0).max())
+        coldest = float(profile.temperature.nan_to_num(1.0).min())
+        if amplitude is None and max(hottest, 1 / coldest) > 2:
+            note(
+                f"note: {pattern} is read as written, T from {coldest:g} to {hottest:g} times the "
+                "model's own; --amplitude 1.3 maps it onto 1/1.3 to 1.3"
+            )
+        return profile
+    if reading not in ("support", "relative-support"):
+        raise InputError(
+            f"--read-as is temperature, support or relative-support, not '{reading}'"
+        )
+    if layers is not None or heads is not None:
+        raise InputError("--layers and --heads go with --read-as temperature")
+    from tempering.attention.targets import profile_for_support
+    from tempering.chunks import token_chunks
+    from tempering.data import sample_text
+
+    sample = token_chunks(tokenizer, text or sample_text("demo"), chunk, 4)
+    return profile_for_support(
+        model,
+        sample,
+        plan,
+        reading="absolute" if reading == "support" else "relative",
+        amplitude=1.0 if amplitude is None else amplitude,
+    ).profile
+
+
+def chosen_profile(
+    model: Any, tokenizer: Any, pattern: str | None, profile: str | None, **options: Any
+) -> Profile:
+    """From --pattern or --profile, exactly one of which is given."""
+    from tempering.attention.profile import Profile
+
+    if (pattern is None) == (profile is None):
+        raise InputError("give --pattern or --profile, one of the two")
+    if pattern is not None:
+        return pattern_profile(model, tokenizer, pattern, **options)
+    if any(options.get(name) is not None for name in ("amplitude", "layers", "heads")):
+        raise InputError("--amplitude, --layers and --heads go with --pattern, not --profile")
+    return Profile.load(profile or "")
+
+
+def model_section(model: Any, name: str) -> dict[str, Any]:
+    """The model's part of a record."""
+    from tempering.attention.layout import layout
+    from tempering.attention.profile import describe_model
+
+    plan = layout(model)
+    return {
+        **describe_model(model),
+        "name": Path(name).name,
+        "layers": len(plan.layers),
+        "heads": max(plan.heads),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": str(model.config._attn_implementation),
+    }
+
+
+def check_out(out: Path) -> None:
+    """OutputError now rather than after the work, when results could not be written."""
+    from tempering.files import write_atomic
+
+    write_atomic(out / ".writable", "").unlink()
+
+
+def finish(record: Record, out: Path, as_json: bool) -> None:
+    """Save record and report, print the tables (or the JSON), and say where things are."""
+    from tempering.reports import print_record, save_html
+
+    stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
+    path = _free(out, stem)
+    record.save(path)
+    page = save_html(record, path.with_suffix(".html"))
+    if as_json:
+        print(record.to_json())
+    else:
+        print_record(record)
+    note(f"record: {path}")
+    note(f"report: {page}")
+
+
+def _free(out: Path, stem: str) -> Path:
+    path, count = out / f"{stem}.json", 1
+    while path.exists():
+        count += 1
+        path = out / f"{stem}-{count}.json"
+    return path
+
+
+@contextlib.contextmanager
+def counted(what: str, unit: str = "chunks") -> Iterator[Any]:
+    """A callback (done, total) that shows progress on stderr."""
+    from tempering.reports import progress
+
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def report(done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = stack.enter_context(progress(what, total, unit=unit))
+            bars[what].advance(done - bars[what].done)
+
+        yield report
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[Any]:
+    """A callback (stage, done, total) that shows one bar a stage on stderr."""
+    from tempering.reports import progress
+
+    with contextlib.ExitStack() as stack:
+        current: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if current.get("stage") != stage:
+                stack.close()
+                current.update(stage=stage, bar=stack.enter_context(progress(stage, total)))
+            bar = current["bar"]
+            bar.advance(done - bar.done)
+
+        yield report

@@ -1,0 +1,172 @@
+"""tempering compare: what patterns cost and buy, beside the untempered model and controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tempering.cli import common
+
+EPILOG = """Examples:
+
+  tempering compare --text notes.txt --pattern 'throb(12,3,1,12)|amplitude(1.2)' --controls
+
+  tempering compare --text notes.txt --pattern 'throb(12,3,1,12)' --budget 0.01
+
+  tempering compare --pattern 'linear(1.1,0.9)' --profile tuned.json --samples 8
+"""
+
+
+def compare(
+    text: common.TextFile = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="Schedule over depth; repeat for several.")
+    ] = None,
+    profile: Annotated[list[Path] | None, typer.Option(help="Profile file; repeatable.")] = None,
+    amplitude: common.Amplitude = None,
+    reading: common.Reading = "temperature",
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also uniform, reversed, upside down and shuffled; with --samples plain "
+            "sampling temperatures.",
+        ),
+    ] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="Find the largest amplitude within so many nats/token.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples a prompt for diversity.", min=0)] = 0,
+    prompts: Annotated[int, typer.Option(help="Prompts, cut from the text.", min=2)] = 4,
+    tokens: Annotated[int, typer.Option(help="New tokens a sample.", min=1)] = 32,
+    model: common.Model = "smollm2",
+    chunk: common.Chunk = 512,
+    limit: common.Limit = None,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    dtype: common.Dtype = "float32",
+    out: common.Out = common.RUNS,
+    as_json: common.Json = False,
+) -> None:
+    """Measure cost in nats per token with its interval, and with --samples diversity.
+
+    Ctrl-C keeps what was finished; the same command goes on from there.
+    """
+    from tempering.errors import InputError
+    from tempering.evaluation.compare import compare as run
+    from tempering.evaluation.journal import Journal
+
+    if not pattern and not profile:
+        raise InputError("name at least one --pattern or --profile")
+    if budget is not None and (amplitude is not None or reading != "temperature"):
+        raise InputError("--budget finds the amplitude itself; leave --amplitude and --read-as out")
+    common.check_out(out)
+    words, name = common.text_of(text)
+    network, tokenizer = common.open_model(model, device, dtype)
+    settings: dict[str, Any] = {
+        "text": name,
+        "patterns": list(pattern or ()),
+        "profiles": [path.name for path in profile or ()],
+        "amplitude": amplitude,
+        "read as": reading,
+        "controls": controls,
+        "budget": budget,
+        "samples": samples,
+        "prompts": prompts,
+        "tokens": tokens,
+        "chunk": chunk,
+        "chunks": limit,
+    }
+    section = common.model_section(network, model)
+    chosen = _patterns(network, tokenizer, words, pattern, profile, amplitude, reading, chunk)
+    key = {**settings, "seed": seed, "dtype": dtype, "words": words,
+           "fingerprint": section["fingerprint"],
+           "profile rows": [item[1].to_json() for item in chosen if isinstance(item, tuple)]}
+    journal = Journal(out, "compare", key)
+    if journal.entries:
+        common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
+    with common.staged() as report:
+        comparison = run(
+            network,
+            tokenizer,
+            words,
+            chosen,
+            chunk=chunk,
+            limit=limit,
+            with_controls=controls,
+            budget=budget,
+            samples=samples,
+            prompts=prompts,
+            new_tokens=tokens,
+            seed=seed,
+            journal=journal,
+            progress=report,
+        )
+    record = _record(comparison, settings, section, seed, device)
+    common.finish(record, out, as_json)
+    if not comparison.complete:
+        common.note("interrupted; the numbers rest on what was finished. Run it again to go on")
+        raise typer.Exit(130)
+    journal.finish()
+
+
+def _patterns(
+    network: Any,
+    tokenizer: Any,
+    words: str,
+    patterns: list[str] | None,
+    files: list[Path] | None,
+    amplitude: float | None,
+    reading: str,
+    chunk: int,
+) -> list[Any]:
+    """Schedules as they are; supports and files as labelled profiles."""
+    from tempering.attention.profile import Profile
+    from tempering.schedules import schedule
+
+    chosen: list[Any] = []
+    for text in patterns or ():
+        if reading == "temperature":
+            plan = schedule(text)
+            chosen.append(plan if amplitude is None else plan.amplitude(amplitude))
+            continue
+        own = common.pattern_profile(
+            network,
+            tokenizer,
+            text,
+            amplitude=amplitude,
+            reading=reading,
+            text=words,
+            chunk=chunk,
+        )
+        chosen.append((own.pattern or text, own))
+    chosen += [(path.stem, Profile.load(path)) for path in files or ()]
+    return chosen
+
+
+def _record(
+    comparison: Any, settings: dict[str, Any], model: dict[str, Any], seed: int, device: str | None
+) -> Any:
+    from tempering.cli import sections
+    from tempering.reports import Record
+
+    profiles = {v.label: v.profile for v in comparison.variants if v.profile is not None}
+    results: dict[str, Any] = {
+        "pattern": sections.pattern_section(profiles),
+        "cost": sections.cost_section(comparison),
+    }
+    if comparison.benefits:
+        results["benefit"] = sections.benefit_section(comparison)
+        results["frontier"] = sections.frontier_section(comparison)
+    if comparison.budgets:
+        results["budget"] = sections.budget_section(comparison)
+    return Record.new(
+        "compare",
+        settings={**settings, "complete": comparison.complete, "chunks": comparison.chunks},
+        results=results,
+        model=model,
+        seed=seed,
+        device=device or "cpu",
+    )

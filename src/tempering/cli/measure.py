@@ -1,0 +1,99 @@
+"""tempering measure: support, entropy, peak and sink share of every head on a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tempering.cli import common
+
+EPILOG = """Examples:
+
+  tempering measure --text notes.txt --chunks 4
+
+  tempering measure --text notes.txt --pattern 'throb(12,3,1,12)' --amplitude 1.3 --heatmap s.png
+
+  tempering measure --text notes.txt --table heads.parquet
+"""
+
+
+def measure(
+    text: common.TextFile = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Measure under this pattern as well.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile file, instead.")] = None,
+    amplitude: common.Amplitude = None,
+    reading: common.Reading = "temperature",
+    layers: common.Layers = None,
+    heads: common.Heads = None,
+    model: common.Model = "smollm2",
+    chunk: common.Chunk = 512,
+    limit: common.Limit = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write every number as Parquet or CSV.")
+    ] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="Draw support per layer and head as PNG or SVG.")
+    ] = None,
+    device: common.Device = None,
+    dtype: common.Dtype = "float32",
+    out: common.Out = common.RUNS,
+    as_json: common.Json = False,
+) -> None:
+    """Measure how many keys stay alive in every layer and head, on real text."""
+    from tempering.attention import measure_tokens
+    from tempering.chunks import token_chunks
+    from tempering.cli.sections import UNTEMPERED, pattern_section, support_section
+    from tempering.reports import Record, figure_support_heatmap, save_figure, write_table
+
+    common.check_out(out)
+    words, name = common.text_of(text)
+    network, tokenizer = common.open_model(model, device, dtype)
+    chunks = token_chunks(tokenizer, words, chunk, limit)
+    results = {}
+    after = {}
+    with common.counted("measure") as report:
+        before = measure_tokens(network, chunks, progress=report)
+    if pattern is not None or profile is not None:
+        chosen = common.chosen_profile(
+            network,
+            tokenizer,
+            pattern,
+            profile,
+            amplitude=amplitude,
+            reading=reading,
+            layers=layers,
+            heads=heads,
+            text=words,
+            chunk=chunk,
+        )
+        label = chosen.pattern or Path(profile or "profile").stem
+        with common.counted(label) as report:
+            after[label] = measure_tokens(
+                network, chunks, profile=chosen, progress=report
+            )
+        results["pattern"] = pattern_section({label: chosen})
+    results["support"] = support_section(before, after)
+    record = Record.new(
+        "measure",
+        settings={
+            "text": name,
+            "chunk": chunk,
+            "chunks": len(chunks),
+            "tokens": chunks.numel(),
+            "baseline": UNTEMPERED,
+        },
+        results=results,
+        model=common.model_section(network, model),
+        device=device or "cpu",
+    )
+    if table is not None:
+        write_table(record, table)
+        common.note(f"table: {table}")
+    if heatmap is not None:
+        save_figure(figure_support_heatmap(record), heatmap)
+        common.note(f"heatmap: {heatmap}")
+    common.finish(record, out, as_json)

@@ -1,0 +1,132 @@
+"""Results as the sections of a record (see `tempering.reports.sections`)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tempering.attention.measure import Measurement
+    from tempering.attention.profile import Profile
+    from tempering.evaluation.compare import Comparison
+
+UNTEMPERED = "untempered"
+
+
+def pattern_section(profiles: dict[str, Profile]) -> list[dict[str, Any]]:
+    """Temperatures over depth, the untempered model first."""
+    first = next(iter(profiles.values()))
+    ones = [[1.0] * len(row) for row in first.rows]
+    section: list[dict[str, Any]] = [
+        {"label": UNTEMPERED, "text": "constant(1)", "temperature": ones, "baseline": True}
+    ]
+    for label, profile in profiles.items():
+        rows = [row.tolist() for row in profile.rows]
+        section.append({"label": label, "text": profile.pattern or "", "temperature": rows})
+    return section
+
+
+def support_section(before: Measurement, after: dict[str, Measurement]) -> dict[str, Any]:
+    """Support before and after, with entropy, peak and sink share beside it."""
+    quantities = {
+        name: {
+            "before": _matrix(getattr(before, name)),
+            "after": {label: _matrix(getattr(item, name)) for label, item in after.items()},
+            "unit": unit,
+        }
+        for name, unit in (
+            ("entropy", "nats"),
+            ("support_without_sink", "keys"),
+            ("peak", "share"),
+            ("sink_share", "share"),
+            ("heat_capacity", "nats"),
+        )
+    }
+    return {
+        "layers": [layer.name for layer in before.layers],
+        "before": _matrix(before.support),
+        "after": {label: _matrix(item.support) for label, item in after.items()},
+        "quantities": quantities,
+    }
+
+
+def _matrix(table: Any) -> list[list[float | None]]:
+    return [[None if math.isnan(x) else x for x in row] for row in table.tolist()]
+
+
+def cost_section(comparison: Comparison) -> list[dict[str, Any]]:
+    """Rows of cost with their intervals."""
+    return [
+        {
+            "label": item.label,
+            "cost": item.cost.value,
+            "se": _number(item.cost.se),
+            "low": _number(item.cost.low),
+            "high": _number(item.cost.high),
+            "n": item.cost.n,
+            "kl": item.kl.value,
+            "kl_se": _number(item.kl.se),
+            "unit": "nats/token",
+            "level": 0.95,
+        }
+        for item in comparison.costs
+    ]
+
+
+def benefit_section(comparison: Comparison) -> list[dict[str, Any]]:
+    """Rows of diversity with their intervals."""
+    return [
+        {
+            "label": item.label,
+            "metric": item.metric,
+            "value": item.estimate.value,
+            "low": _number(item.estimate.low),
+            "high": _number(item.estimate.high),
+            "n": item.estimate.n,
+            "k": item.k,
+            "level": 0.95,
+        }
+        for item in comparison.benefits
+    ]
+
+
+def frontier_section(comparison: Comparison, metric: str = "spread") -> list[dict[str, Any]]:
+    """Diversity against cost, for every variant that has both."""
+    points = []
+    for item in comparison.benefits:
+        if item.metric != metric:
+            continue
+        variant = next((v for v in comparison.variants if v.label == item.label), None)
+        cost = comparison.cost(item.label).cost if variant else None
+        points.append(
+            {
+                "label": item.label,
+                "family": variant.family if variant else "sampling temperature",
+                "cost": cost.value if cost else 0.0,
+                "cost_se": _number(cost.se) if cost else 0.0,
+                "benefit": item.estimate.value,
+                "benefit_low": _number(item.estimate.low),
+                "benefit_high": _number(item.estimate.high),
+                "metric": metric,
+            }
+        )
+    return points
+
+
+def budget_section(comparison: Comparison) -> list[dict[str, Any]]:
+    """The largest amplitude within the budget, for every pattern."""
+    return [
+        {
+            "pattern": pattern,
+            "budget": budget.nats_per_token,
+            "amplitude": budget.amplitude,
+            "cost": budget.cost.value if budget.cost else None,
+            "se": _number(budget.cost.se) if budget.cost else None,
+            "bounded": budget.bounded,
+        }
+        for pattern, budget in comparison.budgets.items()
+    ]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

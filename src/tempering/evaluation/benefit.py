@@ -1,0 +1,185 @@
+"""What tempering buys: how far apart k samples of one prompt lie.
+
+    distinct-n = distinct n-grams / n-grams, over the k samples of a prompt    (Li et al. 2016)
+    spread     = mean over pairs of samples of 1 - cosine(embeddings)
+    nll        = mean -log p of the sampled tokens under the untempered model   nats per token
+
+The embedding of a sample is the mean over its tokens of the untempered model's last hidden
+states. nll is what diversity is bought with: compare variants at equal nll.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tempering.attention.control import tempered
+from tempering.errors import InputError
+from tempering.evaluation.cost import Variant, losses_and_divergence
+from tempering.evaluation.journal import Journal
+from tempering.evaluation.paired import Estimate, bootstrap_mean
+
+METRICS = ("distinct-1", "distinct-2", "spread", "nll")
+
+
+@dataclass(frozen=True)
+class Benefit:
+    """One measure of diversity of a variant's samples; interval over prompts."""
+
+    label: str
+    metric: str
+    estimate: Estimate
+    k: int
+    tokens: int
+    seed: int
+
+
+def distinct(samples: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over all n-grams of the samples, 0..1."""
+    grams = [
+        tuple(sample[i : i + n]) for sample in samples for i in range(max(0, len(sample) - n + 1))
+    ]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def spread(embeddings: Float[Tensor, "samples width"]) -> float:
+    """Mean of 1 - cosine over pairs of samples, 0..2."""
+    k = len(embeddings)
+    if k < 2:
+        raise InputError("spread needs at least 2 samples")
+    unit = torch.nn.functional.normalize(embeddings.double(), dim=-1)
+    cosine = unit @ unit.T
+    return float(1 - (cosine.sum() - cosine.trace()) / (k * (k - 1)))
+
+
+def sample(
+    model: Any,
+    prompt: Int[Tensor, "length"],
+    variant: Variant,
+    *,
+    k: int,
+    tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """k continuations by plain sampling; the end token ends one and is left out."""
+    device = model.get_input_embeddings().weight.device
+    context = (
+        contextlib.nullcontext() if variant.profile is None else tempered(model, variant.profile)
+    )
+    devices = [device.index] if device.type == "cuda" else []
+    ids = prompt[None].to(device)
+    with context, torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=variant.temperature,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=k,
+            max_new_tokens=tokens,
+            pad_token_id=_pad(model),
+        )
+    ends = _ends(model)
+    results = []
+    for row in out[:, len(prompt) :].tolist():
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        results.append(row[:stop])
+    return results
+
+
+def measure_benefits(
+    model: Any,
+    prompts: Int[Tensor, "prompts length"],
+    variants: Sequence[Variant],
+    *,
+    k: int = 8,
+    tokens: int = 32,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Benefit]:
+    """Diversity of k samples a prompt under each variant, the same seeds for all.
+
+    Intervals are a bootstrap over prompts. Ctrl-C keeps prompts that are finished for every
+    variant.
+    """
+    if k < 2:
+        raise InputError(f"diversity needs at least 2 samples a prompt, not {k}")
+    rows: list[dict[str, list[float]]] = []
+    try:
+        for index, prompt in enumerate(prompts):
+            row = {}
+            for variant in variants:
+                name = f"samples:{index}:{variant.label}"
+                if journal is not None and name in journal:
+                    row[variant.label] = journal[name]
+                    continue
+                samples = sample(model, prompt, variant, k=k, tokens=tokens, seed=seed + index)
+                row[variant.label] = _metrics(model, prompt, samples)
+                if journal is not None:
+                    journal.put(name, row[variant.label])
+            rows.append(row)
+            if progress is not None:
+                progress(index + 1, len(prompts))
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    finally:
+        if journal is not None:
+            journal.close()
+    return [
+        Benefit(
+            label=variant.label,
+            metric=metric,
+            estimate=bootstrap_mean(
+                torch.tensor([row[variant.label][i] for row in rows], dtype=torch.float64),
+                seed=seed,
+            ),
+            k=k,
+            tokens=tokens,
+            seed=seed,
+        )
+        for variant in variants
+        for i, metric in enumerate(METRICS)
+    ]
+
+
+def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float]:
+    embeddings, losses, count = [], 0.0, 0
+    device = model.get_input_embeddings().weight.device
+    for tokens in samples:
+        ids = torch.cat([prompt, torch.tensor(tokens, dtype=prompt.dtype)])
+        with torch.no_grad():
+            out = model(input_ids=ids[None].to(device), output_hidden_states=True, use_cache=False)
+        hidden = out.hidden_states[-1][0, len(prompt) :].double()
+        embeddings.append(
+            hidden.mean(0) if len(tokens) else torch.zeros(out.hidden_states[-1].shape[-1]).double()
+        )
+        if tokens:
+            logits = out.logits[0, len(prompt) - 1 : -1]
+            losses += float(losses_and_divergence(logits, None, ids[len(prompt) :])[0].sum())
+            count += len(tokens)
+    return [
+        distinct(samples, 1),
+        distinct(samples, 2),
+        spread(torch.stack([item.cpu() for item in embeddings])),
+        losses / max(count, 1),
+    ]
+
+
+def _ends(model: Any) -> set[int]:
+    end = model.generation_config.eos_token_id
+    return set(end) if isinstance(end, list) else {end}
+
+
+def _pad(model: Any) -> int:
+    pad = model.generation_config.pad_token_id
+    return pad if pad is not None else min(_ends(model) - {None} or {0})

@@ -1,0 +1,172 @@
+"""Patterns beside the untempered model: cost, distance, diversity, controls and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tempering.attention.layout import layout
+from tempering.attention.profile import Profile
+from tempering.chunks import token_chunks
+from tempering.errors import InputError
+from tempering.evaluation.benefit import Benefit, measure_benefits
+from tempering.evaluation.budget import Budget, largest_amplitude
+from tempering.evaluation.cost import Cost, Variant, measure_costs
+from tempering.evaluation.journal import Journal
+from tempering.schedules import Schedule, as_schedule, controls
+
+UNTEMPERED = "untempered"
+SAMPLING_CONTROLS = (0.8, 0.9, 1.1, 1.2)
+SHUFFLES = (0, 1, 2)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found. Costs and benefits are in the order of `variants`.
+
+    complete: False after Ctrl-C; then the numbers rest on the chunks that were finished.
+    """
+
+    variants: tuple[Variant, ...]
+    costs: tuple[Cost, ...]
+    benefits: tuple[Benefit, ...] = ()
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    chunks: int = 0
+    chunk_length: int = 0
+    seed: int = 0
+    complete: bool = True
+
+    def cost(self, label: str) -> Cost:
+        """The cost of one variant by its label."""
+        return next(item for item in self.costs if item.label == label)
+
+
+def compare(
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    patterns: Sequence[str | Schedule | tuple[str, Profile]],
+    *,
+    chunk: int = 512,
+    limit: int | None = None,
+    with_controls: bool = False,
+    budget: float | None = None,
+    samples: int = 0,
+    prompts: int = 4,
+    prompt_tokens: int = 32,
+    new_tokens: int = 32,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure what patterns cost on a text and, with `samples`, what they buy.
+
+    Parameters
+    ----------
+    model, tokenizer: of transformers. text: at least one chunk of tokens.
+    patterns: schedules read as relative temperatures over depth, or (label, Profile).
+    chunk, limit: tokens in a chunk, chunks at most.
+    with_controls: also run each schedule's controls (uniform at its geometric mean, reversed,
+        upside down, shuffled), and with `samples` plain sampling temperatures.
+    budget: nats per token; adds each schedule at the largest amplitude within it.
+    samples, prompts, prompt_tokens, new_tokens: k samples for each of so many prompts cut from
+        the text; 0 samples leaves diversity out.
+    seed: of sampling and bootstrap.
+    journal: keeps finished chunks for a later run. progress: (stage, done, total).
+
+    Raises InputError when there is nothing to compare, DataError when the text is too short.
+    """
+    if not patterns:
+        raise InputError("name at least one pattern or profile to compare")
+    chunks = token_chunks(tokenizer, text, chunk, limit)
+    variants: list[Variant] = []
+    budgets: dict[str, Budget] = {}
+    depth = max(layout(model).depths.values())
+
+    def report(stage: str) -> Callable[[int, int], None] | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(stage, done, total)
+
+    for item in patterns:
+        if isinstance(item, tuple):
+            variants.append(Variant(item[0], item[1], text=item[1].pattern or ""))
+            continue
+        pattern = as_schedule(item)
+        variants.append(_variant(model, str(pattern), pattern))
+        if with_controls:
+            variants += [
+                _variant(model, f"{name}: {pattern}", control, "control")
+                for name, control in controls(pattern, depth, SHUFFLES).items()
+            ]
+        if budget is not None:
+            found = _within(model, chunks, pattern, budget, journal, report)
+            budgets[str(pattern)] = found
+            if found.cost is not None:
+                fitted = pattern.amplitude(found.amplitude)
+                variants.append(_variant(model, f"within {budget:g} nats: {fitted}", fitted))
+    if with_controls and samples:
+        variants += [
+            Variant(f"sampling temperature {t:g}", None, t, "sampling temperature")
+            for t in SAMPLING_CONTROLS
+        ]
+    costs, complete = measure_costs(
+        model, chunks, variants, journal=journal, progress=report("cost")
+    )
+    benefits: list[Benefit] = []
+    if samples and complete:
+        rows = torch.linspace(0, len(chunks) - 1, min(prompts, len(chunks))).round().long()
+        benefits = measure_benefits(
+            model,
+            chunks[rows, :prompt_tokens],
+            [Variant(UNTEMPERED), *variants],
+            k=samples,
+            tokens=new_tokens,
+            seed=seed,
+            journal=journal,
+            progress=report("samples"),
+        )
+    return Comparison(
+        tuple(variants),
+        tuple(costs),
+        tuple(benefits),
+        budgets,
+        len(chunks),
+        chunks.shape[1],
+        seed,
+        complete,
+    )
+
+
+def _variant(
+    model: nn.Module, label: str, pattern: Schedule, family: str = "attention pattern"
+) -> Variant:
+    return Variant(label, Profile.from_schedule(pattern, model), 1.0, family, str(pattern))
+
+
+def _within(
+    model: nn.Module,
+    chunks: torch.Tensor,
+    pattern: Schedule,
+    budget: float,
+    journal: Journal | None,
+    report: Callable[[str], Callable[[int, int], None] | None],
+) -> Budget:
+    def cost_of(amplitude: float) -> Any:
+        variant = _variant(model, f"{pattern}|amplitude({amplitude:.6g})",
+                           pattern.amplitude(amplitude))
+        stage = f"amplitude {amplitude:.3f}"
+        costs, complete = measure_costs(
+            model, chunks, [variant], journal=journal, progress=report(stage)
+        )
+        if not complete:
+            raise KeyboardInterrupt
+        return costs[0].cost
+
+    return largest_amplitude(cost_of, budget)

@@ -1,0 +1,180 @@
+"""What tempering costs: the rise of negative log-likelihood on text, and the distance moved.
+
+    cost = mean over predicted tokens of  -log q(token) + log p(token)      nats per token
+    KL   = mean over positions of  sum_v p(v) (log p(v) - log q(v))         nats per token
+
+p is the untempered model's next-token distribution, q the tempered one's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tempering.attention.control import tempered
+from tempering.attention.profile import Profile
+from tempering.errors import InputError
+from tempering.evaluation.journal import Journal
+from tempering.evaluation.paired import Estimate, mean_estimate, paired_difference
+
+# Positions whose distributions over the vocabulary are held at once.
+_POSITIONS = 256
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the model: an attention profile, and a divisor of its output logits.
+
+    temperature: of the next-token distribution (sampling temperature), 1 for none.
+    """
+
+    label: str
+    profile: Profile | None = None
+    temperature: float = 1.0
+    family: str = "attention pattern"
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(
+                f"{self.label}: the cost of a sampling temperature of {self.temperature} is not "
+                "finite; give one above 0"
+            )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one variant, in nats per token, paired over chunks of text."""
+
+    label: str
+    cost: Estimate
+    kl: Estimate
+    nll: float
+    untempered_nll: float
+    tokens: int
+
+
+def next_token_logits(
+    model: Any, ids: Int[Tensor, "length"], profile: Profile | None
+) -> Float[Tensor, "positions vocabulary"]:
+    """Logits at all positions but the last, each predicting the next token."""
+    device = model.get_input_embeddings().weight.device
+    context = contextlib.nullcontext() if profile is None else tempered(model, profile)
+    with context, torch.no_grad():
+        logits = model(input_ids=ids[None].to(device), use_cache=False).logits
+    return logits[0, :-1]
+
+
+def losses_and_divergence(
+    logits: Float[Tensor, "positions vocabulary"],
+    reference: Float[Tensor, "positions vocabulary"] | None,
+    targets: Int[Tensor, "positions"],
+    temperature: float = 1.0,
+) -> tuple[Float[Tensor, "positions"], Float[Tensor, "positions"]]:
+    """-log q(target) and KL(p || q) at each position; the KL is 0 without a reference."""
+    nll, kl = [], []
+    for start in range(0, len(logits), _POSITIONS):
+        part = slice(start, start + _POSITIONS)
+        q = torch.log_softmax(logits[part].float() / temperature, dim=-1)
+        target = targets[part].to(q.device)
+        nll.append(-q.gather(1, target[:, None])[:, 0])
+        if reference is None:
+            kl.append(torch.zeros_like(nll[-1]))
+            continue
+        p = torch.log_softmax(reference[part].float(), dim=-1)
+        kl.append(torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1))
+    return torch.cat(nll), torch.cat(kl)
+
+
+def measure_costs(
+    model: nn.Module,
+    chunks: Int[Tensor, "chunks length"],
+    variants: Sequence[Variant],
+    *,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Cost], bool]:
+    """The cost of each variant against the untempered model, chunk by chunk.
+
+    Every chunk is run once untempered and once under each variant, so what is finished is
+    paired at any moment. Ctrl-C returns what is finished; the second value says whether that is
+    everything. With a journal, finished chunks are kept and not computed again.
+
+    Returns costs in the order of `variants`. Raises InputError for two variants of one label.
+    """
+    labels = [variant.label for variant in variants]
+    if len(set(labels)) != len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise InputError(f"two variants are called '{twice}'; give each its own label")
+    rows: list[dict[str, list[float]]] = []
+    training = model.training
+    model.eval()
+    try:
+        for index, ids in enumerate(chunks):
+            rows.append(_chunk(model, ids, variants, journal, index))
+            if progress is not None:
+                progress(index + 1, len(chunks))
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    finally:
+        model.train(training)
+        if journal is not None:
+            journal.close()
+    return _summary(rows, variants, chunks.shape[1] - 1), len(rows) == len(chunks)
+
+
+def _chunk(
+    model: nn.Module,
+    ids: Tensor,
+    variants: Sequence[Variant],
+    journal: Journal | None,
+    index: int,
+) -> dict[str, list[float]]:
+    """{label: [mean nll, mean KL]} of one chunk; "" is the untempered model."""
+    row: dict[str, list[float]] = {}
+    reference: Tensor | None = None
+    for variant in (None, *variants):
+        label = "" if variant is None else variant.label
+        name = f"{index}:{label}"
+        if journal is not None and name in journal:
+            row[label] = journal[name]
+            continue
+        if reference is None:
+            reference = next_token_logits(model, ids, None)
+        if variant is None:
+            nll, kl = losses_and_divergence(reference, None, ids[1:])
+        else:
+            same = variant.profile is None
+            logits = reference if same else next_token_logits(model, ids, variant.profile)
+            nll, kl = losses_and_divergence(logits, reference, ids[1:], variant.temperature)
+        row[label] = [float(nll.double().mean()), float(kl.double().mean())]
+        if journal is not None:
+            journal.put(name, row[label])
+    return row
+
+
+def _summary(
+    rows: Sequence[Mapping[str, list[float]]], variants: Sequence[Variant], positions: int
+) -> list[Cost]:
+    base = [row[""][0] for row in rows]
+    costs = []
+    for variant in variants:
+        nll = [row[variant.label][0] for row in rows]
+        costs.append(
+            Cost(
+                label=variant.label,
+                cost=paired_difference(nll, base),
+                kl=mean_estimate([row[variant.label][1] for row in rows]),
+                nll=sum(nll) / len(nll),
+                untempered_nll=sum(base) / len(base),
+                tokens=positions * len(rows),
+            )
+        )
+    return costs

@@ -1,0 +1,69 @@
+"""Finished pieces of a long run, kept on disk so that a second run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from tempering.errors import OutputError
+
+
+class Journal:
+    """Results by name in a file of JSON lines, one line each, synced as they come.
+
+    The file's name holds a hash of `settings`, so a run with other settings starts anew. A last
+    line cut off by an interruption is dropped.
+    """
+
+    def __init__(self, directory: str | Path, kind: str, settings: dict[str, Any]) -> None:
+        text = json.dumps(settings, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.path = Path(directory) / f"{kind}-{digest}.partial.jsonl"
+        self.entries: dict[str, Any] = {}
+        self._file: TextIO | None = None
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").split("\n")
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                self.entries[entry["name"]] = entry["value"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __getitem__(self, name: str) -> Any:
+        return self.entries[name]
+
+    def put(self, name: str, value: Any) -> None:
+        """Keep one result; OutputError when it can't be written."""
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+                if self._file.tell():
+                    self._file.write("\n")  # closes a line that was cut off
+            self._file.write(json.dumps({"name": name, "value": value}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"can't write {self.path}: {error.strerror}; results so far are kept there. "
+                "Free some space or name another place, and run the same command again"
+            ) from error
+        self.entries[name] = value
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def finish(self) -> None:
+        """The run is complete: remove the file."""
+        self.close()
+        self.path.unlink(missing_ok=True)
