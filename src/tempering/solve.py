@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tempering.competition import Number, check_rows, compete, per_row, working
 from tempering.errors import SupportError
@@ -53,7 +52,7 @@ def temperature_for(energies: Tensor, support: Number, *, dim: int = -1) -> Tens
     T in the energies' unit, of their shape without `dim`; float32 at least. N is met to 1e-6
     relative in float64 and to 1e-5 in float32. The gradient is that of the implicit function,
     dT/dN = T/(C N) and dT/dd_h = r_h (log(1/r_h) - S)/C; it is 0 at both limits, and where C
-    underflows to 0 (a plateau, on which T is arbitrary). There is no second derivative.
+    underflows to 0 (a plateau, on which T is arbitrary). It can be differentiated again.
 
     Raises
     ------
@@ -90,23 +89,26 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_backward(rows, target, output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        rows, target, temperature = ctx.saved_tensors
-        size = _block_rows(rows)
-        to_rows = torch.empty_like(rows)
-        to_target = torch.empty_like(target)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            state = compete(rows[part], temperature[part], -1)
-            capacity = state.heat_capacity()
-            flat = (capacity == 0) | ~torch.isfinite(state.temperature)
-            pull = torch.where(flat, 0.0, grad[part].unsqueeze(-1) / capacity)
-            lean = state.reduced - state.mean_reduced()
-            to_rows[part] = pull * state.responsibilities() * lean
-            level = torch.where(flat, 0.0, state.temperature)
-            to_target[part] = (pull * level).squeeze(-1) / target[part]
-        return to_rows, to_target, None
+        # The saved temperature is this function's own output, so differentiating these lines
+        # once more leads back here: second derivatives come for free.
+        rows = ctx.saved_tensors[0]
+        blocks = zip(*(each.split(_block_rows(rows)) for each in (*ctx.saved_tensors, grad)))
+        to_rows, to_target = zip(*(_pull_back(*block) for block in blocks))
+        return torch.cat(to_rows), torch.cat(to_target), None
+
+
+def _pull_back(
+    rows: Tensor, target: Tensor, temperature: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """grad . dT/drows and grad . dT/dtarget by the implicit function theorem on S(d, T)."""
+    state = compete(rows, temperature, -1)
+    capacity = state.heat_capacity()
+    flat = (capacity == 0) | ~torch.isfinite(state.temperature)
+    pull = torch.where(flat, 0.0, grad.unsqueeze(-1)) / torch.where(flat, 1.0, capacity)
+    lean = state.reduced - state.mean_reduced()
+    level = torch.where(flat, 0.0, state.temperature)
+    return pull * state.responsibilities() * lean, (pull * level).squeeze(-1) / target
 
 
 class _Active(NamedTuple):
@@ -272,9 +274,10 @@ def _check_reach(
 
 def _beyond(rows: _Active, target: Tensor, start: int, shape: torch.Size) -> SupportError:
     row = int(rows.number[~rows.done][0])
+    mend = "" if target.dtype == torch.float64 else "float64, or "
     return SupportError(
         f"{_row(start + row, shape)}: support {target[row].item():.10g} needs a temperature that "
-        f"{target.dtype} can't hold; give float64, or energies in another unit"
+        f"{target.dtype} can't hold; give {mend}energies in another unit"
     )
 
 
