@@ -86,6 +86,9 @@ def test_a_heatmap_goes_from_blue_for_few_to_warm_for_many():
 
 
 def test_heatmaps_of_one_record_share_their_scale(sample):
+    labels = list(sample.results["support"]["after"])
+    for draw in (figure_support_change, figure_pattern_heatmap):
+        assert len({draw(sample, label).axes[1].get_xlim() for label in labels}) == 1
     limits = {
         tuple(figure_support_heatmap(sample, label).axes[1].get_xlim())
         for label in (None, *sample.results["support"]["after"])
@@ -147,6 +150,15 @@ SPARSE = {
     "no softmax": {
         "support": {"layers": ["0", "1"], "before": [None, [None]], "after": {"p": [None, None]}}
     },
+    "quantity only": {
+        "support": {
+            "layers": ["0"],
+            "before": [[3.0]],
+            "after": {},
+            "quantities": {"peak": {"before": [[0.5]], "after": {"p": [[0.25]]}}},
+        },
+        "pattern": [{"label": "untempered", "text": "", "temperature": [1.0]}],
+    },
     "ragged": {"support": {"layers": ["0", "1"], "before": [[3.0], [1.0, 2.0, 5.0]], "after": {}}},
     "all alike": {
         "support": {"layers": ["0"], "before": [[1.0, 1.0]], "after": {"p": [[1.0, 1.0]]}}
@@ -180,6 +192,13 @@ def test_sparse_records_can_be_drawn(name):
     for section, draw in FIGURES.values():
         if section in results:
             assert svg(draw(record)).startswith("<?xml")
+
+
+def test_every_measured_quantity_can_be_drawn():
+    record = new(**SPARSE["quantity only"])
+    assert curve(figure_support_by_layer(record, quantity="peak"), 1) == [0.25]
+    colours = cell_colours(figure_support_heatmap(record, "p", quantity="peak"))
+    assert colours == {(0, 0): LIGHT["h0"]}
 
 
 def test_labels_are_text_and_not_mathematics(sample):

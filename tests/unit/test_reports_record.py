@@ -166,6 +166,10 @@ SHAPES = [
         r"2 names in 'layers' for 1 rows",
     ),
     (
+        {"support": {"layers": ["0"], "before": [[1.0]], "after": {"untempered": [[1.0]]}}},
+        r"support\.after: 'untempered' is what 'before' holds",
+    ),
+    (
         {"support": {"layers": [], "before": [], "after": {}}},
         r"before: expected at least one layer",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import geometric_mean
 from typing import Any
 
@@ -40,6 +41,8 @@ from tempering.reports.views import (
     words,
 )
 
+Matrix = list[list[Number] | None]
+
 _UNTEMPERED: dict[str, Any] = {"color": INK, "linestyle": "-", "linewidth": 2.0}
 
 
@@ -62,7 +65,7 @@ def figure_pattern(record: Record) -> Figure:
     ax.axhspan(1 / reach, 1, color=COLD, alpha=0.07, linewidth=0)
     handles = []
     for row in rows:
-        style = _UNTEMPERED if row.get("baseline") else series(place[row["label"]])
+        style = series(place[row["label"]]) if row["label"] in place else _UNTEMPERED
         _one_pattern(ax, row["temperature"], style)
         handles.append(handle(**style))
     log_axis(ax, 1 / reach, reach, _around_one(reach))
@@ -103,14 +106,19 @@ def _edge(ax: Axes, x: int, y: float, marker: str, style: dict[str, Any]) -> Non
 
 
 def figure_pattern_heatmap(record: Record, label: str) -> Figure:
-    """Temperature of every layer and head of one pattern; blue below 1, warm above."""
-    rows = {row["label"]: row for row in section(record, "pattern")}
+    """Temperature of every layer and head of one pattern; blue below 1, warm above.
+
+    All patterns of a record share one colour scale.
+    """
+    rows = {
+        row["label"]: [_cells(layer) for layer in row["temperature"]]
+        for row in section(record, "pattern")
+    }
     if label not in rows:
         raise DataError(f"no pattern is named '{label}'; this record has {', '.join(rows)}")
-    matrix = [_cells(layer) for layer in rows[label]["temperature"]]
-    reach = _reach(matrix)
+    reach = _reach(rows.values())
     return heatmap(
-        matrix, log_bounds(1 / reach, reach), _around_one(reach),
+        rows[label], log_bounds(1 / reach, reach), _around_one(reach),
         heading=label, below="temperature T of every layer and head",
     )  # fmt: skip
 
@@ -122,9 +130,9 @@ def _around_one(reach: float) -> list[float]:
     return [*below, 1.0, *above]
 
 
-def _reach(matrix: list[list[Number]]) -> float:
+def _reach(matrices: Iterable[list[list[Number]]]) -> float:
     """How far from 1 the numbers go, up or down."""
-    low, high = log_range([cell for row in matrix for cell in row])
+    low, high = log_range([cell for matrix in matrices for row in matrix for cell in row])
     return max(high, 1 / low, 1.01)
 
 
@@ -135,7 +143,7 @@ def _measured(record: Record, quantity: str) -> dict[str, Any]:
     return found[quantity]
 
 
-def _matrix(record: Record, quantity: str, label: str) -> list[list[Number] | None]:
+def _matrix(record: Record, quantity: str, label: str) -> Matrix:
     measured = _measured(record, quantity)
     if label not in measured["after"]:
         known = ", ".join(measured["after"]) or "none but the untempered model"
@@ -171,20 +179,27 @@ def figure_support_heatmap(
 
 
 def figure_support_change(record: Record, label: str) -> Figure:
-    """By what factor a pattern made the support of every layer and head grow (warm) or shrink."""
-    before, after = _measured(record, "support")["before"], _matrix(record, "support", label)
-    ratio: list[list[Number]] = [
+    """By what factor a pattern made the support of every layer and head grow (warm) or shrink.
+
+    All patterns of a record share one colour scale.
+    """
+    support = _measured(record, "support")
+    ratio = _ratio(_matrix(record, "support", label), support["before"])
+    reach = _reach(_ratio(after, support["before"]) for after in support["after"].values())
+    return heatmap(
+        ratio, log_bounds(1 / reach, reach), _around_one(reach),
+        heading=label, below="support, as a multiple of the untempered",
+    )  # fmt: skip
+
+
+def _ratio(after: Matrix, before: Matrix) -> list[list[Number]]:
+    return [
         [
             a / b if a is not None and b is not None and b > 0 else None
             for a, b in zip(row_after or (), row_before or ())
         ]
         for row_after, row_before in zip(after, before)
     ]
-    reach = _reach(ratio)
-    return heatmap(
-        ratio, log_bounds(1 / reach, reach), _around_one(reach),
-        heading=label, below="support, as a multiple of the untempered",
-    )  # fmt: skip
 
 
 @styled

@@ -35,6 +35,7 @@ from tempering.reports.views import (
 
 _VARIABLE = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+_TAIL = re.compile(r"(\.\d\d)\d+")  # of a coordinate: less than a hundredth of a pixel
 _LOCAL = re.compile(r"(?:url\(|^)#([\w.-]+)")
 
 
@@ -148,6 +149,8 @@ def _bare(name: str) -> str:
 def _attribute(name: str, value: str, key: str) -> str:
     if name == "id":
         return f"{key}-{value}"
+    if name == "d":
+        value = _TAIL.sub(r"\1", " ".join(value.split()))
     if name == "style":
         value = re.sub(r"font-family:[^;]*;?", "", value)
         value = _COLOUR.sub(lambda m: _VARIABLE.get(m[0], m[0]), value)

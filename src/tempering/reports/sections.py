@@ -75,13 +75,20 @@ def _same_shape(value: Any, like: list[Any], where: str) -> None:
             )
 
 
-_quantity = fields({"before": _matrix, "after": mapped(_matrix)}, {"unit": text})
+def _after(value: Any, where: str) -> None:
+    """One matrix a pattern."""
+    mapped(_matrix)(value, where)
+    if "untempered" in value:
+        raise DataError(f"{where}: 'untempered' is what 'before' holds; give the pattern a name")
+
+
+_quantity = fields({"before": _matrix, "after": _after}, {"unit": text})
 
 
 def _support(value: Any, where: str) -> None:
     """The section `support`, all of one shape."""
     fields(
-        {"layers": listed(text), "before": _matrix, "after": mapped(_matrix)},
+        {"layers": listed(text), "before": _matrix, "after": _after},
         {"quantities": mapped(_quantity)},
     )(value, where)
     before = value["before"]

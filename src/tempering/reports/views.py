@@ -146,7 +146,9 @@ def order(results: dict[str, Any]) -> dict[str, int]:
     The untempered model is not counted.
     """
     labels = [row["label"] for row in results.get("pattern", []) if not row.get("baseline")]
-    labels += results.get("support", {}).get("after", {})
+    support = results.get("support", {})
+    labels += support.get("after", {})
+    labels += [x for quantity in support.get("quantities", {}).values() for x in quantity["after"]]
     for section in ("cost", "benefit", "frontier"):
         labels += [row["label"] for row in results.get(section, [])]
     skip = {BASELINE} | {row["label"] for row in results.get("pattern", []) if row.get("baseline")}
