@@ -12,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import InputError, SupportError, TemperatureError
-from tempering.posterior import entropy
+from tempering.posterior import entropy, temperature_for
 from tempering.schedules import Schedule
 from tempering.schedules.base import number
 from tempering.schedules.patterns import Constant as ConstantPattern
 from tempering.tokens.policy import Clock, Policy
-from tempering.tokens.solve import temperature_of_support
 from tempering.tokens.state import TokenState
 
 
@@ -56,7 +55,16 @@ class Support(Policy):
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float[Tensor, " batch"]:
         target = energies.new_tensor([self.clock.at(state.position) for state in states])
-        return temperature_of_support(energies, target)
+        ties = (energies == 0).sum(-1)
+        unmasked = (energies < math.inf).sum(-1)
+        limit = torch.where(target <= ties, 0.0, math.inf)
+        result = torch.where(ties == unmasked, 1.0, limit).to(energies.dtype)
+        solvable = (target > ties) & (target < unmasked)
+        if bool(solvable.all()):
+            return temperature_for(energies, target)
+        if bool(solvable.any()):
+            result[solvable] = temperature_for(energies[solvable], target[solvable])
+        return result
 
     def __str__(self) -> str:
         if self.length is not None:
