@@ -37,7 +37,9 @@ def test_kernels_by_name():
         else:
             assert type(as_kernel(name)) is kind
     assert as_kernel("Gaussian").m.m == 1.0
-    with pytest.raises(InputError, match=r"no kernel 'gausian'; expected a Kernel or one of: gauss"):
+    with pytest.raises(
+        InputError, match=r"no kernel 'gausian'; expected a Kernel or one of: gauss"
+    ):
         as_kernel("gausian")
     with pytest.raises(InputError, match=r"no kernel ReLU\(\)"):
         as_kernel(nn.ReLU())

@@ -109,10 +109,8 @@ def test_temperature_per_unit_and_as_a_tensor(statistic):
             torch.testing.assert_close(found[:, unit], alone)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    a=st.floats(0.01, 100.0), temperature=st.floats(0.05, 20.0), m=st.floats(0.1, 3.0)
-)
+@settings(max_examples=25, deadline=None)
+@given(a=st.floats(0.01, 100.0), temperature=st.floats(0.05, 20.0), m=st.floats(0.1, 3.0))
 def test_gauge_energies_and_temperature_scale_together(a, temperature, m):
     """d -> a d with T -> a T: sigma^2 -> sigma^2/a for the Gaussian, b -> b/a for the Laplace."""
     z = torch.linspace(-3, 3, 13, dtype=torch.float64)
@@ -127,7 +125,7 @@ def test_gauge_energies_and_temperature_scale_together(a, temperature, m):
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(z=st.floats(-5, 5), cold=st.floats(0.01, 5.0), ratio=st.floats(1.0, 50.0))
 def test_entropy_rises_and_decisions_soften_with_temperature(z, cold, ratio):
     point = torch.tensor(z, dtype=torch.float64)

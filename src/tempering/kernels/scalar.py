@@ -127,7 +127,11 @@ class Huber(NoiseKernel):
         inner = torch.sign(near) * torch.clamp(z, -near.abs(), near.abs())
         both = torch.clamp(z, -far, far) + inner
         apart = torch.clamp(z + m, -delta, delta) - torch.clamp(z - m, -delta, delta)
-        return apart * (z - both / 2) + both * m
+        value = apart * (z - both / 2) + both * m
+        # On the seams the clips may round to different sides, and the slopes that autograd reads
+        # off them would not fit together: the slopes come from the difference, which has none.
+        difference = self._noise(z + m, delta) - self._noise(z - m, delta)
+        return difference + (value - difference).detach()
 
 
 @dataclass(frozen=True, eq=False)

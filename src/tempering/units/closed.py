@@ -87,12 +87,11 @@ def closed_form(
 
 
 def number(value: object) -> float | None:
-    """A plain number, or a tensor that holds one, is at hand and isn't learned; else None."""
+    """The value of a plain number or of a tensor that holds one and isn't learned; else None."""
     if isinstance(value, Tensor):
-        known = value.ndim == 0 and value.device.type == "cpu" and not value.requires_grad
-        if not known or torch.compiler.is_compiling():
-            return None
-        return float(value)
+        # Reading it from a GPU waits for the GPU, but so does every check of the general path.
+        known = value.ndim == 0 and not value.requires_grad
+        return float(value) if known and not torch.compiler.is_compiling() else None
     return float(value) if isinstance(value, (float, int)) else None
 
 
@@ -131,7 +130,7 @@ def _between(kernel: Gaussian, hypotheses: Centred, level: float) -> Between | S
     centres = torch.as_tensor(hypotheses.centres)
     bias = _bias(hypotheses)
     sigma = number(kernel.sigma)
-    known = centres.shape == (2,) and centres.device.type == "cpu" and not centres.requires_grad
+    known = centres.shape == (2,) and not centres.requires_grad
     if not known or bias is None or sigma is None or torch.compiler.is_compiling():
         return None
     low, high = centres.tolist()
@@ -150,12 +149,11 @@ def _slope(above: float, below: float | None, level: float) -> float | None:
 
 
 def _bias(hypotheses: Signed | Centred) -> float | None:
-    """log(pi_2/pi_1) of two hypotheses; None where it is learned or elsewhere."""
+    """log(pi_2/pi_1) of two hypotheses; None where it is learned."""
     if hypotheses.prior is None:
         return 0.0
     prior = torch.as_tensor(hypotheses.prior)
-    elsewhere = prior.device.type != "cpu" or torch.compiler.is_compiling()
-    if prior.requires_grad or elsewhere or prior.shape != (2,):
+    if prior.requires_grad or prior.shape != (2,) or torch.compiler.is_compiling():
         return None
     first, second = prior.tolist()
     return math.log(second) - math.log(first)

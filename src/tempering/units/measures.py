@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering import posterior
 from tempering.errors import InputError
 from tempering.kernels import Kernel, as_kernel
 from tempering.units.family import (
@@ -118,7 +117,8 @@ def report(
         raise InputError(f"noise is {noise:g}; expected a positive standard deviation")
     generator = torch.Generator().manual_seed(seed)
     shaken = z + noise * torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-    spread = float(posterior.canonical(kernel.energies(z)).spread.mean())
+    energies = kernel.energies(z).detach()
+    spread = float((energies.mean(-1) - energies.amin(-1)).mean())  # U(T = inf) - U(T = 0)
     curve = tuple(spread * relative for relative in RELATIVE_TEMPERATURES)
     here = _trade_off(kernel, statistic, (float(temperature),), z, shaken)
     slopes = _slopes(kernel, statistic, float(temperature), z)
@@ -141,6 +141,7 @@ def report(
     )
 
 
+@torch.no_grad()
 def _trade_off(
     kernel: Kernel, statistic: str, temperatures: tuple[float, ...], z: Tensor, shaken: Tensor
 ) -> TradeOff:
@@ -177,6 +178,7 @@ def _slopes(kernel: Kernel, statistic: str, temperature: float, z: Tensor) -> Te
     return total.sqrt()
 
 
+@torch.no_grad()
 def information_kept(
     kernel: Kernel | str | nn.Module | type,
     temperature: float | int,

@@ -69,6 +69,7 @@ class PrototypeLayer(Activation):
     ) -> Float[Tensor, "*rows"]:
         """F(z) = -T log sum_k pi_k exp(-d_k/T): the loss whose gradient is that of EM.
 
+        pi sums to 1 where it is given; without a prior it is 1 for each, as in log Z.
         Raises TemperatureError at T = 0 and T = inf.
         """
         energies, level = self._competition(z, u)
