@@ -86,9 +86,7 @@ class Tempering:
             routes.acquire_interface()
         self._active = True
         try:
-            for module, layer, temperature in zip(
-                self._modules, plan.layers, rows, strict=True
-            ):
+            for module, layer, temperature in zip(self._modules, plan.layers, rows, strict=True):
                 _attach(module, layer).set(self, temperature)
         except BaseException:
             self.remove()
@@ -101,7 +99,7 @@ class Tempering:
         self.set_rows(_stack(profiles, self._layout))
 
     def set_rows(self, rows: Iterable[Tensor]) -> None:
-        """Set Float[Tensor, "rows heads"] for each layer; gradients flow to tensors that need them."""
+        """Set Float[Tensor, "rows heads"] for each layer; gradients flow to those that need one."""
         self._require_active()
         for module, row in zip(self._modules, rows, strict=True):
             getattr(module, routes.STATE).set(self, row)

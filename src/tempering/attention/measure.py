@@ -195,9 +195,7 @@ class Observer:
         work = torch.promote_types(logits.dtype, torch.float32)
         floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
         for part in logits.split(512, dim=2):
-            self.sums[layer.name].add(
-                part.to(work).masked_fill(part <= floor, float("-inf"))
-            )
+            self.sums[layer.name].add(part.to(work).masked_fill(part <= floor, float("-inf")))
 
     def see_product(
         self, layer: AttentionLayer, args: Sequence[Any], kwargs: dict[str, Any]

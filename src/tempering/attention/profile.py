@@ -90,17 +90,17 @@ class Profile:
             row = torch.ones(layer.heads, dtype=torch.float64)
             if layer.stack in values and (chosen is None or layer.index in chosen):
                 value = float(values[layer.stack][layer.index])
-                where = slice(None) if chosen_heads is None else [
-                    h for h in chosen_heads if h < layer.heads
-                ]
+                where = (
+                    slice(None)
+                    if chosen_heads is None
+                    else [h for h in chosen_heads if h < layer.heads]
+                )
                 row[where] = value
             rows.append(row)
         return cls._for(plan, rows, model, pattern=str(pattern))
 
     @classmethod
-    def from_matrix(
-        cls, matrix: Tensor | Sequence[Any], model: nn.Module | None = None
-    ) -> Profile:
+    def from_matrix(cls, matrix: Tensor | Sequence[Any], model: nn.Module | None = None) -> Profile:
         """A profile from T[layer, head] (or T[layer], with `model`), checked against `model`.
 
         On a model with layers that have no softmax, rows may be given for all its layers; those
@@ -118,9 +118,11 @@ class Profile:
         plan = layout(model)
         if len(table) != len(plan.layers) and len(table) == sum(plan.depths.values()):
             table = _softmax_rows(table, plan)
-        rows = list(table) if table.ndim == 2 else [
-            value.expand(heads) for value, heads in zip(table, plan.heads, strict=False)
-        ]
+        rows = (
+            list(table)
+            if table.ndim == 2
+            else [value.expand(heads) for value, heads in zip(table, plan.heads, strict=False)]
+        )
         cls(tuple(rows)).resolve(plan)
         return cls._for(plan, rows, model)
 
@@ -348,9 +350,8 @@ def _chosen(items: Iterable[int] | None, what: str, count: int) -> set[int] | No
     chosen = set(items)
     wrong = sorted(item for item in chosen if not 0 <= item < count)
     if wrong or not chosen:
-        raise ProfileError(
-            f"{what} {', '.join(map(str, wrong)) or '(none)'}: the model has {what}s 0 to {count - 1}"
-        )
+        named = ", ".join(map(str, wrong)) or "(none)"
+        raise ProfileError(f"{what} {named}: the model has {what}s 0 to {count - 1}")
     return chosen
 
 

@@ -45,10 +45,7 @@ class Sums:
     def add(self, logits: Float[Tensor, "batch heads queries keys"], sink: int = 0) -> None:
         """Add the posteriors of finished logits (float32 or wider; masked entries -inf)."""
         entropy, capacity, peak, share = posterior_statistics(logits, sink)
-        if sink == 0:
-            rest = logits[..., 1:]
-        else:
-            rest = logits[..., :-1]
+        rest = logits[..., 1:] if sink == 0 else logits[..., :-1]
         seen = torch.isfinite(rest).any(-1)
         without = posterior_statistics(rest, 0)[0] if rest.shape[-1] else torch.zeros_like(entropy)
         without = torch.where(seen, without, torch.zeros((), dtype=without.dtype))
@@ -68,7 +65,10 @@ class Sums:
 def posterior_statistics(
     logits: Float[Tensor, "*batch keys"], sink: int = 0
 ) -> tuple[
-    Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]
+    Float[Tensor, "*batch"],
+    Float[Tensor, "*batch"],
+    Float[Tensor, "*batch"],
+    Float[Tensor, "*batch"],
 ]:
     """Entropy, heat capacity, peak and the share of key `sink` of softmax(logits).
 

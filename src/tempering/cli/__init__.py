@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it failed; 2 what was asked can't be; 130 interrupted.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 
 import typer
@@ -17,6 +18,7 @@ COMMANDS = (
     "compare",
     "models",
     "patterns",
+    "activation",
     "demo",
 )
 GROUPS = ("profile",)
@@ -69,33 +71,38 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"tempering {__version__}")
         sys.exit(0)
+    warnings.showwarning = _warn
     sys.exit(_run(given, debug))
 
 
-def _run(arguments: list[str], debug: bool) -> int:
-    import click
+def _warn(message: object, category: type[Warning], *place: object, **more: object) -> None:
+    """A warning is one line on stderr, without the place in the code."""
+    print(f"tempering: warning: {message}", file=sys.stderr)
 
+
+def _run(arguments: list[str], debug: bool) -> int:
     from tempering.errors import TemperingError
 
     try:
-        result = application()(arguments, standalone_mode=False)
+        result = application()(arguments, prog_name="tempering", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", 130, debug)
-    except click.ClickException as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "tempering")
-        return _say(f"{error.format_message()} (see {command} --help)", 2, debug)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
     except TemperingError as error:
         return _say(str(error), error.exit_code, debug)
     except Exception as error:
+        # Usage errors are click's, which some releases of typer carry inside themselves.
+        if hasattr(error, "format_message"):
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.format_message())
+                return 2
+            command = getattr(getattr(error, "ctx", None), "command_path", "tempering")
+            return _say(f"{error.format_message()} (see {command} --help)", 2, debug)
         return _say(
             f"{type(error).__name__}: {error} (this is a defect of tempering, or of a library; "
             "--debug shows where)",

@@ -99,6 +99,7 @@ def pattern_profile(
     heads: str | None = None,
     text: str | None = None,
     chunk: int = 256,
+    limit: int | None = None,
 ) -> Profile:
     """A profile from the options of a command; text is the sample for patterns of support."""
     from tempering.attention.profile import Profile
@@ -120,16 +121,15 @@ def pattern_profile(
             )
         return profile
     if reading not in ("support", "relative-support"):
-        raise InputError(
-            f"--read-as is temperature, support or relative-support, not '{reading}'"
-        )
+        raise InputError(f"--read-as is temperature, support or relative-support, not '{reading}'")
     if layers is not None or heads is not None:
         raise InputError("--layers and --heads go with --read-as temperature")
     from tempering.attention.targets import profile_for_support
     from tempering.chunks import token_chunks
     from tempering.data import sample_text
 
-    sample = token_chunks(tokenizer, text or sample_text("demo"), chunk, 4)
+    # Four chunks settle a layer's mean support; they run as one batch.
+    sample = token_chunks(tokenizer, text or sample_text("demo"), chunk, min(4, limit or 4))
     return profile_for_support(
         model,
         sample,

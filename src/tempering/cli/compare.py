@@ -80,10 +80,17 @@ def compare(
         "chunks": limit,
     }
     section = common.model_section(network, model)
-    chosen = _patterns(network, tokenizer, words, pattern, profile, amplitude, reading, chunk)
-    key = {**settings, "seed": seed, "dtype": dtype, "words": words,
-           "fingerprint": section["fingerprint"],
-           "profile rows": [item[1].to_json() for item in chosen if isinstance(item, tuple)]}
+    chosen = _patterns(
+        network, tokenizer, words, pattern, profile, amplitude, reading, chunk, limit
+    )
+    key = {
+        **settings,
+        "seed": seed,
+        "dtype": dtype,
+        "words": words,
+        "fingerprint": section["fingerprint"],
+        "profile rows": [item[1].to_json() for item in chosen if isinstance(item, tuple)],
+    }
     journal = Journal(out, "compare", key)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
@@ -121,6 +128,7 @@ def _patterns(
     amplitude: float | None,
     reading: str,
     chunk: int,
+    limit: int | None,
 ) -> list[Any]:
     """Schedules as they are; supports and files as labelled profiles."""
     from tempering.attention.profile import Profile
@@ -140,6 +148,7 @@ def _patterns(
             reading=reading,
             text=words,
             chunk=chunk,
+            limit=limit,
         )
         chosen.append((own.pattern or text, own))
     chosen += [(path.stem, Profile.load(path)) for path in files or ()]

@@ -72,7 +72,7 @@ def demo(
         )
     results |= {
         "pattern": pattern_section({label: profile}),
-        "support": support_section(before, {label: after}),
+        "support": support_section(before, {label: after}, ("sink_share",)),
         "cost": cost_section(comparison),
         "benefit": benefit_section(comparison),
     }

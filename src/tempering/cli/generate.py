@@ -138,6 +138,7 @@ def side_by_side(
         "support": support_section(
             measure_tokens(network, full),
             {label: measure_tokens(network, full, profile=profile)},
+            ("sink_share",),
         ),
     }
 

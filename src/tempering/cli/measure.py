@@ -21,9 +21,7 @@ EPILOG = """Examples:
 
 def measure(
     text: common.TextFile = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="Measure under this pattern as well.")
-    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="Measure under this pattern as well.")] = None,
     profile: Annotated[str | None, typer.Option(help="Profile file, instead.")] = None,
     amplitude: common.Amplitude = None,
     reading: common.Reading = "temperature",
@@ -69,12 +67,11 @@ def measure(
             heads=heads,
             text=words,
             chunk=chunk,
+            limit=limit,
         )
         label = chosen.pattern or Path(profile or "profile").stem
         with common.counted(label) as report:
-            after[label] = measure_tokens(
-                network, chunks, profile=chosen, progress=report
-            )
+            after[label] = measure_tokens(network, chunks, profile=chosen, progress=report)
         results["pattern"] = pattern_section({label: chosen})
     results["support"] = support_section(before, after)
     record = Record.new(

@@ -37,11 +37,15 @@ def show(profile: File, as_json: common.Json = False) -> None:
         print(json.dumps(chosen.to_json(), indent=1))
         return
     values = chosen.temperature
-    print(f"{chosen.describe()}, T {values.nan_to_num(1).min():.4g} to "
-          f"{values.nan_to_num(1).max():.4g}" + (f", {chosen.pattern}" if chosen.pattern else ""))
+    print(
+        f"{chosen.describe()}, T {values.nan_to_num(1).min():.4g} to "
+        f"{values.nan_to_num(1).max():.4g}" + (f", {chosen.pattern}" if chosen.pattern else "")
+    )
     if chosen.model:
-        print(f"model: {chosen.model.get('architecture')} {chosen.model.get('shape')} "
-              f"({chosen.model.get('fingerprint')})")
+        print(
+            f"model: {chosen.model.get('architecture')} {chosen.model.get('shape')} "
+            f"({chosen.model.get('fingerprint')})"
+        )
     names = chosen.names or tuple(f"layer {i}" for i in range(len(chosen.rows)))
     width = max(len(name) for name in names)
     for name, row in zip(names, chosen.rows, strict=True):

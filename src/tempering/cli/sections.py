@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,21 +27,26 @@ def pattern_section(profiles: dict[str, Profile]) -> list[dict[str, Any]]:
     return section
 
 
-def support_section(before: Measurement, after: dict[str, Measurement]) -> dict[str, Any]:
-    """Support before and after, with entropy, peak and sink share beside it."""
+UNITS = {
+    "entropy": "nats",
+    "support_without_sink": "keys",
+    "peak": "share",
+    "sink_share": "share",
+    "heat_capacity": "nats",
+}
+
+
+def support_section(
+    before: Measurement, after: dict[str, Measurement], names: Sequence[str] = tuple(UNITS)
+) -> dict[str, Any]:
+    """Support before and after, and the other quantities named."""
     quantities = {
         name: {
             "before": _matrix(getattr(before, name)),
             "after": {label: _matrix(getattr(item, name)) for label, item in after.items()},
-            "unit": unit,
+            "unit": UNITS[name],
         }
-        for name, unit in (
-            ("entropy", "nats"),
-            ("support_without_sink", "keys"),
-            ("peak", "share"),
-            ("sink_share", "share"),
-            ("heat_capacity", "nats"),
-        )
+        for name in names
     }
     return {
         "layers": [layer.name for layer in before.layers],

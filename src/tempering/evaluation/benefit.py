@@ -153,25 +153,38 @@ def measure_benefits(
 
 
 def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float]:
-    embeddings, losses, count = [], 0.0, 0
+    """All samples in one padded batch; padding on the right is never read by what is."""
     device = model.get_input_embeddings().weight.device
-    for tokens in samples:
-        ids = torch.cat([prompt, torch.tensor(tokens, dtype=prompt.dtype)])
-        with torch.no_grad():
-            out = model(input_ids=ids[None].to(device), output_hidden_states=True, use_cache=False)
-        hidden = out.hidden_states[-1][0, len(prompt) :].double()
-        embeddings.append(
-            hidden.mean(0) if len(tokens) else torch.zeros(out.hidden_states[-1].shape[-1]).double()
+    longest = max(map(len, samples))
+    start = len(prompt)
+    ids = torch.zeros(len(samples), start + longest, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    ids[:, :start] = prompt
+    for row, tokens in enumerate(samples):
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, start + len(tokens) :] = 0
+    with torch.no_grad():
+        out = model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            output_hidden_states=True,
+            use_cache=False,
         )
+    hidden = out.hidden_states[-1]
+    embeddings, losses = [], []
+    for row, tokens in enumerate(samples):
+        end = start + len(tokens)
+        # A sample that ended at once is embedded by the last token of its prompt.
+        own = hidden[row, start:end] if tokens else hidden[row, start - 1 : start]
+        embeddings.append(own.double().mean(0).cpu())
         if tokens:
-            logits = out.logits[0, len(prompt) - 1 : -1]
-            losses += float(losses_and_divergence(logits, None, ids[len(prompt) :])[0].sum())
-            count += len(tokens)
+            logits = out.logits[row, start - 1 : end - 1]
+            losses.append(losses_and_divergence(logits, None, ids[row, start:end])[0])
     return [
         distinct(samples, 1),
         distinct(samples, 2),
-        spread(torch.stack([item.cpu() for item in embeddings])),
-        losses / max(count, 1),
+        spread(torch.stack(embeddings)),
+        float(torch.cat(losses).mean()) if losses else 0.0,
     ]
 
 

@@ -159,8 +159,9 @@ def _within(
     report: Callable[[str], Callable[[int, int], None] | None],
 ) -> Budget:
     def cost_of(amplitude: float) -> Any:
-        variant = _variant(model, f"{pattern}|amplitude({amplitude:.6g})",
-                           pattern.amplitude(amplitude))
+        variant = _variant(
+            model, f"{pattern}|amplitude({amplitude:.6g})", pattern.amplitude(amplitude)
+        )
         stage = f"amplitude {amplitude:.3f}"
         costs, complete = measure_costs(
             model, chunks, [variant], journal=journal, progress=report(stage)

@@ -54,9 +54,7 @@ def paired_difference(
     return mean_estimate(first - second)
 
 
-def bootstrap_mean(
-    values: Float[Tensor, "units"], *, seed: int, draws: int = 2000
-) -> Estimate:
+def bootstrap_mean(values: Float[Tensor, "units"], *, seed: int, draws: int = 2000) -> Estimate:
     """The mean with a percentile bootstrap interval over units (Efron 1979)."""
     data = values.to(torch.float64)
     if len(data) == 0:
