@@ -87,7 +87,7 @@ def compete(energies: Tensor, temperature: Number, dim: int) -> Competition:
     minimum = whole.gather(dim, index)
     check_rows(whole, minimum, dim)
     first = torch.zeros_like(whole, dtype=torch.bool).scatter(dim, index, True)
-    finite = torch.isfinite(whole)
+    finite = whole < math.inf  # NaN and -inf are refused above
     # Beyond `horizon` temperatures exp underflows to exactly 0. Leaving those out changes no
     # value and keeps 0 * inf out of every gradient.
     kind = torch.finfo(whole.dtype)

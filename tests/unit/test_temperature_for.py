@@ -248,9 +248,7 @@ def test_a_temperature_beyond_the_dtype_is_refused_or_right(row, wanted):
 
 
 def test_a_temperature_beyond_float64_is_refused():
-    with pytest.raises(
-        SupportError, match=r"row\[1\]: .* torch.float64 can.t hold; give energies"
-    ):
+    with pytest.raises(SupportError, match=r"row\[1\]: .* torch.float64 can.t hold; give energies"):
         temperature_for(float64([[0.0, 1.0], [0.0, 1e-310]]), 1.2)
 
 
