@@ -197,7 +197,7 @@ def _answers(
     model: Any,
     tokenizer: Any,
     path: Path | None,
-    share: float,
+    fraction: float,
     seed: int,
 ) -> CalibrationReport:
     """Fit and report on a model's answers to multiple-choice questions."""
@@ -210,7 +210,7 @@ def _answers(
     with common.counted("questions", "questions") as progress:
         table = answer_logits(model, tokenizer, questions, progress)
     y = np.array([question.answer for question in questions])
-    return _fit_and_report(scaler, ArrayLogits(table, "the answers"), y, None, share, seed)
+    return _fit_and_report(scaler, ArrayLogits(table, "the answers"), y, None, fraction, seed)
 
 
 def _fit_and_report(
@@ -280,12 +280,15 @@ def _tokens(
 
 def _temperatures(scaler: TemperatureScaler) -> list[dict[str, Any]]:
     """The fitted temperatures as rows of a table."""
+    import numpy as np
+
     ended = {"converged": scaler.converged_, "passes": scaler.n_iter_}
     if scaler.per in ("class", "group"):
         names = scaler.classes_ if scaler.per == "class" else scaler.groups_
+        values = np.stack([scaler.temperature_, scaler.standard_error_], 1).tolist()
         return [
-            {scaler.per: str(name), "temperature": float(t), "se_of_log_T": float(se), **ended}
-            for name, t, se in zip(names, scaler.temperature_, scaler.standard_error_)
+            {scaler.per: str(name), "temperature": t, "se_of_log_T": se, **ended}
+            for name, (t, se) in zip(names, values)
         ]
     row = {"temperature": scaler.temperature_, "se_of_log_T": scaler.standard_error_, **ended}
     if scaler.per == "input":

@@ -152,9 +152,7 @@ def _encode_classes(labels: np.ndarray, n_columns: int, classes: Any) -> tuple[n
     wrong = names[codes] != labels
     if np.any(wrong):
         row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"y[{row}] = {labels[row]!r} is not among classes; mend it or name it there"
-        )
+        raise DataError(f"y[{row}] = {labels[row]} is not among classes; mend it or name it there")
     return codes, names
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tempering.errors import DataError
 from tempering.estimators._calibration_source import CHUNK, ArrayLogits, Logits, writable
+from tempering.files import read_text
 
 # A read from a compressed file: large enough to hide the calls, small beside the logits.
 _READ_BYTES = 1 << 22
@@ -188,3 +189,56 @@ class ParquetLogits(Logits):
 
 def _is_list(types: Any, kind: Any) -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def open_vector(path: str | Path, name: str) -> np.ndarray:
+    """One value a row from a file: .npy, .npz, .parquet with one column, or .txt, a value a line.
+
+    name: of the values ("labels", "groups"), the array to take from an .npz or the column from a
+    Parquet file that has several. Raises DataError when the file is missing or holds no such thing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; give the {name}, one a row")
+    try:
+        values = _vector(path, name)
+    except DataError:
+        raise
+    except Exception as error:  # whatever numpy and pyarrow raise on a broken file
+        raise unreadable(path, error) from error
+    if values.ndim != 1:
+        raise DataError(f"{path}: {name} have shape {values.shape}; expected one value a row")
+    return values
+
+
+def _vector(path: Path, name: str) -> np.ndarray:
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return np.load(path, allow_pickle=False)
+    if kind == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[_only(list(archive), name, path)]
+    if kind == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            column = _only(file.schema_arrow.names, name, path)
+            values = file.read([column]).column(0)
+        if values.null_count:
+            raise DataError(f"{path}: column '{column}' has nulls; every row needs one of {name}")
+        return values.to_numpy()
+    if kind == ".txt":
+        lines = np.array(read_text(path).split("\n"))
+        lines = lines[:-1] if lines[-1] == "" else lines
+        try:
+            return lines.astype(np.int64)
+        except ValueError:
+            return lines
+    raise DataError(f"{path}: expected a file that ends in .npy, .npz, .parquet or .txt")
+
+
+def _only(names: list[str], name: str, path: Path) -> str:
+    chosen = names[0] if len(names) == 1 else name
+    if chosen not in names:
+        raise DataError(f"{path}: holds {', '.join(names) or 'nothing'}; expected '{name}' there")
+    return chosen

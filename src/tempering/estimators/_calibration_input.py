@@ -16,6 +16,8 @@ from tempering.estimators._calibration_settings import Settings
 
 _STEP_TOLERANCE = 1e-4
 _MAX_STEP = 2.0
+# A row this near a bound of log T, or beyond it, is at the bound.
+_AT_BOUND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,20 @@ class InputModel:
 
 @dataclass(frozen=True)
 class InputFit:
-    """Where a per-input fit ended; `clipped` counts rows at a bound, `excess` as in Totals."""
+    """Where a per-input fit ended; `bounded` counts rows at a bound, `excess` as in Totals."""
 
     model: InputModel
     hessian: Float[Tensor, "3 3"]
     excess: float
-    clipped: int
+    bounded: int
     n_iter: int
     converged: bool
     interrupted: bool = False
 
     def standard_error(self) -> float:
         """Of log T at the mean features; NaN at a bound."""
+        if not bool(torch.isfinite(self.hessian).all()):
+            return math.nan
         inverse = torch.linalg.pinv(self.hessian, hermitian=True)
         variance = float(inverse[0, 0])
         return math.sqrt(variance) if variance > 0 and not self.at_bound else math.nan
@@ -76,7 +80,7 @@ class _Point:
     fisher: Float[Tensor, "3 3"]
     full: Float[Tensor, "3 3"]
     excess: float
-    clipped: int
+    bounded: int
 
 
 def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
@@ -87,17 +91,26 @@ def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
     The prior N(mean, sd) is on log T at the mean features; slopes have the prior N(0, sd).
     """
     one = pooled(problem, settings)
-    mean, sd = _statistics(problem)
-    start = torch.stack([-one.log_beta[0], mean.new_zeros(()), mean.new_zeros(())])
-    model = InputModel(start, mean, sd, settings.bounds)
+    zeros = torch.zeros(2, dtype=torch.float64, device=problem.logits.device)
+    model = InputModel(torch.cat([-one.log_beta, zeros]), zeros, zeros, settings.bounds)
+    try:
+        if one.interrupted:
+            raise KeyboardInterrupt
+        mean, sd = _statistics(problem)
+        model = replace(model, mean=mean, sd=sd)
+        best, n_iter = _evaluate(problem, model, settings), 1
+    except KeyboardInterrupt:  # one temperature for all is the best so far
+        unknown = zeros.new_full((3, 3), math.nan)
+        return InputFit(model, unknown, math.nan, 0, one.n_iter, False, interrupted=True)
     active = torch.cat([sd.new_ones(1), sd]) > 0
-    best, n_iter = _evaluate(problem, model, settings), 1
-    step = _newton_step(best, active)
-    interrupted, converged = one.interrupted, best.excess == 0 and settings.prior is None
+    step, shrunk = _newton_step(best, active), False
+    interrupted, converged = False, best.excess == 0 and settings.prior is None
     while not (converged or interrupted) and n_iter < settings.max_iter:
         trial = replace(model, coefficients=model.coefficients + step)
         if float(step.abs().max()) <= _STEP_TOLERANCE:
-            model, converged = trial, True
+            # Where rows meet a bound the loss has a kink, and steps shrink against it.
+            converged = not shrunk or best.bounded > 0
+            model = model if shrunk else trial
             break
         try:
             point = _evaluate(problem, trial, settings)
@@ -107,11 +120,11 @@ def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
         n_iter += 1
         if point.loss <= best.loss:
             model, best = trial, point
-            step = _newton_step(best, active)
+            step, shrunk = _newton_step(best, active), False
         else:
-            step = step / 4
+            step, shrunk = step / 4, True
     return InputFit(
-        model, best.full, best.excess, best.clipped, n_iter + one.n_iter, converged, interrupted
+        model, best.full, best.excess, best.bounded, n_iter + one.n_iter, converged, interrupted
     )
 
 
@@ -137,7 +150,7 @@ def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point
     """One pass over all rows."""
     low, high = map(math.log, settings.bounds)
     device = model.coefficients.device
-    loss, excess, clipped = 0.0, 0.0, 0
+    loss, excess, bounded = 0.0, 0.0, 0
     gradient = torch.zeros(3, dtype=torch.float64, device=device)
     fisher, full = gradient.new_zeros(3, 3), gradient.new_zeros(3, 3)
     for span, z in problem.chunks():
@@ -150,7 +163,7 @@ def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point
         loss += float(nll.sum())
         excess += float(beaten.sum())
         free = inputs * (raw == log_temperature)[:, None]
-        clipped += int((raw != log_temperature).sum())
+        bounded += int(((raw <= low + _AT_BOUND) | (raw >= high - _AT_BOUND)).sum())
         gradient -= slope @ free
         fisher += free.T @ (free * curvature[:, None])
         full += free.T @ (free * (curvature + slope)[:, None])
@@ -161,7 +174,7 @@ def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point
         gradient += gap / sd
         stiffness = torch.eye(3, dtype=torch.float64, device=device) / sd**2
         fisher, full = fisher + stiffness, full + stiffness
-    return _Point(loss, gradient, fisher, full, excess, clipped)
+    return _Point(loss, gradient, fisher, full, excess, bounded)
 
 
 def _newton_step(point: _Point, active: Tensor) -> Float[Tensor, "3"]:

@@ -25,7 +25,7 @@ from tempering.estimators._calibration_newton import Fit
 from tempering.estimators._calibration_settings import Settings
 
 _SHOWN = 5
-_LEVEL = 4  # the caller of fit()
+_LEVEL = 5  # the caller of fit(), past torch's wrapper
 _UNIDENTIFIED = (
     "the temperature is not identified: every row of logits is constant, so all temperatures "
     "give the same probabilities; check that these are the logits, or give a prior on log T, "
@@ -91,14 +91,16 @@ def explain(
 def explain_inputs(problem: Problem, fit: InputFit, settings: Settings) -> None:
     """`explain` for a per-input temperature."""
     warn_unfinished(fit.converged, fit.interrupted, fit.n_iter, settings.max_iter)
+    if fit.interrupted:
+        return
     if settings.prior is None and fit.excess == 0:
         if bool(constant_blocks(problem, OneBlock()).all()):
             raise TemperatureError(_UNIDENTIFIED)
         text = _separable(settings) + "; give more data, or a prior such as prior=(0.0, 0.5)"
         warnings.warn(text, CollapseWarning, stacklevel=_LEVEL)
-    elif fit.clipped:
+    elif fit.bounded:
         warnings.warn(
-            f"{fit.clipped} of {problem.logits.n_rows} rows have their temperature at a bound "
+            f"{fit.bounded} of {problem.logits.n_rows} rows have their temperature at a bound "
             f"{settings.bounds}: the data drive log T there; give a prior such as "
             "prior=(0.0, 0.5), or widen the bounds",
             CollapseWarning,
@@ -158,7 +160,7 @@ def warn_missing(counts: np.ndarray, names: np.ndarray) -> np.ndarray:
             f"{len(missing)} of {len(names)} classes never occur among the labels "
             f"({listing(missing)}): how well they are calibrated can't be known from these data",
             TemperingWarning,
-            stacklevel=_LEVEL,
+            stacklevel=_LEVEL - 1,
         )
     return missing
 

@@ -21,8 +21,11 @@ from tempering.estimators._calibration_moments import Problem, row_moments
 from tempering.estimators._calibration_settings import Settings
 
 # The last step taken, in log beta. Newton's error after a step of size s is about s^2, and the
-# loss is flat at its minimum, so what is left of the loss is about s^4 = 1e-16 nats a row.
-_STEP_TOLERANCE = 1e-4
+# loss is flat at its minimum, so what is left of the loss is about s^4: 1e-12 nats a row. Small
+# tables, whose passes cost next to nothing, get a temperature that repeats to 1e-12 instead.
+_STEP_TOLERANCE = 1e-3
+_FINE_TOLERANCE = 1e-6
+_SMALL_ELEMENTS = 1 << 20
 # Rows of the warm start: it only has to land within Newton's reach, and at 2048 rows the sampling
 # error of log beta is near 0.02, one step from 1e-4. More elements than the second would cost
 # memory beside logits of a large vocabulary.
@@ -49,13 +52,14 @@ class Fit:
     interrupted: bool = False
 
     def standard_error(self, settings: Settings) -> Float[Tensor, "blocks"]:
-        """Of log T: one over the root of the loss's curvature; NaN at a bound or without rows."""
+        """Of log T: one over the root of the second derivative; NaN at a bound or without rows."""
         if self.totals is None:
             return torch.full_like(self.log_beta, math.nan)
         low, high = settings.log_beta_bounds
         _, _, stiffness = settings.pull(self.log_beta)
         inside = (self.log_beta > low) & (self.log_beta < high)
-        return torch.where(inside, (self.totals.curvature + stiffness).rsqrt(), math.nan)
+        second = self.totals.curvature + self.totals.slope + stiffness
+        return torch.where(inside & (second > 0), second.rsqrt(), math.nan)
 
 
 def fit_blocks(problem: Problem, blocks: Blocks, settings: Settings) -> Fit:
@@ -100,7 +104,7 @@ def warm_start(problem: Problem, settings: Settings) -> float:
     low, high = settings.log_beta_bounds
     start = torch.zeros(1, dtype=torch.float64, device=sample.logits.device).clamp(low, high)
     free = Settings(None, settings.bounds, 50)
-    fit = newton(evaluate, start, free)
+    fit = newton(evaluate, start, free, _STEP_TOLERANCE)
     if fit.interrupted:
         raise KeyboardInterrupt  # nothing is known yet
     return float(fit.log_beta)
@@ -108,13 +112,20 @@ def warm_start(problem: Problem, settings: Settings) -> float:
 
 def _passes(problem: Problem, blocks: Blocks, settings: Settings, start: float) -> Fit:
     at = torch.full((blocks.size,), start, dtype=torch.float64, device=problem.logits.device)
-    return newton(lambda log_beta: block_totals(problem, blocks, log_beta), at, settings)
+    small = problem.logits.n_rows * problem.logits.n_columns <= _SMALL_ELEMENTS
+    return newton(
+        lambda log_beta: block_totals(problem, blocks, log_beta),
+        at,
+        settings,
+        _FINE_TOLERANCE if small else _STEP_TOLERANCE,
+    )
 
 
 def newton(
     evaluate: Callable[[Float[Tensor, "blocks"]], Totals],
     log_beta: Float[Tensor, "blocks"],
     settings: Settings,
+    tolerance: float,
 ) -> Fit:
     """Minimise each block's loss in its own log beta, all blocks in the same passes.
 
@@ -146,7 +157,7 @@ def newton(
             new = torch.where((totals.excess == 0) & (totals.weight > 0), math.inf, new)
         new = new.clamp(low, high)
         at_bound = ((log_beta == low) & (g >= 0)) | ((log_beta == high) & (g <= 0))
-        done = at_bound | ((new - log_beta).abs() <= _STEP_TOLERANCE) | (totals.weight == 0)
+        done = at_bound | ((new - log_beta).abs() <= tolerance) | (totals.weight == 0)
         log_beta = torch.where(at_bound, log_beta, new)
         if bool(done.all()):
             return Fit(log_beta, loss, totals, n_iter, True)

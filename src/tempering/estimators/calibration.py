@@ -327,7 +327,7 @@ class TemperatureScaler(BaseEstimator):
         if np.any(unknown):
             row = int(np.flatnonzero(unknown)[0])
             raise DataError(
-                f"groups[{row}] = {values[row]!r} was not in the fit, so its temperature is not "
+                f"groups[{row}] = {values[row]} was not in the fit, so its temperature is not "
                 f"known; fitted groups are {listing(self.groups_)}"
             )
         return codes
