@@ -1,6 +1,7 @@
 """Policies inside generate(): batches, beams, assistants, and a tiny random model's own logits."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -260,6 +261,51 @@ def test_one_processor_serves_one_generate_after_another(model):
     assert torch.equal(again.scores[0], out.scores[0])
     T = (out.logits[0] / 3).log_softmax(-1)
     torch.testing.assert_close(again.scores[0], T, atol=1e-5, rtol=1e-5)
+
+
+def test_threads_may_share_a_processor(model):
+    policy = parse_policy("schedule(linear(3,0.2), length=8)")
+    processor = TemperingLogitsProcessor(policy)
+
+    def run(length):
+        ids = PROMPT[:1].repeat(1, length)
+        return length * 4, model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=12,
+            eos_token_id=None,
+            logits_processor=[processor],
+            return_dict_in_generate=True,
+            output_scores=True,
+            output_logits=True,
+        )
+
+    with ThreadPoolExecutor(3) as pool:
+        for prompt, out in pool.map(run, [1, 2, 3, 1, 2, 3]):
+            for step, (raw, scores) in enumerate(zip(out.logits, out.scores)):
+                rows = out.sequences[:, : prompt + step]
+                expected = wanted(policy, raw, rows, prompt)
+                torch.testing.assert_close(scores.log_softmax(-1), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_a_prompt_of_embeddings_has_no_ids(model):
+    embeddings = model.get_input_embeddings()(PROMPT[:1]).detach()
+    out = model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=MASK[:1],
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=4,
+        eos_token_id=None,
+        logits_processor=[TemperingLogitsProcessor("schedule(linear(4,1), length=4)")],
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    for T, raw, scores in zip((4, 3, 2, 1), out.logits, out.scores):
+        torch.testing.assert_close(scores.softmax(-1), (raw / T).softmax(-1), atol=1e-6, rtol=1e-5)
 
 
 def test_a_second_temperature_is_refused_wherever_it_comes_from(model):

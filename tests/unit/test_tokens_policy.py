@@ -224,3 +224,13 @@ def test_the_state_survives_json():
     assert TokenState.from_json(state.to_json()) == state
     with pytest.raises(InputError, match="no token state"):
         TokenState.from_json({"position": 1})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_contract_holds_on_a_gpu():
+    def run(policy, requests, logits):
+        states = [policy.state(r.prompt, r.generated, sample=r.sample) for r in requests]
+        return temper_logits(policy, logits.cuda(), states)[0].cpu()
+
+    assert check_engine(run) > 200

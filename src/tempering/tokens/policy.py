@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from tempering.schedules.base import number
 from tempering.tokens.state import TokenState
 from tempering.tokens.temper import tempered, token_energies
 
-_LONGEST = 10_000_000  # positions on one clock: the table of its values stays under 80 MB
+_LONGEST = 2**20  # positions on one clock, as many as the longest contexts: a table of 8 MB
 
 
 class Policy(ABC):
@@ -130,8 +131,8 @@ class Clock:
         _ = self.values  # a schedule that doesn't fit its length fails here, not while sampling
 
     @cached_property
-    def values(self) -> list[float]:
-        return self.schedule.sample(self.length).tolist()
+    def values(self) -> array[float]:
+        return array("d", self.schedule.sample(self.length).tolist())
 
     def at(self, position: int) -> float:
         return self.values[min(position, self.length - 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -29,9 +30,8 @@ from tempering.tokens.trace import Trace, measure
 
 
 class _Run(NamedTuple):
-    """One generate() call (config None: a loop outside generate()) and what is known of it."""
+    """What is known of one generate() call, or of the loops outside generate()."""
 
-    config: GenerationConfig | None
     histories: Histories
     recorder: Recorder | None
 
@@ -78,7 +78,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
         self.tokenizer = tokenizer
         self.prompt_length = prompt_length
         self.trace = trace
-        self._run: _Run | None = None
+        self._runs: dict[int, _Run] = {}  # by the identity of the call's own config
 
     def __call__(
         self, input_ids: Int[Tensor, "batch tokens"], scores: Float[Tensor, "batch vocab"]
@@ -100,14 +100,17 @@ class TemperingLogitsProcessor(LogitsProcessor):
         return torch.where(own.unsqueeze(-1), result, result.log_softmax(-1))
 
     def _current(self, length: int) -> _Run:
-        """The run that this call belongs to; a new one when another generate() has begun."""
+        """The run that this call belongs to: each generate() copies its config, so has its own."""
         found = _generation()
-        config = None if found is None else found.config
-        if self._run is None or self._run.config is not config:
-            self._run = self._begin(found, length)
-        if self.trace is not None and self._run.recorder is not None:
-            self.trace.watch(self._run.recorder)
-        return self._run
+        key = id(None if found is None else found.config)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = self._begin(found, length)
+            if found is not None:
+                weakref.finalize(found.config, self._runs.pop, key, None)
+        if self.trace is not None and run.recorder is not None:
+            self.trace.watch(run.recorder)
+        return run
 
     def _begin(self, found: _Generation | None, length: int) -> _Run:
         prompt_length = self.prompt_length
@@ -139,8 +142,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
                 lambda token: pieces(token).decode(errors="replace"),
             )
             self.trace.watch(recorder)
-        config = None if found is None else found.config
-        return _Run(config, Histories(self.policy, prompt_length), recorder)
+        return _Run(Histories(self.policy, prompt_length), recorder)
 
 
 class _Generation(NamedTuple):
