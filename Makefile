@@ -30,5 +30,8 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md docs
 
+docs: $(READY)
+	$(BIN)/python -m tempering.cli.reference > docs/cli.md
+
 clean:
 	rm -rf $(VENV) runs build dist

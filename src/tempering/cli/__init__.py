@@ -54,7 +54,7 @@ def application() -> typer.Typer:
 
     for name in COMMANDS:
         module = import_module(f"tempering.cli.{name}")
-        app.command(name, epilog=module.EPILOG)(getattr(module, name))
+        app.command(name, epilog=getattr(module, "EPILOG", None))(getattr(module, name))
     for name in GROUPS:
         app.add_typer(import_module(f"tempering.cli.{name}").app, name=name)
     return app
