@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from tempering.engines.hub import load_model
 from tempering.tokens import TemperingLogitsProcessor, Trace, parse_policy, temper_logits
 
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load_model("smollm2")
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The machine may be busy: threads that wait for each other cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def chat(tokenizer, said, reply=""):
@@ -21,9 +24,9 @@ def chat(tokenizer, said, reply=""):
     return tokenizer(text + reply, return_tensors="pt")
 
 
-def test_phases_of_a_reply_get_their_temperatures(loaded):
+def test_phases_of_a_reply_get_their_temperatures(smollm2):
     """Thinking opened in the reply and left open in the history; the trace sees both."""
-    model, tokenizer = loaded
+    model, tokenizer = smollm2
     policy = parse_policy("phases(thinking=1.3, answer=0.2)|clip(0.1,2)", tokenizer)
     for said, reply, phase, temperature in [
         ("Why is the sky <think> blue?", "", "answer", 0.2),
@@ -48,8 +51,8 @@ def test_phases_of_a_reply_get_their_temperatures(loaded):
         assert {round(row["temperature"], 6) for row in rows} == {temperature}
 
 
-def test_a_batch_with_padding_keeps_twelve_tokens_alive(loaded):
-    model, tokenizer = loaded
+def test_a_batch_with_padding_keeps_twelve_tokens_alive(smollm2):
+    model, tokenizer = smollm2
     trace = Trace()
     inputs = tokenizer(["Once upon a time", "The capital of France is the city of"], padding=True)
     inputs = {name: torch.tensor(ids) for name, ids in inputs.items()}
@@ -65,8 +68,8 @@ def test_a_batch_with_padding_keeps_twelve_tokens_alive(loaded):
     assert len({row["temperature"] for row in trace.rows()}) == 8
 
 
-def test_the_tempered_logits_are_those_of_the_formula(loaded):
-    model, tokenizer = loaded
+def test_the_tempered_logits_are_those_of_the_formula(smollm2):
+    model, tokenizer = smollm2
     ids = tokenizer("The river ran", return_tensors="pt").input_ids
     logits = model(ids).logits[:, -1]
     policy = parse_policy("entropy(T0=1.2, theta=0.5)")

@@ -1,33 +1,24 @@
 """Policies inside generate(): batches, beams, assistants, and a tiny random model's own logits."""
 
+import importlib.util
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LogitsProcessorList,
-    PreTrainedTokenizerFast,
-    TemperatureLogitsWarper,
-)
+from transformers import LlamaForCausalLM, TemperatureLogitsWarper
 
 from tempering.errors import InputError, RefusedError
-from tempering.tokens import (
-    TemperingLogitsProcessor,
-    Trace,
-    check_engine,
-    effective_order,
-    parse_policy,
-    temper_logits,
-)
-from tempering.tokens.contract import VOCABULARY
+from tempering.tokens import TemperingLogitsProcessor, Trace, check_engine, parse_policy
 
-PAD, END, OPEN, CLOSE = 0, 1, 3, 4
-PHASES = f"phases(thinking=between(1.5, ids({OPEN}), ids({CLOSE})), answer=0.5)"
+_spec = importlib.util.spec_from_file_location(
+    "tokens_tiny", Path(__file__).with_name("tokens_tiny.py")
+)
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+PAD, PHASES, PROMPT, MASK = tiny.PAD, tiny.PHASES, tiny.PROMPT, tiny.MASK
+generate, wanted = tiny.generate, tiny.wanted
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,58 +32,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.6,
-        pad_token_id=PAD,
-        bos_token_id=2,
-        eos_token_id=END,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny.tiny_model()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One byte-level character a token: enough for a trace's text."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:VOCABULARY]
-    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    inner.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner)
-
-
-PROMPT = torch.tensor([[5, OPEN, 7, 8], [PAD, PAD, 9, 10]])  # the second is padded on the left
-MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
-
-
-def generate(
-    model, policy, ids=PROMPT, mask=MASK, *, seed=0, tokenizer=None, trace=None, **settings
-):
-    torch.manual_seed(seed)
-    processor = TemperingLogitsProcessor(policy, tokenizer, trace=trace)
-    settings = {"do_sample": True, "top_k": 0, "max_new_tokens": 10} | settings
-    return model.generate(
-        ids,
-        attention_mask=mask,
-        logits_processor=[processor],
-        return_dict_in_generate=True,
-        output_scores=True,
-        output_logits=True,
-        **settings,
-    )
-
-
-def wanted(policy, raw, rows, prompt, samples=None):
-    """Tempered log probabilities of a step, with states rebuilt from the tokens."""
-    states = [
-        policy.state(row[:prompt], row[prompt:], sample=i % samples if samples else 0)
-        for i, row in enumerate(rows.tolist())
-    ]
-    return temper_logits(policy, raw, states)[0].log_softmax(-1)
+    return tiny.tiny_tokenizer()
 
 
 @pytest.mark.parametrize(
@@ -364,150 +309,3 @@ def test_the_processor_keeps_the_contract_of_engines():
         return processor(torch.tensor(rows), logits)
 
     assert check_engine(run) > 200
-
-
-SETTINGS = {
-    "repetition_penalty": 1.2,
-    "no_repeat_ngram_size": 3,
-    "bad_words_ids": [[7]],
-    "min_length": 2,
-    "suppress_tokens": [6],
-    "remove_invalid_values": True,
-    "top_k": 9,
-    "top_p": 0.9,
-    "min_p": 0.05,
-    "typical_p": 0.9,
-    "epsilon_cutoff": 1e-4,
-    "eta_cutoff": 1e-4,
-    "renormalize_logits": True,
-}
-
-
-def test_the_reported_order_is_that_of_generate(model, monkeypatch):
-    """Each field of the report is the processor at that place of generate()'s own list."""
-    lists = []
-    run = LogitsProcessorList.__call__
-
-    def spy(self, input_ids, scores, **kwargs):
-        lists.append([type(p).__name__ for p in self])
-        return run(self, input_ids, scores, **kwargs)
-
-    monkeypatch.setattr(LogitsProcessorList, "__call__", spy)
-    generate(model, "support(4)", max_new_tokens=2, **SETTINGS)
-    config = GenerationConfig(do_sample=True, **SETTINGS)
-    order = effective_order(config, parse_policy("support(4)"))
-    names = [entry.partition("=")[0] for entry in order]
-    assert names[-1] == "sample"
-    written = {
-        "repetition_penalty": "RepetitionPenaltyLogitsProcessor",
-        "no_repeat_ngram_size": "NoRepeatNGramLogitsProcessor",
-        "bad_words_ids": "NoBadWordsLogitsProcessor",
-        "min_length": "MinLengthLogitsProcessor",
-        "suppress_tokens": "SuppressTokensLogitsProcessor",
-        "remove_invalid_values": "InfNanRemoveLogitsProcessor",
-        "support(4)": "TemperingLogitsProcessor",
-        "top_k": "TopKLogitsWarper",
-        "top_p": "TopPLogitsWarper",
-        "min_p": "MinPLogitsWarper",
-        "typical_p": "TypicalLogitsWarper",
-        "epsilon_cutoff": "EpsilonLogitsWarper",
-        "eta_cutoff": "EtaLogitsWarper",
-        "renormalize_logits": "LogitNormalization",
-    }
-    assert [written[name] for name in names[:-1]] == lists[0]
-
-
-def test_the_order_reports_the_defaults_that_generate_adds():
-    policy = parse_policy("support(4)")
-    order = effective_order(GenerationConfig(do_sample=True), policy)
-    assert order == ("support(4)", "top_k=50", "sample")
-    order = effective_order(GenerationConfig(num_beams=3), policy)
-    assert order == ("support(4)", "top of 3 beams")
-
-
-def test_penalties_come_before_and_cuts_after(model):
-    """top-p sees the tempered posterior: hot, it keeps more tokens."""
-    kept = {}
-    for text in ("constant(0.3)", "constant(3)"):
-        out = generate(model, text, max_new_tokens=1, top_p=0.8, suppress_tokens=[11])
-        assert (out.scores[0][:, 11] == -torch.inf).all()
-        kept[text] = (out.scores[0] > -torch.inf).sum().item()
-    assert kept["constant(0.3)"] < kept["constant(3)"]
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_the_trace_is_what_was_sampled(model, tokenizer, tmp_path, beams):
-    policy, trace = parse_policy(PHASES), Trace()
-    out = generate(
-        model, policy, tokenizer=tokenizer, trace=trace, num_return_sequences=3, num_beams=beams
-    )
-    with pytest.raises(InputError, match=r"call trace.complete\(sequences\)"):
-        trace.rows()
-    trace.complete(out)
-    rows = trace.rows()
-    place = 0
-    for index, sequence in enumerate(out.sequences):
-        prompt = sequence[:4].tolist()
-        mask = torch.ones(1, len(sequence), dtype=torch.long)
-        mask[0, :2] = torch.tensor(prompt[:2]) != PAD
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(sequence[None], attention_mask=mask, position_ids=positions).logits[0]
-        for position, token in enumerate(sequence[4:].tolist()):
-            row = rows[place]
-            state = policy.state(prompt, sequence[4 : 4 + position].tolist())
-            raw = logits[3 + position].log_softmax(-1)
-            T = 1.5 if state.phase == "thinking" else 0.5
-            after = (raw / T).log_softmax(-1)
-            assert (row["sequence"], row["position"], row["token_id"]) == (index, position, token)
-            assert (row["phase"], row["temperature"]) == (state.phase, T)
-            assert row["token"] == tokenizer.decode([token])
-            numbers = [
-                ("entropy_before", torch.special.entr(raw.exp()).sum()),
-                ("entropy_after", torch.special.entr(after.exp()).sum()),
-                ("support", torch.special.entr(after.exp()).sum().exp()),
-                ("log_probability_raw", raw[token]),
-                ("log_probability", after[token]),
-            ]
-            for name, value in numbers:
-                assert row[name] == pytest.approx(value.item(), rel=1e-3, abs=1e-4), name
-            place += 1
-            if token == END:
-                break
-    assert place == len(rows)
-    assert any(row["token_id"] == END for row in rows)  # padding after the end was left out
-
-    from pyarrow import parquet
-
-    assert trace.to_parquet(tmp_path / "t.parquet") == tmp_path / "t.parquet"
-    assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
-
-
-def test_traces_grow_run_by_run_and_refuse_what_they_cannot_follow(model, tokenizer):
-    trace = Trace()
-    for seed in (0, 1):
-        trace.complete(generate(model, PHASES, seed=seed, tokenizer=tokenizer, trace=trace))
-    assert trace.sequences == 4
-    with pytest.raises(InputError, match="nothing was traced"):
-        trace.complete(PROMPT)
-    out = generate(model, PHASES, tokenizer=tokenizer, trace=trace)
-    with pytest.raises(InputError, match="waits for an earlier run"):
-        generate(model, PHASES, tokenizer=tokenizer, trace=trace)
-    with pytest.raises(InputError, match="sequence 0: the trace has no record"):
-        trace.complete(out.sequences.flip(-1))
-    with pytest.raises(RefusedError, match="trace without an assistant"):
-        generate(
-            model,
-            PHASES,
-            PROMPT[:1],
-            MASK[:1],
-            tokenizer=tokenizer,
-            trace=Trace(),
-            prompt_lookup_num_tokens=2,
-        )
-
-
-def test_an_empty_trace_is_an_empty_table(tmp_path):
-    from pyarrow import parquet
-
-    table = parquet.read_table(Trace().to_parquet(tmp_path / "t.parquet"))
-    assert table.num_rows == 0 and table.num_columns == 11
