@@ -93,6 +93,19 @@ def test_transforms_and_the_compiler_see_the_formula(pieces, monkeypatch):
     assert not pieces
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@EVERY
+def test_on_a_gpu(curve):
+    z = torch.randn(1000, 33, device="cuda", requires_grad=True)
+    y = curve(z)
+    assert type(y.grad_fn).__name__ == "_PiecesBackward"
+    torch.testing.assert_close(y, curve.plain(z))
+    weight = torch.randn_like(z)
+    (grad,) = torch.autograd.grad(y, z, weight)
+    torch.testing.assert_close(grad, torch.autograd.grad(curve.plain(z), z, weight)[0])
+
+
 def test_a_large_tensor_goes_in_pieces_by_itself():
     z = torch.linspace(-3, 3, 600_001, requires_grad=True)
     curve = Gate(0.5)
@@ -100,6 +113,13 @@ def test_a_large_tensor_goes_in_pieces_by_itself():
     assert type(y.grad_fn).__name__ == "_PiecesBackward"
     torch.testing.assert_close(y, curve.plain(z))
     assert type(Tanh(1.0)(z).grad_fn).__name__ == "TanhBackward0"
+
+
+def test_the_gate_is_exact_from_end_to_end():
+    odds = torch.linspace(-100, 100, 4001, dtype=torch.float64)
+    filled = torch.zeros_like(odds)
+    Gate(0.25).fill(4 * odds, filled)
+    torch.testing.assert_close(filled, 4 * odds * torch.sigmoid(odds), rtol=1e-15, atol=0.0)
 
 
 def test_a_small_variance_keeps_its_digits():

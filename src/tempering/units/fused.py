@@ -2,7 +2,7 @@
 
 tanh(c z), written so, reads and writes the whole tensor twice. On a CPU the work here goes piece
 by piece: the scaled piece is still in the cache when tanh overwrites it, so only one pass reaches
-the memory. The backward pass does the same.
+the memory. The backward pass does the same. On a GPU there is one piece.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ PIECE_BYTES = 512 * 1024
 GRAIN = 32_768
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_softplus_backward = torch.ops.aten.softplus_backward.grad_input
+# Log odds from which sigmoid is 1 in float64 too.
+_SURE = 40.0
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _silu_backward = torch.ops.aten.silu_backward.grad_input
 _hardtanh_backward = torch.ops.aten.hardtanh_backward.grad_input
@@ -174,8 +177,9 @@ class Gate(Curve):
         return functional.silu(z) if self.is_builtin else z * torch.sigmoid(z * self.c)
 
     def fill(self, z: Tensor, out: Tensor) -> None:
-        # Not silu(c z)/c: c z may overflow, or c underflow, where the gate itself does not.
-        torch.mul(z, self.c, out=out).sigmoid_().mul_(z)
+        # sigmoid(c z) is the slope of softplus, and torch has "a gradient times that slope" as
+        # one operation. Not silu(c z)/c: c z may overflow, or c underflow; the gate does neither.
+        _softplus_backward(z, z, self.c, _SURE, grad_input=out)
 
     def slope(self, z: Tensor, y: Tensor) -> Tensor:
         odds = z * self.c
@@ -245,16 +249,18 @@ class _Pieces(torch.autograd.Function):
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.device.type != "cpu":
+        return (tensor.view(-1),)
     size = max(PIECE_BYTES // tensor.element_size(), GRAIN * torch.get_num_threads())
     return tensor.view(-1).split(size)
 
 
 def _goes_in_pieces(z: Tensor) -> bool:
     """Whether pieces gain anything, and no compiler or transform needs to see the formula."""
+    device = z.device.type
     return (
-        z.device.type == "cpu"
+        ((device == "cpu" and z.nbytes > PIECE_BYTES) or (device == "cuda" and z.numel() > 0))
         and z.is_contiguous()
-        and z.nbytes > PIECE_BYTES
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad.unpack_dual(z).tangent is None
