@@ -180,7 +180,7 @@ def _bracket(
     integral over beta.
     """
     rise = torch.log1p((target - ties) / ties)
-    fall = -torch.log1p((target - reach) / reach)
+    fall = torch.log1p((reach - target) / target)
     odds = torch.log2(rise / fall)
     kind = torch.finfo(target.dtype)
     low = least / (2 * torch.log(1.22 * (reach - ties) / (ties * rise))).clamp(min=1.0)
@@ -235,8 +235,10 @@ def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
         narrow = _is(torch.le, high, low * (1 + 4 * torch.finfo(low.dtype).eps))
         met = torch.maximum(met, narrow * _is(torch.le, error.abs(), _promise(low.dtype)))
     proposal = torch.lerp(low.sqrt() * high.sqrt(), newton, inside)
-    # A last small Newton step is free: its error is about the square of the one just met.
-    stay = met * (1 - inside * _is(torch.lt, size, 1e-3))
+    # A last Newton step is free, and squares the error just met; where the slope says that it
+    # would move S further than that error, rounding speaks, and T stays.
+    trusted = _is(torch.lt, size, 1e-3) * _is(torch.le, size * slope, 2 * rows.slack)
+    stay = met * (1 - inside * trusted)
     moved = torch.lerp(temperature, proposal, (1 - rows.done) * (1 - stay))
     if turn >= _PATIENCE - 1:
         stride = (moved.log2() - temperature.log2()).abs()

@@ -108,6 +108,39 @@ def test_every_dtype(dtype, promise, hypotheses):
     torch.testing.assert_close(met, wanted, rtol=promise, atol=0)
 
 
+@pytest.fixture
+def turns(monkeypatch) -> list[int]:
+    """The numbers of the solver's turns, as they happen."""
+    seen: list[int] = []
+    step = solve._step
+
+    def counted(rows, space, turn):
+        seen.append(turn)
+        return step(rows, space, turn)
+
+    monkeypatch.setattr(solve, "_step", counted)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2000, 3), (2000, 64), (60, 50_000)])
+def test_random_rows_take_few_turns(shape, dtype, turns):
+    energies = noise(*shape, seed=2).to(dtype)
+    for wanted in (1.05, 1.9, 12.0, 0.5 * shape[1], 0.97 * shape[1]):
+        if wanted < shape[1]:
+            T = temperature_for(energies, wanted)
+            met = posterior.support(energies.double(), T.double())
+            torch.testing.assert_close(met, torch.full_like(met, wanted), rtol=1e-5, atol=0)
+    assert max(turns) < 12
+
+
+def test_adversarial_rows_take_a_bounded_number_of_turns(turns):
+    for energies, low, high in ADVERSARIAL.values():
+        wanted = low + (high - low) * torch.linspace(1e-6, 1 - 1e-6, 99, dtype=torch.float64)
+        temperature_for(float64(energies).expand(99, -1), wanted)
+    assert max(turns) < 40
+
+
 def test_finite_fill_values_count_as_hypotheses():
     energies = torch.cat([noise(20, 30, seed=2).float(), torch.full((20, 10), 3.4e38)], -1)
     T = temperature_for(energies, 8.0)
