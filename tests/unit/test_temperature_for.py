@@ -123,7 +123,7 @@ def turns(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(2000, 3), (2000, 64), (60, 50_000)])
+@pytest.mark.parametrize("shape", [(2000, 3), (2000, 64), (20, 50_000)])
 def test_random_rows_take_few_turns(shape, dtype, turns):
     energies = noise(*shape, seed=2).to(dtype)
     for wanted in (1.05, 1.9, 12.0, 0.5 * shape[1], 0.97 * shape[1]):
