@@ -80,12 +80,12 @@ class TemperatureScaler(BaseEstimator):
     def __init__(
         self,
         *,
-        inputs: str = "logits",
-        per: str = "global",
+        inputs: Any = "logits",
+        per: Any = "global",
         prior: Any = None,
         bounds: Any = (1e-3, 1e3),
         classes: Any = None,
-        max_iter: int = 100,
+        max_iter: Any = 100,
     ) -> None:
         self.inputs = inputs
         self.per = per
