@@ -17,6 +17,7 @@ import torch
 from tempering import support, temperature_for
 
 HYPOTHESES = 64
+CLAIMED_ROWS = 1_000_000
 KINDS = {
     "normal": lambda rows, g: torch.randn(rows, HYPOTHESES, generator=g),
     "attention-like (normal x 8)": lambda rows, g: 8 * torch.randn(rows, HYPOTHESES, generator=g),
@@ -49,7 +50,7 @@ def measure(energies: torch.Tensor, wanted: dict, repeats: int) -> tuple[dict, d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=CLAIMED_ROWS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()})
@@ -70,13 +71,19 @@ def main() -> None:
                 runs.append(
                     {"kind": kind, "threads": count, "ratios": report, "relative_error": errors}
                 )
+    if options.rows < CLAIMED_ROWS:
+        print(f"\nnothing is claimed or written below {CLAIMED_ROWS} rows")
+        return
     print(f"\nworst median: {worst:.2f} softmaxes (claim: at most 12)")
-    path = _bench.write(
-        "temperature_for",
-        {"rows": options.rows, "hypotheses": HYPOTHESES, "repeats": options.repeats,
-         "seed": 0, "worst_median": worst, "runs": runs},
-    )  # fmt: skip
-    print(path)
+    payload = {
+        "rows": options.rows,
+        "hypotheses": HYPOTHESES,
+        "repeats": options.repeats,
+        "seed": 0,
+        "worst_median": worst,
+        "runs": runs,
+    }
+    print(_bench.write("temperature_for", payload))
 
 
 if __name__ == "__main__":
