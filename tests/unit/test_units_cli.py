@@ -9,11 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tempering.cli.activation import activation
+from tempering.cli.activation import EPILOG, activation
 from tempering.errors import DataError, InputError, RefusedError, TemperatureError
 
 app = typer.Typer()
-app.command()(activation)
+app.command(epilog=EPILOG)(activation)
 
 
 def run(*words: str) -> str:
@@ -82,6 +82,11 @@ def test_options_of_every_kernel():
         (("student-t", "--b", "2"), InputError, "it takes --sigma and --nu"),
         (("gaussian", "--centres", "1,x"), InputError, "--centres 1,x: item 2 is 'x'"),
         (("gaussian", "--prior", "1,2,3"), InputError, r"the prior has shape \[3\]"),
+        (
+            ("gaussian", "--m", "1", "--centres", "0,1"),
+            InputError,
+            "--centres any number; give one",
+        ),
         (("gaussian", "--span", "0"), InputError, "--span is 0; expected a positive"),
         (("gaussian", "--temperature=-1"), TemperatureError, "temperature is -1"),
         (("gaussian", "--sigma", "0"), InputError, "sigma of Gaussian must be positive"),
@@ -95,4 +100,5 @@ def test_refusals(words, error, message):
 
 def test_help_ends_with_examples():
     out = run("--help")
-    assert "Examples:" in out and "tempering activation gaussian mean" in out
+    assert "tempering activation gaussian mean" in out[out.index("Examples:") :]
+    assert out.index("Examples:") > out.index("--json")

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from tempering.kernels import Kernel
     from tempering.units import ActivationReport
 
+EPILOG = """Examples:
+
+  tempering activation gaussian mean
+
+  tempering activation gaussian gate-mean -T 0.25 --plot gate.png
+
+  tempering activation student-t mean --nu 2 --span 8
+
+  tempering activation laplace full --centres=-1,0,2 --prior 1,2,1 --json
+"""
+
 _SHAPES = ("sigma", "b", "nu", "delta", "kappa")
 _CURVE_POINTS = 401
 _SAMPLE = 2048
@@ -33,7 +44,9 @@ def activation(
     temperature: Annotated[
         float, typer.Option("--temperature", "-T", help="Temperature, 0 to inf.")
     ] = 1.0,
-    m: Annotated[float, typer.Option(help="Centres of the signed hypotheses, -m and +m.")] = 1.0,
+    m: Annotated[
+        float | None, typer.Option(help="Centres of the signed hypotheses, -m and +m; 1 if none.")
+    ] = None,
     centres: Annotated[
         str | None, typer.Option(help="Centres in place of -m and +m, e.g. --centres=-1,0,2.")
     ] = None,
@@ -51,21 +64,11 @@ def activation(
     plot: Annotated[
         Path | None, typer.Option(help="Draw to this file: .png, .svg or .pdf.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Show an activation: a statistic of the posterior that a kernel induces.
 
     Prints values of the activation and its posterior, and what it does to evenly spaced inputs.
-
-    Examples:
-
-    tempering activation gaussian mean
-
-    tempering activation gaussian gate-mean -T 0.25 --plot gate.png
-
-    tempering activation student-t mean --nu 2 --span 8
-
-    tempering activation laplace full --centres=-1,0,2 --prior 1,2,1 --json
     """
     import math
 
@@ -109,7 +112,7 @@ def activation(
 def _kernel(
     name: str,
     shape: dict[str, float],
-    m: float,
+    m: float | None,
     centres: list[float] | None,
     prior: list[float] | None,
 ) -> Kernel:
@@ -134,7 +137,11 @@ def _kernel(
                 f"{name} takes no --{option}; it takes "
                 f"{' and '.join(f'--{taken}' for taken in takes)}"
             )
-    hypotheses = Signed(m, prior) if centres is None else Centred(centres, prior)
+    if m is not None and centres is not None:
+        raise InputError("--m places two signed hypotheses and --centres any number; give one")
+    if centres is not None:
+        return kind(Centred(centres, prior), **shape)
+    hypotheses = Signed(1.0 if m is None else m, prior)
     return kind(hypotheses, **shape)
 
 
