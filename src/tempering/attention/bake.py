@@ -1,0 +1,165 @@
+"""Which temperatures fold into a model's weights, and folding them in memory.
+
+    foldable(model)        per head, per layer or not at all, layer by layer, with the reason
+    bake(model, profile)   a copy of the model whose own temperature is the profile's
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from tempering.attention import routes
+from tempering.attention.baking.folds import Fold
+from tempering.attention.baking.isolate import Isolated, capture_calls
+from tempering.attention.baking.search import Found, search
+from tempering.attention.layout import Layout, layout
+from tempering.errors import ArchitectureError, RefusedError
+
+PER_HEAD, PER_LAYER, NO = "per head", "per layer", "no"
+
+
+@dataclass(frozen=True)
+class LayerFold:
+    """What folds into one attention layer.
+
+    name: module name. verdict: "per head", "per layer" or "no". reason: why not more.
+    folds: the parameters to fold, by their names in the model.
+    """
+
+    name: str
+    verdict: str
+    reason: str = ""
+    folds: tuple[Fold, ...] = ()
+
+
+@dataclass(frozen=True)
+class Foldable:
+    """What folds into a model's weights: the least that all its layers allow.
+
+    verdict: "per head", "per layer" or "no". reason: of the first layer that allows no more.
+    plan: one entry for each attention layer, in the order of the layout.
+    """
+
+    verdict: str
+    reason: str
+    plan: tuple[LayerFold, ...] = ()
+
+
+def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable:
+    """Find, by experiment on a few tokens, which profiles fold into the weights of `model`.
+
+    Parameters
+    ----------
+    model: a transformers model, untempered; it is left as it is.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids`.
+
+    Raises RefusedError when the model is tempered at the moment.
+    """
+    for module in model.modules():
+        if getattr(module, routes.STATE, None) is not None:
+            raise RefusedError(
+                "this model is tempered at the moment; remove the handle before baking"
+            )
+    reason = _unsuited(model)
+    if reason:
+        return Foldable(NO, reason)
+    try:
+        plan = layout(model, sample)
+    except ArchitectureError as error:
+        return Foldable(NO, str(error))
+    layers = _folds(model, plan, sample)
+    layers = _without_shared(model, layers)
+    for verdict in (NO, PER_LAYER):
+        for item in layers:
+            if item.verdict == verdict:
+                return Foldable(verdict, f"{item.name}: {item.reason}", layers)
+    return Foldable(PER_HEAD, "", layers)
+
+
+def _unsuited(model: nn.Module) -> str:
+    """Why no weight of the model can be folded at all; empty when there is no such reason."""
+    config: Any = getattr(model, "config", None)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = (
+            quantization.get("quant_method")
+            if isinstance(quantization, dict)
+            else getattr(quantization, "quant_method", None)
+        )
+        method = getattr(method, "value", method)
+        # A model read from a GGUF file has plain weights by now.
+        if method != "gguf":
+            return (
+                f"its weights are quantised ({method}); bake the model that they were quantised "
+                "from, then quantise it"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            return f"{name} is on the meta device and has no data; load the weights first"
+    return ""
+
+
+def _folds(
+    model: nn.Module, plan: Layout, sample: dict[str, Any] | None
+) -> tuple[LayerFold, ...]:
+    config: Any = model.config
+    implementation = config._attn_implementation
+    setter: Any = getattr(model, "set_attn_implementation", None)
+    # Fused kernels run in half precision and show no logits.
+    switched = implementation not in (None, "eager", "sdpa")
+    if switched:
+        setter("eager")
+    try:
+        calls = capture_calls(model, list(plan.names), sample)
+        found = []
+        for layer in plan.layers:
+            module = model.get_submodule(layer.name)
+            item = search(Isolated(module, layer, calls.pop(layer.name)))
+            found.append(_named(model, layer.name, item))
+    finally:
+        if switched:
+            setter(implementation)
+    return tuple(found)
+
+
+def _named(model: nn.Module, layer: str, found: Found) -> LayerFold:
+    """Parameters by their names in the model; the first one, where a parameter has several."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    folds = tuple(
+        replace(fold, parameter=first[id(model.get_parameter(f"{layer}.{fold.parameter}"))])
+        for fold in found.folds
+    )
+    return LayerFold(layer, found.verdict, found.reason, folds)
+
+
+def _without_shared(model: nn.Module, layers: tuple[LayerFold, ...]) -> tuple[LayerFold, ...]:
+    """Parameters that serve elsewhere as well allow less, or nothing."""
+    owners: dict[str, list[str]] = {}
+    for layer in layers:
+        for fold in layer.folds:
+            owners.setdefault(fold.parameter, []).append(layer.name)
+    modules: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                modules.setdefault(id(parameter), set()).add(id(module))
+    result = []
+    for layer in layers:
+        for fold in layer.folds:
+            others = [name for name in owners[fold.parameter] if name != layer.name]
+            if others:
+                reason = (
+                    f"it shares {fold.parameter} with {others[0]}, so both take the same "
+                    "temperatures or neither any"
+                )
+                layer = replace(layer, verdict=NO, reason=reason)
+                break
+            if len(modules[id(model.get_parameter(fold.parameter))]) > 1:
+                reason = f"{fold.parameter} is tied to a weight of another module"
+                layer = LayerFold(layer.name, NO, reason)
+                break
+        result.append(layer)
+    return tuple(result)

@@ -1,0 +1,182 @@
+"""One attention layer alone: a float32 copy, run on the calls that it received from its model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tempering.attention import routes
+from tempering.attention.control import Tempering
+from tempering.attention.layout import AttentionLayer, Layout
+from tempering.attention.logits import has_sinks, sliced_logits
+from tempering.attention.probe import run, sample_inputs
+from tempering.attention.profile import Profile
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def capture_calls(
+    model: nn.Module, names: list[str], sample: dict[str, Any] | None = None
+) -> dict[str, list[Arguments]]:
+    """The arguments of every call that the named modules receive in one forward pass."""
+    calls: dict[str, list[Arguments]] = {name: [] for name in names}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name].append((tree_map(_kept, args), tree_map(_kept, kwargs)))
+
+        return keep
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name in names
+    ]
+    try:
+        run(model, sample if sample is not None else sample_inputs(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _kept(item: Any) -> Any:
+    if not isinstance(item, Tensor):
+        return item
+    item = item.detach().clone()
+    return item.float() if item.is_floating_point() else item
+
+
+@dataclass
+class Seen:
+    """What one call of a layer showed.
+
+    queries, keys: the operands of the products that the logits are made of.
+    logits: Float[Tensor, "batch heads queries keys"], finished; masked entries are -inf.
+    sinks: whether the last key is a learned sink logit.
+    outputs: every floating tensor that the call returned.
+    """
+
+    queries: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    sinks: bool = False
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+class Isolated:
+    """A layer's module copied out of its model; running it leaves the model alone."""
+
+    def __init__(self, module: nn.Module, layer: AttentionLayer, calls: list[Arguments]) -> None:
+        self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
+        self.layer = layer
+        self.calls = calls
+        # The module is its own root here, so its name is empty.
+        self._layout = Layout((replace(layer, name=""),), (), {layer.stack: 1})
+
+    def run(self, beta: Float[Tensor, "heads"] | None = None) -> list[Seen]:
+        """One `Seen` for each call; with `beta`, the layer's logits are multiplied by it."""
+        if beta is None:
+            profile = Profile.neutral(self._layout)
+        else:
+            profile = Profile.from_rows([beta.double().reciprocal()], self._layout)
+        return list(self._runs(profile))
+
+    def _runs(self, profile: Profile) -> Iterator[Seen]:
+        for args, kwargs in self.calls:
+            seen = Seen()
+            # Some layers write into dictionaries that they are given.
+            args, kwargs = tree_map(lambda item: item, (args, kwargs))
+            with Tempering(self.module, self._layout, [profile]), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                getattr(self.module, routes.STATE).observer = _Observer(seen)
+                with _Products(seen):
+                    output = self.module(*args, **kwargs)
+            seen.outputs = [
+                item
+                for item in tree_flatten(output)[0]
+                if isinstance(item, Tensor) and item.is_floating_point()
+            ]
+            yield seen
+
+
+class _Observer:
+    """Keeps what reaches the softmax, with its graph."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+
+    def see_call(
+        self, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+    ) -> None:
+        self._see(module, query, key, mask, kwargs)
+
+    def see_product(self, layer: AttentionLayer, args: Any, kwargs: dict[str, Any]) -> None:
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
+        own = {"scaling": kwargs.get("scale"), "is_causal": causal}
+        self._see(None, args[0], args[1], mask, own)
+
+    def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
+        if layer.folded:
+            logits = logits.view(-1, layer.heads, *logits.shape[-2:])
+        floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
+        self.seen.logits.append(logits.masked_fill(logits <= floor, -math.inf))
+
+    def _see(self, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
+        self.seen.queries.append(query)
+        self.seen.keys.append(key)
+        self.seen.sinks = module is not None and has_sinks(module, kwargs)
+        self.seen.logits.append(torch.cat(list(sliced_logits(module, query, key, mask, kwargs)), 2))
+
+
+class _Products(TorchFunctionMode):
+    """Keeps the operands of batched products: queries and keys, where a model multiplies itself."""
+
+    _TWO = (
+        torch.matmul,
+        torch.bmm,
+        torch.Tensor.matmul,
+        torch.Tensor.bmm,
+        torch.Tensor.__matmul__,
+    )
+    _ADDED = (torch.baddbmm, torch.Tensor.baddbmm)
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        pair: tuple[Any, ...] = ()
+        if func in self._TWO:
+            pair = args[:2]
+        elif func in self._ADDED:
+            given = dict(zip(("input", "batch1", "batch2"), args, strict=False)) | kwargs
+            pair = (given["batch1"], given["batch2"])
+        elif func is torch.einsum and len(args) == 3:
+            pair = args[1:]
+        # Products after the softmax can't reach the logits, so they do no harm here.
+        if len(pair) == 2 and all(_is_activation(item) for item in pair):
+            self.seen.queries.append(pair[0])
+            self.seen.keys.append(pair[1])
+        return func(*args, **kwargs)
+
+
+def _is_activation(item: Any) -> bool:
+    return (
+        isinstance(item, Tensor)
+        and item.ndim >= 3
+        and not isinstance(item, nn.Parameter)
+        and not isinstance(item._base, nn.Parameter)
+    )

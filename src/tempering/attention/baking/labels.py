@@ -1,0 +1,174 @@
+"""Which slices of a parameter belong to which head's queries, read off gradients.
+
+Two cotangents run back from the finished logits through the queries: random ones G, and
+c_h G with another number c_h for each head. A slice that reaches the queries of head h alone has
+gradients g and c_h g, so the ratio names the head; a slice that reaches several heads has
+gradients that point in different directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.attention.baking.isolate import Isolated, Seen
+
+# 1 - cos^2 of the angle between the two gradients of a slice. Rounding in float32 gives about
+# 1e-12; two heads that share a slice equally give (difference of their c / their sum)^2.
+_ANGLE = 1e-8
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How the slices of one parameter along one axis reach the logits of a layer.
+
+    heads: a label for each slice: its head, or -1.
+    per_head: whether each labelled slice reaches one head alone; if not, the labels are 0.
+    through: "queries", or "logits" for what is added behind the products (sinks, biases).
+    dead: slices that reach nothing at all on the sample.
+    """
+
+    axis: int
+    heads: Tensor
+    per_head: bool
+    through: str
+    dead: int
+
+
+def reaches(layer: Isolated) -> dict[str, Reach]:
+    """For each parameter of an isolated layer that reaches its logits other than by the keys."""
+    parameters = dict(layer.module.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            runs = layer.run()
+            gradients = _gradients(layer, runs, list(parameters.values()))
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+    found = {}
+    for index, name in enumerate(parameters):
+        reach = _reach(*(part[index] for part in gradients), marks=_marks(layer.layer.heads))
+        if reach is not None:
+            found[name] = reach
+    return found
+
+
+def _marks(heads: int) -> Float[Tensor, "heads"]:
+    """c_h: evenly spread in 1..2, in an order without pattern."""
+    order = torch.randperm(heads, generator=torch.Generator().manual_seed(1))
+    return (1 + order / heads).float()
+
+
+Gradients = list[Tensor | None]
+
+
+def _gradients(
+    layer: Isolated, runs: list[Seen], parameters: list[Tensor]
+) -> tuple[Gradients, Gradients, Gradients, Gradients, Gradients, Gradients]:
+    """Gradients through queries (G, c G), of all logits (G, c G), through keys, of the outputs."""
+    marks = _marks(layer.layer.heads)
+    generator = torch.Generator().manual_seed(0)
+
+    def random_like(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor.device)
+
+    logits = [item for seen in runs for item in seen.logits if item.requires_grad]
+    queries = [item for seen in runs for item in seen.queries if item.requires_grad]
+    keys = [item for seen in runs for item in seen.keys if item.requires_grad]
+    outputs = [item for seen in runs for item in seen.outputs if item.requires_grad]
+    plain = [random_like(item).masked_fill(~item.isfinite(), 0.0) for item in logits]
+    marked = [item * marks.to(item.device)[None, :, None, None] for item in plain]
+
+    def back(ends: list[Tensor], starts: list[Tensor], cotangents: list[Tensor]) -> Gradients:
+        if not ends or not starts:
+            return [None] * len(starts)
+        return list(
+            torch.autograd.grad(
+                ends, starts, cotangents, retain_graph=True, allow_unused=True
+            )
+        )
+
+    def through(middles: list[Tensor], cotangents: list[Tensor]) -> Gradients:
+        inner = back(logits, middles, cotangents)
+        pairs = [(m, g) for m, g in zip(middles, inner, strict=True) if g is not None]
+        if not pairs:
+            return [None] * len(parameters)
+        return back([m for m, _ in pairs], parameters, [g for _, g in pairs])
+
+    return (
+        through(queries, plain),
+        through(queries, marked),
+        back(logits, parameters, plain),
+        back(logits, parameters, marked),
+        through(keys, plain),
+        back(outputs, parameters, [random_like(item) for item in outputs]),
+    )
+
+
+def _reach(
+    query: Tensor | None,
+    query_marked: Tensor | None,
+    logits: Tensor | None,
+    logits_marked: Tensor | None,
+    key: Tensor | None,
+    output: Tensor | None,
+    marks: Tensor,
+) -> Reach | None:
+    for through, plain, marked in (
+        ("queries", query, query_marked),
+        ("logits", logits, logits_marked),
+    ):
+        if plain is None or marked is None or not bool((plain != 0).any()):
+            continue
+        if through == "logits" and key is not None:
+            return None
+        shared = None
+        for axis in range(plain.ndim):
+            slices = _Slices(plain, marked, axis)
+            by_key = _alive(key, axis, plain)
+            if bool((slices.alive & by_key).any()):
+                continue
+            dead = int((~(slices.alive | by_key | _alive(output, axis, plain))).sum())
+            labels = slices.labels(marks)
+            if labels is not None:
+                return Reach(axis, labels, True, through, dead)
+            if shared is None:
+                labels = torch.where(slices.alive, 0, -1)
+                shared = Reach(axis, labels, False, through, dead)
+        return shared
+    return None
+
+
+def _alive(gradient: Tensor | None, axis: int, like: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros(like.shape[axis], dtype=torch.bool)
+    return (gradient != 0).movedim(axis, 0).reshape(like.shape[axis], -1).any(1).cpu()
+
+
+class _Slices:
+    """The two gradients of a parameter, slice by slice along an axis."""
+
+    def __init__(self, plain: Tensor, marked: Tensor, axis: int) -> None:
+        first = plain.movedim(axis, 0).reshape(plain.shape[axis], -1).double().cpu()
+        second = marked.movedim(axis, 0).reshape(plain.shape[axis], -1).double().cpu()
+        self.own = first.square().sum(1)
+        self.other = second.square().sum(1)
+        self.product = (first * second).sum(1)
+        self.alive = self.own > 0
+
+    def labels(self, marks: Tensor) -> Tensor | None:
+        """The head of each slice (-1 where none), or None when slices belong to several."""
+        own, other, product = (item[self.alive] for item in (self.own, self.other, self.product))
+        angle = 1 - product.square() / (own * other).clamp(min=1e-300)
+        distance = (product / own)[:, None] - marks.double()[None]
+        nearest = distance.abs().min(dim=1)
+        if bool((angle > _ANGLE).any()) or bool((nearest.values > 0.2 / len(marks)).any()):
+            return None
+        labels = torch.full(self.alive.shape, -1, dtype=torch.long)
+        labels[self.alive] = nearest.indices
+        return labels

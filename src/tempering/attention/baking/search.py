@@ -1,0 +1,211 @@
+"""The parameters to fold in one attention layer: candidates are tried, and one is proved.
+
+A fold of random betas is right when, on the layer alone,
+
+    the finished logits are beta times the old ones, wherever they are not masked;
+    they still are for beta = 2^30 and 2^-30, so that nothing clamps or caps on the way;
+    everything that the layer returns equals what it returns under the temperatures themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.attention.baking.folds import Fold, Form, folded
+from tempering.attention.baking.isolate import Isolated, Seen
+from tempering.attention.baking.labels import Reach, reaches
+from tempering.attention.check import random_temperatures
+
+# Relative to the largest logit of a head; float32 rounding on a few tokens gives about 1e-6.
+_TOLERANCE = 2e-5
+_UNIFORM = 0.6
+_EXTREME = 2.0**30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What folds into one layer: "per head", "per layer" or "no", why, and how."""
+
+    verdict: str
+    reason: str
+    folds: tuple[Fold, ...] = ()
+
+
+def search(layer: Isolated) -> Found:
+    """Find and prove the fold of an isolated layer, per head if there is one, else per layer."""
+    found = reaches(layer)
+    through = {name: reach for name, reach in found.items() if reach.through == "queries"}
+    added = {name: reach for name, reach in found.items() if reach.through == "logits"}
+    if not through:
+        return Found("no", "no weight of the layer reaches its queries alone")
+    base = layer.run()
+    verdicts: list[str] = []
+    for per_head in (True, False):
+        for folds in _candidates(through, added, per_head):
+            verdict = _proved(layer, base, folds, per_head)
+            if not verdict:
+                if per_head:
+                    return Found("per head", "", folds)
+                return Found("per layer", _why_shared(folds, through, verdicts), folds)
+            verdicts.append(verdict)
+    return Found("no", _why_not(layer, verdicts))
+
+
+def _candidates(
+    through: dict[str, Reach], added: dict[str, Reach], per_head: bool
+) -> Iterator[tuple[Fold, ...]]:
+    """Sets of folds: the parameters of one submodule, of two, of all; sinks and biases beside."""
+    owners: dict[str, list[str]] = {}
+    for name in through:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    if per_head:
+        if not all(reach.per_head for reach in added.values()):
+            return
+        owners = {
+            owner: names
+            for owner, names in owners.items()
+            if all(through[name].per_head and _whole(through[name]) for name in names)
+        }
+    else:
+        owners = {
+            owner: names
+            for owner, names in owners.items()
+            if all(not through[name].dead for name in names)
+        }
+    groups: list[Sequence[str]] = [(owner,) for owner in owners]
+    groups += list(itertools.combinations(owners, 2))
+    if len(owners) > 2:
+        groups.append(tuple(owners))
+    forms: tuple[Form, ...] = ("w", "1+w")
+    for group, form in itertools.product(groups, forms):
+        names = [name for owner in group for name in owners[owner]]
+        chosen = [(name, through[name]) for name in names] + list(added.items())
+        yield tuple(
+            Fold.of(
+                name,
+                reach.axis,
+                reach.heads,
+                form if name.endswith("weight") and reach.through == "queries" else "w",
+                reach.per_head,
+            )
+            for name, reach in chosen
+        )
+
+
+def _whole(reach: Reach) -> bool:
+    """Whether every head has as many slices, and each slice reaches something on the sample."""
+    counts = torch.bincount(reach.heads[reach.heads >= 0])
+    return reach.dead == 0 and bool((counts == counts[0]).all())
+
+
+def _proved(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head: bool) -> str:
+    """Empty when the fold is right; else what went wrong."""
+    heads = layer.layer.heads
+    if per_head:
+        beta = random_temperatures(layer.layer.name, heads).reciprocal()
+    else:
+        beta = torch.full((heads,), _UNIFORM)
+    runs = _folded_run(layer, folds, beta)
+    if not _logits_agree(base, runs, beta):
+        if _logits_agree(base, runs, torch.ones(heads), 1e-2):
+            return "undone"
+        return "affine" if _affine(layer, base, folds) else "other"
+    if not _outputs_agree(layer.run(beta), runs):
+        return "outputs"
+    # 1 + w' can't be small without rounding, so a fold of that form is tried upwards alone.
+    tiny = () if any(fold.form == "1+w" for fold in folds) else (1 / _EXTREME,)
+    for extreme in (_EXTREME, *tiny):
+        beta = torch.full((heads,), extreme)
+        if not _logits_agree(base, _folded_run(layer, folds, beta), beta):
+            return "clamped"
+    return ""
+
+
+def _folded_run(
+    layer: Isolated, folds: tuple[Fold, ...], beta: Float[Tensor, "heads"]
+) -> list[Seen]:
+    with folded(layer.module, ((fold, beta) for fold in folds)):
+        return layer.run()
+
+
+def _logits_agree(
+    base: list[Seen],
+    runs: list[Seen],
+    beta: Float[Tensor, "heads"],
+    tolerance: float = _TOLERANCE,
+) -> bool:
+    """Whether the logits are beta times the old ones, per head and for the sinks by themselves."""
+    found = False
+    for old, new in zip(base, runs, strict=True):
+        for before, after in zip(old.logits, new.logits, strict=True):
+            seen = before.isfinite()
+            wanted = (before * beta.to(before)[None, :, None, None]).masked_fill(~seen, 0.0)
+            error = (after.masked_fill(~seen, 0.0) - wanted).abs()
+            split = before.shape[-1] - int(old.sinks)
+            for part in (slice(0, split), slice(split, None)):
+                if wanted[..., part].numel() == 0:
+                    continue
+                size = wanted[..., part].abs().amax(dim=(0, 2, 3))
+                worst = error[..., part].amax(dim=(0, 2, 3))
+                found = found or bool((size > 0).all())
+                if not bool((worst <= tolerance * size).all()):
+                    return False
+    return found
+
+
+def _affine(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...]) -> bool:
+    """Whether the logits are beta a + b: a part of them is scaled, another is not."""
+    heads = layer.layer.heads
+    slopes = []
+    for value in (0.5, 2.0):
+        runs = _folded_run(layer, folds, torch.full((heads,), value))
+        pairs = [
+            (after - before)[before.isfinite()] / (value - 1)
+            for old, new in zip(base, runs, strict=True)
+            for before, after in zip(old.logits, new.logits, strict=True)
+        ]
+        slopes.append(torch.cat(pairs))
+    error = (slopes[0] - slopes[1]).abs().max()
+    return bool(error <= 1e-3 * slopes[0].abs().max())
+
+
+def _outputs_agree(expected: list[Seen], runs: list[Seen]) -> bool:
+    for one, two in zip(expected, runs, strict=True):
+        if len(one.outputs) != len(two.outputs):
+            return False
+        for wanted, got in zip(one.outputs, two.outputs, strict=True):
+            wanted, got = wanted.nan_to_num(), got.nan_to_num()
+            if wanted.shape != got.shape:
+                return False
+            if bool((wanted - got).abs().max() > _TOLERANCE * wanted.abs().max()):
+                return False
+    return True
+
+
+def _why_shared(folds: tuple[Fold, ...], through: dict[str, Reach], verdicts: list[str]) -> str:
+    names = " and ".join(fold.parameter for fold in folds if not fold.per_head)
+    if not names:
+        return "its queries take one factor for all heads"
+    return f"{names} is shared by its heads"
+
+
+def _why_not(layer: Isolated, verdicts: list[str]) -> str:
+    if "clamped" in verdicts and "softcap" in layer.layer.features:
+        return "its logits pass a soft cap, which no weight of the layer scales"
+    if "clamped" in verdicts:
+        return "its queries or logits are clamped, which no weight of the layer scales"
+    if "outputs" in verdicts:
+        return "the weights of its queries have another effect on what the layer returns"
+    if "affine" in verdicts:
+        return (
+            "its logits hold an additive part (a position bias), which no weight of the layer scales"
+        )
+    if "undone" in verdicts:
+        return "its queries are normalised, and no weight comes after the norm"
+    return "no weight of the layer scales its logits"
