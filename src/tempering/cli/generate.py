@@ -13,7 +13,7 @@ EPILOG = """Examples:
 
   tempering generate "Why is the sky blue?" --pattern 'throb(12,3,1,12)' --amplitude 1.3
 
-  tempering generate "Once upon a time" --raw --profile hot.json --tokens 80 --json
+  tempering generate "Once upon a time" --raw --profile hot.json --max-tokens 80 --json
 """
 
 
@@ -28,7 +28,7 @@ def generate(
     layers: common.Layers = None,
     heads: common.Heads = None,
     model: common.Model = "smollm2",
-    tokens: Annotated[int, typer.Option(help="New tokens at most.", min=1)] = 64,
+    max_tokens: Annotated[int, typer.Option(help="New tokens at most.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 for the likeliest.")] = 0.7,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat turn.")] = False,
     seed: common.Seed = 0,
@@ -55,7 +55,7 @@ def generate(
         tokenizer,
         prompt,
         chosen,
-        tokens=tokens,
+        tokens=max_tokens,
         temperature=temperature,
         chat=not raw,
         seed=seed,
@@ -68,7 +68,7 @@ def generate(
         settings={
             "prompt": prompt,
             "pattern": chosen.pattern,
-            "tokens": tokens,
+            "tokens": max_tokens,
             "temperature": temperature,
             "chat": not raw,
         },
