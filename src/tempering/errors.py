@@ -1,13 +1,13 @@
 """The exceptions and warnings of tempering.
 
-    TemperingError                      everything below; `exit_code` is what the command line returns
+    TemperingError                      all below; `exit_code` is what the command line returns
     |-- InputError (ValueError)         what was given can't be used; exit code 2
     |   |-- EnergyError                 NaN, -inf, or no finite energy in a row
     |   |-- TemperatureError            T < 0, NaN, or a limit where none is meant
     |   |-- SupportError                a support that no temperature reaches
     |   |-- ScheduleError               a pattern that doesn't parse or doesn't fit the depth
     |   |-- ProfileError                a profile of another shape, model or version
-    |   `-- DataError                   text, tables or files that can't be read as what they should be
+    |   `-- DataError                   text, tables or files that are not what they should be
     |-- RefusedError                    possible to ask, impossible to do exactly; exit code 1
     |   |-- ArchitectureError           attention that can't be controlled exactly
     |   `-- BakeError                   a profile that can't be folded into the weights
@@ -18,7 +18,7 @@
 
     TemperingWarning (UserWarning)
     |-- DepthWarning                    a pattern with less than two layers a stage
-    |-- CollapseWarning                 a learned temperature at its bound, or support under its floor
+    |-- CollapseWarning                 a learned temperature at its bound, or support too low
     `-- ConvergenceWarning              a fit that stopped before it converged; says what to try
 
 Every message says what was given, what was expected, where, and how to mend it.

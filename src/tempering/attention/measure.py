@@ -124,8 +124,8 @@ def measure_tokens(
 ) -> Measurement:
     """`measure` on token ids."""
     plan = layout(model)
-    embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
+    network: Any = model
+    device = network.get_input_embeddings().weight.device
     totals = {layer.name: Sums.zeros(layer.heads) for layer in plan.layers}
     by_chunk = []
     with watching(model, plan, profile) as observer:

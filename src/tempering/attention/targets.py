@@ -152,7 +152,8 @@ class _Solver:
 
     def solve(self, chunks: Tensor) -> list[Tensor]:
         """One forward pass over all chunks; Float[Tensor, "heads"] for each layer."""
-        embedding: Any = self.model.get_input_embeddings()
+        network: Any = self.model
+        device = network.get_input_embeddings().weight.device
         neutral = [Profile.neutral(self.plan)]
         training = self.model.training
         self.model.eval()
@@ -163,7 +164,7 @@ class _Solver:
                     getattr(module, routes.STATE).rule = self._rule(module)
                 with torch.no_grad():
                     body: Any = getattr(self.model, "base_model", self.model)
-                    body(input_ids=chunks.to(embedding.weight.device), use_cache=False)
+                    body(input_ids=chunks.to(device), use_cache=False)
         finally:
             for module in self.modules:
                 state = getattr(module, routes.STATE, None)

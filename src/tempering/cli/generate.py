@@ -106,7 +106,7 @@ def side_by_side(
     rows = [Profile.neutral(layout(network)), profile]
     found: list[list[int]] = [[], []]
     texts = ["", ""]
-    with _live((UNTEMPERED, label), show) as update:
+    with _Live((UNTEMPERED, label), show) as update:
         for step in stream(
             network,
             tokenizer,
@@ -143,7 +143,7 @@ def side_by_side(
     }
 
 
-class _live:
+class _Live:
     """Two columns that grow as tokens come, on a terminal; nothing elsewhere."""
 
     def __init__(self, labels: tuple[str, str], show: bool) -> None:

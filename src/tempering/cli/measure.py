@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def measure(
     words, name = common.text_of(text)
     network, tokenizer = common.open_model(model, device, dtype)
     chunks = token_chunks(tokenizer, words, chunk, limit)
-    results = {}
+    results: dict[str, Any] = {}
     after = {}
     with common.counted("measure") as report:
         before = measure_tokens(network, chunks, progress=report)

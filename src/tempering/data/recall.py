@@ -23,19 +23,19 @@ WORDINGS: tuple[tuple[str, str, str], ...] = (
     ("arrow", "{k} -> {v}", "{k} ->"),
     ("equals", "{k} = {v}", "{k} ="),
     ("locker", "In the locker of {k} lies {v}.", "In the locker of {k} lies"),
-    ("favourite", "The favourite of {k} has always been {v}.", "The favourite of {k} has always been"),
+    ("favourite", "The favourite of {k} was always {v}.", "The favourite of {k} was always"),
     ("belongs", "Item {v} belongs to {k}.", "The item that belongs to {k} is item"),
     ("json", '{{"name": "{k}", "value": "{v}"}}', '{{"name": "{k}", "value": "'),
     ("table", "| {k} | {v} |", "| {k} |"),
     ("assigned", "We assigned {v} to {k} yesterday.", "Yesterday, {k} was assigned"),
-    ("told", "\"My answer is {v},\" said {k}.", "What {k} said was: \"My answer is"),
+    ("told", '"My answer is {v}," said {k}.', 'What {k} said was: "My answer is'),
     ("record", "Record of {k}; entry {v}.", "Record of {k}; entry"),
     ("keeper", "The keeper of {v} is called {k}.", "The one called {k} is the keeper of"),
     ("letter", "A letter for {k} carried the mark {v}.", "The letter for {k} carried the mark"),
     ("label", "Label {v} was put on {k}.", "The label that was put on {k} is"),
     ("phone", "You can reach {k} under {v}.", "You can reach {k} under"),
     ("badge", "{k} wears the badge {v}.", "Question: What badge does {k} wear? Answer:"),
-    ("python", "codes[\"{k}\"] = \"{v}\"", "print(codes[\"{k}\"])  # "),
+    ("python", 'codes["{k}"] = "{v}"', 'print(codes["{k}"])  # '),
     ("note", "Note to self - {k} goes with {v}.", "Note to self - {k} goes with"),
     ("bracket", "[{k}] {v}", "[{k}]"),
     ("room", "{k} stays in room {v}.", "The room in which {k} stays is"),
@@ -155,9 +155,7 @@ def recall_question(
     open_quote = question.endswith(('"', "(", "# ", ">", '","'))
     answer = values[asked] if open_quote else " " + values[asked]
     prompt = " ".join(body).replace(" \n", "\n").replace("\n ", "\n")
-    return Question(
-        prompt + "\n\n" + question.format(k=chosen[asked], v=""), answer, name, kind
-    )
+    return Question(prompt + "\n\n" + question.format(k=chosen[asked], v=""), answer, name, kind)
 
 
 def _sentences(text: str, rng: random.Random, words: int) -> list[str]:
