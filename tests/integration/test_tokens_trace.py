@@ -165,6 +165,10 @@ def test_traces_grow_run_by_run_and_refuse_what_they_cannot_follow(model, tokeni
         generate(model, PHASES, tokenizer=tokenizer, trace=trace)
     with pytest.raises(InputError, match="sequence 0: the trace has no record"):
         trace.complete(out.sequences.flip(-1))
+    changed = out.sequences.clone()
+    changed[0, 4] = (changed[0, 4] - 2) % 30 + 3  # another token, not the one that ends
+    with pytest.raises(InputError, match=r"sequence 0: .* no record of the token at position 0"):
+        trace.complete(changed)
     with pytest.raises(RefusedError, match="trace without an assistant"):
         generate(
             model,

@@ -141,6 +141,7 @@ def test_other_vocabularies_are_read_through_their_decoder():
         (CHATML, "<think>a", "b", "thinking"),
         # left open in the history: by the user, by an earlier reply
         (CHATML, "<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n", "x", "answer"),
+        (OPENED, "<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n", "x", "answer"),
         (PLAIN, "user: <think> what?\nASSISTANT: ", "x", "answer"),
         (PLAIN, "user: a\nASSISTANT: <think> b\nuser: c\nASSISTANT: <think>", "x", "thinking"),
         (None, "<think>a<|im_end|>b", "x", "answer"),
