@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tempering.attention import routes
+from tempering.attention import interface, routes
 from tempering.attention.layout import Layout, layout
-from tempering.attention.profile import Profile
+from tempering.attention.profile import Profile, check_values
 from tempering.errors import ProfileError, RefusedError
 
 BAKED_MARK = "tempering"
@@ -46,22 +47,14 @@ def tempered(
     Raises ProfileError (another shape or model), ArchitectureError (refused), CheckError (the
     self-check failed). The model is left as it was after each of them.
     """
-    profiles = [profile] if isinstance(profile, Profile) else list(profile)
-    if not profiles or not all(isinstance(item, Profile) for item in profiles):
-        raise ProfileError(
-            "give a Profile, or a sequence of them with one for each row of the batch; "
-            f"this is {type(profile).__name__} of {[type(p).__name__ for p in profiles][:3]}"
-        )
+    profiles = _profiles(profile)
     if getattr(getattr(model, "config", None), BAKED_MARK, None) and not again:
         raise RefusedError(
             "this model's weights were baked with a temperature profile already; "
             "temper it again on purpose with tempered(..., again=True)"
         )
     plan = layout(model, sample)
-    for item in profiles:
-        item.check_model(model)
-    for item in profiles:
-        item.resolve(plan)
+    _check(profiles, model, plan)
     if check:
         from tempering.attention.check import ensure_checked
 
@@ -77,13 +70,15 @@ class Tempering:
     """
 
     def __init__(self, model: nn.Module, plan: Layout, profiles: Sequence[Profile]) -> None:
+        self._model = weakref.ref(model)
         self._layout = plan
         self._modules = [model.get_submodule(layer.name) for layer in plan.layers]
-        self._uses_interface = any(layer.route == "interface" for layer in plan.layers)
         self._active = False
         rows = _stack(profiles, plan)
-        if self._uses_interface:
-            routes.acquire_interface()
+        interface.acquire()
+        # Also when the model and its forgotten handle are thrown away together.
+        self._release = weakref.finalize(self, interface.release)
+        self._release.atexit = False
         self._active = True
         try:
             for module, layer, temperature in zip(self._modules, plan.layers, rows, strict=True):
@@ -95,17 +90,37 @@ class Tempering:
     def update(self, profile: Profile | Sequence[Profile]) -> None:
         """Change the temperatures of this handle in place."""
         self._require_active()
-        profiles = [profile] if isinstance(profile, Profile) else list(profile)
+        profiles = _profiles(profile)
+        model = self._model()
+        if model is not None:
+            _check(profiles, model, self._layout)
         self.set_rows(_stack(profiles, self._layout))
 
     def set_rows(self, rows: Iterable[Tensor]) -> None:
-        """Set Float[Tensor, "rows heads"] for each layer; gradients flow to those that need one."""
+        """Set Float[Tensor, "rows heads"] for each layer; gradients flow to those that need one.
+
+        Raises ProfileError for other shapes and TemperatureError for other values than a
+        Profile may hold; nothing is changed then.
+        """
         self._require_active()
-        for module, row in zip(self._modules, rows, strict=True):
-            getattr(module, routes.STATE).set(self, row)
+        rows, layers = list(rows), self._layout.layers
+        if len(rows) != len(layers):
+            raise ProfileError(f"{len(rows)} layers were given, the model has {len(layers)}")
+        states = [getattr(module, routes.STATE) for module in self._modules]
+        for state, layer, row in zip(states, layers, rows, strict=True):
+            if row.ndim != 2 or len(row) == 0 or row.shape[1] != layer.heads:
+                raise ProfileError(
+                    f"{layer.name}: temperatures have shape [rows, {layer.heads}]; "
+                    f"this has {tuple(row.shape)}"
+                )
+            check_values(row, layer.name)
+            state.combined(self, row)
+        for state, row in zip(states, rows, strict=True):
+            state.set(self, row)
 
     def calls(self) -> dict[str, int]:
-        """How often each layer's temperature acted since it was attached."""
+        """How often each layer's temperature acted since the first handle was attached."""
+        self._require_active()
         return {
             layer.name: getattr(module, routes.STATE).calls
             for layer, module in zip(self._layout.layers, self._modules, strict=True)
@@ -118,8 +133,7 @@ class Tempering:
         self._active = False
         for module in self._modules:
             _detach(module, self)
-        if self._uses_interface:
-            routes.release_interface()
+        self._release()
 
     def _require_active(self) -> None:
         if not self._active:
@@ -131,6 +145,24 @@ class Tempering:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+def _profiles(profile: Any) -> list[Profile]:
+    profiles = [profile] if isinstance(profile, Profile) else list(profile)
+    if not profiles or not all(isinstance(item, Profile) for item in profiles):
+        raise ProfileError(
+            "give a Profile, or a sequence of them with one for each row of the batch; "
+            f"this is {type(profile).__name__} of {[type(p).__name__ for p in profiles][:3]}"
+        )
+    return profiles
+
+
+def _check(profiles: Sequence[Profile], model: nn.Module, plan: Layout) -> None:
+    made_for = {(item.model or {}).get("fingerprint"): item for item in profiles}
+    for item in made_for.values():
+        item.check_model(model)
+    for item in profiles:
+        item.resolve(plan)
 
 
 def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:

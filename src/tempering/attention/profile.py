@@ -374,13 +374,18 @@ def _softmax_rows(table: Tensor, plan: Layout) -> Tensor:
 def _check_row(row: Tensor, where: str) -> None:
     if row.ndim != 1 or len(row) == 0:
         raise ProfileError(f"{where}: temperatures have shape [heads]; this has {tuple(row.shape)}")
-    values = row.detach()
+    check_values(row, where)
+
+
+def check_values(temperature: Float[Tensor, "... heads"], where: str) -> None:
+    """TemperatureError for a temperature that attention doesn't take; `where` names its layer."""
+    values = temperature.detach()
     bad = ~((values >= COLDEST) & (values <= HOTTEST))
     if bool(bad.any()):
-        head = int(bad.nonzero()[0, 0])
-        value = float(values[head])
+        place = bad.nonzero()[0].tolist()
+        value = float(values[tuple(place)])
         limit = " (the limits 0 and inf are refused in attention)" if value in (0, math.inf) else ""
         raise TemperatureError(
-            f"{where}, head {head}: temperature {value:g}{limit}; "
+            f"{where}, head {place[-1]}: temperature {value:g}{limit}; "
             f"give one between {COLDEST:g} and {HOTTEST:g}, where 1 is the model's own"
         )

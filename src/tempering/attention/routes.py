@@ -16,10 +16,10 @@ left alone, so models never share state.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tempering.attention.layout import AttentionLayer
-from tempering.attention.logits import observe_with
 from tempering.errors import ArchitectureError, ProfileError
 
 STATE = "_tempering"
@@ -49,6 +48,16 @@ NEUTRAL_ARGUMENTS = frozenset(
 )
 
 
+@contextlib.contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """What is made in here serves outside `torch.inference_mode` as well."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
+
+
 class TemperatureState:
     """The inverse temperature of one attention module.
 
@@ -56,43 +65,60 @@ class TemperatureState:
     uniform: beta as a number when all rows and heads share it, else None.
     rule: a function (query, key, mask, kwargs) -> beta, for temperatures that depend on the query.
     observer: an object whose `see_call` or `see_logits` is shown what reaches the softmax.
+    parts: the temperatures of each handle; held by the handle itself, so that none is lost.
     """
 
     def __init__(
         self, layer: AttentionLayer, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         self.layer = layer
-        self.beta: Tensor = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
+        with _ordinary_tensors():
+            self.beta: Tensor = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
         self.uniform: float | None = 1.0
         self.rule: Callable[..., Tensor] | None = None
         self.observer: Any = None
-        self.parts: dict[int, Tensor] = {}
+        self.parts: dict[object, Tensor] = {}
         self.inner: Callable[..., Any] | None = None
         self.calls = 0
 
     def set(self, owner: object, temperature: Float[Tensor, "rows heads"]) -> None:
         """Set one handle's part of the temperature; the parts of nested handles multiply."""
-        self.parts[id(owner)] = temperature
-        self._combine()
+        self.combined(owner, temperature)
+        self.parts[owner] = temperature
+        self._apply()
 
     def drop(self, owner: object) -> None:
         """Forget one handle's part."""
-        if self.parts.pop(id(owner), None) is not None and self.parts:
-            self._combine()
+        if self.parts.pop(owner, None) is not None and self.parts:
+            self._apply()
 
-    def _combine(self) -> None:
-        total = math.prod(self.parts.values(), start=torch.ones(()))
-        beta = total.reciprocal()[:, :, None, None].to(self.beta)
-        if beta.requires_grad or beta.shape != self.beta.shape or self.beta.requires_grad:
-            self.beta, self.uniform = beta, None
-            if beta.requires_grad:
-                return
-        else:
-            # In place, so that a compiled model sees the change without compiling again.
-            self.beta.copy_(beta)
-        exact = total.detach().reciprocal()
-        same = bool((exact == exact.flatten()[0]).all())
-        self.uniform = float(exact.flatten()[0]) if same else None
+    def combined(self, owner: object, temperature: Tensor) -> Tensor:
+        """The product of all handles' temperatures, were this one's `temperature`."""
+        parts = [*(part for other, part in self.parts.items() if other is not owner), temperature]
+        rows = sorted({len(part) for part in parts} - {1})
+        if len(rows) > 1:
+            raise ProfileError(
+                f"{self.layer.name}: nested handles hold profiles for {rows[0]} and for {rows[1]} "
+                "rows of one batch; give each handle one profile, or one for each row"
+            )
+        device = next((part.device for part in parts if part.device.type != "cpu"), None)
+        if device is not None:
+            parts = [part.to(device) for part in parts]
+        return math.prod(parts[1:], start=parts[0])
+
+    def _apply(self) -> None:
+        owner, temperature = next(iter(self.parts.items()))
+        with _ordinary_tensors():
+            total = self.combined(owner, temperature)
+            beta = total.reciprocal()[:, :, None, None].to(self.beta)
+            if beta.requires_grad or beta.shape != self.beta.shape or self.beta.requires_grad:
+                self.beta = beta
+            else:
+                # In place, so that a compiled model sees the change without compiling again.
+                self.beta.copy_(beta)
+            exact = total.detach().reciprocal()
+            same = not beta.requires_grad and bool((exact == exact.flatten()[0]).all())
+            self.uniform = float(exact.flatten()[0]) if same else None
 
     # A deep copy or a pickle of a tempered model is an untempered model.
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -116,11 +142,14 @@ _MASKS: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
 
 def _has_bias(mask: Tensor) -> bool:
     """Whether an additive mask holds a finite entry other than 0; remembered per tensor."""
-    known = _MASKS.get(id(mask))
+    versioned = not mask.is_inference()
+    known = _MASKS.get(id(mask)) if versioned else None
     if known is not None and known[0]() is mask and known[1] == mask._version:
         return known[2]
     floor = torch.finfo(mask.dtype).min / 2
     answer = bool(((mask > floor) & (mask != 0)).any())
+    if not versioned:
+        return answer
     if len(_MASKS) > 64:
         _MASKS.clear()
     _MASKS[id(mask)] = (weakref.ref(mask), mask._version, answer)
@@ -260,58 +289,10 @@ def _by_row(
             for name, item in kwargs.items()
         }
         own_mask = mask[part] if isinstance(mask, Tensor) and mask.shape[0] > 1 else mask
-        output = attend(
-            function, one, module, query[part], key[part], value[part], own_mask, **own
-        )
+        output = attend(function, one, module, query[part], key[part], value[part], own_mask, **own)
         outputs.append(output[0])
         weights.append(output[1])
     return torch.cat(outputs), None if weights[0] is None else torch.cat(weights)
-
-
-# --- the interface route -------------------------------------------------------------------
-
-_LOCK = threading.Lock()
-_USERS = 0
-_ORIGINAL: Any = None
-
-
-def acquire_interface() -> None:
-    """Wrap what transformers' attention interface hands back, while anyone needs it."""
-    global _USERS, _ORIGINAL
-    from transformers.modeling_utils import AttentionInterface
-
-    with _LOCK:
-        if _USERS == 0:
-            _ORIGINAL = AttentionInterface.get_interface
-            AttentionInterface.get_interface = _get_interface
-        _USERS += 1
-
-
-def release_interface() -> None:
-    """Undo `acquire_interface` when the last user leaves."""
-    global _USERS
-    from transformers.modeling_utils import AttentionInterface
-
-    with _LOCK:
-        _USERS -= 1
-        if _USERS == 0:
-            AttentionInterface.get_interface = _ORIGINAL
-
-
-def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Any:
-    function = _ORIGINAL(self, implementation, default)
-
-    def tempered_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        state = getattr(module, STATE, None)
-        if state is None:
-            return function(module, *args, **kwargs)
-        if state.observer is None:
-            return attend(function, state, module, *args, **kwargs)
-        # The observer stands between the temperature and the softmax.
-        watched = observe_with(function, state.observer)
-        return attend(watched, state, module, *args, **kwargs)
-
-    return tempered_attention
 
 
 # --- the softmax route ---------------------------------------------------------------------
@@ -357,9 +338,7 @@ class TemperedSoftmax(TorchFunctionMode):
         state.rows_for(logits.shape[0])
         return scaled(logits, state.beta, floor)
 
-    def _scaled_product(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _scaled_product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         state = self.state
         query = args[0]
         if query.shape[1] != state.layer.heads:

@@ -1,0 +1,197 @@
+"""Compiled models obey temperatures: no graph break, no stale graph, no compiling again."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from transformers import StaticCache
+
+_spec = importlib.util.spec_from_file_location(
+    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
+)
+oracle = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(oracle)
+
+LAYERS, HEADS = 2, oracle.HEADS
+IDS = oracle.tokens(1, 3, 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_shape_checks():
+    """tempering as users import it: dynamo can't trace the wrappers that check shapes here."""
+    global tempered, Profile
+
+    def ours():
+        return [n for n in sys.modules if n == "tempering" or n.startswith("tempering.")]
+
+    checked = {name: sys.modules.pop(name) for name in ours()}
+    finders = list(sys.meta_path)
+    sys.meta_path[:] = [f for f in finders if "jaxtyping" not in type(f).__module__]
+    tempered = importlib.import_module("tempering.attention.control").tempered
+    Profile = importlib.import_module("tempering.attention.profile").Profile
+    yield
+    for name in ours():
+        del sys.modules[name]
+    sys.meta_path[:] = finders
+    sys.modules.update(checked)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model():
+    return oracle.tiny_llama(num_hidden_layers=LAYERS)
+
+
+def temperatures(seed, *rows):
+    return oracle.random_temperatures(seed, *rows, LAYERS, HEADS)
+
+
+def given(T):
+    return Profile.from_matrix(T) if T.ndim == 2 else [Profile.from_matrix(row) for row in T]
+
+
+def logits(run, ids=IDS, **kwargs):
+    with torch.no_grad():
+        return run(ids, use_cache=False, **kwargs).logits
+
+
+def check(run, model, T, ids=IDS):
+    assert (logits(run, ids) - oracle.forward(model, ids, T).logits).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_compiled_before_tempering(implementation):
+    model = oracle.tiny_llama(attention=implementation, num_hidden_layers=LAYERS)
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    plain = logits(run)
+    assert torch.equal(plain, logits(model))
+    with tempered(model, given(temperatures(1))):
+        check(run, model, temperatures(1))
+    assert torch.equal(logits(run), plain)
+    with tempered(model, given(temperatures(2, 3))):
+        check(run, model, temperatures(2, 3))
+    assert torch.equal(logits(run), plain)
+
+
+def test_compiled_while_tempered(model):
+    with tempered(model, given(temperatures(3))):
+        run = torch.compile(model, fullgraph=True, backend="eager")
+        check(run, model, temperatures(3))
+    check(run, model, None)
+    with tempered(model, given(temperatures(4))):
+        check(run, model, temperatures(4))
+
+
+@pytest.mark.parametrize("rows", [(), (3,)], ids=["one profile", "rows"])
+def test_updates_do_not_compile_again(model, rows):
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    with tempered(model, given(temperatures(5, *rows))) as handle:
+        check(run, model, temperatures(5, *rows))
+        compiled = counter.frame_count
+        assert compiled == 1
+        uniform = torch.full((*rows, LAYERS, HEADS), 1.5, dtype=torch.float64)
+        for T in (
+            temperatures(6, *rows),
+            uniform,
+            torch.ones_like(uniform),
+            temperatures(7, *rows),
+        ):
+            handle.update(given(T))
+            check(run, model, T)
+        assert counter.frame_count == compiled
+
+
+def test_uniform_profiles_do_not_bake_a_number_in(model):
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    with tempered(model, Profile.neutral(model)) as handle:
+        assert torch.equal(logits(run), logits(model))
+        T = torch.tensor([[0.5], [2.0]], dtype=torch.float64).expand(LAYERS, HEADS)
+        handle.update(given(T))
+        check(run, model, T)
+        assert counter.frame_count == 1
+
+
+def test_new_handles_of_one_shape_find_the_compiled_graph(model):
+    """A second block recompiles at most once: blocks in a loop must not exhaust the cache."""
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    plain = logits(run)
+    for seed in range(12):
+        with tempered(model, given(temperatures(seed))):
+            check(run, model, temperatures(seed))
+        assert torch.equal(logits(run), plain)
+
+
+def test_a_model_compiled_while_another_was_tempered(model):
+    other = oracle.tiny_llama(seed=1, num_hidden_layers=LAYERS)
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    with tempered(other, given(temperatures(14))):
+        plain = logits(run)
+        assert torch.equal(plain, logits(model))
+        with tempered(model, given(temperatures(15))):
+            check(run, model, temperatures(15))
+        assert torch.equal(logits(run), plain)
+    with tempered(model, given(temperatures(16))):
+        check(run, model, temperatures(16))
+
+
+def test_nested_handles(model):
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    with tempered(model, given(temperatures(8))):
+        check(run, model, temperatures(8))
+        with tempered(model, given(temperatures(9))):
+            check(run, model, temperatures(8) * temperatures(9))
+        check(run, model, temperatures(8))
+
+
+def test_decoding_with_a_static_cache(model):
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    T = temperatures(10, 3)
+    memory = StaticCache(config=model.config, max_cache_len=12)
+    parts = [IDS[:, :4], *IDS[:, 4:].split(1, dim=1)]
+    with tempered(model, given(T)), torch.no_grad():
+        steps = [run(part, past_key_values=memory, use_cache=True).logits for part in parts]
+    exact = oracle.forward(model, IDS, T).logits
+    assert (torch.cat(steps, 1) - exact).abs().max() < 2e-5
+
+
+# PyTorch's own: its tracer reads .grad of every tensor that needs a gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_gradients_of_temperatures(model):
+    run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    grads = {}
+    for name, function in {"plain": model, "compiled": run}.items():
+        T = temperatures(11).float().requires_grad_()
+        with tempered(model, Profile.neutral(model)) as handle:
+            handle.set_rows([row[None] for row in T])
+            function(IDS, use_cache=False).logits.square().mean().backward()
+        grads[name] = T.grad
+    torch.testing.assert_close(grads["compiled"], grads["plain"], rtol=1e-4, atol=1e-6)
+    assert grads["plain"].abs().min() > 1e-6
+
+
+@pytest.mark.slow
+def test_inductor(model):
+    run = torch.compile(model, fullgraph=True)
+    with tempered(model, given(temperatures(12, 3))) as handle:
+        check(run, model, temperatures(12, 3))
+        handle.update(given(temperatures(13, 3)))
+        check(run, model, temperatures(13, 3))
+    check(run, model, None)
