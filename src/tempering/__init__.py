@@ -57,6 +57,43 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
     "tempering.evaluation": ("Comparison", "Variant", "compare"),
     "tempering.engines.embedded": ("MODELS",),
     "tempering.engines.hub": ("load_model",),
+    "tempering.tokens": (
+        "POLICIES",
+        "Policy",
+        "TemperingLogitsProcessor",
+        "TokenState",
+        "Trace",
+        "TraceRow",
+        "check_engine",
+        "effective_order",
+        "parse_policy",
+        "policy_from_request",
+        "temper_logits",
+    ),
+    "tempering.units": (
+        "Activation",
+        "PrototypeLayer",
+        "activation",
+        "closed_form",
+        "information_kept",
+        "monitor",
+        "report",
+    ),
+    "tempering.kernels": (
+        "Angular",
+        "Centred",
+        "Gaussian",
+        "Huber",
+        "KERNELS",
+        "Laplace",
+        "Logistic",
+        "Mahalanobis",
+        "Prototypes",
+        "PseudoHuber",
+        "Signed",
+        "StudentT",
+    ),
+    "tempering.reports": ("Record",),
     "tempering.chunks": ("token_chunks",),
     "tempering.data": ("sample_text", "texts"),
     "tempering.errors": (
@@ -93,10 +130,14 @@ if TYPE_CHECKING:
     from tempering.engines.hub import *  # noqa: F403
     from tempering.errors import *  # noqa: F403
     from tempering.evaluation import *  # noqa: F403
+    from tempering.kernels import *  # noqa: F403
     from tempering.posterior import *  # noqa: F403
+    from tempering.reports import Record
     from tempering.schedules import *  # noqa: F403
     from tempering.temperature import *  # noqa: F403
+    from tempering.tokens import *  # noqa: F403
     from tempering.training import *  # noqa: F403
+    from tempering.units import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:

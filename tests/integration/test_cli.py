@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tiny import TEXT, save_tiny_llama
 
 from tempering.cli import _run
+from tests.tiny import TEXT, save_tiny_llama
 
 PATTERN = "throb(12,3,1,12)"
 
@@ -61,6 +61,60 @@ def test_generate_shows_both_rows_and_writes_a_record(model, tmp_path, capsys):
     assert [sample["tokens"] for sample in samples] == [12, 12]
     assert samples[0]["text"] != samples[1]["text"]
     assert next(tmp_path.glob("generate-*.html")).read_text().startswith("<!doctype html>")
+
+
+def test_generate_with_a_policy_of_tokens_and_a_trace(model, tmp_path, capsys):
+    from pyarrow import parquet
+
+    trace = tmp_path / "trace.parquet"
+    code = call(
+        "generate",
+        "Hot",
+        "--raw",
+        "--model",
+        model,
+        "--pattern",
+        "linear(1.4,0.8)",
+        "--tokens",
+        "schedule(linear(2,0),length=8)",
+        "--max-tokens",
+        8,
+        "--trace",
+        trace,
+        "--out",
+        tmp_path,
+        "--json",
+    )
+    assert code == 0
+    record = json.loads(capsys.readouterr().out)
+    samples = record["results"]["generations"]["samples"]
+    assert [round(row["temperature"], 6) for row in samples[0]["trace"]] == pytest.approx(
+        [2 * (1 - i / 7) for i in range(8)], abs=1e-6
+    )
+    last = samples[1]["trace"][-1]
+    assert last["support"] == pytest.approx(1) and last["log_probability"] == pytest.approx(0)
+    assert record["settings"]["token policy"] == "schedule(linear(2,0), length=8)"
+    assert parquet.read_table(trace).num_rows == 16
+
+
+def test_a_policy_alone_leaves_the_attention_untouched(model, tmp_path, capsys):
+    code = call(
+        "generate",
+        "Hot",
+        "--raw",
+        "--model",
+        model,
+        "--tokens",
+        "support(3)",
+        "--max-tokens",
+        4,
+        "--out",
+        tmp_path,
+        "--json",
+    )
+    assert code == 0
+    (sample,) = json.loads(capsys.readouterr().out)["results"]["generations"]["samples"]
+    assert [row["support"] for row in sample["trace"]] == pytest.approx([3] * 4, rel=1e-4)
 
 
 def test_generate_is_reproducible_and_json_is_the_record(model, tmp_path, capsys):
@@ -310,6 +364,8 @@ def test_models_and_patterns(capsys):
         (["--pattern", PATTERN, "--max-tokens", "0"], 2, ["--max-tokens", "--help"]),
         (["--pattern", PATTERN, "--temperature", "-1"], 2, ["temperature", "-1"]),
         (["--pattern", PATTERN, "--dtype", "int3"], 2, ["--dtype"]),
+        (["--pattern", PATTERN, "--tokens", "support("], 2, ["column"]),
+        (["--tokens", "support(3)", "--temperature", "1"], 2, ["--temperature"]),
         (["--nonsense"], 2, ["--nonsense", "--help"]),
     ],
 )

@@ -34,6 +34,7 @@ def demo(
     from tempering.evaluation.compare import compare
     from tempering.reports import Record
     from tempering.schedules import schedule
+    from tempering.tokens import parse_policy
 
     common.check_out(out)
     network, tokenizer = common.open_model(model)
@@ -47,7 +48,7 @@ def demo(
         PROMPT,
         profile,
         tokens=48,
-        temperature=0.7,
+        policy=parse_policy("constant(0.7)"),
         chat=True,
         seed=seed,
         show=not as_json,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from tempering.cli import common
 EPILOG = """Examples:
 
   tempering generate "Why is the sky blue?" --pattern 'throb(12,3,1,12)' --amplitude 1.3
+
+  tempering generate "Plan a day in Rome" --tokens 'schedule(linear(1.2,0.3),length=60)'
 
   tempering generate "Once upon a time" --raw --profile hot.json --max-tokens 80 --json
 """
@@ -29,7 +32,18 @@ def generate(
     heads: common.Heads = None,
     model: common.Model = "smollm2",
     max_tokens: Annotated[int, typer.Option(help="New tokens at most.", min=1)] = 64,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 for the likeliest.")] = 0.7,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of sampling, 0.7 by default; 0 for the likeliest.")
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy of the sampling temperature, e.g. phases(thinking=1,answer=0.2)."
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every sampled token to this Parquet file.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat turn.")] = False,
     seed: common.Seed = 0,
     device: common.Device = None,
@@ -38,38 +52,55 @@ def generate(
     as_json: common.Json = False,
 ) -> None:
     """Continue a prompt with and without a temperature pattern, from the same random numbers."""
+    from tempering.attention.layout import layout
+    from tempering.attention.profile import Profile
+    from tempering.errors import InputError
+    from tempering.reports import Record
+    from tempering.tokens import parse_policy
+
+    if tokens is not None and temperature is not None:
+        raise InputError("--tokens says the temperature of every token; leave --temperature out")
+    sampled = 0.7 if temperature is None else temperature
+    if not 0 <= sampled < float("inf"):
+        raise InputError(f"--temperature is 0 or more and finite, not {sampled:g}")
     common.check_out(out)
     network, tokenizer = common.open_model(model, device, dtype)
-    chosen = common.chosen_profile(
-        network,
-        tokenizer,
-        pattern,
-        profile,
-        amplitude=amplitude,
-        reading=reading,
-        layers=layers,
-        heads=heads,
-    )
+    policy = parse_policy(tokens or f"constant({sampled})", tokenizer)
+    if tokens is not None and pattern is None and profile is None:
+        # A policy alone: the attention stays untouched, and there is one row.
+        chosen = Profile.neutral(layout(network))
+    else:
+        chosen = common.chosen_profile(
+            network,
+            tokenizer,
+            pattern,
+            profile,
+            amplitude=amplitude,
+            reading=reading,
+            layers=layers,
+            heads=heads,
+        )
     results = side_by_side(
         network,
         tokenizer,
         prompt,
         chosen,
         tokens=max_tokens,
-        temperature=temperature,
+        policy=policy,
         chat=not raw,
         seed=seed,
         show=not as_json,
     )
-    from tempering.reports import Record
-
+    if trace is not None:
+        token_trace(results, tokenizer).to_parquet(trace)
+        common.note(f"trace: {trace}")
     record = Record.new(
         "generate",
         settings={
             "prompt": prompt,
             "pattern": chosen.pattern,
             "tokens": max_tokens,
-            "temperature": temperature,
+            "token policy": str(policy),
             "chat": not raw,
         },
         results=results,
@@ -87,7 +118,7 @@ def side_by_side(
     profile: Any,
     *,
     tokens: int,
-    temperature: float,
+    policy: Any,
     chat: bool,
     seed: int,
     show: bool,
@@ -101,27 +132,31 @@ def side_by_side(
     from tempering.cli.sections import UNTEMPERED, pattern_section, support_section
     from tempering.engines.generation import prompt_ids, stream
 
-    label = profile.pattern or "profile"
+    labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")
+    neutral = Profile.neutral(layout(network))
+    alone = all(bool((row == 1).all()) for row in profile.rows)
+    if alone:
+        labels = labels[:1]
     ids = prompt_ids(tokenizer, prompt, chat=chat)
-    rows = [Profile.neutral(layout(network)), profile]
-    found: list[list[int]] = [[], []]
-    texts = ["", ""]
-    with _Live((UNTEMPERED, label), show) as update:
+    found: list[list[Any]] = [[] for _ in labels]
+    texts = ["" for _ in labels]
+    with _Live(labels, show) as update:
         for step in stream(
             network,
             tokenizer,
             ids,
-            rows,
+            [neutral, profile][: len(labels)],
             tokens=tokens,
-            temperature=temperature,
+            policy=policy,
             seed=seed,
         ):
-            found[step.row].append(step.token)
+            found[step.row].append(step)
             texts[step.row] += step.text
             update(texts)
-    full = torch.cat([ids, torch.tensor(found[0], dtype=ids.dtype)])[None]
+    full = torch.cat([ids, torch.tensor([s.token for s in found[0]], dtype=ids.dtype)])[None]
+    after = {} if alone else {labels[1]: measure_tokens(network, full, profile=profile)}
     return {
-        "pattern": pattern_section({label: profile}),
+        "pattern": pattern_section({} if alone else {labels[1]: profile}, neutral),
         "generations": {
             "prompt": prompt,
             "samples": [
@@ -131,22 +166,59 @@ def side_by_side(
                     "text": text,
                     "tokens": len(own),
                     "finish": "length" if len(own) == tokens else "end",
+                    "trace": [_traced(step) for step in own],
                 }
-                for name, text, own in zip((UNTEMPERED, label), texts, found, strict=True)
+                for name, text, own in zip(labels, texts, found, strict=True)
             ],
         },
-        "support": support_section(
-            measure_tokens(network, full),
-            {label: measure_tokens(network, full, profile=profile)},
-            ("sink_share",),
-        ),
+        "support": support_section(measure_tokens(network, full), after, ("sink_share",)),
     }
+
+
+def _traced(step: Any) -> dict[str, Any]:
+    """A sampled token as a row of a record's trace."""
+    return {
+        "token": step.text,
+        "phase": step.known.phase,
+        "temperature": step.known.temperature,
+        "entropy": step.known.entropy_after,
+        "support": step.known.support,
+        "token_id": step.token,
+        "entropy_before": step.known.entropy_before,
+        "log_probability_raw": step.raw,
+        "log_probability": step.tempered,
+    }
+
+
+def token_trace(results: dict[str, Any], tokenizer: Any) -> Any:
+    """The traces of all samples as one table of tokens."""
+    from tempering.tokens import Trace, TraceRow
+
+    found = Trace()
+    for sequence, sample in enumerate(results["generations"]["samples"]):
+        found.add(
+            TraceRow(
+                sequence,
+                position,
+                row["token_id"],
+                tokenizer.decode([row["token_id"]]),
+                row["phase"],
+                row["temperature"],
+                row["entropy_before"],
+                row["entropy"],
+                row["support"],
+                row["log_probability_raw"],
+                row["log_probability"],
+            )
+            for position, row in enumerate(sample["trace"])
+        )
+    return found
 
 
 class _Live:
     """Two columns that grow as tokens come, on a terminal; nothing elsewhere."""
 
-    def __init__(self, labels: tuple[str, str], show: bool) -> None:
+    def __init__(self, labels: tuple[str, ...], show: bool) -> None:
         self.labels = labels
         self.show = show and sys.stdout.isatty()
 
@@ -155,7 +227,9 @@ class _Live:
             return lambda texts: None
         from rich.live import Live
 
-        self.display = Live(self._table(["", ""]), refresh_per_second=12, transient=True)
+        self.display = Live(
+            self._table(["" for _ in self.labels]), refresh_per_second=12, transient=True
+        )
         self.display.__enter__()
         return lambda texts: self.display.update(self._table(texts))
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 UNTEMPERED = "untempered"
 
 
-def pattern_section(profiles: dict[str, Profile]) -> list[dict[str, Any]]:
+def pattern_section(
+    profiles: dict[str, Profile], neutral: Profile | None = None
+) -> list[dict[str, Any]]:
     """Temperatures over depth, the untempered model first."""
-    first = next(iter(profiles.values()))
+    first = neutral if neutral is not None else next(iter(profiles.values()))
     ones = [[1.0] * len(row) for row in first.rows]
     section: list[dict[str, Any]] = [
         {"label": UNTEMPERED, "text": "constant(1)", "temperature": ones, "baseline": True}

@@ -11,16 +11,27 @@ from torch import Tensor
 
 from tempering.attention.control import tempered
 from tempering.attention.profile import Profile
-from tempering.errors import DataError, TemperatureError
+from tempering.errors import DataError
 from tempering.posterior import responsibilities
+from tempering.tokens import Policy, temper_logits
+from tempering.tokens.trace import Step as Known
+from tempering.tokens.trace import measure as trace_steps
 
 
 class Step(NamedTuple):
-    """One row's next token. text: what it adds to the row's text ("" inside a character)."""
+    """One row's next token.
+
+    text: what it adds to the row's text ("" inside a character). known: what the policy knew
+    before it was drawn (phase, temperature, entropies, support). raw, tempered: its log
+    probability at T = 1 and at its temperature, nats.
+    """
 
     row: int
     token: int
     text: str
+    known: Known
+    raw: float
+    tempered: float
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool = True) -> Int[Tensor, "length"]:
@@ -41,9 +52,8 @@ def stream(
     profiles: Sequence[Profile],
     *,
     tokens: int,
-    temperature: float = 1.0,
+    policy: Policy,
     seed: int = 0,
-    processors: Any = None,
 ) -> Iterator[Step]:
     """Continue a prompt under each profile, token by token, all rows in one batch.
 
@@ -51,45 +61,46 @@ def stream(
     ----------
     prompt: token ids. profiles: one for each row.
     tokens: at most so many new tokens a row.
-    temperature: of sampling; 0 is the limit (the most likely token, ties share).
+    policy: says the temperature of each token, e.g. parse_policy("constant(0.7)"); at its limit
+        0 the most likely token is drawn, ties share.
     seed: each row draws the same uniform numbers, so rows differ by their temperatures alone:
         token = the first whose cumulative probability exceeds the number.
-    processors: a transformers LogitsProcessorList applied before the temperature.
 
     A row ends at the model's end token, which is not yielded.
     """
-    if not temperature >= 0 or temperature == float("inf"):
-        raise TemperatureError(f"a sampling temperature is 0 or more and finite, not {temperature}")
     rows = len(profiles)
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator().manual_seed(seed)
     ends = _ends(model)
-    history = prompt.to(device).expand(rows, -1)
-    ids, past = history, None
+    ids, past = prompt.to(device).expand(rows, -1), None
+    states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [_Text(tokenizer) for _ in range(rows)]
     alive = [True] * rows
-    with tempered(model, list(profiles)) as _, torch.no_grad():
+    with tempered(model, list(profiles)), torch.no_grad():
         for _ in range(tokens):
             out = model(input_ids=ids, past_key_values=past, use_cache=True)
             past = out.past_key_values
-            logits = out.logits[:, -1].float()
-            if processors is not None:
-                logits = processors(history, logits)
-            weights = responsibilities(-logits, temperature)
-            # Ties at T = 0 share the probability; the draw decides among them.
-            draw = torch.rand((), generator=generator, dtype=torch.float64)
+            logits = out.logits[:, -1]
+            cooled, temperature = temper_logits(policy, logits, states)
+            known = trace_steps(-logits.to(cooled.dtype), temperature, states)
+            weights = responsibilities(-cooled)
+            draw = torch.rand((), generator=generator, dtype=torch.float64).to(device)
             cumulative = weights.double().cumsum(-1)
-            numbers = draw.to(device).repeat(rows, 1)
-            index = torch.searchsorted(cumulative, numbers, right=True)
-            ids = index.clamp(max=logits.shape[-1] - 1)
-            history = torch.cat([history, ids], dim=1)
+            # Rounding may leave the last sum under 1: what is drawn then is the last live token.
+            last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
+            index = torch.searchsorted(cumulative, draw.repeat(rows, 1), right=True)
+            ids = torch.minimum(index, last)
+            raw = torch.log_softmax(logits.float(), -1).gather(1, ids)[:, 0].tolist()
+            own = weights.gather(1, ids)[:, 0].log().tolist()
             for row, token in enumerate(ids[:, 0].tolist()):
                 if not alive[row]:
                     continue
                 if token in ends:
                     alive[row] = False
                     continue
-                yield Step(row, token, texts[row].add(token))
+                states[row] = policy.advance(states[row], token)
+                text = texts[row].add(token)
+                yield Step(row, token, text, known[row], raw[row], own[row])
             if not any(alive):
                 return
 
