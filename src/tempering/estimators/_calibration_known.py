@@ -25,7 +25,7 @@ from tempering.estimators._calibration_newton import Fit
 from tempering.estimators._calibration_settings import Settings
 
 _SHOWN = 5
-_LEVEL = 5  # the caller of fit(), past torch's wrapper
+_LEVEL = 5  # the caller of fit(), past `passes`
 _UNIDENTIFIED = (
     "the temperature is not identified: every row of logits is constant, so all temperatures "
     "give the same probabilities; check that these are the logits, or give a prior on log T, "

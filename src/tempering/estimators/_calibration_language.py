@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tempering.errors import DataError
-from tempering.estimators._calibration_source import Logits, floats
+from tempering.estimators._calibration_source import Logits, floats, threads
 from tempering.files import read_text
 
 # Windows of text that a warm start runs the model on.
@@ -38,6 +38,7 @@ class TokenLogits(Logits):
     ) -> None:
         self.model, self.windows, self.progress = model, windows, progress
         self.name = "the text"
+        self.threads = torch.get_num_threads()  # the model's; a pass over logits uses one
         self.device = model.device
         self.n_columns = int(model.get_output_embeddings().weight.shape[0])
         self.positions = windows.shape[1] - 1
@@ -68,7 +69,8 @@ class TokenLogits(Logits):
     @torch.no_grad()
     def _rows(self, window: int) -> Shaped[Tensor, "rows columns"]:
         ids = self.windows[window : window + 1].to(self.device)
-        return self.model(input_ids=ids, use_cache=False).logits[0, :-1]
+        with threads(self.threads):
+            return self.model(input_ids=ids, use_cache=False).logits[0, :-1]
 
 
 def token_classes(tokenizer: Any, windows: Int[Tensor, "windows length"]) -> np.ndarray:

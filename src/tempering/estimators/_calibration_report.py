@@ -20,6 +20,7 @@ from tempering.estimators._calibration_check import (
     vector,
 )
 from tempering.estimators._calibration_scores import METRICS, Scores, equal_mass, row_sums
+from tempering.estimators._calibration_source import passes
 
 if TYPE_CHECKING:
     from tempering.estimators.calibration import TemperatureScaler
@@ -110,7 +111,7 @@ class CalibrationReport:
         return sections
 
 
-@torch.no_grad()
+@passes
 def calibration_report(
     scaler: TemperatureScaler,
     X: Any,

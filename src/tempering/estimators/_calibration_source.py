@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +15,41 @@ from torch import Tensor
 
 from tempering.errors import DataError
 
-# Elements in a chunk. 2^17 float32 values and two work buffers of the same size stay within a
-# 2 MB cache: on (1M, 10) twice this size and half of it were both slower. A GPU wants long
-# kernels instead: 2^23 values are 32 MB.
+# Elements in a chunk. 2^17 float32 values and two work buffers of the same size stay near a core;
+# with four times fewer the calls cost more than the sums. A GPU wants long kernels instead: 2^23
+# values are 32 MB.
 CHUNK = 1 << 17
 CHUNK_CUDA = 1 << 23
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch's threads set to `count` on the calling thread, and back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def passes(method: Callable[P, R]) -> Callable[P, R]:
+    """Run without gradients and on one thread.
+
+    A chunk lies in the cache of one core. A second core gains little on it, and on a busy
+    machine, where threads wait for each other, it made passes ten times slower.
+    """
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), threads(1):
+            return method(*args, **kwargs)
+
+    return run
 
 
 class Logits(ABC):

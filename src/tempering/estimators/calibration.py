@@ -29,7 +29,13 @@ from tempering.estimators._calibration_known import (
 from tempering.estimators._calibration_moments import Problem, as_logits
 from tempering.estimators._calibration_newton import fit_blocks
 from tempering.estimators._calibration_settings import Settings
-from tempering.estimators._calibration_source import ArrayLogits, Logits, TensorLogits, writable
+from tempering.estimators._calibration_source import (
+    ArrayLogits,
+    Logits,
+    TensorLogits,
+    passes,
+    writable,
+)
 
 if TYPE_CHECKING:
     from tempering.estimators._calibration_report import CalibrationReport
@@ -94,7 +100,7 @@ class TemperatureScaler(BaseEstimator):
         self.classes = classes
         self.max_iter = max_iter
 
-    @torch.no_grad()
+    @passes
     def fit(
         self, X: Any, y: Any = None, sample_weight: Any = None, groups: Any = None
     ) -> TemperatureScaler:
@@ -166,7 +172,7 @@ class TemperatureScaler(BaseEstimator):
         self.standard_error_ = fit.standard_error()
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
-    @torch.no_grad()
+    @passes
     def predict_proba(self, X: Any, groups: Any = None) -> Any:
         """Calibrated probabilities softmax(z_i / T_i), [rows, classes].
 
@@ -185,7 +191,7 @@ class TemperatureScaler(BaseEstimator):
             torch.softmax(u, 1, out=result[span])
         return result if isinstance(X, Tensor) else result.numpy()
 
-    @torch.no_grad()
+    @passes
     def predict(self, X: Any) -> np.ndarray:
         """The label of the top logit in each row, [rows]; no temperature changes it."""
         check_is_fitted(self)
@@ -198,7 +204,7 @@ class TemperatureScaler(BaseEstimator):
             top[rows.start : rows.stop] = z.argmax(1).cpu().numpy()
         return self.classes_[top]
 
-    @torch.no_grad()
+    @passes
     def temperatures(self, X: Any, groups: Any = None) -> Float[np.ndarray, "rows"]:
         """T of each row, [rows]; X and groups as in `predict_proba`."""
         check_is_fitted(self)
@@ -208,7 +214,7 @@ class TemperatureScaler(BaseEstimator):
             result[span] = log_temperature.exp().squeeze(1).cpu().numpy()
         return result
 
-    @torch.no_grad()
+    @passes
     def report(self, X: Any, y: Any, **options: Any) -> CalibrationReport:
         """NLL, Brier score and ECE before and after, with bootstrap intervals.
 

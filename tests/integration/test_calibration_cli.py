@@ -1,0 +1,178 @@
+"""tempering calibrate, from files, from a model's next tokens and from its answers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import typer
+from tests.tiny import TEXT, save_tiny_llama
+from typer.testing import CliRunner
+
+from tempering.cli import calibrate as command
+from tempering.errors import DataError, InputError, OutputError
+from tempering.reports import Record
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command(epilog=command.EPILOG)(command.calibrate)
+
+
+def call(*arguments):
+    """What the command printed; its exception is raised."""
+    result = CliRunner().invoke(app, [str(item) for item in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    z = (3 * rng.standard_normal((1200, 5))).astype(np.float32)
+    y = (z / 2 + rng.gumbel(size=z.shape)).argmax(1)
+    np.savez(tmp_path / "logits.npz", logits=z)
+    np.save(tmp_path / "labels.npy", y)
+    np.save(tmp_path / "groups.npy", np.array(["north", "south"])[np.arange(1200) % 2])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), layers=2)
+
+
+def test_a_file_of_logits(files):
+    result = call(
+        files / "logits.npz", "--labels", files / "labels.npy", "--report", files / "out.html"
+    )
+    page = (files / "out.html").read_text()
+    assert page.startswith("<!doctype html>") and "<svg" in page
+    record = Record.load(files / "out.json")
+    assert record.kind == "calibrate"
+    (row,) = record.results["temperature"]
+    assert row["temperature"] == pytest.approx(2.0, rel=0.1)
+    assert row["converged"] is True
+    assert record.settings["rows reported on"] == 600
+    assert record.settings["reported on unseen rows"] is True
+    nll = record.results["reliability"]["metrics"][0]
+    assert nll["metric"] == "nll"
+    assert nll["difference_high"] < 0
+    assert "nll" in result.stdout and "out.html" in result.stderr
+
+
+def test_json_on_stdout_and_runs_repeat(files):
+    options = ("--labels", files / "labels.npy", "--out", files / "runs", "--json", "--seed", 3)
+    records = [json.loads(call(files / "logits.npz", *options).stdout) for _ in range(2)]
+    assert records[0]["results"] == records[1]["results"]
+    assert records[0]["seed"] == 3
+    assert len(list((files / "runs").glob("calibrate-*.html"))) == 2
+
+
+def test_groups_by_fit_and_by_report(files):
+    common = ("--labels", files / "labels.npy", "--groups", files / "groups.npy", "--report")
+    call(files / "logits.npz", *common, files / "a.html", "--per", "group", "--prior", 0, 1)
+    rows = Record.load(files / "a.json").results["temperature"]
+    assert [row["group"] for row in rows] == ["north", "south"]
+    call(files / "logits.npz", *common, files / "b.html")
+    results = Record.load(files / "b.json").results
+    assert len(results["temperature"]) == 1
+    assert {row["group"] for row in results["groups"]} == {"north", "south"}
+
+
+def test_probabilities_and_a_temperature_per_input(files):
+    z = np.load(files / "logits.npz")["logits"].astype(np.float64)
+    p = np.exp(z - z.max(1, keepdims=True))
+    np.save(files / "p.npy", p / p.sum(1, keepdims=True))
+    options = ("--labels", files / "labels.npy", "--report", files / "out.html")
+    call(files / "p.npy", "--probabilities", "--per", "input", *options)
+    (row,) = Record.load(files / "out.json").results["temperature"]
+    assert row["temperature"] == pytest.approx(2.0, rel=0.1)
+    assert "log T per sd of entropy" in row
+    with pytest.raises(DataError, match="inputs='probabilities'"):
+        call(files / "p.npy", *options)
+
+
+def test_everything_may_be_fitted_and_reported_on(files):
+    options = ("--labels", files / "labels.npy", "--report", files / "out.html", "--fraction", 1)
+    call(files / "logits.npz", *options)
+    settings = Record.load(files / "out.json").settings
+    assert settings["rows reported on"] == 1200
+    assert settings["reported on unseen rows"] is False
+
+
+def test_what_can_t_be_known_is_told_and_recorded(files):
+    z = np.load(files / "logits.npz")["logits"]
+    np.save(files / "easy.npy", z.argmax(1))
+    result = call(
+        files / "logits.npz", "--labels", files / "easy.npy", "--report", files / "out.html"
+    )
+    assert "note: the data are separable" in result.stderr
+    (told,) = Record.load(files / "out.json").results["warnings"]
+    assert "T -> 0" in told["warning"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give a file of logits, --text or --choices"),
+        (("logits.npz", "--text", "t.txt"), "one of the three"),
+        (("logits.npz",), "needs --labels FILE"),
+        (("logits.npz", "--labels", "labels.npy", "--fraction", "0"), "--fraction is above 0"),
+        (("logits.npz", "--labels", "labels.npy", "--report", "out.json"), "names an HTML file"),
+        (("logits.npz", "--labels", "labels.npy", "--per", "row"), "per = 'row'"),
+        (("--text", "t.txt", "--labels", "labels.npy"), "go with a file of logits"),
+        (("logits.npz", "--labels", "labels.npy", "--fraction", "0.0001"), "none to fit on"),
+    ],
+)
+def test_options_that_can_t_be(arguments, message, files, monkeypatch):
+    monkeypatch.chdir(files)
+    with pytest.raises(InputError, match=message):
+        call(*arguments)
+
+
+def test_files_that_don_t_match(files):
+    np.save(files / "short.npy", np.zeros(7, int))
+    with pytest.raises(DataError, match="labels has 7 values for 1200 rows"):
+        call(files / "logits.npz", "--labels", files / "short.npy", "--out", files)
+    (files / "file").write_text("in the way")
+    options = ("--labels", files / "labels.npy", "--report", files / "file" / "out.html")
+    with pytest.raises(OutputError):
+        call(files / "logits.npz", *options)
+
+
+def test_next_tokens_of_a_text(model, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    options = ("--text", tmp_path / "text.txt", "--report", tmp_path / "out.html")
+    # Random weights know nothing, so only a prior holds the temperature.
+    result = call("--model", model, *options, "--chunk", 40, "--chunks", 8, "--prior", 0, 0.5)
+    record = Record.load(tmp_path / "out.json")
+    (row,) = record.results["temperature"]
+    assert row["temperature"] > 1
+    kinds = {r["group"] for r in record.results["groups"]}
+    assert kinds == {"word start", "word continuation", "punctuation", "whitespace"}
+    assert record.settings["rows reported on"] == 4 * 39
+    assert record.model is not None and record.model["layers"] == 2
+    assert "warnings" not in record.results
+    assert "fit, pass 1" in result.stderr
+    with pytest.raises(InputError, match="of 1 windows of 40 tokens leaves none"):
+        call("--model", model, *options, "--chunk", 40, "--chunks", 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*classes never occur")
+def test_answers_to_choose_from(model, tmp_path):
+    words = TEXT.split()[:20]
+    lines = [
+        {
+            "prompt": words[i],
+            "choices": [" layers", " explore", " alive"][: 2 + i % 2],
+            "answer": i % 2,
+        }
+        for i in range(20)
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    options = ("--choices", path, "--report", tmp_path / "out.html", "--prior", 0, 0.5)
+    call("--model", model, *options)
+    record = Record.load(tmp_path / "out.json")
+    assert record.settings["rows reported on"] == 10
+    assert record.results["temperature"][0]["temperature"] > 0
