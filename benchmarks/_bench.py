@@ -17,18 +17,22 @@ PACKAGES = ("tempering", "torch", "transformers", "scikit-learn", "numpy")
 
 
 def interleave(
-    fns: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
+    fns: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each function, `repeats` times, in turns: a, b, a, b, ... after `warmup` turns.
 
-    Turns, so that a slow spell of the machine falls on all of them alike.
+    Turns, so that a slow spell of the machine falls on all of them alike. clock: what counts as
+    time, e.g. time.process_time for the processor's.
     """
     times: dict[str, list[float]] = {name: [] for name in fns}
     for turn in range(warmup + repeats):
         for name, function in fns.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             if turn >= warmup:
                 times[name].append(seconds)
     return times
