@@ -35,9 +35,9 @@ class Basis:
     heads: tuple[int, ...]
     per: str
 
-    def rows(self, theta: Float[Tensor, "numbers"]) -> list[Tensor]:
-        """log T for each layer, Float[Tensor, "heads"]; gradients flow to theta."""
-        return list((self.matrix.to(theta) @ theta).split(self.heads))
+    def rows(self, theta: Float[Tensor, "*rows numbers"]) -> list[Tensor]:
+        """log T for each layer, Float[Tensor, "*rows heads"]; gradients flow to theta."""
+        return list((theta @ self.matrix.to(theta).T).split(self.heads, dim=-1))
 
 
 def make_basis(model: nn.Module, plan: Layout, per: str, knots: int = 6) -> Basis:

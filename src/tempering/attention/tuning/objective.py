@@ -9,15 +9,18 @@ p is the untempered model's distribution, q the tempered one's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tempering.errors import DataError
+from tempering.errors import DataError, RefusedError
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -32,9 +35,14 @@ class Batch:
     origin: str = ""
 
     @property
+    def counts(self) -> list[int]:
+        """Number of target tokens in each row."""
+        return self.targets[:, 1:].sum(1).tolist()
+
+    @property
     def count(self) -> int:
         """Number of target tokens."""
-        return int(self.targets[:, 1:].sum())
+        return sum(self.counts)
 
 
 def text_batches(chunks: Int[Tensor, "chunks length"], origin: str = "text") -> list[Batch]:
@@ -75,7 +83,7 @@ def answer_batches(
 def target_losses(model: Any, batch: Batch) -> Float[Tensor, "targets"]:
     """-log q of every target, in reading order; differentiable in live temperatures."""
     logits, goals = target_logits(model, batch)
-    return torch.nn.functional.cross_entropy(logits.float(), goals, reduction="none")
+    return F.cross_entropy(logits.float(), goals, reduction="none")
 
 
 def divergences(
@@ -85,16 +93,39 @@ def divergences(
     logits, goals = target_logits(model, batch)
     q = torch.log_softmax(logits.float(), dim=-1)
     p = torch.log_softmax(reference.float(), dim=-1)
-    kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    kl = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
     return kl, -q.gather(1, goals[:, None])[:, 0]
 
 
 def target_logits(
     model: Any, batch: Batch
 ) -> tuple[Float[Tensor, "targets vocabulary"], Int[Tensor, "targets"]]:
-    """The logits that predict the targets, and the targets."""
+    """The logits that predict the targets, and the targets.
+
+    Raises RefusedError for a model that is no decoder of tokens by itself.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise RefusedError(
+            f"{type(model).__name__} has an encoder and a decoder, whose losses need both sides; "
+            "give a Python objective that computes the loss: from_functions(name, [f, ...])"
+        )
     device = model.get_input_embeddings().weight.device
     ids = batch.ids.to(device)
-    logits = model(input_ids=ids, use_cache=False).logits
-    wanted = batch.targets[:, 1:].to(logits.device)
-    return logits[:, :-1][wanted], ids[:, 1:].to(logits.device)[wanted]
+    wanted = batch.targets[:, 1:].to(device)
+    goals = ids[:, 1:][wanted]
+    places = wanted.any(0).nonzero()[:, 0]
+    if len(places) < wanted.shape[1] // 2 and _takes_positions(model):
+        # Logits are formed only where some row has a target. An index on the CPU serves a model
+        # whose last layers are on another device.
+        out = model(input_ids=ids, use_cache=False, logits_to_keep=places.cpu()).logits
+        wanted = wanted[:, places]
+    else:
+        out = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    rows = out.flatten(0, 1)
+    if not bool(wanted.all()):
+        rows = rows.index_select(0, wanted.flatten().nonzero()[:, 0].to(rows.device))
+    return rows, goals.to(rows.device)
+
+
+def _takes_positions(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

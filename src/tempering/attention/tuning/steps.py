@@ -1,22 +1,63 @@
-"""How the numbers move: damped Newton steps with a Gauss-Newton or Fisher matrix, and Adam.
+"""How the numbers move: damped Newton steps with the empirical Fisher matrix.
 
-Few numbers (hundreds) and many tokens make second order cheap: with G the Float[Tensor,
-"batches numbers"] of gradients, one a batch, the empirical Fisher matrix of the mean loss is
+Few numbers (hundreds) and many tokens make second order cheap: with g_b the gradient of the mean
+loss of batch b, over n_b targets, the empirical Fisher matrix of the mean loss is
 
-    F = sum_b n_b g_b g_b^T / sum_b n_b        (n_b targets, g_b the gradient of the batch mean)
+    F = sum_b w_b n_b (g_b - g)(g_b - g)^T,    g = sum_b w_b g_b,    w_b = n_b / sum n
 
-times the number of independent targets in a batch. A step solves
+since the variance of a batch mean is that of one target over n_b. A step solves
 
-    (F + damping diag(F) + prior I) delta = -(gradient + prior theta)
+    (F + damping diag(F) + prior I) delta = -(g + prior theta)
 
-and is kept within a trust region |delta| <= radius, entry by entry.
+and is kept within |delta| <= radius, number by number. Under a constraint c(theta) <= aim, with
+c's own gradient and Fisher matrix, F and g become F + m F_c and g + m g_c, and the multiplier m
+is the smallest for which the step's predicted c + g_c delta + delta^T F_c delta / 2 is at most
+the aim.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# Multipliers beyond it do nothing but follow the constraint.
+_LARGEST = 1e6
+
+
+class Quadratic(NamedTuple):
+    """A loss near a point: value + gradient delta + delta^T curvature delta / 2, nats."""
+
+    value: float
+    gradient: Float[Tensor, "numbers"]
+    curvature: Float[Tensor, "numbers numbers"]
+
+    def at(self, delta: Float[Tensor, "numbers"]) -> float:
+        """The predicted loss after a step."""
+        return self.value + float(self.gradient @ delta + delta @ self.curvature @ delta / 2)
+
+
+def quadratic(
+    losses: Float[Tensor, "batches"],
+    gradients: Float[Tensor, "batches numbers"],
+    counts: Float[Tensor, "batches"],
+) -> Quadratic:
+    """The mean loss over all targets, its gradient and its empirical Fisher matrix."""
+    weights = counts / counts.sum()
+    gradient = (gradients * weights[:, None]).sum(0)
+    centred = (gradients - gradient) * (weights * counts).sqrt()[:, None]
+    return Quadratic(float((losses * weights).sum()), gradient, centred.T @ centred)
+
+
+def weighted_sum(terms: list[tuple[float, Quadratic]]) -> Quadratic:
+    """The sum of weighted losses."""
+    return Quadratic(
+        sum(weight * term.value for weight, term in terms),
+        torch.stack([weight * term.gradient for weight, term in terms]).sum(0),
+        torch.stack([weight * term.curvature for weight, term in terms]).sum(0),
+    )
 
 
 def newton_step(
@@ -34,12 +75,51 @@ def newton_step(
     per target. damping: share of the curvature's diagonal that is added to it. radius: largest
     change of any number.
     """
-    weights = counts / counts.sum()
-    gradient = (gradients * weights[:, None]).sum(0)
-    # The variance of a batch mean is that of one target over n: times n gives the Fisher matrix.
-    centred = gradients - gradient
-    fisher = torch.einsum("b,bi,bj->ij", weights * counts, centred, centred)
-    matrix = fisher + torch.diag(damping * fisher.diagonal() + prior)
+    goal = quadratic(torch.zeros_like(counts), gradients, counts)
+    return damped_step(goal, theta, prior=prior, damping=damping, radius=radius)
+
+
+def damped_step(
+    goal: Quadratic, theta: Float[Tensor, "numbers"], *, prior: float, damping: float, radius: float
+) -> Float[Tensor, "numbers"]:
+    """The step of theta for a loss plus prior/2 |theta|^2; see `newton_step`."""
+    matrix = goal.curvature + torch.diag(damping * goal.curvature.diagonal() + prior)
     scale = matrix.diagonal().sqrt().clamp(min=1e-12)
-    solved = torch.linalg.solve(matrix / scale / scale[:, None], (gradient + prior * theta) / scale)
+    scaled = matrix / scale / scale[:, None]
+    solved = torch.linalg.solve(scaled, (goal.gradient + prior * theta) / scale)
     return (-solved / scale).clamp(-radius, radius)
+
+
+def constrained_step(
+    goal: Quadratic,
+    limit: Quadratic,
+    aim: float,
+    theta: Float[Tensor, "numbers"],
+    *,
+    prior: float,
+    damping: float,
+    radius: float,
+) -> tuple[Float[Tensor, "numbers"], float]:
+    """The step that keeps the predicted constraint at most at its aim, and its multiplier.
+
+    Where no step within the radius does, the multiplier is the largest, and the step follows the
+    constraint alone.
+    """
+
+    def step(multiplier: float) -> Tensor:
+        both = weighted_sum([(1.0, goal), (multiplier, limit)])
+        return damped_step(both, theta, prior=prior, damping=damping, radius=radius)
+
+    free = step(0.0)
+    if limit.at(free) <= aim:
+        return free, 0.0
+    high = 1.0
+    while limit.at(step(high)) > aim:
+        high *= 4
+        if high > _LARGEST:
+            return step(_LARGEST), _LARGEST
+    low = 0.0 if high == 1.0 else high / 4
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if limit.at(step(middle)) > aim else (low, middle)
+    return step(high), high

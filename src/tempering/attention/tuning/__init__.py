@@ -1,0 +1,40 @@
+"""Tuning: temperatures learned with every weight frozen, for a text, a task, or any loss.
+
+from_text, from_pairs, from_functions, from_batches    what to be better at
+Constraint                                             what other data may lose
+tune(model, objectives)                                -> Tuned, with a Profile
+search(model, score)                                   the same for scores without a gradient
+"""
+
+from tempering.attention.tuning.basis import Basis, make_basis
+from tempering.attention.tuning.fit import tune
+from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, TradeOff, Tuned
+from tempering.attention.tuning.pieces import (
+    Constraint,
+    Objective,
+    from_batches,
+    from_functions,
+    from_pairs,
+    from_text,
+    read_pairs,
+)
+from tempering.attention.tuning.split import refuse_overlap
+
+__all__ = [
+    "Basis",
+    "Constraint",
+    "ConstraintError",
+    "HeldOut",
+    "Objective",
+    "Step",
+    "TradeOff",
+    "Tuned",
+    "from_batches",
+    "from_functions",
+    "from_pairs",
+    "from_text",
+    "make_basis",
+    "read_pairs",
+    "refuse_overlap",
+    "tune",
+]

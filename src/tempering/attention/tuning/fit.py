@@ -1,0 +1,144 @@
+"""`tune`: temperatures that make a model better at something, learned with every weight frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from tempering.attention.fingerprint import fingerprint
+from tempering.attention.layout import layout
+from tempering.attention.tuning.adam import Adam
+from tempering.attention.tuning.basis import Basis, make_basis
+from tempering.attention.tuning.kept import Kept
+from tempering.attention.tuning.live import Bounds, live
+from tempering.attention.tuning.moving import Method
+from tempering.attention.tuning.newton import Newton
+from tempering.attention.tuning.outcome import Step, Tuned
+from tempering.attention.tuning.pieces import Constraint, Objective
+from tempering.attention.tuning.problem import make_problem
+from tempering.attention.tuning.run import Progress, Run
+from tempering.errors import InputError
+
+STEPS = {"newton": 8, "adam": 100}
+
+
+def tune(
+    model: nn.Module,
+    objectives: Objective | Sequence[Objective],
+    *,
+    per: str | Basis = "head",
+    constraint: Constraint | None = None,
+    prior_sd: float | int = 0.5,
+    bounds: Bounds = (0.2, 5.0),
+    method: Literal["newton", "adam"] = "newton",
+    steps: int | None = None,
+    held_out: float | int | Sequence[Objective] = 0.2,
+    patience: int = 3,
+    damping: float | int = 1.0,
+    radius: float | int = 0.15,
+    rate: float | int = 0.02,
+    rows: int = 1,
+    checkpoint: bool = False,
+    seed: int = 0,
+    state: str | Path | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Find the temperatures under which a model is better at what the objectives say.
+
+        minimise  sum_k w_k L_k(theta) + |theta|^2 / (2 prior_sd^2 N)   under  c(theta) <= within
+
+    with N targets learned from and log T = B theta (see `basis`). No weight changes, and none
+    takes a gradient. Ctrl-C keeps the best point so far.
+
+    Parameters
+    ----------
+    model: a transformers model, on one device or several.
+    objectives: from `from_text`, `from_pairs`, `from_functions`; several add up by their weights.
+    per: one number for each head, layer, kv group, type of layer, or spline knot; or a Basis.
+    constraint: what other data may lose, see `Constraint`.
+    prior_sd: standard deviation of the Gaussian prior on each number, in log T.
+    bounds: of T, lowest < 1 < highest.
+    method: "newton", a full pass a step; "adam", `rows` pieces of each objective a step.
+    steps: at most; 8 Newton or 100 Adam steps without it.
+    held_out: share of the pieces to judge by, or objectives to judge by; 0 judges by the
+        calibration data.
+    patience: stop after so many evaluations without a better one.
+    damping, radius: of Newton steps; the largest change of a number in a step is `radius`.
+    rate: of Adam, warmed up over a tenth of the steps and decaying to 0.
+    rows: pieces of equal length that run side by side.
+    checkpoint: run every layer again in the backward pass, for less memory.
+    state: a file that keeps the run after every step; the same call goes on from it.
+    on_step: called with each row of the history. progress: (stage, done, total).
+
+    Raises
+    ------
+    DataError: too little data, or overlapping parts.
+    ConstraintError: nothing within the constraint is better; it holds the trade-off.
+    RefusedError: a loss that is not finite (it names the head and the step).
+
+    Warns
+    -----
+    CollapseWarning: T at a bound, or support under its floor. ConvergenceWarning: nothing gained.
+    """
+    numbers = {"prior_sd": prior_sd, "damping": damping, "radius": radius, "rate": rate}
+    count = _check(method, steps, rows, patience, numbers)
+    problem = make_problem(objectives, constraint, held_out, seed)
+    plan = layout(model)
+    basis = per if isinstance(per, Basis) else make_basis(model, plan, per)
+    settings: dict[str, Any] = {
+        "model": fingerprint(model),
+        "objectives": [(o.name, o.weight, o.digest) for o in problem.goals],
+        "held-out data": [(o.name, o.weight, o.digest) for o in problem.watched_goals],
+        "constraint": constraint
+        and (constraint.kind, constraint.within, constraint.objective.digest),
+        "basis": (basis.per, hashlib.sha256(basis.matrix.numpy().tobytes()).hexdigest()),
+        **numbers,
+        "bounds": bounds,
+        "rows": rows,
+        "patience": patience,
+        "method": method,
+        "steps": count,
+        "seed": seed,
+    }
+    prior = 1 / (float(prior_sd) ** 2 * problem.targets)
+    with live(model, basis, bounds, checkpoint=checkpoint) as tempering:
+        mover: Method
+        if method == "newton":
+            mover = Newton(
+                problem,
+                tempering,
+                prior=prior,
+                damping=float(damping),
+                radius=float(radius),
+                rows=rows,
+            )
+        else:
+            mover = Adam(
+                problem, tempering, prior=prior, rate=float(rate), steps=count, rows=rows, seed=seed
+            )
+        every = 1 if method == "newton" else max(1, count // 10)
+        run = Run(problem, tempering, mover, Kept(state, settings), rows, progress, on_step)
+        run.walk(count, every, patience)
+        return run.result(seed, float(prior_sd))
+
+
+def _check(
+    method: str, steps: int | None, rows: int, patience: int, numbers: dict[str, float | int]
+) -> int:
+    if method not in STEPS:
+        raise InputError(f"temperatures are tuned by {' or '.join(STEPS)}, not by '{method}'")
+    count = STEPS[method] if steps is None else steps
+    for name, value in numbers.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is a positive number, not {value:g}")
+    if min(count, patience, rows) < 1:
+        raise InputError(
+            f"steps, patience and rows are at least 1; got {count}, {patience} and {rows}"
+        )
+    return count

@@ -1,0 +1,162 @@
+"""A model whose temperatures are live: gradients reach them, and no weight's is ever formed.
+
+    log T = b tanh((B theta)/b)      b = log of the highest T where B theta > 0, of the lowest else
+
+so T is 1 at theta = 0, log T is B theta itself nearby, and T can't leave its bounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from tempering.attention import routes
+from tempering.attention.control import Tempering, tempered
+from tempering.attention.layout import Layout, layout
+from tempering.attention.profile import Profile
+from tempering.attention.tuning.basis import Basis
+from tempering.errors import RefusedError, TemperatureError
+
+Bounds = tuple[float | int, float | int]
+
+
+class Live:
+    """A handle on a model with temperatures of theta; made by `live`."""
+
+    def __init__(
+        self, model: nn.Module, plan: Layout, handle: Tempering, basis: Basis, bounds: Bounds
+    ) -> None:
+        self.model: Any = model
+        self.plan = plan
+        self.basis = basis
+        self.bounds = bounds
+        self._handle = handle
+
+    def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
+        """Temper the model by theta; with rows, each row of a batch by its own."""
+        self._handle.set_rows([row.exp() for row in self._levels(torch.atleast_2d(theta))])
+
+    def untempered(self) -> None:
+        """T = 1 everywhere."""
+        self._handle.set_rows([torch.ones(1, heads) for heads in self.plan.heads])
+
+    def temperatures(self, theta: Float[Tensor, "numbers"]) -> list[Tensor]:
+        """T of each layer, Float[Tensor, "heads"]."""
+        return [level.exp() for level in self._levels(theta)]
+
+    def profile(self, theta: Float[Tensor, "numbers"]) -> Profile:
+        """T as a profile of this model."""
+        return Profile.from_rows(self.temperatures(theta), self.plan).adopt(self.model)
+
+    def _levels(self, theta: Tensor) -> list[Tensor]:
+        low, high = (math.log(bound) for bound in self.bounds)
+        levels = []
+        for row in self.basis.rows(theta):
+            bound = torch.where(row > 0, high, low).to(row)
+            levels.append(bound * torch.tanh(row / bound))
+        return levels
+
+
+def check_bounds(bounds: Bounds) -> None:
+    """TemperatureError unless 0 < lowest < 1 < highest < inf."""
+    low, high = bounds
+    if not 0 < low < 1 < high < math.inf:
+        raise TemperatureError(
+            f"bounds on T are 0 < lowest < 1 < highest < inf (1 is the start), got {low:g}, "
+            f"{high:g}"
+        )
+
+
+@contextlib.contextmanager
+def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) -> Iterator[Live]:
+    """Freeze the weights and temper the model at T = 1; give everything back at the end.
+
+    checkpoint: keep only the input of each layer in a forward pass and run the layer again in the
+    backward pass: less memory, one more forward.
+
+    Raises TemperatureError for bounds, RefusedError for a model that is tempered already.
+    """
+    check_bounds(bounds)
+    plan = layout(model)
+    for layer in plan.layers:
+        if hasattr(model.get_submodule(layer.name), routes.STATE):
+            raise RefusedError(
+                f"{layer.name} is tempered by a handle already, and temperatures found now would "
+                "hold only on top of it; call its .remove() first"
+            )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_frozen(model))
+        handle = stack.enter_context(tempered(model, Profile.neutral(plan)))
+        if checkpoint:
+            stack.enter_context(_checkpointed(model, plan))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield Live(model, plan, handle, basis, bounds)
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No weight takes a gradient and every module is in eval mode, until the end."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    for weight in trained:
+        weight.requires_grad_(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _checkpointed(model: nn.Module, plan: Layout) -> Iterator[None]:
+    """Run the modules of the layer lists under activation checkpointing, in eval mode too."""
+    found: dict[str, nn.Module] = {}
+    for layer in plan.layers:
+        name = _in_list(model, layer.name)
+        if name is None:
+            raise RefusedError(
+                f"{layer.name} is in no list of layers, so there is nothing to checkpoint; "
+                "tune this model without checkpoint=True"
+            )
+        found[name] = model.get_submodule(name)
+    before = [(module, module.__dict__.get("forward")) for module in found.values()]
+    try:
+        for module in found.values():
+            module.forward = _replayed(module.forward)
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = own
+
+
+def _replayed(forward: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpointed(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def _in_list(model: nn.Module, name: str) -> str | None:
+    """The outermost entry of a ModuleList around a module: its decoder layer."""
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        around = model.get_submodule(".".join(parts[: depth - 1]))
+        if isinstance(around, nn.ModuleList):
+            return ".".join(parts[:depth])
+    return None

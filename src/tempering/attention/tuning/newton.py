@@ -1,0 +1,135 @@
+"""Newton steps on full passes over the calibration data; the formulas are in `steps`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tempering.attention.tuning.live import Live
+from tempering.attention.tuning.moving import Method, Move
+from tempering.attention.tuning.passes import Report, gradient_pass
+from tempering.attention.tuning.problem import Problem, merit
+from tempering.attention.tuning.steps import (
+    Quadratic,
+    constrained_step,
+    damped_step,
+    quadratic,
+    weighted_sum,
+)
+from tempering.errors import DataError
+
+
+class Point(NamedTuple):
+    """A point, and the calibration data's losses near it."""
+
+    theta: Tensor
+    goal: Quadratic
+    limit: Quadratic | None
+
+    def merit(self, prior: float, aim: float, multiplier: float) -> float:
+        """The loss with its prior and what a breach of the constraint counts."""
+        value = self.goal.value + prior / 2 * float(self.theta @ self.theta)
+        return merit(value, self.limit and self.limit.value, aim, multiplier)
+
+
+class Newton(Method):
+    """Damped Newton steps; one that makes things worse is taken back and tried at half radius."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        live: Live,
+        *,
+        prior: float,
+        damping: float,
+        radius: float,
+        rows: int,
+    ) -> None:
+        for goal in (*problem.goals, *([problem.limit] if problem.limit else [])):
+            if len(goal.pieces) < 2:
+                raise DataError(
+                    f"'{goal.name}' has one piece to learn from, and Newton's method takes the "
+                    "curvature from the spread of at least 2: give more data, or method='adam'"
+                )
+        self.problem, self.live, self.rows = problem, live, rows
+        self.prior, self.damping, self.radius = prior, damping, radius
+        self.within = problem.constraint.within if problem.constraint else math.inf
+        self.multiplier = 0.0
+        self.kept: Point | None = None  # the last point that was not taken back
+        # Of the constraint's text at theta = 0: mean loss, and curvature.
+        self.start: tuple[float, Tensor] | None = None
+
+    def advance(
+        self, theta: Tensor, step: int, held_cost: float | None, report: Report | None
+    ) -> Move:
+        """One full pass with gradients, and the step from it."""
+        here = Point(theta, self._goal(theta, step, report), self._limit(theta, step, report))
+        aim = self.within
+        if here.limit is not None and held_cost is not None:
+            # What the watched text costs more than the one learned from is left as a margin.
+            aim -= max(0.0, held_cost - here.limit.value)
+        weighing = (self.prior, aim, self.multiplier)
+        if self.kept is not None and here.merit(*weighing) > self.kept.merit(*weighing):
+            self.radius /= 2
+            base = self.kept
+        else:
+            base = self.kept = here
+        options = {"prior": self.prior, "damping": self.damping, "radius": self.radius}
+        if base.limit is None:
+            delta = damped_step(base.goal, base.theta, **options)
+        else:
+            delta, self.multiplier = constrained_step(
+                base.goal, base.limit, aim, base.theta, **options
+            )
+        return Move(base.theta + delta, here.goal.value, self.multiplier)
+
+    def _goal(self, theta: Tensor, step: int, report: Report | None) -> Quadratic:
+        terms = []
+        for item in self.problem.goals:
+            run = gradient_pass(
+                self.live, theta, item.pieces, rows=self.rows, step=step, report=report
+            )
+            terms.append((item.weight, quadratic(run.losses, run.gradients, run.counts)))
+        return weighted_sum(terms)
+
+    def _limit(self, theta: Tensor, step: int, report: Report | None) -> Quadratic | None:
+        if self.problem.limit is None:
+            return None
+        # A divergence and its gradient are 0 at the start: there the losses give its curvature.
+        kind = self.problem.kind if self.start else "loss"
+        run = gradient_pass(
+            self.live,
+            theta,
+            self.problem.limit.pieces,
+            kind=kind,
+            rows=self.rows,
+            step=step,
+            report=report,
+        )
+        found = quadratic(run.losses, run.gradients, run.counts)
+        first, self.start = self.start is None, self.start or (found.value, found.curvature)
+        level, curvature = self.start
+        if self.problem.kind == "loss":
+            return found._replace(value=found.value - level)
+        if first:
+            return Quadratic(0.0, torch.zeros_like(found.gradient), curvature)
+        return found._replace(curvature=curvature)
+
+    def state(self) -> dict[str, Any]:
+        kept = self.kept
+        return {
+            "radius": self.radius,
+            "multiplier": self.multiplier,
+            "start": self.start,
+            "kept": kept and (kept.theta, tuple(kept.goal), kept.limit and tuple(kept.limit)),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.radius, self.multiplier = state["radius"], state["multiplier"]
+        self.start = state["start"]
+        if state["kept"] is not None:
+            theta, goal, limit = state["kept"]
+            self.kept = Point(theta, Quadratic(*goal), limit and Quadratic(*limit))

@@ -1,0 +1,161 @@
+"""One pass over pieces of data: the loss of each row, and its gradient in the numbers.
+
+Every row of a batch has its own copy of theta as the leaf of its temperatures, so one backward
+pass gives the gradient of each row's mean loss by itself; their spread is what Newton steps take
+for curvature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.attention.tuning.live import Live
+from tempering.attention.tuning.objective import Batch, divergences, target_logits
+from tempering.attention.tuning.pieces import Piece, row_means
+from tempering.attention.tuning.trouble import locate_nan
+from tempering.errors import RefusedError
+
+Kind = Literal["loss", "divergence"]
+Report = Callable[[int], None]
+
+
+class Pass(NamedTuple):
+    """What a pass over pieces found, a row for each piece.
+
+    losses: mean loss of a piece's targets, nats (or KL). counts: its targets.
+    gradients: of those means in theta; no rows after a pass without gradients.
+    """
+
+    losses: Float[Tensor, "pieces"]
+    counts: Float[Tensor, "pieces"]
+    gradients: Float[Tensor, "pieces_or_none numbers"]
+
+    @property
+    def mean(self) -> float:
+        """The mean loss over all targets, nats."""
+        return float((self.losses * self.counts).sum() / self.counts.sum())
+
+    @property
+    def gradient(self) -> Float[Tensor, "numbers"]:
+        """Of `mean`."""
+        return (self.gradients * (self.counts / self.counts.sum())[:, None]).sum(0)
+
+
+def gradient_pass(
+    live: Live,
+    theta: Float[Tensor, "numbers"],
+    pieces: Sequence[Piece],
+    *,
+    kind: Kind = "loss",
+    rows: int = 1,
+    step: int = 0,
+    report: Report | None = None,
+) -> Pass:
+    """Losses and gradients of the pieces; `rows` equally long ones run side by side.
+
+    kind: "loss", or "divergence" for KL(untempered || tempered).
+    Raises RefusedError for a loss or gradient that is not finite; it names the head and the step.
+    """
+    losses, gradients = [], []
+    for group in grouped(pieces, rows):
+        leaf = theta.detach().expand(group.rows, -1).clone().requires_grad_()
+        values = _losses(live, leaf, group, kind)
+        _check(values, live, theta, group, step)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        if not bool(gradient.isfinite().all()):
+            raise RefusedError(
+                f"step {step}, {group.origin}: the gradient is not finite; "
+                + locate_nan(live, theta, group, gradient)
+            )
+        losses.append(values.detach().to("cpu", torch.float64))
+        gradients.append(gradient.to("cpu", torch.float64))
+        if report is not None:
+            report(group.rows)
+    return Pass(torch.cat(losses), _counts(pieces), torch.cat(gradients))
+
+
+def loss_pass(
+    live: Live,
+    theta: Float[Tensor, "numbers"] | None,
+    pieces: Sequence[Piece],
+    *,
+    kind: Kind = "loss",
+    rows: int = 1,
+    step: int = 0,
+    report: Report | None = None,
+) -> Pass:
+    """Losses alone, forward only; theta None runs the untempered model."""
+    losses = []
+    with torch.no_grad():
+        for group in grouped(pieces, rows):
+            values = _losses(live, theta, group, kind)
+            _check(values, live, theta, group, step)
+            losses.append(values.to("cpu", torch.float64))
+            if report is not None:
+                report(group.rows)
+    numbers = 0 if theta is None else len(theta)
+    return Pass(torch.cat(losses), _counts(pieces), torch.zeros(0, numbers, dtype=torch.float64))
+
+
+def grouped(pieces: Sequence[Piece], rows: int) -> list[Piece]:
+    """Neighbours of equal length merged into batches of up to `rows` rows."""
+    merged: list[list[Piece]] = []
+    for piece in pieces:
+        last = merged[-1] if merged else []
+        if last and len(last) < rows and _alike(last[0], piece):
+            last.append(piece)
+        else:
+            merged.append([piece])
+    return [_merge(group) for group in merged]
+
+
+def _alike(one: Piece, other: Piece) -> bool:
+    if not isinstance(one.source, Batch) or not isinstance(other.source, Batch):
+        return False
+    return one.source.ids.shape == other.source.ids.shape
+
+
+def _merge(group: list[Piece]) -> Piece:
+    batches = [piece.source for piece in group if isinstance(piece.source, Batch)]
+    if len(group) == 1 or not batches:
+        return group[0]
+    origin = f"{group[0].origin} to {group[-1].origin}"
+    batch = Batch(
+        torch.cat([item.ids for item in batches]),
+        torch.cat([item.targets for item in batches]),
+        origin,
+    )
+    return Piece(batch, batch.count, origin)
+
+
+def _counts(pieces: Sequence[Piece]) -> Tensor:
+    return torch.tensor([piece.count for piece in pieces], dtype=torch.float64)
+
+
+def _losses(live: Live, theta: Tensor | None, piece: Piece, kind: Kind) -> Tensor:
+    reference = None
+    if kind == "divergence" and isinstance(piece.source, Batch):
+        live.untempered()
+        with torch.no_grad():
+            reference = target_logits(live.model, piece.source)[0]
+    if theta is None:
+        live.untempered()
+    else:
+        live.set(theta)
+    if reference is None or not isinstance(piece.source, Batch):
+        return piece.losses(live.model)
+    return row_means(divergences(live.model, piece.source, reference)[0], piece.source)
+
+
+def _check(values: Tensor, live: Live, theta: Tensor | None, piece: Piece, step: int) -> None:
+    if not bool(values.detach().isfinite().all()):
+        bad = values.detach()[~values.detach().isfinite()][0]
+        raise RefusedError(
+            f"step {step}, {piece.origin}: the loss is {float(bad):g}; "
+            + locate_nan(live, theta, piece, None)
+        )
