@@ -1,7 +1,7 @@
 """A fold: the slices of a parameter that belong to head h, times beta = 1/T of that head.
 
-    w'[slice of h] = beta_h w[slice of h]                  form "w"
-    w'[slice of h] = beta_h (1 + w[slice of h]) - 1        form "1+w", of norms that add 1
+w'[slice of h] = beta_h w[slice of h]                  form "w"
+w'[slice of h] = beta_h (1 + w[slice of h]) - 1        form "1+w", of norms that add 1
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ class Seen:
     queries, keys: the operands of the products that the logits are made of.
     logits: Float[Tensor, "batch heads queries keys"], finished; masked entries are -inf.
     sinks: whether the last key is a learned sink logit.
+    choices: what was ranked to choose keys or experts, which finished logits don't show.
     outputs: every floating tensor that the call returned.
     """
 
@@ -69,6 +70,7 @@ class Seen:
     keys: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     sinks: bool = False
+    choices: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
 
@@ -77,6 +79,7 @@ class Isolated:
 
     def __init__(self, module: nn.Module, layer: AttentionLayer, calls: list[Arguments]) -> None:
         self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
+        _jitter(self.module)
         self.layer = layer
         self.calls = calls
         # The module is its own root here, so its name is empty.
@@ -106,6 +109,15 @@ class Isolated:
                 if isinstance(item, Tensor) and item.is_floating_point()
             ]
             yield seen
+
+
+def _jitter(module: nn.Module) -> None:
+    """Move parameters that are constant, as a fresh bias of 0 is, so that their part shows."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in module.parameters():
+        if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(0.1 * noise)
 
 
 class _Observer:
@@ -139,7 +151,9 @@ class _Observer:
 
 
 class _Products(TorchFunctionMode):
-    """Keeps the operands of batched products: queries and keys, where a model multiplies itself."""
+    """Keeps the operands of batched products (queries and keys, where a model multiplies them
+    itself) and what is ranked.
+    """
 
     _TWO = (
         torch.matmul,
@@ -149,6 +163,11 @@ class _Products(TorchFunctionMode):
         torch.Tensor.__matmul__,
     )
     _ADDED = (torch.baddbmm, torch.Tensor.baddbmm)
+    _RANKED = tuple(
+        getattr(place, name)
+        for place in (torch, torch.Tensor)
+        for name in ("topk", "sort", "argsort", "argmax")
+    )
 
     def __init__(self, seen: Seen) -> None:
         super().__init__()
@@ -158,6 +177,8 @@ class _Products(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in self._RANKED and args and args[0].is_floating_point():
+            self.seen.choices.append(args[0].detach().clone())
         pair: tuple[Any, ...] = ()
         if func in self._TWO:
             pair = args[:2]

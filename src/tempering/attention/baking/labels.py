@@ -27,7 +27,7 @@ class Reach:
 
     heads: a label for each slice: its head, or -1.
     per_head: whether each labelled slice reaches one head alone; if not, the labels are 0.
-    through: "queries", or "logits" for what is added behind the products (sinks, biases).
+    through: "queries", "keys", or "logits" for what is added to the products (sinks, biases).
     dead: slices that reach nothing at all on the sample.
     """
 
@@ -39,20 +39,25 @@ class Reach:
 
 
 def reaches(layer: Isolated) -> dict[str, Reach]:
-    """For each parameter of an isolated layer that reaches its logits other than by the keys."""
+    """For each parameter of an isolated layer that reaches its logits.
+
+    What reaches queries and keys both, slice by slice, is left out; what reaches keys alone
+    counts as such.
+    """
     parameters = dict(layer.module.named_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
             runs = layer.run()
-            gradients = _gradients(layer, runs, list(parameters.values()))
+            paths, output = _gradients(layer, runs, list(parameters.values()))
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
     found = {}
     for index, name in enumerate(parameters):
-        reach = _reach(*(part[index] for part in gradients), marks=_marks(layer.layer.heads))
+        own = {path: (plain[index], marked[index]) for path, (plain, marked) in paths.items()}
+        reach = _reach(own, output[index], _marks(layer.layer.heads))
         if reach is not None:
             found[name] = reach
     return found
@@ -69,8 +74,8 @@ Gradients = list[Tensor | None]
 
 def _gradients(
     layer: Isolated, runs: list[Seen], parameters: list[Tensor]
-) -> tuple[Gradients, Gradients, Gradients, Gradients, Gradients, Gradients]:
-    """Gradients through queries (G, c G), of all logits (G, c G), through keys, of the outputs."""
+) -> tuple[dict[str, tuple[Gradients, Gradients]], Gradients]:
+    """Gradients with cotangents G and c G by each path to the logits; those of the outputs."""
     marks = _marks(layer.layer.heads)
     generator = torch.Generator().manual_seed(0)
 
@@ -88,9 +93,7 @@ def _gradients(
         if not ends or not starts:
             return [None] * len(starts)
         return list(
-            torch.autograd.grad(
-                ends, starts, cotangents, retain_graph=True, allow_unused=True
-            )
+            torch.autograd.grad(ends, starts, cotangents, retain_graph=True, allow_unused=True)
         )
 
     def through(middles: list[Tensor], cotangents: list[Tensor]) -> Gradients:
@@ -100,37 +103,25 @@ def _gradients(
             return [None] * len(parameters)
         return back([m for m, _ in pairs], parameters, [g for _, g in pairs])
 
-    return (
-        through(queries, plain),
-        through(queries, marked),
-        back(logits, parameters, plain),
-        back(logits, parameters, marked),
-        through(keys, plain),
-        back(outputs, parameters, [random_like(item) for item in outputs]),
-    )
+    paths = {
+        "queries": (through(queries, plain), through(queries, marked)),
+        "keys": (through(keys, plain), through(keys, marked)),
+        "logits": (back(logits, parameters, plain), back(logits, parameters, marked)),
+    }
+    return paths, back(outputs, parameters, [random_like(item) for item in outputs])
 
 
 def _reach(
-    query: Tensor | None,
-    query_marked: Tensor | None,
-    logits: Tensor | None,
-    logits_marked: Tensor | None,
-    key: Tensor | None,
-    output: Tensor | None,
-    marks: Tensor,
+    paths: dict[str, tuple[Tensor | None, Tensor | None]], output: Tensor | None, marks: Tensor
 ) -> Reach | None:
-    for through, plain, marked in (
-        ("queries", query, query_marked),
-        ("logits", logits, logits_marked),
-    ):
+    key = paths["keys"][0]
+    for through, (plain, marked) in paths.items():
         if plain is None or marked is None or not bool((plain != 0).any()):
             continue
-        if through == "logits" and key is not None:
-            return None
         shared = None
         for axis in range(plain.ndim):
             slices = _Slices(plain, marked, axis)
-            by_key = _alive(key, axis, plain)
+            by_key = _alive(key if through == "queries" else None, axis, plain)
             if bool((slices.alive & by_key).any()):
                 continue
             dead = int((~(slices.alive | by_key | _alive(output, axis, plain))).sum())

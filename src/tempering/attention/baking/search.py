@@ -4,7 +4,8 @@ A fold of random betas is right when, on the layer alone,
 
     the finished logits are beta times the old ones, wherever they are not masked;
     they still are for beta = 2^30 and 2^-30, so that nothing clamps or caps on the way;
-    everything that the layer returns equals what it returns under the temperatures themselves.
+    everything that the layer returns equals what it returns under the temperatures themselves;
+    whatever the layer ranks, to choose keys or experts, is ranked as before.
 """
 
 from __future__ import annotations
@@ -40,68 +41,72 @@ class Found:
 def search(layer: Isolated) -> Found:
     """Find and prove the fold of an isolated layer, per head if there is one, else per layer."""
     found = reaches(layer)
-    through = {name: reach for name, reach in found.items() if reach.through == "queries"}
-    added = {name: reach for name, reach in found.items() if reach.through == "logits"}
-    if not through:
+    paths = {
+        path: {name: reach for name, reach in found.items() if reach.through == path}
+        for path in ("queries", "keys", "logits")
+    }
+    if not paths["queries"] and not paths["keys"]:
         return Found("no", "no weight of the layer reaches its queries alone")
     base = layer.run()
-    verdicts: list[str] = []
-    for per_head in (True, False):
-        for folds in _candidates(through, added, per_head):
+    verdicts: dict[str, list[str]] = {"queries": [], "keys": []}
+    for per_head, path in itertools.product((True, False), ("queries", "keys")):
+        for folds in _candidates(paths[path], paths["logits"], per_head):
             verdict = _proved(layer, base, folds, per_head)
             if not verdict:
                 if per_head:
                     return Found("per head", "", folds)
-                return Found("per layer", _why_shared(folds, through, verdicts), folds)
-            verdicts.append(verdict)
-    return Found("no", _why_not(layer, verdicts))
+                return Found("per layer", _why_shared(folds), folds)
+            verdicts[path].append(verdict)
+    return Found("no", _why_not(layer, verdicts["queries"] or verdicts["keys"]))
 
 
 def _candidates(
-    through: dict[str, Reach], added: dict[str, Reach], per_head: bool
+    products: dict[str, Reach], added: dict[str, Reach], per_head: bool
 ) -> Iterator[tuple[Fold, ...]]:
-    """Sets of folds: the parameters of one submodule, of two, of all; sinks and biases beside."""
-    owners: dict[str, list[str]] = {}
-    for name in through:
-        owners.setdefault(name.rpartition(".")[0], []).append(name)
-    if per_head:
-        if not all(reach.per_head for reach in added.values()):
-            return
-        owners = {
-            owner: names
-            for owner, names in owners.items()
-            if all(through[name].per_head and _whole(through[name]) for name in names)
-        }
-    else:
-        owners = {
-            owner: names
-            for owner, names in owners.items()
-            if all(not through[name].dead for name in names)
-        }
-    groups: list[Sequence[str]] = [(owner,) for owner in owners]
-    groups += list(itertools.combinations(owners, 2))
-    if len(owners) > 2:
-        groups.append(tuple(owners))
+    """Sets of folds: parameters of a submodule, of two, of all; sinks and biases beside them."""
     forms: tuple[Form, ...] = ("w", "1+w")
-    for group, form in itertools.product(groups, forms):
-        names = [name for owner in group for name in owners[owner]]
-        chosen = [(name, through[name]) for name in names] + list(added.items())
-        yield tuple(
+    for group, beside, form in itertools.product(
+        _groups(products, per_head), _groups(added, per_head) or [()], forms
+    ):
+        chosen = [
             Fold.of(
                 name,
-                reach.axis,
-                reach.heads,
-                form if name.endswith("weight") and reach.through == "queries" else "w",
-                reach.per_head,
+                products[name].axis,
+                products[name].heads,
+                form if name.endswith("weight") else "w",
+                products[name].per_head,
             )
-            for name, reach in chosen
-        )
+            for name in group
+        ]
+        chosen += [
+            Fold.of(name, added[name].axis, added[name].heads, "w", added[name].per_head)
+            for name in beside
+        ]
+        yield tuple(chosen)
 
 
-def _whole(reach: Reach) -> bool:
-    """Whether every head has as many slices, and each slice reaches something on the sample."""
+def _groups(found: dict[str, Reach], per_head: bool) -> list[tuple[str, ...]]:
+    """The parameters of each submodule, of each two, and of all."""
+    owners: dict[str, list[str]] = {}
+    for name in found:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    fit = {
+        owner: names
+        for owner, names in owners.items()
+        if all(_whole(found[name], per_head) for name in names)
+    }
+    sets = list(itertools.combinations(fit, 1)) + list(itertools.combinations(fit, 2))
+    if len(fit) > 2:
+        sets.append(tuple(fit))
+    return [tuple(name for owner in chosen for name in fit[owner]) for chosen in sets]
+
+
+def _whole(reach: Reach, per_head: bool) -> bool:
+    """Whether nothing of a parameter hides: no slice is idle, and heads have equal shares."""
+    if reach.dead or (per_head and not reach.per_head):
+        return False
     counts = torch.bincount(reach.heads[reach.heads >= 0])
-    return reach.dead == 0 and bool((counts == counts[0]).all())
+    return not per_head or bool((counts == counts[0]).all())
 
 
 def _proved(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head: bool) -> str:
@@ -118,6 +123,8 @@ def _proved(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head
         return "affine" if _affine(layer, base, folds) else "other"
     if not _outputs_agree(layer.run(beta), runs):
         return "outputs"
+    if not _choices_agree(base, runs, beta):
+        return "choices"
     # 1 + w' can't be small without rounding, so a fold of that form is tried upwards alone.
     tiny = () if any(fold.form == "1+w" for fold in folds) else (1 / _EXTREME,)
     for extreme in (_EXTREME, *tiny):
@@ -188,11 +195,30 @@ def _outputs_agree(expected: list[Seen], runs: list[Seen]) -> bool:
     return True
 
 
-def _why_shared(folds: tuple[Fold, ...], through: dict[str, Reach], verdicts: list[str]) -> str:
-    names = " and ".join(fold.parameter for fold in folds if not fold.per_head)
+def _choices_agree(base: list[Seen], runs: list[Seen], beta: Tensor) -> bool:
+    """Whether ranked tensors are the old ones, or one positive multiple of them."""
+    for old, new in zip(base, runs, strict=True):
+        for before, after in zip(old.choices, new.choices, strict=True):
+            seen = before.isfinite()
+            one, two = before[seen], after[seen]
+            if not bool(one.any()):
+                factor = 1.0
+            elif bool(beta.min() == beta.max()):
+                factor = float(two.norm() / one.norm())
+            else:
+                factor = 1.0
+            wanted = factor * one
+            if not torch.allclose(two, wanted, _TOLERANCE, _TOLERANCE * float(wanted.norm())):
+                return False
+    return True
+
+
+def _why_shared(folds: tuple[Fold, ...]) -> str:
+    names = [fold.parameter for fold in folds if not fold.per_head]
     if not names:
         return "its queries take one factor for all heads"
-    return f"{names} is shared by its heads"
+    verb = "is" if len(names) == 1 else "are"
+    return f"{' and '.join(names)} {verb} shared by its heads"
 
 
 def _why_not(layer: Isolated, verdicts: list[str]) -> str:
@@ -200,12 +226,12 @@ def _why_not(layer: Isolated, verdicts: list[str]) -> str:
         return "its logits pass a soft cap, which no weight of the layer scales"
     if "clamped" in verdicts:
         return "its queries or logits are clamped, which no weight of the layer scales"
+    if "choices" in verdicts:
+        return "its queries also choose which keys it sees, so scaling them would change the choice"
     if "outputs" in verdicts:
         return "the weights of its queries have another effect on what the layer returns"
     if "affine" in verdicts:
-        return (
-            "its logits hold an additive part (a position bias), which no weight of the layer scales"
-        )
+        return "its logits hold an additive part (a position bias), which no weight of the layer scales"
     if "undone" in verdicts:
         return "its queries are normalised, and no weight comes after the norm"
     return "no weight of the layer scales its logits"

@@ -1,0 +1,125 @@
+"""A profile through a plan: which betas go into which parameters, and whether they did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tempering.attention.baking.folds import Fold
+from tempering.attention.control import tempered
+from tempering.attention.layout import Layout
+from tempering.attention.probe import run, sample_inputs
+from tempering.attention.profile import Profile
+from tempering.errors import BakeError, CheckError
+
+if TYPE_CHECKING:
+    from tempering.attention.bake import Foldable
+
+# Of the standard deviation of the logits: float32 leaves about 1e-6.
+TOLERANCE = 1e-4
+_LENGTH = 48
+
+Betas = list[tuple[Fold, Float[Tensor, "heads"]]]
+
+
+def betas(found: Foldable, plan: Layout, profile: Profile) -> Betas:
+    """The folds that give the model a profile's temperatures, each with beta per head.
+
+    Raises BakeError that names the first layer whose temperatures can't be folded. Layers at
+    T = 1 ask for nothing.
+    """
+    if not found.plan:
+        raise BakeError(found.reason)
+    chosen: dict[str, tuple[str, Fold, Tensor]] = {}
+    rows = profile.resolve(plan)
+    for layer, temperature in zip(found.plan, rows, strict=True):
+        beta = temperature.double().reciprocal()
+        if not layer.folds and bool((beta != 1).any()):
+            raise BakeError(f"{layer.name}: {layer.reason}; give it the temperature 1")
+        for fold in layer.folds:
+            if not fold.per_head and bool((beta != beta[0]).any()):
+                raise BakeError(
+                    f"{layer.name}: {layer.reason}, so it takes one temperature for all heads; "
+                    f"the profile has {float(temperature.min()):g} to "
+                    f"{float(temperature.max()):g}"
+                )
+            other = chosen.get(fold.parameter)
+            if other is not None and not torch.equal(other[2], beta):
+                raise BakeError(
+                    f"{layer.name} shares {fold.parameter} with {other[0]}, and the profile has "
+                    "different temperatures for them; give both the same"
+                )
+            chosen[fold.parameter] = (layer.name, fold, beta)
+    return [(fold, beta) for _, fold, beta in chosen.values() if bool((beta != 1).any())]
+
+
+def verification_inputs(model: nn.Module, sample: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Forward arguments to compare two models on: a padded batch, and longer random tokens."""
+    if sample is not None:
+        return [sample]
+    inputs = [sample_inputs(model)]
+    own: Any = model
+    config, embedding = own.config, own.get_input_embeddings()
+    length = min(_LENGTH, int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0))
+    if not config.is_encoder_decoder and length > inputs[0]["input_ids"].shape[1]:
+        generator = torch.Generator().manual_seed(3)
+        low, high = 5, max(6, min(1000, embedding.weight.shape[0]))
+        ids = torch.randint(low, high, (2, length), generator=generator)
+        inputs.append({"input_ids": ids.to(embedding.weight.device)})
+    return inputs
+
+
+def logits_of(model: nn.Module, inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """Output logits (or last hidden states), one row for each token that counts."""
+    found = []
+    for arguments in inputs:
+        result = run(model, arguments)
+        output = getattr(result, "logits", None)
+        if output is None:
+            output = result.last_hidden_state
+        mask = arguments.get("attention_mask")
+        if mask is not None and "decoder_input_ids" not in arguments:
+            output = output[mask.bool()]
+        found.append(output.cpu().reshape(-1, output.shape[-1]))
+    return found
+
+
+def controlled_logits(
+    model: nn.Module, profile: Profile, inputs: Sequence[dict[str, Any]], sample: Any = None
+) -> list[Tensor]:
+    """`logits_of` the model under the profile."""
+    with tempered(model, profile, sample=sample):
+        return logits_of(model, inputs)
+
+
+def deviation(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of logits, in standard deviations of the wanted ones."""
+    shares = []
+    for one, two in zip(got, wanted, strict=True):
+        spread = max(float(two.double().std()), 1e-300)
+        shares.append(float((one.double() - two.double()).abs().max()) / spread)
+    return max(shares)
+
+
+def check_deviation(value: float, what: str) -> None:
+    """CheckError unless a deviation is within `TOLERANCE` (NaN is not)."""
+    if not value <= TOLERANCE:
+        raise CheckError(
+            f"{what} disagrees with the controlled model: its logits are off by {value:.2g} of "
+            f"their standard deviation (allowed {TOLERANCE:g}); nothing was written"
+        )
+
+
+def rounding(fold: Fold, exact: Tensor, stored: Tensor) -> float:
+    """What storing folded weights lost, as a share of their norm: the worst of the fold's runs."""
+    worst = 0.0
+    for start, stop, _ in fold.runs:
+        one = exact.narrow(fold.axis, start, stop - start).double()
+        two = stored.narrow(fold.axis, start, stop - start).double()
+        size = float((one + 1 if fold.form == "1+w" else one).norm())
+        worst = max(worst, float((two - one).norm()) / max(size, 1e-300) if size else 0.0)
+    return worst

@@ -1,0 +1,38 @@
+"""Say what folds into a model, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tempering.attention.bake import Foldable, foldable
+from tempering.attention.baking.apply import betas
+from tempering.attention.layout import layout
+from tempering.attention.profile import Profile
+from tempering.engines.bake_checkpoint import read_config
+from tempering.engines.bake_gguf import load_gguf
+from tempering.engines.hub import load_model
+
+
+def check_model(name: str | Path, profile: Profile | None = None) -> Foldable:
+    """What folds into the weights of a model: per head, per layer, or no; see `foldable`.
+
+    Parameters
+    ----------
+    name: a known model, a directory, a hub id, or a GGUF file.
+    profile: one that should fold; BakeError that names the layer when it doesn't.
+    """
+    model: Any
+    if str(name).endswith(".gguf"):
+        model, _ = load_gguf(Path(name).expanduser())
+    else:
+        config = read_config(name)
+        if config.get("quantization_config"):
+            method = config["quantization_config"].get("quant_method", "unknown method")
+            return Foldable("no", f"its weights are quantised ({method})")
+        model, _ = load_model(name)
+    found = foldable(model)
+    if profile is not None:
+        profile.check_model(model)
+        betas(found, layout(model), profile)
+    return found

@@ -1,0 +1,146 @@
+"""Safetensors checkpoints, tensor by tensor: where each one lies, and changing it in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempering.attention.baking.folds import Fold
+from tempering.errors import BakeError, ModelError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+# Weights in other formats, and what describes another directory than the new one.
+_LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"}
+_REPLACED = {"README.md", "config.json", "manifest.json", "pytorch_model.bin.index.json"}
+
+Folds = Mapping[str, list[tuple[Fold, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file: where its bytes are, and what they are."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Checkpoint:
+    """The tensors of a directory in transformers' format, read one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        index = directory / INDEX
+        if index.is_file():
+            self.files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        elif (directory / SINGLE).is_file():
+            self.files = [SINGLE]
+        else:
+            raise BakeError(
+                f"{directory} keeps its weights in another format than safetensors; load and "
+                "save the model with transformers, then bake that"
+            )
+        self.tensors: dict[str, Stored] = {}
+        for file in self.files:
+            self.tensors.update(_header(directory / file, file))
+        self.config: dict[str, Any] = json.loads((directory / "config.json").read_bytes())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by tensor name."""
+        return {name: item.shape for name, item in self.tensors.items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor; BakeError where it is none that weights can be folded in."""
+        stored = self.tensors[name].dtype
+        if stored not in _DTYPES:
+            raise BakeError(
+                f"{name} is stored as {stored}; only {', '.join(_DTYPES)} can be folded. "
+                "Bake the model that it was quantised from"
+            )
+        return _DTYPES[stored]
+
+    def read(self, name: str) -> Tensor:
+        """The values of a tensor, in float32 at least."""
+        tensor = _load(self.directory / self.tensors[name].file, self.tensors[name])
+        dtype = self.dtype(name)
+        return tensor.to(torch.promote_types(dtype, torch.float32))
+
+    def write(self, target: Path, folds: Folds) -> None:
+        """Copy the directory into `target`, with folds in its weights.
+
+        One tensor is in memory at a time; all others are copied byte by byte.
+        """
+        for name in folds:
+            self.dtype(name)
+        for path in sorted(self.directory.iterdir()):
+            if (
+                path.is_file()
+                and path.suffix not in _LEFT_OUT
+                and path.name not in _REPLACED
+                and not path.name.startswith(".")
+            ):
+                shutil.copyfile(path, target / path.name)
+        for file in self.files:
+            shutil.copyfile(self.directory / file, target / file)
+            with (target / file).open("r+b") as stream:
+                for name, parts in folds.items():
+                    stored = self.tensors[name]
+                    if stored.file == file:
+                        tensor = _load(target / file, stored)
+                        for fold, beta in parts:
+                            fold.apply_(tensor, beta)
+                        stream.seek(stored.start)
+                        stream.write(tensor.flatten().view(torch.uint8).numpy().data)
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
+def _header(path: Path, file: str) -> dict[str, Stored]:
+    """What the header of a safetensors file says: 8 bytes of length, JSON, then the data."""
+    try:
+        with path.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        return {
+            name: Stored(
+                file,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                8 + size + entry["data_offsets"][0],
+                8 + size + entry["data_offsets"][1],
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+        raise ModelError(
+            f"can't read {path} as safetensors: {error}; fetch or save the model again"
+        ) from error
+
+
+def _load(path: Path, stored: Stored) -> Tensor:
+    with path.open("rb") as stream:
+        stream.seek(stored.start)
+        data = bytearray(stream.read(stored.stop - stored.start))
+    if len(data) != stored.stop - stored.start:
+        raise ModelError(f"{path} ends early; fetch or save the model again")
+    if not data:
+        return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
+    return torch.frombuffer(data, dtype=_DTYPES[stored.dtype]).reshape(stored.shape)
