@@ -16,9 +16,11 @@ from tempering.attention import routes
 from tempering.attention.control import Tempering, tempered
 from tempering.attention.layout import AttentionLayer, Layout, layout
 from tempering.attention.logits import has_sinks, sliced_logits
+from tempering.attention.modes import evaluation_mode
 from tempering.attention.profile import Profile
 from tempering.attention.statistics import Sums
 from tempering.chunks import token_chunks
+from tempering.errors import InputError
 
 QUANTITIES = (
     "entropy",
@@ -123,6 +125,8 @@ def measure_tokens(
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
     """`measure` on token ids."""
+    if chunks.numel() == 0:
+        raise InputError(f"measuring needs at least one chunk of tokens, not {tuple(chunks.shape)}")
     plan = layout(model)
     network: Any = model
     device = network.get_input_embeddings().weight.device
@@ -222,9 +226,7 @@ def watching(
         if profile is not None
         else Tempering(model, plan, [Profile.neutral(plan)])
     )
-    training = model.training
-    model.eval()
-    with handle:
+    with handle, evaluation_mode(model):
         states = [getattr(module, routes.STATE) for module in modules]
         before = [state.observer for state in states]
         try:
@@ -234,4 +236,3 @@ def watching(
         finally:
             for state, old in zip(states, before, strict=True):
                 state.observer = old
-            model.train(training)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tempering.attention import interface, routes
 from tempering.attention.layout import AttentionLayer
+from tempering.attention.modes import evaluation_mode
 from tempering.errors import ArchitectureError
 
 TOKENS, TARGET_TOKENS, PADDING = 9, 6, 2
@@ -68,16 +69,10 @@ def sample_inputs(model: nn.Module, rows: int = 2) -> dict[str, Any]:
 @contextlib.contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, and every module's training flag as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
 
 
 def run(model: nn.Module, inputs: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from tempering.attention.control import Tempering
 from tempering.attention.layout import AttentionLayer, Layout, layout
 from tempering.attention.logits import sliced_logits
 from tempering.attention.measure import Measurement, measure_tokens
+from tempering.attention.modes import evaluation_mode
 from tempering.attention.profile import COLDEST, HOTTEST, Profile
 from tempering.attention.statistics import posterior_statistics
 from tempering.errors import ArchitectureError, InputError, RefusedError, SupportError
@@ -155,22 +156,13 @@ class _Solver:
         network: Any = self.model
         device = network.get_input_embeddings().weight.device
         neutral = [Profile.neutral(self.plan)]
-        training = self.model.training
-        self.model.eval()
-        try:
-            with Tempering(self.model, self.plan, neutral) as handle:
-                self.handle = handle
-                for module in self.modules:
-                    getattr(module, routes.STATE).rule = self._rule(module)
-                with torch.no_grad():
-                    body: Any = getattr(self.model, "base_model", self.model)
-                    body(input_ids=chunks.to(device), use_cache=False)
-        finally:
+        # The rules live in the state of this handle, and go with it.
+        with Tempering(self.model, self.plan, neutral), evaluation_mode(self.model):
             for module in self.modules:
-                state = getattr(module, routes.STATE, None)
-                if state is not None:
-                    state.rule = None
-            self.model.train(training)
+                getattr(module, routes.STATE).rule = self._rule(module)
+            with torch.no_grad():
+                body: Any = getattr(self.model, "base_model", self.model)
+                body(input_ids=chunks.to(device), use_cache=False)
         return [self.rows[i] for i in range(len(self.modules))]
 
     def _rule(self, module: nn.Module) -> Any:

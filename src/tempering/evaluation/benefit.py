@@ -11,7 +11,7 @@ states. nll is what diversity is bought with: compare variants at equal nll.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.control import tempered
+from tempering.attention.modes import evaluation_mode
 from tempering.errors import InputError
-from tempering.evaluation.cost import Variant, losses_and_divergence
+from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, bootstrap_mean
 
@@ -74,7 +75,8 @@ def sample(
     )
     devices = [device.index] if device.type == "cuda" else []
     ids = prompt[None].to(device)
-    with context, torch.no_grad(), torch.random.fork_rng(devices=devices):
+    rng = torch.random.fork_rng(devices=devices)
+    with context, _unguided(model), evaluation_mode(model), torch.no_grad(), rng:
         torch.manual_seed(seed)
         out = model.generate(
             input_ids=ids,
@@ -82,10 +84,8 @@ def sample(
             do_sample=True,
             temperature=variant.temperature,
             top_k=0,
-            top_p=1.0,
             num_return_sequences=k,
             max_new_tokens=tokens,
-            pad_token_id=_pad(model),
         )
     ends = _ends(model)
     results = []
@@ -93,6 +93,33 @@ def sample(
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         results.append(row[:stop])
     return results
+
+
+def check_samples(k: int, prompts: int, tokens: int) -> None:
+    """InputError for numbers of samples, prompts or tokens that show no diversity."""
+    if k < 2:
+        raise InputError(f"diversity needs at least 2 samples a prompt, not {k}")
+    if prompts < 1:
+        raise InputError(f"diversity needs at least one prompt, not {prompts}")
+    if tokens < 1:
+        raise InputError(f"a sample has at least one new token, not {tokens}")
+
+
+@contextlib.contextmanager
+def _unguided(model: Any) -> Iterator[None]:
+    """Keep what the model suggests for generation (penalties, cut-offs, lengths) out of it."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=own.eos_token_id,
+        pad_token_id=_pad(model),
+        cache_implementation=own.cache_implementation,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def measure_benefits(
@@ -105,37 +132,38 @@ def measure_benefits(
     seed: int = 0,
     journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Benefit]:
+) -> tuple[list[Benefit], bool]:
     """Diversity of k samples a prompt under each variant, the same seeds for all.
 
-    Intervals are a bootstrap over prompts. Ctrl-C keeps prompts that are finished for every
-    variant.
+    Intervals are a bootstrap over prompts. Ctrl-C returns what is known of the prompts that are
+    finished for every variant; the second value says whether those are all.
     """
-    if k < 2:
-        raise InputError(f"diversity needs at least 2 samples a prompt, not {k}")
+    check_labels(variants)
+    check_samples(k, len(prompts), tokens)
     rows: list[dict[str, list[float]]] = []
     try:
-        for index, prompt in enumerate(prompts):
-            row = {}
-            for variant in variants:
-                name = f"samples:{index}:{variant.label}"
-                if journal is not None and name in journal:
-                    row[variant.label] = journal[name]
-                    continue
-                samples = sample(model, prompt, variant, k=k, tokens=tokens, seed=seed + index)
-                row[variant.label] = _metrics(model, prompt, samples)
-                if journal is not None:
-                    journal.put(name, row[variant.label])
-            rows.append(row)
-            if progress is not None:
-                progress(index + 1, len(prompts))
+        with evaluation_mode(model):
+            for index, prompt in enumerate(prompts):
+                row = {}
+                for variant in variants:
+                    name = f"samples:{index}:{variant.label}"
+                    if journal is not None and name in journal:
+                        row[variant.label] = journal[name]
+                        continue
+                    samples = sample(model, prompt, variant, k=k, tokens=tokens, seed=seed + index)
+                    row[variant.label] = _metrics(model, prompt, samples)
+                    if journal is not None:
+                        journal.put(name, row[variant.label])
+                rows.append(row)
+                if progress is not None:
+                    progress(index + 1, len(prompts))
     except KeyboardInterrupt:
         if not rows:
-            raise
+            return [], False
     finally:
         if journal is not None:
             journal.close()
-    return [
+    benefits = [
         Benefit(
             label=variant.label,
             metric=metric,
@@ -150,6 +178,7 @@ def measure_benefits(
         for variant in variants
         for i, metric in enumerate(METRICS)
     ]
+    return benefits, len(rows) == len(prompts)
 
 
 def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float]:

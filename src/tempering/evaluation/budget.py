@@ -54,6 +54,7 @@ def largest_amplitude(
     low_root, high_root = 0.0, math.nan
     goal = math.sqrt(nats_per_token)
     log_a = math.log(1.15)
+    reach = 0.02
     for _ in range(evaluations):
         # An amplitude that can be written down is the one that is measured.
         amplitude = round(math.exp(log_a), 4)
@@ -68,10 +69,12 @@ def largest_amplitude(
         if high - low < tolerance or low >= math.log(LARGEST):
             break
         if math.isnan(high_root):
-            # Nothing too dear yet: follow the line through the origin, at least doubling.
+            # Nothing too dear yet: just beyond where the line through the origin meets the goal,
+            # and further beyond each time that the cost has fallen short of the line.
             slope = low_root / low if low_root > 0 else 0.0
-            guess = goal / slope * 1.02 if slope > 0 else 2 * low
-            log_a = min(max(guess, low * 1.05), math.log(LARGEST))
+            guess = goal / slope if slope > 0 else 2 * low
+            log_a = min(max(guess, low) * (1 + reach), math.log(LARGEST))
+            reach *= 4
         else:
             share = (goal - low_root) / max(high_root - low_root, 1e-12)
             log_a = low + (high - low) * min(max(share, 0.05), 0.95)

@@ -13,9 +13,9 @@ from tempering.attention.layout import layout
 from tempering.attention.profile import Profile
 from tempering.chunks import token_chunks
 from tempering.errors import InputError
-from tempering.evaluation.benefit import Benefit, measure_benefits
+from tempering.evaluation.benefit import Benefit, check_samples, measure_benefits
 from tempering.evaluation.budget import Budget, largest_amplitude
-from tempering.evaluation.cost import Cost, Variant, measure_costs
+from tempering.evaluation.cost import Cost, Variant, check_labels, measure_costs
 from tempering.evaluation.journal import Journal
 from tempering.schedules import Schedule, as_schedule, controls
 
@@ -30,7 +30,8 @@ Progress = Callable[[str, int, int], None]
 class Comparison:
     """What a comparison found. Costs and benefits are in the order of `variants`.
 
-    complete: False after Ctrl-C; then the numbers rest on the chunks that were finished.
+    complete: False after Ctrl-C; then the numbers rest on the chunks and prompts that were
+        finished.
     """
 
     variants: tuple[Variant, ...]
@@ -84,6 +85,8 @@ def compare(
     """
     if not patterns:
         raise InputError("name at least one pattern or profile to compare")
+    if samples:
+        check_samples(samples, prompts, new_tokens)
     chunks = token_chunks(tokenizer, text, chunk, limit)
     variants: list[Variant] = []
     budgets: dict[str, Budget] = {}
@@ -116,13 +119,14 @@ def compare(
             Variant(f"sampling temperature {t:g}", None, t, "sampling temperature")
             for t in SAMPLING_CONTROLS
         ]
+    check_labels([Variant(UNTEMPERED), *variants])
     costs, complete = measure_costs(
         model, chunks, variants, journal=journal, progress=report("cost")
     )
     benefits: list[Benefit] = []
     if samples and complete:
         rows = torch.linspace(0, len(chunks) - 1, min(prompts, len(chunks))).round().long()
-        benefits = measure_benefits(
+        benefits, complete = measure_benefits(
             model,
             chunks[rows, :prompt_tokens],
             [Variant(UNTEMPERED), *variants],

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.control import tempered
+from tempering.attention.modes import evaluation_mode
 from tempering.attention.profile import Profile
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
@@ -41,6 +42,8 @@ class Variant:
     text: str = ""
 
     def __post_init__(self) -> None:
+        if not self.label:
+            raise InputError("a variant needs a label, by which its numbers are kept")
         if not 0 < self.temperature < float("inf"):
             raise InputError(
                 f"{self.label}: the cost of a sampling temperature of {self.temperature} is not "
@@ -58,6 +61,14 @@ class Cost:
     nll: float
     untempered_nll: float
     tokens: int
+
+
+def check_labels(variants: Sequence[Variant]) -> None:
+    """InputError for two variants of one label."""
+    labels = [variant.label for variant in variants]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise InputError(f"two variants are called '{twice}'; give each its own label")
 
 
 def next_token_logits(
@@ -108,23 +119,20 @@ def measure_costs(
 
     Returns costs in the order of `variants`. Raises InputError for two variants of one label.
     """
-    labels = [variant.label for variant in variants]
-    if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise InputError(f"two variants are called '{twice}'; give each its own label")
+    check_labels(variants)
+    if len(chunks) == 0:
+        raise InputError("a cost needs at least one chunk of text")
     rows: list[dict[str, list[float]]] = []
-    training = model.training
-    model.eval()
     try:
-        for index, ids in enumerate(chunks):
-            rows.append(_chunk(model, ids, variants, journal, index))
-            if progress is not None:
-                progress(index + 1, len(chunks))
+        with evaluation_mode(model):
+            for index, ids in enumerate(chunks):
+                rows.append(_chunk(model, ids, variants, journal, index))
+                if progress is not None:
+                    progress(index + 1, len(chunks))
     except KeyboardInterrupt:
         if not rows:
             raise
     finally:
-        model.train(training)
         if journal is not None:
             journal.close()
     return _summary(rows, variants, chunks.shape[1] - 1), len(rows) == len(chunks)

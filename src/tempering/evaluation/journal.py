@@ -25,13 +25,14 @@ class Journal:
         self.entries: dict[str, Any] = {}
         self._file: TextIO | None = None
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").split("\n")
+            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
             for line in lines:
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                self.entries[entry["name"]] = entry["value"]
+                if isinstance(entry, dict) and entry.keys() >= {"name", "value"}:
+                    self.entries[entry["name"]] = entry["value"]
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries

@@ -55,10 +55,12 @@ def paired_difference(
 
 
 def bootstrap_mean(values: Float[Tensor, "units"], *, seed: int, draws: int = 2000) -> Estimate:
-    """The mean with a percentile bootstrap interval over units (Efron 1979)."""
+    """The mean with a percentile bootstrap interval over units (Efron 1979); NaN with one."""
     data = values.to(torch.float64)
     if len(data) == 0:
         raise InputError("an estimate needs at least one value")
+    if len(data) == 1:
+        return Estimate(float(data), math.nan, math.nan, math.nan, 1)
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(data), (draws, len(data)), generator=generator)
     means = data[picks].mean(dim=1)
