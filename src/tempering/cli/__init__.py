@@ -16,6 +16,7 @@ COMMANDS = (
     "generate",
     "measure",
     "compare",
+    "bake",
     "models",
     "patterns",
     "activation",

@@ -31,7 +31,8 @@ def model_card(base: str, profile: Profile, results: Mapping[str, Any], undo: st
         "",
         f"Head h of layer l attends with softmax(logits / T[l, h]), where 1 is {base}'s own "
         "temperature. The temperatures are folded into the weights, so the model runs anywhere "
-        f"at no cost. Made by tempering {metadata.version('tempering')}; licence and limits are those of {base}.",
+        f"at no cost. Made by tempering {metadata.version('tempering')}; licence and limits are "
+        f"those of {base}.",
         "",
         f"Profile: {profile.describe()}"
         + (f", {profile.pattern}" if profile.pattern else "")

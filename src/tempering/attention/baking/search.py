@@ -11,7 +11,7 @@ A fold of random betas is right when, on the layer alone,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -231,7 +231,7 @@ def _why_not(layer: Isolated, verdicts: list[str]) -> str:
     if "outputs" in verdicts:
         return "the weights of its queries have another effect on what the layer returns"
     if "affine" in verdicts:
-        return "its logits hold an additive part (a position bias), which no weight of the layer scales"
+        return "its logits hold an added position bias, which no weight of the layer scales"
     if "undone" in verdicts:
         return "its queries are normalised, and no weight comes after the norm"
     return "no weight of the layer scales its logits"
