@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.attention.layout import Layout, layout
+from tempering.attention.profile_format import fields_of, json_of
 from tempering.errors import DataError, ProfileError, TemperatureError
 from tempering.files import read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
 
-FORMAT, VERSION = "tempering-profile", 1
 # Beyond these, a masked logit (float16: -65504) or a query could cross over into the live range.
 COLDEST, HOTTEST = 1e-3, 1e3
 
@@ -47,6 +47,13 @@ class Profile:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.rows:
+            raise ProfileError("a profile needs the temperatures of at least one layer")
+        if self.names is not None and len(set(self.names)) != len(self.rows):
+            raise ProfileError(
+                f"{len(self.rows)} rows of temperatures need as many names, each another; "
+                f"these are {', '.join(self.names)}"
+            )
         for index, row in enumerate(self.rows):
             _check_row(row, self.names[index] if self.names else f"layer {index}")
 
@@ -106,7 +113,12 @@ class Profile:
         On a model with layers that have no softmax, rows may be given for all its layers; those
         of the layers without one must then be NaN or 1.
         """
-        table = torch.as_tensor(matrix, dtype=torch.float64)
+        try:
+            table = torch.as_tensor(matrix, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ProfileError(
+                f"a matrix of temperatures holds numbers, as many in each row: {error}"
+            ) from error
         if table.ndim not in (1, 2) or table.numel() == 0:
             raise ProfileError(
                 f"a matrix of temperatures has shape [layers, heads]; this has {tuple(table.shape)}"
@@ -265,21 +277,7 @@ class Profile:
     # -- files
 
     def to_json(self) -> dict[str, Any]:
-        names = self.names or tuple(f"layer {i}" for i in range(len(self.rows)))
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": dict(self.model) if self.model else None,
-            "pattern": self.pattern,
-            "named": self.names is not None,
-            "partial": self.partial,
-            "layers": [
-                {"name": name, "temperature": row.tolist()}
-                for name, row in zip(names, self.rows, strict=True)
-            ],
-            "untempered": list(self.untempered),
-            "evidence": dict(self.evidence),
-        }
+        return json_of(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the profile as JSON, whole or not at all."""
@@ -301,29 +299,11 @@ class Profile:
     @classmethod
     def from_json(cls, data: Any, where: str = "profile") -> Profile:
         """The inverse of `to_json`; `where` names the source in errors."""
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ProfileError(f"{where} is not a profile (its format is not '{FORMAT}')")
-        if data.get("version") != VERSION:
-            raise ProfileError(
-                f"{where} has version {data.get('version')!r}; this tempering reads {VERSION}"
-            )
+        fields = fields_of(data, where)
         try:
-            layers = data["layers"]
-            rows = tuple(torch.tensor(item["temperature"], dtype=torch.float64) for item in layers)
-            names = tuple(str(item["name"]) for item in layers) if data["named"] else None
-            return cls(
-                rows,
-                names,
-                partial=bool(data["partial"]),
-                untempered=tuple(data["untempered"]),
-                model=data["model"],
-                pattern=data["pattern"],
-                evidence=data["evidence"],
-            )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, ProfileError | TemperatureError):
-                raise type(error)(f"{where}: {error}") from error
-            raise ProfileError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+            return cls(**fields)
+        except (ProfileError, TemperatureError) as error:
+            raise type(error)(f"{where}: {error}") from error
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
