@@ -21,14 +21,15 @@ demo: $(READY)
 	$(BIN)/tempering demo
 
 test: $(READY)
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	# One thread a worker: small operations on many threads wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md docs
+	OMP_NUM_THREADS=2 $(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md docs
 
 docs: $(READY)
 	$(BIN)/python -m tempering.cli.reference > docs/cli.md
