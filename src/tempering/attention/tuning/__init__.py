@@ -6,7 +6,7 @@ tune(model, objectives)                                -> Tuned, with a Profile
 search(model, score)                                   the same for scores without a gradient
 """
 
-from tempering.attention.tuning.basis import Basis, make_basis
+from tempering.attention.tuning.basis import Basis, make_basis, pattern_basis, uniform_basis
 from tempering.attention.tuning.fit import tune
 from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, TradeOff, Tuned
 from tempering.attention.tuning.pieces import (
@@ -18,6 +18,7 @@ from tempering.attention.tuning.pieces import (
     from_text,
     read_pairs,
 )
+from tempering.attention.tuning.search import Searched, Trial, search
 from tempering.attention.tuning.split import refuse_overlap
 
 __all__ = [
@@ -26,15 +27,20 @@ __all__ = [
     "ConstraintError",
     "HeldOut",
     "Objective",
+    "Searched",
     "Step",
     "TradeOff",
+    "Trial",
     "Tuned",
     "from_batches",
     "from_functions",
     "from_pairs",
     "from_text",
     "make_basis",
+    "pattern_basis",
     "read_pairs",
     "refuse_overlap",
+    "search",
     "tune",
+    "uniform_basis",
 ]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.tuning.live import Live
 from tempering.attention.tuning.moving import Method, Move
 from tempering.attention.tuning.passes import Pass, Report, gradient_pass, loss_pass
 from tempering.attention.tuning.pieces import Piece
 from tempering.attention.tuning.problem import Problem
+from tempering.attention.tuning.tunable import Tunable
 
 # Dual ascent starts at the weight of a divergence that served first, and can move by a factor
 # of e in ten steps.
@@ -29,7 +29,7 @@ class Adam(Method):
     def __init__(
         self,
         problem: Problem,
-        live: Live,
+        live: Tunable,
         *,
         prior: float,
         rate: float,
@@ -39,7 +39,7 @@ class Adam(Method):
     ) -> None:
         self.problem, self.live, self.rows, self.seed = problem, live, rows, seed
         self.prior, self.rate, self.steps = prior, rate, steps
-        size = live.basis.matrix.shape[1]
+        size = live.size
         self.parameter = nn.Parameter(torch.zeros(size, dtype=torch.float64))
         self.optimizer = torch.optim.Adam([self.parameter], lr=rate)
         self.multiplier = _FIRST_MULTIPLIER if problem.limit else 0.0

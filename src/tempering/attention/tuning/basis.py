@@ -4,13 +4,16 @@
 
 per="head": one number a head. "layer": one a layer. "kv": one for each group of query heads that
 share keys and values. "type": one for each kind of layer (sliding, global; else all layers).
-"spline": a natural cubic spline over depth through `knots` equally spaced values.
+"spline": a natural cubic spline over depth through 6 equally spaced values, or one a layer in
+models of fewer. `pattern_basis`: the log amplitudes of patterns over depth.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,8 +21,9 @@ from torch import Tensor, nn
 
 from tempering.attention.layout import Layout
 from tempering.errors import InputError
+from tempering.schedules import Schedule, as_schedule
 
-Per = Literal["head", "layer", "kv", "type", "spline"]
+_KNOTS = 6
 CHOICES = ("head", "layer", "kv", "type", "spline")
 
 
@@ -40,7 +44,7 @@ class Basis:
         return list((theta @ self.matrix.to(theta).T).split(self.heads, dim=-1))
 
 
-def make_basis(model: nn.Module, plan: Layout, per: str, knots: int = 6) -> Basis:
+def make_basis(model: nn.Module, plan: Layout, per: str, knots: int | None = None) -> Basis:
     """The basis for a model; InputError for an unknown kind, or fewer layers than knots."""
     if per not in CHOICES:
         raise InputError(f"temperatures are tuned per {', '.join(CHOICES)}; not per '{per}'")
@@ -70,10 +74,40 @@ def _kind(model: nn.Module, name: str, index: int) -> str:
     return str(kinds[index]) if kinds and index < len(kinds) else "attention"
 
 
-def _spline(plan: Layout, knots: int) -> Basis:
+def pattern_basis(plan: Layout, patterns: Sequence[str | Schedule]) -> Basis:
+    """One number a pattern: the log of its amplitude, theta = 0 for none of it.
+
+        log T[l] = sum_k theta_k p_k(l/(L-1)),   p_k in [-1, 1]
+
+    p_k is the pattern's logarithm with the middle of its range at 0, as `amplitude` maps it.
+    Raises InputError without a pattern, or with one that is flat; ScheduleError for a
+    text that is no pattern.
+    """
+    if not patterns:
+        raise InputError("name at least one pattern, e.g. 'throb(12,3,1,12)'")
+    columns, names = [], []
+    for pattern in patterns:
+        shape = as_schedule(pattern).amplitude(math.e)
+        values = {stack: shape.sample(depth).log() for stack, depth in plan.depths.items()}
+        rows = [values[layer.stack][layer.index].expand(layer.heads) for layer in plan.layers]
+        column = torch.cat(rows)
+        if not bool(column.any()):
+            raise InputError(f"the pattern '{pattern}' is flat, so it has no amplitude to tune")
+        columns.append(column)
+        names.append(f"log amplitude of {pattern}")
+    return Basis(torch.stack(columns, dim=1), tuple(names), plan.heads, "pattern")
+
+
+def uniform_basis(plan: Layout) -> Basis:
+    """One number for the whole model."""
+    return Basis(torch.ones(sum(plan.heads), 1, dtype=torch.float64), ("T",), plan.heads, "model")
+
+
+def _spline(plan: Layout, knots: int | None) -> Basis:
     from scipy.interpolate import CubicSpline
 
     depth = max(plan.depths.values())
+    knots = min(_KNOTS, depth) if knots is None else knots
     if not 2 <= knots <= depth:
         raise InputError(f"a spline over {depth} layers has 2 to {depth} knots, not {knots}")
     at = torch.linspace(0, 1, knots, dtype=torch.float64)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from tempering.attention.fingerprint import fingerprint
@@ -15,14 +17,14 @@ from tempering.attention.layout import layout
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.basis import Basis, make_basis
 from tempering.attention.tuning.kept import Kept
-from tempering.attention.tuning.live import Bounds, live
+from tempering.attention.tuning.live import Bounds, Live, live
 from tempering.attention.tuning.moving import Method
 from tempering.attention.tuning.newton import Newton
-from tempering.attention.tuning.outcome import Step, Tuned
+from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, Tuned, guard
 from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.problem import make_problem
 from tempering.attention.tuning.run import Progress, Run
-from tempering.errors import InputError
+from tempering.errors import ConvergenceWarning, InputError
 
 STEPS = {"newton": 8, "adam": 100}
 
@@ -125,7 +127,58 @@ def tune(
         every = 1 if method == "newton" else max(1, count // 10)
         run = Run(problem, tempering, mover, Kept(state, settings), rows, progress, on_step)
         run.walk(count, every, patience)
-        return run.result(seed, float(prior_sd))
+        tuned = _tuned(run, tempering, float(prior_sd), seed)
+    if tuned.stopped_because == "interrupted":
+        return tuned
+    run.kept.finish()
+    if not tuned.met and constraint is not None:
+        raise ConstraintError(tuned, constraint.within)
+    if tuned.step == 0:
+        warnings.warn(
+            f"no step lowered the {tuned.watched} loss of {tuned.before:.4f}, so T is 1 "
+            "everywhere; try more data, fewer numbers (per='layer'), a smaller prior_sd or a "
+            "smaller radius",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return tuned
+
+
+def _tuned(run: Run, tempering: Live, prior_sd: float, seed: int) -> Tuned:
+    choice = run.choose()
+    problem, start = run.problem, run.trail[0][1]
+    profile = tempering.profile(choice.theta)
+    held_out = []
+    for goal, before, after in zip(
+        problem.watched_goals, start.losses, choice.seen.losses, strict=True
+    ):
+        counts = torch.tensor([piece.count for piece in goal.pieces], dtype=torch.float64)
+        held_out.append(HeldOut(goal.name, before, after, counts))
+    collapse = None
+    try:
+        if run.stopped != "interrupted":
+            collapse = guard(tempering, profile, problem.watched_goals, prior_sd)
+    except KeyboardInterrupt:
+        run.stopped = "interrupted"
+    return Tuned(
+        profile=profile,
+        theta=choice.theta,
+        names=tempering.basis.names,
+        history=tuple(run.history),
+        step=choice.step,
+        room=choice.room,
+        watched=problem.watched,
+        before=start.value,
+        after=choice.seen.value,
+        cost=choice.seen.cost,
+        met=choice.met,
+        held_out=tuple(held_out),
+        trade_off=choice.points,
+        stopped_because=run.stopped,
+        targets=problem.targets,
+        seed=seed,
+        collapse=collapse,
+    )
 
 
 def _check(

@@ -22,12 +22,16 @@ from tempering.attention.control import Tempering, tempered
 from tempering.attention.layout import Layout, layout
 from tempering.attention.profile import Profile
 from tempering.attention.tuning.basis import Basis
+from tempering.attention.tuning.pieces import Piece
+from tempering.attention.tuning.trouble import locate_nan
+from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import RefusedError, TemperatureError
 
+_NAMED = 3  # numbers that are named as having moved most
 Bounds = tuple[float | int, float | int]
 
 
-class Live:
+class Live(Tunable):
     """A handle on a model with temperatures of theta; made by `live`."""
 
     def __init__(
@@ -36,15 +40,14 @@ class Live:
         self.model: Any = model
         self.plan = plan
         self.basis = basis
+        self.size = basis.matrix.shape[1]
         self.bounds = bounds
         self._handle = handle
 
     def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
-        """Temper the model by theta; with rows, each row of a batch by its own."""
         self._handle.set_rows([row.exp() for row in self._levels(torch.atleast_2d(theta))])
 
     def untempered(self) -> None:
-        """T = 1 everywhere."""
         self._handle.set_rows([torch.ones(1, heads) for heads in self.plan.heads])
 
     def temperatures(self, theta: Float[Tensor, "numbers"]) -> list[Tensor]:
@@ -54,6 +57,20 @@ class Live:
     def profile(self, theta: Float[Tensor, "numbers"]) -> Profile:
         """T as a profile of this model."""
         return Profile.from_rows(self.temperatures(theta), self.plan).adopt(self.model)
+
+    def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
+        every = torch.cat(self.temperatures(theta))
+        return float(every.min()), float(every.max())
+
+    def moved(self, before: Float[Tensor, "numbers"], after: Float[Tensor, "numbers"]) -> str:
+        change = (after - before).abs()
+        most = change.topk(min(_NAMED, len(change))).indices.tolist()
+        return "; ".join(
+            f"{self.basis.names[i]}: {float(after[i].exp()):.3f}" for i in most if change[i] > 0
+        )
+
+    def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
+        return locate_nan(self, theta, piece, gradient)
 
     def _levels(self, theta: Tensor) -> list[Tensor]:
         low, high = (math.log(bound) for bound in self.bounds)
@@ -92,7 +109,7 @@ def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) ->
                 "hold only on top of it; call its .remove() first"
             )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_frozen(model))
+        stack.enter_context(frozen(model))
         handle = stack.enter_context(tempered(model, Profile.neutral(plan)))
         if checkpoint:
             stack.enter_context(_checkpointed(model, plan))
@@ -102,7 +119,7 @@ def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) ->
 
 
 @contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No weight takes a gradient and every module is in eval mode, until the end."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     modes = [(module, module.training) for module in model.modules()]

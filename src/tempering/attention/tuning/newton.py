@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tempering.attention.tuning.live import Live
 from tempering.attention.tuning.moving import Method, Move
 from tempering.attention.tuning.passes import Report, gradient_pass
 from tempering.attention.tuning.problem import Problem, merit
@@ -19,6 +18,7 @@ from tempering.attention.tuning.steps import (
     quadratic,
     weighted_sum,
 )
+from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import DataError
 
 
@@ -41,7 +41,7 @@ class Newton(Method):
     def __init__(
         self,
         problem: Problem,
-        live: Live,
+        live: Tunable,
         *,
         prior: float,
         damping: float,

@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.tuning.live import Live
 from tempering.attention.tuning.objective import Batch, divergences, target_logits
 from tempering.attention.tuning.pieces import Piece, row_means
-from tempering.attention.tuning.trouble import locate_nan
+from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import RefusedError
 
 Kind = Literal["loss", "divergence"]
@@ -47,7 +46,7 @@ class Pass(NamedTuple):
 
 
 def gradient_pass(
-    live: Live,
+    live: Tunable,
     theta: Float[Tensor, "numbers"],
     pieces: Sequence[Piece],
     *,
@@ -70,7 +69,7 @@ def gradient_pass(
         if not bool(gradient.isfinite().all()):
             raise RefusedError(
                 f"step {step}, {group.origin}: the gradient is not finite; "
-                + locate_nan(live, theta, group, gradient)
+                + live.trouble(theta, group, gradient)
             )
         losses.append(values.detach().to("cpu", torch.float64))
         gradients.append(gradient.to("cpu", torch.float64))
@@ -80,7 +79,7 @@ def gradient_pass(
 
 
 def loss_pass(
-    live: Live,
+    live: Tunable,
     theta: Float[Tensor, "numbers"] | None,
     pieces: Sequence[Piece],
     *,
@@ -137,7 +136,7 @@ def _counts(pieces: Sequence[Piece]) -> Tensor:
     return torch.tensor([piece.count for piece in pieces], dtype=torch.float64)
 
 
-def _losses(live: Live, theta: Tensor | None, piece: Piece, kind: Kind) -> Tensor:
+def _losses(live: Tunable, theta: Tensor | None, piece: Piece, kind: Kind) -> Tensor:
     reference = None
     if kind == "divergence" and isinstance(piece.source, Batch):
         live.untempered()
@@ -152,10 +151,10 @@ def _losses(live: Live, theta: Tensor | None, piece: Piece, kind: Kind) -> Tenso
     return row_means(divergences(live.model, piece.source, reference)[0], piece.source)
 
 
-def _check(values: Tensor, live: Live, theta: Tensor | None, piece: Piece, step: int) -> None:
+def _check(values: Tensor, live: Tunable, theta: Tensor | None, piece: Piece, step: int) -> None:
     if not bool(values.detach().isfinite().all()):
         bad = values.detach()[~values.detach().isfinite()][0]
         raise RefusedError(
             f"step {step}, {piece.origin}: the loss is {float(bad):g}; "
-            + locate_nan(live, theta, piece, None)
+            + live.trouble(theta, piece, None)
         )

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.tuning.live import Live
 from tempering.attention.tuning.passes import Kind, Report, loss_pass
 from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.split import refuse_overlap, split
+from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import InputError
 
 # Held out of the constraint's text where the objectives bring held-out data of their own.
@@ -104,7 +104,7 @@ class Watched(NamedTuple):
 
 def watch(
     problem: Problem,
-    live: Live,
+    live: Tunable,
     theta: Float[Tensor, "numbers"],
     base: Watched | None,
     *,

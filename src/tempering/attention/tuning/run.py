@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tempering.attention.tuning.kept import Kept
-from tempering.attention.tuning.live import Live
 from tempering.attention.tuning.moving import Method
 from tempering.attention.tuning.newton import Newton
-from tempering.attention.tuning.outcome import (
-    ConstraintError,
-    HeldOut,
-    Step,
-    TradeOff,
-    Tuned,
-    guard,
-)
+from tempering.attention.tuning.outcome import Step, TradeOff
 from tempering.attention.tuning.passes import Report
 from tempering.attention.tuning.problem import Problem, Watched, merit, watch
-from tempering.errors import ConvergenceWarning
+from tempering.attention.tuning.tunable import Tunable
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,13 +25,39 @@ _STILL = 1e-3
 _ROOMS = (0.25, 0.5, 0.75)
 
 
+class Option(NamedTuple):
+    """A point that could be chosen: of a step, or a room of its temperatures."""
+
+    label: str
+    step: int
+    room: float
+    theta: Tensor
+    seen: Watched
+
+    @property
+    def cost(self) -> float:
+        """Of the constraint on watched data, nats per token."""
+        return self.seen.cost or 0.0
+
+
+class Choice(NamedTuple):
+    """The point chosen; met: whether it is within the constraint, and not the start."""
+
+    step: int
+    room: float
+    theta: Tensor
+    seen: Watched
+    met: bool
+    points: tuple[TradeOff, ...]
+
+
 class Run:
     """What was seen so far, and the point to go on from."""
 
     def __init__(
         self,
         problem: Problem,
-        tempering: Live,
+        tempering: Tunable,
         mover: Method,
         kept: Kept,
         rows: int,
@@ -49,8 +66,7 @@ class Run:
     ) -> None:
         self.problem, self.live, self.mover, self.kept = problem, tempering, mover, kept
         self.rows, self.progress, self.on_step = rows, progress, on_step
-        size = tempering.basis.matrix.shape[1]
-        self.theta = torch.zeros(size, dtype=torch.float64)
+        self.theta = torch.zeros(tempering.size, dtype=torch.float64)
         self.step = 0
         self.stopped = ""
         self.history: list[Step] = []
@@ -78,75 +94,30 @@ class Run:
                 raise
             self.stopped = "interrupted"
 
-    def result(self, seed: int, prior_sd: float) -> Tuned:
-        """The best point seen, and everything about it; ConstraintError when none will do."""
+    def choose(self) -> Choice:
+        """The best point seen; under a constraint also among smaller rooms of it."""
         best = min(range(len(self.trail)), key=self._merits().__getitem__)
-        room, theta, seen = 1.0, *self.trail[best]
-        start = self.trail[0][1]
-        points: list[TradeOff] = []
-        met = True
-        constraint = self.problem.constraint
-        if constraint is not None:
-            options = [
-                (f"step {row.step}", row.step, 1.0, *point)
-                for row, point in zip(self.history, self.trail, strict=True)
-            ]
-            if self.stopped != "interrupted" and best > 0:
-                options += [
-                    (f"step {self.history[best].step}, room {r:g}", self.history[best].step, r, *p)
-                    for r, p in zip(_ROOMS, self._rooms(theta), strict=True)
-                ]
-            within = [o for o in options if (o[4].cost or 0.0) <= constraint.within]
-            label, step, room, theta, seen = min(within, key=lambda option: option[4].value)
-            met = step > 0
-            if not met:  # what came closest, for the error
-                label, step, room, theta, seen = min(options[1:] or options, key=self._outside)
-            points = [TradeOff(o[0], o[4].value, o[4].cost or 0.0, o[0] == label) for o in options]
-        else:
-            step = self.history[best].step
-        profile = self.live.profile(theta)
-        tuned = Tuned(
-            profile=profile,
-            theta=theta,
-            names=self.live.basis.names,
-            history=tuple(self.history),
-            step=step,
-            room=room,
-            watched=self.problem.watched,
-            before=start.value,
-            after=seen.value,
-            cost=seen.cost,
-            met=met,
-            held_out=self._held_out(start, seen),
-            trade_off=tuple(points),
-            stopped_because=self.stopped,
-            targets=self.problem.targets,
-            seed=seed,
-            collapse=None
-            if self.stopped == "interrupted"
-            else guard(self.live, profile, self.problem.watched_goals, prior_sd),
-        )
-        return self._judged(tuned)
-
-    def _judged(self, tuned: Tuned) -> Tuned:
-        if self.stopped != "interrupted":
-            self.kept.finish()
-            if not tuned.met and self.problem.constraint is not None:
-                raise ConstraintError(tuned, self.problem.constraint.within)
-            if tuned.step == 0:
-                warnings.warn(
-                    f"no step lowered the {tuned.watched} loss of {tuned.before:.4f}, so T is 1 "
-                    "everywhere; try more data, fewer numbers (per='layer'), a smaller prior_sd "
-                    "or a smaller radius",
-                    ConvergenceWarning,
-                    stacklevel=4,
-                )
-        return tuned
+        step = self.history[best].step
+        if self.problem.constraint is None:
+            return Choice(step, 1.0, *self.trail[best], True, ())
+        options = [
+            Option(f"step {row.step}", row.step, 1.0, *point)
+            for row, point in zip(self.history, self.trail, strict=True)
+        ]
+        if self.stopped != "interrupted" and best > 0:
+            options += self._rooms(step, self.trail[best][0])
+        within = [o for o in options if o.cost <= self.problem.constraint.within]
+        chosen = min(within, key=lambda option: option.seen.value)
+        met = chosen.step > 0
+        if not met and len(options) > 1 and self.stopped != "interrupted":  # what came closest
+            chosen = min(options[1:], key=self._merit)
+        points = tuple(TradeOff(o.label, o.seen.value, o.cost, o is chosen) for o in options)
+        return Choice(chosen.step, chosen.room, chosen.theta, chosen.seen, met, points)
 
     def _evaluate(self, count: int) -> None:
         seen = self._watch(self.theta, f"{self.problem.watched}, step {self.step} of {count}")
         before = self.trail[-1][0] if self.trail else self.theta
-        temperatures = torch.cat(self.live.temperatures(self.theta))
+        coldest, hottest = self.live.extent(self.theta)
         self.trail.append((self.theta, seen))
         self.history.append(
             Step(
@@ -155,9 +126,9 @@ class Run:
                 held_out=seen.value,
                 cost=seen.cost,
                 multiplier=0.0,
-                coldest=float(temperatures.min()),
-                hottest=float(temperatures.max()),
-                moved=self._moved(before),
+                coldest=coldest,
+                hottest=hottest,
+                moved=self.live.moved(before, self.theta),
             )
         )
 
@@ -185,49 +156,28 @@ class Run:
             report=self._counter(stage, self.problem.watched_pieces),
         )
 
-    def _rooms(self, theta: Tensor) -> list[tuple[Tensor, Watched]]:
+    def _rooms(self, step: int, theta: Tensor) -> list[Option]:
         found = []
-        for room in _ROOMS:
-            found.append((theta * room, self._watch(theta * room, f"trade-off, room {room:g}")))
+        try:
+            for room in _ROOMS:
+                seen = self._watch(theta * room, "trade-off")
+                found.append(Option(f"step {step}, room {room:g}", step, room, theta * room, seen))
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
         return found
 
     def _merits(self) -> list[float]:
         """What each point of the trail is worth; lower is better."""
-        within = self.problem.constraint.within if self.problem.constraint else None
-        strongest = max(row.multiplier for row in self.history)
-        return [merit(row.held_out, row.cost, within, strongest) for row in self.history]
+        return [self._merit(Option("", 0, 1.0, *point)) for point in self.trail]
 
-    def _outside(self, option: tuple[Any, ...]) -> float:
+    def _merit(self, option: Option) -> float:
         within = self.problem.constraint.within if self.problem.constraint else None
         strongest = max(row.multiplier for row in self.history)
-        return merit(option[4].value, option[4].cost, within, strongest)
+        return merit(option.seen.value, option.seen.cost, within, strongest)
 
     def _stale(self, patience: int) -> bool:
         merits = self._merits()
         return len(merits) - 1 - merits.index(min(merits)) >= patience
-
-    def _moved(self, before: Tensor) -> str:
-        """The three numbers that changed most, with the temperatures they stand for."""
-        change = (self.theta - before).abs()
-        most = change.topk(min(3, len(change))).indices.tolist()
-        return "; ".join(
-            f"{self.live.basis.names[i]}: {float(self.theta[i].exp()):.3f}"
-            for i in most
-            if change[i] > 0
-        )
-
-    def _held_out(self, before: Watched, after: Watched) -> tuple[HeldOut, ...]:
-        return tuple(
-            HeldOut(
-                goal.name,
-                one,
-                other,
-                torch.tensor([piece.count for piece in goal.pieces], dtype=torch.float64),
-            )
-            for goal, one, other in zip(
-                self.problem.watched_goals, before.losses, after.losses, strict=True
-            )
-        )
 
     def _counter(self, stage: str, total: int) -> Report | None:
         if self.progress is None:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from tempering.attention import interface
-from tempering.attention.tuning.live import Live
 from tempering.attention.tuning.pieces import Piece
 
 
-def locate_nan(live: Live, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
+def locate_nan(live: Any, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
     """A sentence that names the head at fault, and what to try."""
     if theta is None:
         return f"the model is untempered there: {_first_bad(live, piece)}; look at the data"
@@ -38,7 +37,7 @@ def locate_nan(live: Live, theta: Tensor | None, piece: Piece, gradient: Tensor 
 _MEND = "Try narrower bounds, a smaller prior_sd or radius, or float32 weights"
 
 
-def _boldest(live: Live, theta: Tensor) -> str:
+def _boldest(live: Any, theta: Tensor) -> str:
     """The head whose temperature is farthest from 1."""
     rows = live.temperatures(theta.detach())
     place = int(torch.cat([row.log().abs() for row in rows]).argmax())
@@ -49,7 +48,7 @@ def _boldest(live: Live, theta: Tensor) -> str:
     return "there is no head"
 
 
-def _first_bad(live: Live, piece: Piece) -> str:
+def _first_bad(live: Any, piece: Piece) -> str:
     """The first head that gives a NaN or an infinity when the piece is run again."""
     found: list[str] = []
     names = {id(live.model.get_submodule(layer.name)): layer for layer in live.plan.layers}

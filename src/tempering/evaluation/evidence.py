@@ -1,0 +1,299 @@
+"""Is it true? What a tuned profile does on data that its search never saw, beside its controls.
+
+    change = sum_i n_i (after_i - before_i) / sum_i n_i       nats per target, over pieces i
+
+with a 95% interval from a bootstrap over clusters (documents; by default every piece is one): a
+cluster drawn brings all its pieces. For questions also the share answered: every token of the
+answer likeliest in its place, which is what greedy decoding writes.
+
+Controls: the same temperatures shuffled over all heads, and negated (1/T).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tempering.attention.control import tempered
+from tempering.attention.profile import Profile
+from tempering.attention.tuning.live import frozen
+from tempering.attention.tuning.objective import Batch, target_logits
+from tempering.attention.tuning.outcome import Tuned
+from tempering.attention.tuning.pieces import Constraint, Objective, Piece
+from tempering.attention.tuning.split import refuse_overlap
+from tempering.errors import InputError
+from tempering.evaluation.alternatives import Alternative
+from tempering.evaluation.journal import Journal
+from tempering.evaluation.paired import Estimate
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run the model, whose effect is measured.
+
+    family: "tuned", "control" or "alternative". numbers: how many were learned.
+    active: opens the model under it.
+    """
+
+    label: str
+    family: str
+    numbers: int
+    active: Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contender does to one test, against the untempered model.
+
+    metric: "loss" in nats per target, or "accuracy", a share. change: value - untempered.
+    n: clusters. targets: tokens (of accuracy: questions).
+    """
+
+    label: str
+    family: str
+    numbers: int
+    test: str
+    metric: str
+    untempered: float
+    value: float
+    change: Estimate
+    targets: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a profile or a record; null where there is no interval."""
+        interval = {"se": self.change.se, "low": self.change.low, "high": self.change.high}
+        return {
+            "label": self.label,
+            "family": self.family,
+            "numbers": self.numbers,
+            "test": self.test,
+            "metric": self.metric,
+            "untempered": self.untempered,
+            "value": self.value,
+            "change": self.change.value,
+            **{name: None if math.isnan(x) else x for name, x in interval.items()},
+            "n": self.change.n,
+            "targets": self.targets,
+        }
+
+
+def contenders(
+    model: nn.Module,
+    profile: Profile,
+    *,
+    numbers: int | None = None,
+    shuffles: int = 5,
+    alternatives: Sequence[Alternative] = (),
+) -> list[Contender]:
+    """The profile, its controls, and fitted alternatives.
+
+    numbers: learned in the profile; its heads without it. shuffles: seeds 0, 1, ... of shuffles.
+    """
+    count = sum(len(row) for row in profile.rows)
+    count = count if numbers is None else numbers
+
+    def under(other: Profile) -> Callable[[], AbstractContextManager[Any]]:
+        return lambda: tempered(model, other)
+
+    found = [Contender("tuned", "tuned", count, under(profile))]
+    found.append(Contender("negated", "control", count, under(profile.scaled(-1))))
+    for seed in range(shuffles):
+        label = f"shuffled, seed {seed}"
+        found.append(Contender(label, "control", count, under(profile.shuffled(seed))))
+    for item in alternatives:
+        found.append(Contender(item.label, "alternative", item.numbers, item.active))
+    return found
+
+
+def measure_evidence(
+    model: nn.Module,
+    tests: Sequence[Objective],
+    rivals: Sequence[Contender],
+    *,
+    learned: Sequence[Objective] = (),
+    clusters: Mapping[str, Sequence[int]] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Measure contenders on tests, paired with the untempered model.
+
+    Parameters
+    ----------
+    tests: text or answers, each with a name of its own.
+    learned: what was learned from or watched, which the tests must not overlap.
+    clusters: for a test's name, the cluster of each piece.
+    draws, seed: of the bootstrap. journal: keeps finished parts.
+
+    Raises DataError when tests overlap what was learned from, InputError for two of one name.
+    """
+    names = [test.name for test in tests]
+    labels = [rival.label for rival in rivals]
+    for kind, items in (("tests", names), ("contenders", labels)):
+        if len(set(items)) != len(items):
+            raise InputError(f"two {kind} have one name in {', '.join(items)}; rename one")
+    refuse_overlap(learned, tests, "calibration and test")
+    plain = Contender("", "", 0, contextlib.nullcontext)
+    total = sum(len(test.pieces) for test in tests) * (len(rivals) + 1)
+    rows, done = [], 0
+    with frozen(model), torch.no_grad():
+        for test in tests:
+            groups = (clusters or {}).get(test.name, range(len(test.pieces)))
+            if len(groups) != len(test.pieces):
+                raise InputError(
+                    f"'{test.name}' has {len(test.pieces)} pieces and {len(groups)} clusters; "
+                    "give each piece its cluster"
+                )
+            measured = {}
+            for rival in (plain, *rivals):
+                measured[rival.label] = _measure(model, test, rival, journal)
+                done += len(test.pieces)
+                if progress is not None:
+                    progress("evidence", done, total)
+            for rival in rivals:
+                after, before = measured[rival.label], measured[""]
+                rows += _rows(test, rival, after, before, groups, draws, seed)
+    return rows
+
+
+def _measure(
+    model: nn.Module, test: Objective, rival: Contender, journal: Journal | None
+) -> dict[str, list[float]]:
+    """{metric: a value for each piece} of one contender on one test."""
+    name = f"{test.digest}:{rival.label}"
+    if journal is not None and name in journal:
+        return dict(journal[name])
+    found: dict[str, list[float]] = {"loss": []}
+    with rival.active():
+        for piece in test.pieces:
+            loss, right = _score(model, piece)
+            found["loss"].append(loss)
+            if test.kind == "answers":
+                found.setdefault("accuracy", []).append(right)
+    if journal is not None:
+        journal.put(name, found)
+    return found
+
+
+def _score(model: nn.Module, piece: Piece) -> tuple[float, float]:
+    """Mean loss of a piece, and 1 where every target is the likeliest token."""
+    if not isinstance(piece.source, Batch):
+        return float(piece.losses(model).mean()), 0.0
+    logits, goals = target_logits(model, piece.source)
+    loss = torch.nn.functional.cross_entropy(logits.float(), goals)
+    return float(loss), float((logits.argmax(-1) == goals).all())
+
+
+def _rows(
+    test: Objective,
+    rival: Contender,
+    after: dict[str, list[float]],
+    before: dict[str, list[float]],
+    groups: Sequence[int],
+    draws: int,
+    seed: int,
+) -> list[Row]:
+    rows = []
+    for metric, values in after.items():
+        counts = [1 if metric == "accuracy" else piece.count for piece in test.pieces]
+        weights = torch.tensor(counts, dtype=torch.float64)
+        new, old = (torch.tensor(v, dtype=torch.float64) for v in (values, before[metric]))
+        rows.append(
+            Row(
+                label=rival.label,
+                family=rival.family,
+                numbers=rival.numbers,
+                test=test.name,
+                metric=metric,
+                untempered=float((old * weights).sum() / weights.sum()),
+                value=float((new * weights).sum() / weights.sum()),
+                change=cluster_bootstrap(
+                    new - old, weights, torch.tensor(list(groups)), seed=seed, draws=draws
+                ),
+                targets=sum(counts),
+                seed=seed,
+            )
+        )
+    return rows
+
+
+def cluster_bootstrap(
+    values: Float[Tensor, "pieces"],
+    weights: Float[Tensor, "pieces"],
+    clusters: Int[Tensor, "pieces"],
+    *,
+    seed: int,
+    draws: int = 2000,
+) -> Estimate:
+    """A weighted mean with a percentile bootstrap over whole clusters (Efron 1979; Cameron 2008).
+
+    sum w x / sum w, where a draw takes as many clusters as there are, with replacement, each with
+    all its pieces. NaN interval with a single cluster.
+    """
+    _, places = clusters.unique(return_inverse=True)
+    count = int(places.max()) + 1
+    tops = torch.zeros(count, dtype=torch.float64).index_add_(0, places, values * weights)
+    bottoms = torch.zeros(count, dtype=torch.float64).index_add_(0, places, weights)
+    value = float(tops.sum() / bottoms.sum())
+    if count == 1:
+        return Estimate(value, math.nan, math.nan, math.nan, 1)
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(count, (draws, count), generator=generator)
+    means = tops[picks].sum(1) / bottoms[picks].sum(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value, float(means.std()), low, high, count)
+
+
+def with_evidence(
+    tuned: Tuned,
+    objectives: Sequence[Objective],
+    rows: Sequence[Row],
+    *,
+    constraint: Constraint | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Profile:
+    """The tuned profile carrying how it was found and what was measured, as plain JSON."""
+    evidence = {
+        "made by": f"tempering {version('tempering')}",
+        "tuned for": [
+            {
+                "name": o.name,
+                "kind": o.kind,
+                "weight": o.weight,
+                "targets": o.count,
+                "sha256": o.digest,
+            }
+            for o in objectives
+        ],
+        "constraint": constraint
+        and {
+            "name": constraint.objective.name,
+            "kind": constraint.kind,
+            "within": constraint.within,
+            tuned.watched: tuned.cost,
+            "sha256": constraint.objective.digest,
+        },
+        "numbers": len(tuned.names),
+        "targets learned from": tuned.targets,
+        "step": tuned.step,
+        "room": tuned.room,
+        "stopped because": tuned.stopped_because,
+        "seed": tuned.seed,
+        tuned.watched: {"untempered": tuned.before, "tuned": tuned.after},
+        "settings": dict(settings or {}),
+        "measured": [row.to_json() for row in rows],
+    }
+    return replace(tuned.profile, evidence=evidence)
