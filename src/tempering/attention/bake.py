@@ -194,8 +194,9 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     """
     refuse_baked(model)
     profile.check_model(model)
+    profile.resolve(layout(model, sample))
     found = foldable(model, sample)
-    chosen = betas(found, layout(model, sample), profile)
+    chosen = betas(found, model, profile)
     work = copy.deepcopy(model).float()
     inputs = verification_inputs(work, sample)
     bare = replace(profile, model=None)

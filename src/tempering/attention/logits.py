@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tempering.errors import ArchitectureError
 
@@ -100,7 +100,7 @@ def observe_with(function: Callable[..., Any], observer: Any) -> Callable[..., A
     """An attention function that shows its arguments to `observer` before it runs."""
 
     def observed(
-        module: nn.Module,
+        module: Any,  # or a stand-in for one, with tempered sinks
         query: Tensor,
         key: Tensor,
         value: Tensor,

@@ -7,7 +7,6 @@ from typing import Any
 
 from tempering.attention.bake import Foldable, foldable
 from tempering.attention.baking.apply import betas
-from tempering.attention.layout import layout
 from tempering.attention.profile import Profile
 from tempering.engines.bake_checkpoint import read_config
 from tempering.engines.bake_gguf import load_gguf
@@ -34,5 +33,5 @@ def check_model(name: str | Path, profile: Profile | None = None) -> Foldable:
     found = foldable(model)
     if profile is not None:
         profile.check_model(model)
-        betas(found, layout(model), profile)
+        betas(found, model, profile)
     return found

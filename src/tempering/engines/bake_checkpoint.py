@@ -95,11 +95,10 @@ def bake_checkpoint(
     checkpoint = Checkpoint(local if local is not None else _hub_directory(str(name)))
     refuse_checkpoint(checkpoint.config, str(name))
     profile.check_model(model)
-    plan = layout(model)
-    profile.resolve(plan)
+    profile.resolve(layout(model))
     say("finding what folds, layer by layer")
     found = foldable(model)
-    chosen = betas(found, plan, profile)
+    chosen = betas(found, model, profile)
     bound = profile.adopt(model)
     say("comparing with the controlled model")
     inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]

@@ -87,11 +87,10 @@ def bake_gguf(
     say("loading the model")
     model, tokenizer = load_gguf(source)
     profile.check_model(model)
-    plan = layout(model)
-    profile.resolve(plan)
+    profile.resolve(layout(model))
     say("finding what folds, layer by layer")
     found = foldable(model)
-    chosen = betas(found, plan, profile)
+    chosen = betas(found, model, profile)
     bound = profile.adopt(model)
     say("comparing with the controlled model")
     inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]

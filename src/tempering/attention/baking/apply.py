@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tempering.attention.baking.folds import Fold
 from tempering.attention.control import tempered
-from tempering.attention.layout import Layout
+from tempering.attention.layout import layout
 from tempering.attention.probe import run, sample_inputs
 from tempering.attention.profile import Profile
 from tempering.errors import BakeError, CheckError
@@ -26,7 +26,7 @@ _LENGTH = 48
 Betas = list[tuple[Fold, Float[Tensor, "heads"]]]
 
 
-def betas(found: Foldable, plan: Layout, profile: Profile) -> Betas:
+def betas(found: Foldable, model: nn.Module, profile: Profile) -> Betas:
     """The folds that give the model a profile's temperatures, each with beta per head.
 
     Raises BakeError that names the first layer whose temperatures can't be folded. Layers at
@@ -35,7 +35,7 @@ def betas(found: Foldable, plan: Layout, profile: Profile) -> Betas:
     if not found.plan:
         raise BakeError(found.reason)
     chosen: dict[str, tuple[str, Fold, Tensor]] = {}
-    rows = profile.resolve(plan)
+    rows = profile.resolve(layout(model))
     for layer, temperature in zip(found.plan, rows, strict=True):
         beta = temperature.double().reciprocal()
         if not layer.folds and bool((beta != 1).any()):

@@ -52,7 +52,11 @@ def _kept(item: Any) -> Any:
     if not isinstance(item, Tensor):
         return item
     item = item.detach().clone()
-    return item.float() if item.is_floating_point() else item
+    if not item.is_floating_point():
+        return item
+    # Masking is the lowest number of its dtype.
+    masked = item <= torch.finfo(item.dtype).min / 2
+    return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
 
 
 @dataclass

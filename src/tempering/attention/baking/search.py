@@ -222,7 +222,7 @@ def _why_shared(folds: tuple[Fold, ...]) -> str:
 
 
 def _why_not(layer: Isolated, verdicts: list[str]) -> str:
-    if "clamped" in verdicts and "softcap" in layer.layer.features:
+    if "softcap" in layer.layer.features and {"clamped", "other"} & set(verdicts):
         return "its logits pass a soft cap, which no weight of the layer scales"
     if "clamped" in verdicts:
         return "its queries or logits are clamped, which no weight of the layer scales"
