@@ -285,8 +285,9 @@ def _round(
         lost = rounding(fold, weights.detach(), rounded)
         if not lost <= ROUNDING:
             raise BakeError(
-                f"{fold.parameter} would lose {lost:.2g} of itself when it is stored as {dtype} "
-                f"(allowed {ROUNDING:.2g}); load and save the model in float32, then bake that"
+                f"{fold.parameter} would lose {lost:.2g} of itself when it is stored as "
+                f"{str(dtype).removeprefix('torch.')} (allowed {ROUNDING:.2g}); load and save "
+                "the model in float32, then bake that"
             )
         weights.data.copy_(rounded)
 
