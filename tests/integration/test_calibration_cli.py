@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 import typer
-from tests.tiny import TEXT, save_tiny_llama
 from typer.testing import CliRunner
 
 from tempering.cli import calibrate as command
 from tempering.errors import DataError, InputError, OutputError
 from tempering.reports import Record
+from tests.tiny import TEXT, save_tiny_llama
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command(epilog=command.EPILOG)(command.calibrate)

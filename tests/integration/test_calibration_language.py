@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.tiny import TEXT, save_tiny_llama
 
 from tempering.chunks import token_chunks
 from tempering.data import sample_text
@@ -21,6 +20,7 @@ from tempering.estimators._calibration_language import (
     read_questions,
     token_classes,
 )
+from tests.tiny import TEXT, save_tiny_llama
 
 
 @pytest.fixture(scope="module")
