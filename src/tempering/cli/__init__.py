@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 it failed; 2 what was asked can't be; 130 interrupted.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -16,6 +18,7 @@ COMMANDS = (
     "generate",
     "measure",
     "compare",
+    "tune",
     "bake",
     "models",
     "patterns",
@@ -73,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"tempering {__version__}")
         sys.exit(0)
     warnings.showwarning = _warn
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars and minus signs on a terminal without them
     sys.exit(_run(given, debug))
 
 
@@ -86,16 +91,24 @@ def _run(arguments: list[str], debug: bool) -> int:
 
     try:
         result = application()(arguments, prog_name="tempering", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # the last lines' errors are met here, not at the interpreter's end
         return result if isinstance(result, int) else 0
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", 130, debug)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return _unread()
     except TemperingError as error:
         return _say(str(error), error.exit_code, debug)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        return _say(
+            f"{error.strerror or error}{place}; free some space or name another place", 1, debug
+        )
+    except MemoryError:
+        return _say("there is not enough memory for this; ask for less", 1, debug)
     except Exception as error:
         # Usage errors are click's, which some releases of typer carry inside themselves.
         if hasattr(error, "format_message"):
@@ -112,6 +125,13 @@ def _run(arguments: list[str], debug: bool) -> int:
         )
 
 
+def _unread() -> int:
+    """Whoever read stdout has gone (`| head`): leave in silence, as other commands do."""
+    # What is still buffered would raise again when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
 def _say(message: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
@@ -120,5 +140,5 @@ def _say(message: str, code: int, debug: bool) -> int:
     first, *rest = [line.strip() for line in message.strip().splitlines()] or [""]
     # A caret under a column means nothing on one line; the message names the column.
     more = [line for line in rest if line and set(line) != {"^"}]
-    print("tempering: " + " ".join([first, *more]), file=sys.stderr)
+    print("tempering: " + ": ".join([first, *more]), file=sys.stderr)
     return code

@@ -56,9 +56,16 @@ def show(profile: File, as_json: common.Json = False) -> None:
 
 
 def _print_evidence(evidence: Any) -> None:
-    if evidence:
-        print("evidence:")
-        print(json.dumps(evidence, indent=1))
+    if not evidence:
+        return
+    from rich.console import Console
+
+    from tempering.cli.evidence import evidence_grids
+    from tempering.reports import print_grid
+
+    print()
+    for grid in evidence_grids(evidence):
+        print_grid(grid, Console())
 
 
 @app.command(epilog=DIFF)

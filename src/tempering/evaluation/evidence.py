@@ -147,8 +147,7 @@ def measure_evidence(
             raise InputError(f"two {kind} have one name in {', '.join(items)}; rename one")
     refuse_overlap(learned, tests, "calibration and test")
     plain = Contender("", "", 0, contextlib.nullcontext)
-    total = sum(len(test.pieces) for test in tests) * (len(rivals) + 1)
-    rows, done = [], 0
+    rows = []
     with frozen(model), torch.no_grad():
         for test in tests:
             groups = (clusters or {}).get(test.name, range(len(test.pieces)))
@@ -158,11 +157,10 @@ def measure_evidence(
                     "give each piece its cluster"
                 )
             measured = {}
-            for rival in (plain, *rivals):
+            for place, rival in enumerate((plain, *rivals), 1):
                 measured[rival.label] = _measure(model, test, rival, journal)
-                done += len(test.pieces)
                 if progress is not None:
-                    progress("evidence", done, total)
+                    progress(f"evidence, {test.name}", place, len(rivals) + 1)
             for rival in rivals:
                 after, before = measured[rival.label], measured[""]
                 rows += _rows(test, rival, after, before, groups, draws, seed)
@@ -274,7 +272,7 @@ def with_evidence(
                 "kind": o.kind,
                 "weight": o.weight,
                 "targets": o.count,
-                "sha256": o.digest,
+                "sha256": o.digest[:16],
             }
             for o in objectives
         ],
@@ -284,7 +282,7 @@ def with_evidence(
             "kind": constraint.kind,
             "within": constraint.within,
             tuned.watched: tuned.cost,
-            "sha256": constraint.objective.digest,
+            "sha256": constraint.objective.digest[:16],
         },
         "numbers": len(tuned.names),
         "targets learned from": tuned.targets,

@@ -48,27 +48,29 @@ def make_basis(model: nn.Module, plan: Layout, per: str, knots: int | None = Non
     """The basis for a model; InputError for an unknown kind, or fewer layers than knots."""
     if per not in CHOICES:
         raise InputError(f"temperatures are tuned per {', '.join(CHOICES)}; not per '{per}'")
-    groups: list[str] = []
-    for layer in plan.layers:
-        for head in range(layer.heads):
-            if per == "head":
-                groups.append(f"{layer.name}, head {head}")
-            elif per == "kv":
-                share = layer.heads // layer.kv_heads
-                groups.append(f"{layer.name}, key-value head {head // share}")
-            elif per == "layer":
-                groups.append(layer.name)
-            else:
-                groups.append(_kind(model, layer.name, layer.index))
     if per == "spline":
         return _spline(plan, knots)
+    groups: list[str] = []
+    for layer in plan.layers:
+        stack = f"{layer.stack} " if len(plan.depths) > 1 else ""
+        name = f"{stack}layer {layer.index}"
+        for head in range(layer.heads):
+            if per == "head":
+                groups.append(f"{name} head {head}")
+            elif per == "kv":
+                share = layer.heads // layer.kv_heads
+                groups.append(f"{name} key-value head {head // share}")
+            elif per == "layer":
+                groups.append(name)
+            else:
+                groups.append(stack + _kind(model, layer.index))
     names = tuple(dict.fromkeys(groups))
     matrix = torch.zeros(len(groups), len(names), dtype=torch.float64)
     matrix[torch.arange(len(groups)), torch.tensor([names.index(item) for item in groups])] = 1.0
     return Basis(matrix, names, plan.heads, per)
 
 
-def _kind(model: nn.Module, name: str, index: int) -> str:
+def _kind(model: nn.Module, index: int) -> str:
     config: Any = model.config
     kinds = getattr(config.get_text_config(), "layer_types", None)
     return str(kinds[index]) if kinds and index < len(kinds) else "attention"

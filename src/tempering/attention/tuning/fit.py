@@ -75,7 +75,8 @@ def tune(
     rate: of Adam, warmed up over a tenth of the steps and decaying to 0.
     rows: pieces of equal length that run side by side.
     checkpoint: run every layer again in the backward pass, for less memory.
-    state: a file that keeps the run after every step; the same call goes on from it.
+    state: a file that keeps the run after every step; the same call goes on from it to the result
+        of a run in one piece, or gives a finished run's result again.
     on_step: called with each row of the history. progress: (stage, done, total).
 
     Raises
@@ -130,7 +131,6 @@ def tune(
         tuned = _tuned(run, tempering, float(prior_sd), seed)
     if tuned.stopped_because == "interrupted":
         return tuned
-    run.kept.finish()
     if not tuned.met and constraint is not None:
         raise ConstraintError(tuned, constraint.within)
     if tuned.step == 0:

@@ -69,11 +69,6 @@ class Kept:
         torch.save(content, buffer)
         write_atomic(self.path, buffer.getvalue())
 
-    def finish(self) -> None:
-        """The run is complete: remove the file."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
     def _damaged(self, error: Exception) -> DataError:
         return DataError(
             f"{self.path} does not hold a run that can go on ({type(error).__name__}); "

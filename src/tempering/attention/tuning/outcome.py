@@ -77,7 +77,8 @@ class Tuned:
     step: the evaluation that the profile is from (room: the power its T were raised to).
     watched: "held out", or "calibration" when nothing was held out.
     before, after: weighted loss of the watched data, untempered and tuned, nats.
-    cost: of the constraint on watched data, nats per token; met: whether it is within the limit.
+    cost: of the constraint on watched data, nats per token. met: False when all points better than
+        the untempered model break the constraint.
     held_out: losses by piece. trade_off: with a constraint, all points that were weighed.
     stopped_because: "all steps taken", "held-out loss stopped falling", "converged" or
     "interrupted". targets: tokens that were learned from. collapse: heads that the guard named.

@@ -41,7 +41,7 @@ class Option(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The point chosen; met: whether it is within the constraint, and not the start."""
+    """The point chosen; met: False when every better point than the start breaks the constraint."""
 
     step: int
     room: float
@@ -108,9 +108,11 @@ class Run:
             options += self._rooms(step, self.trail[best][0])
         within = [o for o in options if o.cost <= self.problem.constraint.within]
         chosen = min(within, key=lambda option: option.seen.value)
-        met = chosen.step > 0
-        if not met and len(options) > 1 and self.stopped != "interrupted":  # what came closest
-            chosen = min(options[1:], key=self._merit)
+        better = [o for o in options if o.seen.value < options[0].seen.value]
+        # All that is better costs too much: the one that comes closest goes into the error.
+        met = chosen.step > 0 or not better
+        if not met and self.stopped != "interrupted":
+            chosen = min(better, key=self._merit)
         points = tuple(TradeOff(o.label, o.seen.value, o.cost, o is chosen) for o in options)
         return Choice(chosen.step, chosen.room, chosen.theta, chosen.seen, met, points)
 

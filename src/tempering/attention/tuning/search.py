@@ -82,7 +82,8 @@ def search(
     trials: points to try; the first is the untempered model.
     bounds: of T. seed: of the proposals.
     held_out: the same score on other data; run on the untempered model and on the best at the end.
-    state: a file that keeps the trials; the same call goes on from it, to the same result.
+    state: a file that keeps the trials; the same call goes on from it, to the result of a
+        search in one piece.
 
     Raises
     ------
@@ -135,15 +136,13 @@ def search(
                 raise
             stopped, pair, best = "interrupted", None, max(made, key=lambda item: item.score)
         profile = tempering.profile(_vector(best))
-    if stopped != "interrupted":
-        kept.finish()
-        if best.score <= made[0].score:
-            warnings.warn(
-                f"no trial scored above the untempered model's {made[0].score:g}, so T is 1 "
-                "everywhere; try more trials, other numbers (per=...), or a score over more data",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+    if stopped != "interrupted" and best.score <= made[0].score:
+        warnings.warn(
+            f"no trial scored above the untempered model's {made[0].score:g}, so T is 1 "
+            "everywhere; try more trials, other numbers (per=...), or a score over more data",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
     return Searched(
         profile=profile,
         theta=_vector(best),

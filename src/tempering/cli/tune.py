@@ -1,0 +1,197 @@
+"""tempering tune: learn the temperatures that make a model better at a text or a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tempering.cli import common
+
+if TYPE_CHECKING:
+    from tempering.attention.tuning import Step
+
+EPILOG = """Examples:
+
+  tempering tune --data notes.txt --out tuned.json
+
+  tempering tune --data qa.jsonl --constraint prose.txt --within 0.01 --test held.jsonl
+
+  tempering tune --data a.txt --data qa.jsonl --weight 1 --weight 3 --per layer
+
+  tempering tune --data notes.txt --out tuned.json --resume
+
+A .jsonl file holds lines {"prompt": "...", "answer": "..."}; any other file is plain text.
+"""
+
+
+def tune(
+    data: Annotated[
+        list[Path], typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
+    ],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Of each --data in turn; 1 without.")
+    ] = None,
+    per: Annotated[
+        str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
+    ] = "head",
+    constraint: Annotated[
+        Path | None, typer.Option(help="Text that must not lose more than --within.")
+    ] = None,
+    within: Annotated[float, typer.Option(help="Nats per token that it may lose.")] = 0.01,
+    on: Annotated[
+        str, typer.Option(help="What --within bounds: cost (rise of loss) or divergence (KL).")
+    ] = "cost",
+    test: Annotated[
+        list[Path] | None, typer.Option(help="Data to test on, never learned from; repeatable.")
+    ] = None,
+    elsewhere: Annotated[
+        int, typer.Option(help="Chunks of each text of the package to measure too.", min=0)
+    ] = 6,
+    shuffles: Annotated[int, typer.Option(help="Shuffled controls on the test.", min=0)] = 5,
+    alternatives: Annotated[
+        bool,
+        typer.Option("--alternatives", help="Also fit output and uniform T, biases, LoRA rank 1."),
+    ] = False,
+    method: Annotated[str, typer.Option(help="newton, or adam for much data.")] = "newton",
+    steps: Annotated[int | None, typer.Option(help="At most so many.", min=1)] = None,
+    prior_sd: Annotated[
+        float, typer.Option(help="Standard deviation of the prior on log T.")
+    ] = 0.5,
+    bounds: Annotated[str, typer.Option(help="Lowest and highest T.")] = "0.2,5",
+    held_out: Annotated[float, typer.Option(help="Share of the data to judge steps by.")] = 0.2,
+    rows: Annotated[int, typer.Option(help="Chunks side by side; more fills a GPU.", min=1)] = 1,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Less memory for a third more time.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    model: common.Model = "smollm2",
+    chunk: common.Chunk = 512,
+    limit: common.Limit = None,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    dtype: common.Dtype = "float32",
+    out: Annotated[
+        Path, typer.Option(help="The profile; record and report are put beside it.")
+    ] = Path("tuned.json"),
+    as_json: common.Json = False,
+) -> None:
+    """Tune temperatures with every weight frozen; keep the profile with its evidence.
+
+    Ctrl-C keeps the best so far; the same command with --resume goes on.
+    """
+    from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
+    from tempering.attention.tuning import tune as run
+    from tempering.cli.tuning import Plan, Results, gather, objective
+    from tempering.errors import InputError
+
+    common.check_out(out.parent)
+    weights = weight or [1.0] * len(data)
+    if len(weights) != len(data):
+        raise InputError(f"{len(data)} --data and {len(weights)} --weight; give one for each")
+    names = [path.name for path in [*data, *(test or [])]]
+    if len(set(names)) != len(names):
+        raise InputError(f"two files of one name in {', '.join(names)}; rename one")
+    low, high = _bounds(bounds)
+    network, tokenizer = common.open_model(model, device, dtype)
+    goals = [
+        objective(tokenizer, path, w, chunk, limit) for path, w in zip(data, weights, strict=True)
+    ]
+    limits = None
+    if constraint is not None:
+        held = objective(tokenizer, constraint, 1.0, chunk, limit)
+        limits = Constraint(held, within, on)  # type: ignore[arg-type]
+    tests = [objective(tokenizer, path, 1.0, chunk, None) for path in test or []]
+    learned = [*goals, *([limits.objective] if limits else [])]
+    refuse_overlap(learned, tests, "calibration and test")
+    settings: dict[str, Any] = {
+        "data": [path.name for path in data],
+        "weights": weights,
+        "per": per,
+        "constraint": constraint.name if constraint else None,
+        "within": within if constraint else None,
+        "on": on if constraint else None,
+        "tests": [path.name for path in test or []],
+        "method": method,
+        "steps": steps,
+        "prior_sd": prior_sd,
+        "bounds": [low, high],
+        "held_out": held_out,
+        "chunk": chunk,
+        "chunks": limit,
+    }
+    state = _state(out, resume)
+    results = Results(out, settings, network, model, goals, limits, seed, device)
+    try:
+        with common.staged() as report:
+            tuned = run(
+                network,
+                goals,
+                per=per,
+                constraint=limits,
+                prior_sd=prior_sd,
+                bounds=(low, high),
+                method=method,  # type: ignore[arg-type]
+                steps=steps,
+                held_out=held_out,
+                rows=rows,
+                checkpoint=checkpoint,
+                seed=seed,
+                state=state,
+                on_step=_say,
+                progress=report,
+            )
+    except ConstraintError as error:
+        state.unlink(missing_ok=True)
+        results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
+        raise
+    results.save(tuned, [])
+    complete, found = tuned.stopped_because != "interrupted", []
+    if complete:
+        plan = Plan(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+        try:
+            found = gather(network, tokenizer, tuned, goals, limits, plan, out)
+        except KeyboardInterrupt:
+            complete = False
+    results.save(tuned, found)
+    results.finish(tuned, found, as_json, complete=complete)
+    common.note(f"profile: {out}")
+    if not complete:
+        common.note("interrupted; the best so far is kept. Add --resume to go on")
+        raise typer.Exit(130)
+    state.unlink(missing_ok=True)
+
+
+def _bounds(text: str) -> tuple[float, float]:
+    from tempering.errors import InputError
+
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--bounds are two numbers, e.g. 0.2,5; not '{text}'") from error
+    return low, high
+
+
+def _state(out: Path, resume: bool) -> Path:
+    """Where the run is kept; a stopped one is left there only to go on with it."""
+    state = out.with_name(out.name + ".state")
+    if state.exists() and not resume:
+        common.note(f"starting anew; the stopped run in {state} is dropped (--resume goes on)")
+        state.unlink()
+    elif resume and not state.exists():
+        common.note(f"no stopped run in {state}; starting from the beginning")
+    return state
+
+
+def _say(step: Step) -> None:
+    """One line a step on stderr."""
+    loss = "" if step.loss is None else f"loss {step.loss:.4f}, "
+    cost = "" if step.cost is None else f", constraint {step.cost:+.4f}"
+    moved = f"; moved: {step.moved}" if step.moved else ""
+    common.note(
+        f"step {step.step}: {loss}held out {step.held_out:.4f}{cost}, "
+        f"T {step.coldest:.3f} to {step.hottest:.3f}{moved}"
+    )
