@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from transformers import StaticCache
+from transformers import BloomConfig, BloomForCausalLM, StaticCache
 
 _spec = importlib.util.spec_from_file_location(
     "attention_oracle", Path(__file__).with_name("attention_oracle.py")
@@ -150,6 +150,22 @@ def test_a_model_compiled_while_another_was_tempered(model):
         assert torch.equal(logits(run), plain)
     with tempered(model, given(temperatures(16))):
         check(run, model, temperatures(16))
+
+
+# Bloom's own: its GELU is an autograd function that the tracer instantiates.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_attention_code_of_its_own():
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+    model = BloomForCausalLM(config).eval()
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    plain = logits(run)
+    with tempered(model, given(temperatures(17))) as handle:
+        assert (logits(run) - logits(model)).abs().max() < 1e-5
+        assert (logits(run) - plain).abs().max() > 0.1
+        handle.update(given(temperatures(18)))
+        assert (logits(run) - logits(model)).abs().max() < 1e-5
+    assert torch.equal(logits(run), plain)
 
 
 def test_nested_handles(model):

@@ -33,7 +33,9 @@ def tempered(
         with tempered(model, profile):
             model.generate(...)
 
-    Handles nest, and their temperatures multiply: T = 1 changes nothing, bit for bit.
+    Handles nest, and their temperatures multiply: T = 1 changes nothing, bit for bit. Copies and
+    pickles of a tempered model are untempered. With activation checkpointing, run the backward
+    pass inside the block as well: it computes the layers once more.
 
     Parameters
     ----------
@@ -148,7 +150,7 @@ class Tempering:
 
 
 def _profiles(profile: Any) -> list[Profile]:
-    profiles = [profile] if isinstance(profile, Profile) else list(profile)
+    profiles = list(profile) if isinstance(profile, Iterable) else [profile]
     if not profiles or not all(isinstance(item, Profile) for item in profiles):
         raise ProfileError(
             "give a Profile, or a sequence of them with one for each row of the batch; "
@@ -177,7 +179,9 @@ def _attach(module: nn.Module, layer: Any) -> routes.TemperatureState:
         state = routes.TemperatureState(layer, *_place(module))
         setattr(module, routes.STATE, state)
         if layer.route == "softmax":
-            state.inner = module.__dict__.get("forward")
+            inner = module.__dict__.get("forward")
+            # A copy of a tempered model has our method and no state: there is nothing inside.
+            state.inner = None if getattr(inner, "__func__", None) is _forward_tempered else inner
             # A bound method, so that a deep copy of the model binds it to the copy.
             module.forward = types.MethodType(_forward_tempered, module)
     return state
@@ -207,6 +211,10 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if inner is not None:
             return inner(*args, **kwargs)
         return type(module).forward(module, *args, **kwargs)
+
+
+# A pickled method is looked up by name in the module that is loaded: its own forward, there.
+_forward_tempered.__name__ = "forward"
 
 
 def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:

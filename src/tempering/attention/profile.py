@@ -130,10 +130,12 @@ class Profile:
         plan = layout(model)
         if len(table) != len(plan.layers) and len(table) == sum(plan.depths.values()):
             table = _softmax_rows(table, plan)
+        if len(table) != len(plan.layers):
+            raise ProfileError(f"{len(table)} rows were given, the model has {plan.describe()}")
         rows = (
             list(table)
             if table.ndim == 2
-            else [value.expand(heads) for value, heads in zip(table, plan.heads, strict=False)]
+            else [value.expand(heads) for value, heads in zip(table, plan.heads, strict=True)]
         )
         cls(tuple(rows)).resolve(plan)
         return cls._for(plan, rows, model)
@@ -289,6 +291,10 @@ class Profile:
         text = read_text(path)
         try:
             data = json.loads(text)
+        except RecursionError as error:
+            raise DataError(
+                f"{path} is nested too deeply; give a profile saved by tempering"
+            ) from error
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg}); "

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tempering.attention.layout import AttentionLayer
+from tempering.attention.profile import check_values
 from tempering.errors import ArchitectureError, ProfileError
 
 STATE = "_tempering"
@@ -104,7 +105,10 @@ class TemperatureState:
         device = next((part.device for part in parts if part.device.type != "cpu"), None)
         if device is not None:
             parts = [part.to(device) for part in parts]
-        return math.prod(parts[1:], start=parts[0])
+        total = math.prod(parts[1:], start=parts[0])
+        if len(parts) > 1:
+            check_values(total, f"{self.layer.name}, the product of nested handles")
+        return total
 
     def _apply(self) -> None:
         owner, temperature = next(iter(self.parts.items()))
@@ -127,8 +131,10 @@ class TemperatureState:
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())
 
-    def rows_for(self, batch: int) -> None:
-        """ProfileError unless the profile has one row, or one for each row of the batch."""
+    def meet(self, batch: int, device: torch.device) -> None:
+        """Follow a model that was moved; ProfileError unless 1 or `batch` rows were given."""
+        if self.beta.device != device:
+            self.beta = self.beta.to(device)
         if self.beta.shape[0] not in (1, batch):
             raise ProfileError(
                 f"{self.beta.shape[0]} profiles were given for a batch of {batch} rows "
@@ -223,7 +229,7 @@ def attend(
     compiling = torch.compiler.is_compiling()
     if not compiling:
         state.calls += 1
-        state.rows_for(query.shape[0])
+        state.meet(query.shape[0], query.device)
     beta = state.beta if state.rule is None else state.rule(query, key, attention_mask, kwargs)
     sinks = _own_sinks(module)
     extras = [name for name in LOGIT_ARGUMENTS if kwargs.get(name) is not None]
@@ -332,10 +338,10 @@ class TemperedSoftmax(TorchFunctionMode):
         floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
         if layer.folded:
             batch = logits.shape[0] // layer.heads
-            state.rows_for(batch)
+            state.meet(batch, logits.device)
             beta = state.beta.expand(batch, -1, 1, 1).reshape(-1, 1, 1)
             return scaled(logits, beta, floor)
-        state.rows_for(logits.shape[0])
+        state.meet(logits.shape[0], logits.device)
         return scaled(logits, state.beta, floor)
 
     def _scaled_product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -347,7 +353,7 @@ class TemperedSoftmax(TorchFunctionMode):
                 f"axis 1 should hold its {state.layer.heads} heads"
             )
         self._count()
-        state.rows_for(query.shape[0])
+        state.meet(query.shape[0], query.device)
         query = (query * state.beta).to(query.dtype)
         if len(args) > 3:
             args = (*args[:3], _scaled_mask(args[3], state.beta), *args[4:])
