@@ -93,6 +93,7 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "Signed",
         "StudentT",
     ),
+    "tempering.estimators": ("CalibrationReport", "TemperatureScaler", "calibration_report"),
     "tempering.reports": ("Record",),
     "tempering.chunks": ("token_chunks",),
     "tempering.data": ("sample_text", "texts"),
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
     from tempering.engines.embedded import *  # noqa: F403
     from tempering.engines.hub import *  # noqa: F403
     from tempering.errors import *  # noqa: F403
+    from tempering.estimators import *  # noqa: F403
     from tempering.evaluation import *  # noqa: F403
     from tempering.kernels import *  # noqa: F403
     from tempering.posterior import *  # noqa: F403

@@ -23,6 +23,7 @@ COMMANDS = (
     "models",
     "patterns",
     "activation",
+    "calibrate",
     "demo",
 )
 GROUPS = ("profile",)
