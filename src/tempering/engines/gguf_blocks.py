@@ -85,7 +85,8 @@ def fold_tensor(data: np.ndarray, kind: Any, parts: Parts, limit: float) -> tupl
 
 
 def _lost(exact: Tensor, data: np.ndarray, kind: Any, parts: Parts) -> float:
-    stored = values_of(data, kind)
+    with np.errstate(over="ignore", invalid="ignore"):  # scales that became infinite
+        stored = values_of(data, kind)
     if not bool(stored.isfinite().all()):
         return float("inf")
     return max(rounding(fold, exact, stored) for fold, _ in parts)
