@@ -75,9 +75,6 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "PrototypeLayer",
         "activation",
         "closed_form",
-        "information_kept",
-        "monitor",
-        "report",
     ),
     "tempering.kernels": (
         "Angular",
