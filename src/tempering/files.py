@@ -70,8 +70,10 @@ def read_text(path: str | Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}; name a readable text file") from error
-    if b"\x00" in data[:65536]:
+        raise DataError(
+            f"can't read {path}: {error.strerror}; name a readable text file"
+        ) from error
+    if b"\x00" in data:
         raise DataError(f"{path} is binary (it holds NUL bytes); give plain UTF-8 text")
     try:
         text = data.decode("utf-8-sig")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +25,13 @@ Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cuda; the C
 Dtype = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
 Out = Annotated[Path, typer.Option(help="Directory for the record and the report.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
-Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
+Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0, max=2**63 - 1)]
 Amplitude = Annotated[
     float | None,
-    typer.Option(help="Map the pattern onto temperatures from 1/A to A (1 or more)."),
+    typer.Option(
+        help="Map the pattern onto temperatures from 1/A to A (1 or more); read as support: from "
+        "the model's own at 0 to the pattern at 1."
+    ),
 ]
 Reading = Annotated[
     str,
@@ -45,6 +50,8 @@ TextFile = Annotated[
 ]
 
 RUNS = Path("runs")
+# Six digits are more layers or heads than any model has; they keep a range small.
+_RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
 def note(message: str) -> None:
@@ -81,10 +88,13 @@ def numbers(text: str | None, option: str) -> list[int] | None:
         return None
     chosen: list[int] = []
     for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
             raise InputError(f"{option} takes numbers and ranges, e.g. 0-5,12; not '{text}'")
-        chosen += range(int(low), int(high or low) + 1)
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high < low:
+            raise InputError(f"{option}: {part.strip()} runs backwards; write {high}-{low}")
+        chosen += range(low, high + 1)
     return chosen
 
 
@@ -149,9 +159,36 @@ def chosen_profile(
         raise InputError("give --pattern or --profile, one of the two")
     if pattern is not None:
         return pattern_profile(model, tokenizer, pattern, **options)
-    if any(options.get(name) is not None for name in ("amplitude", "layers", "heads")):
-        raise InputError("--amplitude, --layers and --heads go with --pattern, not --profile")
+    only_patterns(**{name: options.get(name) for name in _OF_PATTERNS})
     return Profile.load(profile or "")
+
+
+_OF_PATTERNS = ("amplitude", "reading", "layers", "heads")
+
+
+def only_patterns(
+    amplitude: float | None = None,
+    reading: str | None = None,
+    layers: str | None = None,
+    heads: str | None = None,
+) -> None:
+    """InputError for an option that would be left unread, since there is no pattern."""
+    given = {
+        "--amplitude": amplitude is not None,
+        "--read-as": reading not in (None, "temperature"),
+        "--layers": layers is not None,
+        "--heads": heads is not None,
+    }
+    named = [option for option, is_given in given.items() if is_given]
+    if named:
+        raise InputError(f"{', '.join(named)} needs a --pattern (a profile is taken as it is)")
+
+
+def check_context(model: Any, tokens: int, what: str) -> None:
+    """InputError when so many tokens are more than the model can read at once."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and tokens > longest:
+        raise InputError(f"{what}: the model reads at most {longest} tokens at once")
 
 
 def model_section(model: Any, name: str) -> dict[str, Any]:
@@ -172,9 +209,28 @@ def model_section(model: Any, name: str) -> dict[str, Any]:
 
 def check_out(out: Path) -> None:
     """OutputError now rather than after the work, when results could not be written."""
+    from tempering.errors import OutputError
     from tempering.files import write_atomic
 
-    write_atomic(out / ".writable", "").unlink()
+    # As much as a small record: a full disk still has room for an empty file.
+    try:
+        write_atomic(out / f".writable-{os.getpid()}", bytes(65536)).unlink()
+    except OSError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise OutputError(
+            f"can't write into {out}: {reason}; free some space, or name another place"
+        ) from error
+
+
+def check_file(path: Path | None, option: str, *suffixes: str) -> None:
+    """Refuse now what couldn't be written after the work: another suffix, an unwritable place."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes or path.is_dir():
+        raise InputError(
+            f"{option} takes a file that ends in {' or '.join(suffixes)}, not '{path}'"
+        )
+    check_out(path.parent)
 
 
 def finish(record: Record, out: Path, as_json: bool) -> None:
@@ -182,23 +238,47 @@ def finish(record: Record, out: Path, as_json: bool) -> None:
     from tempering.reports import print_record, save_html
 
     stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
-    path = _free(out, stem)
-    record.save(path)
-    page = save_html(record, path.with_suffix(".html"))
-    if as_json:
-        print(record.to_json())
-    else:
-        print_record(record)
-    note(f"record: {path}")
-    note(f"report: {page}")
+    saved: list[str] = []
+    try:
+        path = _reserve(out, stem)
+        try:
+            record.save(path)
+            saved.append(f"record: {path}")
+            saved.append(f"report: {save_html(record, path.with_suffix('.html'))}")
+        finally:
+            if not saved:
+                path.unlink(missing_ok=True)
+    finally:
+        # What was found is shown even where it can't be written, and said where it is even
+        # when nobody reads what is shown.
+        try:
+            if as_json:
+                print(record.to_json(), flush=True)
+            else:
+                print_record(record)
+        finally:
+            for line in saved:
+                note(line)
 
 
-def _free(out: Path, stem: str) -> Path:
+def _reserve(out: Path, stem: str) -> Path:
+    """An empty file of a name that was free: runs that end in one second keep their records."""
+    from tempering.errors import OutputError
+
     path, count = out / f"{stem}.json", 1
-    while path.exists():
-        count += 1
-        path = out / f"{stem}-{count}.json"
-    return path
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            count += 1
+            path = out / f"{stem}-{count}.json"
+        except OSError as error:
+            raise OutputError(
+                f"can't write {path}: {error.strerror}; name another place with --out"
+            ) from error
+        else:
+            return path
 
 
 @contextlib.contextmanager

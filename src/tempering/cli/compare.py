@@ -60,11 +60,20 @@ def compare(
 
     if not pattern and not profile:
         raise InputError("name at least one --pattern or --profile")
+    if not pattern:
+        common.only_patterns(amplitude, reading)
+        if budget is not None:
+            raise InputError("--budget finds the amplitude of a --pattern; a profile has none")
+    if samples == 1:
+        raise InputError("--samples 1 has no diversity; give 2 or more, or 0 to leave it out")
+    if budget is not None and not 0 < budget < float("inf"):
+        raise InputError(f"--budget is a positive number of nats per token, not {budget:g}")
     if budget is not None and (amplitude is not None or reading != "temperature"):
         raise InputError("--budget finds the amplitude itself; leave --amplitude and --read-as out")
     common.check_out(out)
     words, name = common.text_of(text)
     network, tokenizer = common.open_model(model, device, dtype)
+    common.check_context(network, chunk, f"--chunk {chunk}")
     settings: dict[str, Any] = {
         "text": name,
         "patterns": list(pattern or ()),

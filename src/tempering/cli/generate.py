@@ -63,6 +63,9 @@ def generate(
     sampled = 0.7 if temperature is None else temperature
     if not 0 <= sampled < float("inf"):
         raise InputError(f"--temperature is 0 or more and finite, not {sampled:g}")
+    if pattern is None and profile is None:
+        common.only_patterns(amplitude, reading, layers, heads)
+    common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
     network, tokenizer = common.open_model(model, device, dtype)
     policy = parse_policy(tokens or f"constant({sampled})", tokenizer)
@@ -138,6 +141,9 @@ def side_by_side(
     if alone:
         labels = labels[:1]
     ids = prompt_ids(tokenizer, prompt, chat=chat)
+    common.check_context(
+        network, len(ids) + tokens, f"a prompt of {len(ids)} tokens and {tokens} new ones"
+    )
     found: list[list[Any]] = [[] for _ in labels]
     texts = ["" for _ in labels]
     with _Live(labels, show) as update:

@@ -42,19 +42,23 @@ def measure(
     as_json: common.Json = False,
 ) -> None:
     """Measure how many keys stay alive in every layer and head, on real text."""
-    from tempering.attention import measure_tokens
+    from tempering.attention import layout, measure_tokens
     from tempering.chunks import token_chunks
     from tempering.cli.sections import UNTEMPERED, pattern_section, support_section
     from tempering.reports import Record, figure_support_heatmap, save_figure, write_table
 
+    if pattern is None and profile is None:
+        common.only_patterns(amplitude, reading, layers, heads)
+    common.check_file(table, "--table", ".parquet", ".csv")
+    common.check_file(heatmap, "--heatmap", ".png", ".svg", ".pdf")
     common.check_out(out)
     words, name = common.text_of(text)
     network, tokenizer = common.open_model(model, device, dtype)
+    common.check_context(network, chunk, f"--chunk {chunk}")
     chunks = token_chunks(tokenizer, words, chunk, limit)
     results: dict[str, Any] = {}
     after = {}
-    with common.counted("measure") as report:
-        before = measure_tokens(network, chunks, progress=report)
+    chosen = None
     if pattern is not None or profile is not None:
         chosen = common.chosen_profile(
             network,
@@ -69,6 +73,11 @@ def measure(
             chunk=chunk,
             limit=limit,
         )
+        chosen.resolve(layout(network))
+        chosen.check_model(network)
+    with common.counted("measure") as report:
+        before = measure_tokens(network, chunks, progress=report)
+    if chosen is not None:
         label = chosen.pattern or Path(profile or "profile").stem
         with common.counted(label) as report:
             after[label] = measure_tokens(network, chunks, profile=chosen, progress=report)

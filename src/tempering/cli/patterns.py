@@ -19,7 +19,9 @@ EPILOG = """Examples:
 
 def patterns(
     pattern: Annotated[str | None, typer.Argument(help="Show this one's values.")] = None,
-    points: Annotated[int, typer.Option(help="Layers, or other points of the clock.", min=1)] = 30,
+    points: Annotated[
+        int, typer.Option(help="Layers, or other points of the clock.", min=1, max=1000)
+    ] = 30,
     as_json: common.Json = False,
 ) -> None:
     """List the patterns, or show the values of one on a clock."""

@@ -38,6 +38,8 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool = True) -> Int[Tensor,
     """Token ids of a prompt, as a chat turn when the tokenizer has a template and `chat` asks."""
     if not prompt.strip():
         raise DataError("the prompt is empty; give some text to continue")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise DataError("the prompt is not UTF-8 text; write it in UTF-8")
     if chat and tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)

@@ -149,7 +149,7 @@ def _check_device(device: str | torch.device | None) -> None:
     if device is None:
         return
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # the device "meta" holds no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
