@@ -131,7 +131,7 @@ if TYPE_CHECKING:
     from tempering.evaluation import *  # noqa: F403
     from tempering.kernels import *  # noqa: F403
     from tempering.posterior import *  # noqa: F403
-    from tempering.reports import Record
+    from tempering.reports import Record  # noqa: F401
     from tempering.schedules import *  # noqa: F403
     from tempering.temperature import *  # noqa: F403
     from tempering.tokens import *  # noqa: F403
