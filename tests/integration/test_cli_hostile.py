@@ -163,6 +163,33 @@ def test_what_was_found_is_shown_where_it_can_not_be_written(
     assert not list(out.iterdir())
 
 
+@pytest.mark.parametrize(("when", "words"), [(1, []), (5, ["what was finished is kept"])])
+def test_ctrl_c_while_a_budget_is_searched(model, text, tmp_path, capsys, monkeypatch, when, words):
+    from tempering.evaluation import cost
+
+    own = ["--model", model, "--text", text, "--chunk", 32, "--chunks", 2, "--json"]
+    own += ["--pattern", "linear(2,0.5)", "--budget", 0.05]
+    assert call("compare", *own, "--out", tmp_path / "whole") == 0
+    whole = json.loads(capsys.readouterr().out)["results"]
+    plain, calls = cost.next_token_logits, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    monkeypatch.setattr(cost, "next_token_logits", interrupted)
+    assert call("compare", *own, "--out", tmp_path) == 130
+    shown = capsys.readouterr()
+    *before, last = shown.err.strip().splitlines()
+    assert (shown.out, last) == ("", "tempering: interrupted")
+    assert all(any(word in line for line in before) for word in words)
+    assert call("compare", *own, "--out", tmp_path) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == whole
+    assert not list(tmp_path.glob("*.partial.jsonl"))
+
+
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     code = "from tempering.cli import main; main()"
     return subprocess.Popen(

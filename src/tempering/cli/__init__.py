@@ -94,6 +94,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         result = application()(arguments, prog_name="tempering", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # the last lines' errors are met here, not at the interpreter's end
+        # Some releases of typer return an exit code, also Ctrl-C's, without a word.
+        if result == 130:
+            return _say("interrupted", 130, debug)
         return result if isinstance(result, int) else 0
     except typer.Exit as error:
         return error.exit_code

@@ -103,27 +103,33 @@ def compare(
     journal = Journal(out, "compare", key)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
-    with common.staged() as report:
-        comparison = run(
-            network,
-            tokenizer,
-            words,
-            chosen,
-            chunk=chunk,
-            limit=limit,
-            with_controls=controls,
-            budget=budget,
-            samples=samples,
-            prompts=prompts,
-            new_tokens=max_tokens,
-            seed=seed,
-            journal=journal,
-            progress=report,
-        )
+    try:
+        with common.staged() as report:
+            comparison = run(
+                network,
+                tokenizer,
+                words,
+                chosen,
+                chunk=chunk,
+                limit=limit,
+                with_controls=controls,
+                budget=budget,
+                samples=samples,
+                prompts=prompts,
+                new_tokens=max_tokens,
+                seed=seed,
+                journal=journal,
+                progress=report,
+            )
+    except KeyboardInterrupt:
+        if not journal.entries:
+            raise
+        common.note(f"what was finished is kept in {journal.path}; run it again to go on")
+        raise typer.Exit(130) from None
     record = _record(comparison, settings, section, seed, device)
     common.finish(record, out, as_json)
     if not comparison.complete:
-        common.note("interrupted; the numbers rest on what was finished. Run it again to go on")
+        common.note("the numbers rest on what was finished; run it again to go on")
         raise typer.Exit(130)
     journal.finish()
 
