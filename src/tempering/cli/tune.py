@@ -103,7 +103,7 @@ def tune(
     limits = None
     if constraint is not None:
         held = objective(tokenizer, constraint, 1.0, chunk, limit)
-        limits = Constraint(held, within, on)  # type: ignore[arg-type]
+        limits = Constraint(held, within, on)
     tests = [objective(tokenizer, path, 1.0, chunk, None) for path in test or []]
     learned = [*goals, *([limits.objective] if limits else [])]
     refuse_overlap(learned, tests, "calibration and test")
@@ -134,7 +134,7 @@ def tune(
                 constraint=limits,
                 prior_sd=prior_sd,
                 bounds=(low, high),
-                method=method,  # type: ignore[arg-type]
+                method=method,
                 steps=steps,
                 held_out=held_out,
                 rows=rows,

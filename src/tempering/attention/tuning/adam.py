@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tempering.attention.tuning.moving import Method, Move
 from tempering.attention.tuning.passes import Pass, Report, gradient_pass, loss_pass
 from tempering.attention.tuning.pieces import Piece
-from tempering.attention.tuning.problem import Problem
+from tempering.attention.tuning.problem import MARGIN, Problem
 from tempering.attention.tuning.tunable import Tunable
 
-# Dual ascent starts at the weight of a divergence that served first, and can move by a factor
-# of e in ten steps.
+# Dual ascent starts at the weight of a divergence that served first, and can rise by a factor of
+# e in three steps, and fall by it in ten.
 _FIRST_MULTIPLIER, _DUAL_RATE, _MEMORY = 3.0, 0.1, 0.9
 
 
@@ -65,9 +65,9 @@ class Adam(Method):
             seen = self.cost / (1 - _MEMORY ** (step + 1))
             gradient = gradient + self.multiplier * run.gradient
             if held_cost is not None:
-                self.gap = max(0.0, held_cost - seen)
+                self.gap = min(max(0.0, held_cost - seen), MARGIN * within)
             excess = (seen + self.gap - within) / within
-            self.multiplier *= math.exp(_DUAL_RATE * max(-1.0, min(1.0, excess)))
+            self.multiplier *= math.exp(_DUAL_RATE * max(-1.0, min(3.0, excess)))
         self._step(theta, gradient, step)
         return Move(self.parameter.detach().clone(), loss, self.multiplier)
 

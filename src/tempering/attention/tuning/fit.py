@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ def tune(
     constraint: Constraint | None = None,
     prior_sd: float | int = 0.5,
     bounds: Bounds = (0.2, 5.0),
-    method: Literal["newton", "adam"] = "newton",
+    method: str = "newton",
     steps: int | None = None,
     held_out: float | int | Sequence[Objective] = 0.2,
     patience: int = 3,

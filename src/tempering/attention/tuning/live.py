@@ -73,10 +73,10 @@ class Live(Tunable):
         return locate_nan(self, theta, piece, gradient)
 
     def _levels(self, theta: Tensor) -> list[Tensor]:
-        low, high = (math.log(bound) for bound in self.bounds)
+        low, high = (theta.new_tensor(math.log(bound)) for bound in self.bounds)
         levels = []
         for row in self.basis.rows(theta):
-            bound = torch.where(row > 0, high, low).to(row)
+            bound = torch.where(row > 0, high, low)
             levels.append(bound * torch.tanh(row / bound))
         return levels
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tempering.attention.tuning.moving import Method, Move
 from tempering.attention.tuning.passes import Report, gradient_pass
-from tempering.attention.tuning.problem import Problem, merit
+from tempering.attention.tuning.problem import MARGIN, Problem, merit
 from tempering.attention.tuning.steps import (
     Quadratic,
     constrained_step,
@@ -70,7 +70,7 @@ class Newton(Method):
         aim = self.within
         if here.limit is not None and held_cost is not None:
             # What the watched text costs more than the one learned from is left as a margin.
-            aim -= max(0.0, held_cost - here.limit.value)
+            aim -= min(max(0.0, held_cost - here.limit.value), MARGIN * self.within)
         weighing = (self.prior, aim, self.multiplier)
         if self.kept is not None and here.merit(*weighing) > self.kept.merit(*weighing):
             self.radius /= 2

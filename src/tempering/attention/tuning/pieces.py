@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -122,7 +122,7 @@ class Constraint:
 
     objective: Objective
     within: float | int
-    kind: Literal["cost", "divergence"] = "cost"
+    kind: str = "cost"
 
     def __post_init__(self) -> None:
         if not 0 < self.within < math.inf:

@@ -19,6 +19,9 @@ from tempering.errors import InputError
 
 # Held out of the constraint's text where the objectives bring held-out data of their own.
 _SHARE = 0.2
+# The largest part of a constraint that may be left as a margin for what held-out text costs more;
+# beyond it the difference is taken for noise, which the choice among the points deals with.
+MARGIN = 0.75
 
 
 @dataclass(frozen=True, eq=False)

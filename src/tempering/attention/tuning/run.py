@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,15 +15,16 @@ from tempering.attention.tuning.newton import Newton
 from tempering.attention.tuning.outcome import Step, TradeOff
 from tempering.attention.tuning.passes import Report
 from tempering.attention.tuning.problem import Problem, Watched, merit, watch
+from tempering.attention.tuning.steps import LARGEST
 from tempering.attention.tuning.tunable import Tunable
 
 Progress = Callable[[str, int, int], None]
 
 # A change of every log T by less than this is no change: 0.1 % of T.
 _STILL = 1e-3
-# Powers of the best temperatures that are weighed under a constraint: cost grows about as the
-# square of log T, gain about in proportion, so a smaller room may lie within it.
-_ROOMS = (0.25, 0.5, 0.75)
+# The longest stretch of a point's temperatures, as a power, that is weighed under a constraint.
+_FARTHEST = 1.5
+_SAFE = 0.95  # of the constraint, which the last stretch aims at
 
 
 class Option(NamedTuple):
@@ -49,6 +51,17 @@ class Choice(NamedTuple):
     seen: Watched
     met: bool
     points: tuple[TradeOff, ...]
+
+
+def _crossing(whole: float, r: float, cost: float, goal: float) -> float:
+    """Where a r + b r^2 through (1, whole) and (r, cost) reaches the goal."""
+    if abs(r - 1) > 1e-6:
+        curve = (cost / r - whole) / (r - 1)
+        line = whole - curve
+        inside = line * line + 4 * curve * goal
+        if curve > 0 and inside > 0:
+            return min((math.sqrt(inside) - line) / (2 * curve), _FARTHEST)
+    return r * math.sqrt(goal / cost) if cost > 0 else r
 
 
 class Run:
@@ -95,17 +108,16 @@ class Run:
             self.stopped = "interrupted"
 
     def choose(self) -> Choice:
-        """The best point seen; under a constraint also among smaller rooms of it."""
-        best = min(range(len(self.trail)), key=self._merits().__getitem__)
-        step = self.history[best].step
+        """The best point seen; under a constraint also among rooms of the most promising one."""
         if self.problem.constraint is None:
-            return Choice(step, 1.0, *self.trail[best], True, ())
+            best = min(range(len(self.trail)), key=lambda i: self.trail[i][1].value)
+            return Choice(self.history[best].step, 1.0, *self.trail[best], True, ())
         options = [
             Option(f"step {row.step}", row.step, 1.0, *point)
             for row, point in zip(self.history, self.trail, strict=True)
         ]
-        if self.stopped != "interrupted" and best > 0:
-            options += self._rooms(step, self.trail[best][0])
+        if self.stopped != "interrupted":
+            options += self._rooms(options, self.problem.constraint.within)
         within = [o for o in options if o.cost <= self.problem.constraint.within]
         chosen = min(within, key=lambda option: option.seen.value)
         better = [o for o in options if o.seen.value < options[0].seen.value]
@@ -115,6 +127,35 @@ class Run:
             chosen = min(better, key=self._merit)
         points = tuple(TradeOff(o.label, o.seen.value, o.cost, o is chosen) for o in options)
         return Choice(chosen.step, chosen.room, chosen.theta, chosen.seen, met, points)
+
+    def _rooms(self, options: list[Option], within: float) -> list[Option]:
+        """The point that promises most when its temperatures are stretched to fit the constraint.
+
+        Along theta r cost grows about as r^2 and the gain G, best near r = 1, as G (2 r - r^2).
+        """
+
+        def room(option: Option) -> float:
+            return min(math.sqrt(within / option.cost), _FARTHEST)
+
+        def promise(option: Option) -> float:
+            gain, r = options[0].seen.value - option.seen.value, room(option)
+            return gain * (2 * r - r * r)
+
+        stretched = [option for option in options if option.cost > 0 and promise(option) > 0]
+        found: list[Option] = []
+        if not stretched:
+            return found
+        best = max(stretched, key=promise)
+        r = room(best)
+        try:
+            for _ in range(2):
+                theta = best.theta * r
+                seen = self._watch(theta, "trade-off")
+                found.append(Option(f"{best.label}, room {r:.3g}", best.step, r, theta, seen))
+                r = _crossing(best.cost, r, found[-1].cost, _SAFE * within)
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        return found
 
     def _evaluate(self, count: int) -> None:
         seen = self._watch(self.theta, f"{self.problem.watched}, step {self.step} of {count}")
@@ -158,28 +199,22 @@ class Run:
             report=self._counter(stage, self.problem.watched_pieces),
         )
 
-    def _rooms(self, step: int, theta: Tensor) -> list[Option]:
-        found = []
-        try:
-            for room in _ROOMS:
-                seen = self._watch(theta * room, "trade-off")
-                found.append(Option(f"step {step}, room {room:g}", step, room, theta * room, seen))
-        except KeyboardInterrupt:
-            self.stopped = "interrupted"
-        return found
-
-    def _merits(self) -> list[float]:
-        """What each point of the trail is worth; lower is better."""
-        return [self._merit(Option("", 0, 1.0, *point)) for point in self.trail]
-
     def _merit(self, option: Option) -> float:
+        """What a point is worth; lower is better."""
         within = self.problem.constraint.within if self.problem.constraint else None
-        strongest = max(row.multiplier for row in self.history)
-        return merit(option.seen.value, option.seen.cost, within, strongest)
+        felt = [row.multiplier for row in self.history if row.multiplier < LARGEST]
+        return merit(option.seen.value, option.seen.cost, within, max(felt, default=0.0))
 
     def _stale(self, patience: int) -> bool:
-        merits = self._merits()
-        return len(merits) - 1 - merits.index(min(merits)) >= patience
+        """Whether the last `patience` evaluations brought nothing better.
+
+        Under a constraint a run may start outside it and has all its steps to come back.
+        """
+        merits = [self._merit(Option("", 0, 1.0, *point)) for point in self.trail]
+        best = merits.index(min(merits))
+        if best == 0 and self.problem.constraint is not None:
+            return False
+        return len(merits) - 1 - best >= patience
 
     def _counter(self, stage: str, total: int) -> Report | None:
         if self.progress is None:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Multipliers beyond it do nothing but follow the constraint.
-_LARGEST = 1e6
+LARGEST = 1e6
 
 
 class Quadratic(NamedTuple):
@@ -116,8 +116,8 @@ def constrained_step(
     high = 1.0
     while limit.at(step(high)) > aim:
         high *= 4
-        if high > _LARGEST:
-            return step(_LARGEST), _LARGEST
+        if high > LARGEST:
+            return step(LARGEST), LARGEST
     low = 0.0 if high == 1.0 else high / 4
     for _ in range(30):
         middle = (low + high) / 2
