@@ -23,6 +23,8 @@ COMMANDS = (
     "models",
     "patterns",
     "activation",
+    "throb",
+    "explore",
     "calibrate",
     "demo",
 )

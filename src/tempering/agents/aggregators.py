@@ -1,0 +1,243 @@
+"""From many answers to one: plain functions `(answers) -> Verdict`.
+
+Answers compete. The answer of sample i has the energy d_i = -(its score), where a score is a mean
+log probability in nats per token, and the tempered posterior over the samples decides:
+
+    r_i = exp(-d_i/T) / sum_j exp(-d_j/T)          share of an answer = sum of r_i over its samples
+
+At T = inf every sample weighs the same, which is the majority vote; at T = 0 only the likeliest
+sample counts, which is best of n; in between lies the tempered vote. The support of the shares,
+exp(entropy), says how settled the vote is: 1 when all agree.
+
+Samples without a readable answer (`text` None) abstain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tempering.errors import InputError
+from tempering.posterior import responsibilities, support
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sample's answer.
+
+    text: the answer as a checker read it, or None where it could not. output: all that was
+    generated. score: mean log probability, nats per token, or None where unknown.
+    temperature: of sampling; heat: of the attention's amplitude, 1 for the model's own.
+    tokens: generated.
+    """
+
+    text: str | None
+    output: str = ""
+    score: float | None = None
+    temperature: float | None = None
+    heat: float = 1.0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the answers add up to.
+
+    answer: None where no sample had one. index: of the sample that stands for it, or None.
+    shares: of each answer, sum 1, largest first. support: 1..answers, 0 where there are none.
+    n: samples with an answer.
+    """
+
+    answer: str | None
+    index: int | None
+    shares: dict[str, float]
+    support: float
+    n: int
+
+
+Aggregator = Callable[[Sequence[Answer]], Verdict]
+NONE = Verdict(None, None, {}, 0.0, 0)
+
+
+def majority(answers: Sequence[Answer]) -> Verdict:
+    """The answer that most samples gave; of several, the one given first."""
+    valid = [i for i, answer in enumerate(answers) if answer.text is not None]
+    return _verdict(answers, valid, [1.0 / len(valid)] * len(valid)) if valid else NONE
+
+
+def tempered_vote(answers: Sequence[Answer], *, temperature: float = 0.1) -> Verdict:
+    """The tempered posterior over the samples decides; see the module's head.
+
+    temperature: in nats per token, 0..inf; at 0.1 a sample that is 0.23 nats per token likelier
+        weighs ten times as much.
+
+    Raises InputError when a sample with an answer has no score.
+    """
+    valid = [i for i, answer in enumerate(answers) if answer.text is not None]
+    if not valid:
+        return NONE
+    energies = torch.tensor([-_score(answers, i) for i in valid], dtype=torch.float64)
+    return _verdict(answers, valid, responsibilities(energies, temperature).tolist())
+
+
+def best_of_n(
+    answers: Sequence[Answer], *, scorer: Callable[[Answer], float] | None = None
+) -> Verdict:
+    """The answer of the sample with the highest score.
+
+    scorer: of one's own, higher is better; the model's own likelihood without one.
+    """
+    valid = [i for i, answer in enumerate(answers) if answer.text is not None]
+    if not valid:
+        return NONE
+    scores = [_score(answers, i) if scorer is None else scorer(answers[i]) for i in valid]
+    for i, score in zip(valid, scores, strict=True):
+        if math.isnan(score):
+            raise InputError(f"the score of sample {i} is NaN; a scorer returns a number")
+    best = scores.index(max(scores))
+    weights = [1.0 if i == best else 0.0 for i in range(len(valid))]
+    return _verdict(answers, valid, weights)
+
+
+def difficulty_aware(answers: Sequence[Answer], *, settled: float = 2.0) -> Verdict:
+    """Cold explorers decide easy questions, hot ones hard questions.
+
+    The samples are split at their median heat (amplitude of attention, then temperature). Where
+    the support of the colder half's answers is at most `settled`, the question is easy and that
+    half's majority decides; else the hotter half's does, if it has an answer. Where all samples
+    are equally hot this is the majority.
+
+    Source: the difficulty-aware aggregation of "Thermometer of Thoughts" (ACL 2026) in spirit:
+    higher attention temperatures help on hard problems, lower ones on easy ones. Departure: their
+    measure of difficulty is replaced by the support of the cold answers.
+    """
+    order = sorted({(a.heat, a.temperature or 0.0) for a in answers})
+    if len(order) < 2:
+        return majority(answers)
+    heats = sorted((a.heat, a.temperature or 0.0) for a in answers)
+    median = heats[(len(heats) - 1) // 2]
+    cold = [i for i, a in enumerate(answers) if (a.heat, a.temperature or 0.0) <= median]
+    hot = [i for i in range(len(answers)) if i not in cold]
+    verdicts = []
+    for half in (cold, hot):
+        found = majority([answers[i] for i in half])
+        index = None if found.index is None else half[found.index]
+        verdicts.append(Verdict(found.answer, index, found.shares, found.support, found.n))
+    easy = verdicts[0].answer is not None and verdicts[0].support <= settled
+    first, second = verdicts if easy else reversed(verdicts)
+    return first if first.answer is not None else second
+
+
+def synthesis(
+    answers: Sequence[Answer],
+    *,
+    ask: Callable[[str], str],
+    read: Callable[[str], str | None],
+    task: str,
+) -> Verdict:
+    """The model merges the answers into one.
+
+    ask: prompt -> output of the model. read: output -> answer, as a checker does. task: the
+    question. The shares are those of the samples; `index` is None where the model's answer was
+    none of theirs.
+    """
+    vote = majority(answers)
+    if vote.answer is None:
+        return NONE
+    found = read(ask(synthesis_prompt(answers, task)))
+    index = next((i for i, answer in enumerate(answers) if answer.text == found), None)
+    return Verdict(found, index if found is not None else None, vote.shares, vote.support, vote.n)
+
+
+def synthesis_prompt(answers: Sequence[Answer], task: str) -> str:
+    """What `synthesis` asks: the question, and each distinct answer with its count."""
+    vote = majority(answers)
+    lines = [
+        f"- {answer} (given {round(share * vote.n)} of {vote.n} times)"
+        for answer, share in vote.shares.items()
+    ]
+    return (
+        f"{task}\n\nSeveral attempts gave these answers:\n" + "\n".join(lines) + "\n\nDecide which "
+        "answer is right, or give a better one. Answer the question."
+    )
+
+
+def support_so_far(answers: Sequence[Answer]) -> float:
+    """Support of the answers with one sample set aside for an answer not yet seen.
+
+    N = exp(-sum_a p_a log p_a),  p = (c_1, .., c_m, 1) / (n + 1), c_a the count of answer a.
+
+    Without that one, a single sample would look settled. All n agreeing gives 2.0, 1.75, 1.57 and
+    1.46 at n = 1, 3, 5 and 7.
+    """
+    counts = _counts(answers)
+    weights = torch.tensor([*counts.values(), 1], dtype=torch.float64)
+    return float(support(-weights.log()))
+
+
+def settled(answers: Sequence[Answer], threshold: float) -> bool:
+    """Whether to stop sampling: `support_so_far` is under the threshold.
+
+    Raises InputError for a threshold that no number of samples gets under.
+    """
+    if not threshold > 1:
+        raise InputError(
+            f"a threshold on the support of answers is above 1, got {threshold:g}; 1.5 stops after "
+            "6 samples that agree"
+        )
+    return support_so_far(answers) < threshold
+
+
+def with_options(aggregator: Callable[..., Verdict], **options: object) -> Aggregator:
+    """An aggregator with options set, e.g. with_options(tempered_vote, temperature=0.3)."""
+    return partial(aggregator, **options)
+
+
+# Those that need nothing but the answers.
+AGGREGATORS: dict[str, Aggregator] = {
+    "majority": majority,
+    "tempered vote": tempered_vote,
+    "difficulty-aware": difficulty_aware,
+    "best of n": best_of_n,
+}
+
+
+def _counts(answers: Sequence[Answer]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for answer in answers:
+        if answer.text is not None:
+            counts[answer.text] = counts.get(answer.text, 0) + 1
+    return counts
+
+
+def _score(answers: Sequence[Answer], index: int) -> float:
+    score = answers[index].score
+    if score is None or math.isnan(score):
+        raise InputError(
+            f"sample {index} has no score; this engine doesn't tell the likelihood of what it "
+            "generates: use majority, a scorer of your own, or the engine local"
+        )
+    return score
+
+
+def _verdict(answers: Sequence[Answer], valid: list[int], weights: Sequence[float]) -> Verdict:
+    """The answer of the largest share; of equal ones, the one given first."""
+    shares: dict[str, float] = {}
+    heaviest: dict[str, tuple[float, int]] = {}
+    for i, weight in zip(valid, weights, strict=True):
+        text = str(answers[i].text)
+        shares[text] = shares.get(text, 0.0) + weight
+        if text not in heaviest or weight > heaviest[text][0]:
+            heaviest[text] = (weight, i)
+    # Sums of the same weights in another order differ by rounding; that is a tie, not a lead.
+    most = max(shares.values())
+    winner = next(text for text, share in shares.items() if share >= most * (1 - 1e-12))
+    energies = torch.tensor([-math.log(s) if s > 0 else math.inf for s in shares.values()])
+    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return Verdict(
+        winner, heaviest[winner][1], ordered, float(support(energies.double())), len(valid)
+    )

@@ -1,0 +1,131 @@
+"""What a stage of agents asks of an engine, and what comes back.
+
+Agents know no engine: they hand over `Call`s and get a `Reply` for each, as it comes. Engines
+(`tempering.engines.local`, `tempering.engines.providers`) follow the protocol `Engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tempering.errors import TemperingError
+
+
+class EngineError(TemperingError):
+    """An engine could not answer a call, for good; the message says why."""
+
+
+class StageError(TemperingError):
+    """All workers of a stage failed; what was done before and what it cost is kept."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One generation.
+
+    key: names it in a run; the same over retries and resumptions.
+    prompt, system: of the user's turn, and before it.
+    temperature: of sampling, as asked, on the engine's own scale; None is the model's default.
+    tokens: new tokens at most. seed: of its random numbers, where the engine takes one.
+    top_p: nucleus; None for all tokens.
+    attention: pattern over depth of relative attention temperatures, or None for the model's own.
+    raw: continue the prompt as a text; an engine that only chats takes it as a user's turn.
+    stop: the output ends before this, e.g. a line break.
+    """
+
+    key: str
+    prompt: str
+    temperature: float | None
+    tokens: int
+    seed: int
+    system: str | None = None
+    top_p: float | None = None
+    attention: str | None = None
+    raw: bool = False
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a call: an output or an error, and what it cost.
+
+    temperature_sent: None where none was sent. seed_sent: whether the engine took the seed.
+    score: mean log probability of the output's tokens under the untempered model at T = 1,
+        nats per token; None where the engine doesn't tell.
+    finish: "end", "length", or the provider's word. attempts: 1 without retries.
+    note: what a reader of the record should know, e.g. the provider's advice.
+    """
+
+    output: str | None
+    error: str | None = None
+    temperature_sent: float | None = None
+    seed_sent: bool = False
+    tokens_in: int = 0
+    tokens_out: int = 0
+    finish: str | None = None
+    score: float | None = None
+    attempts: int = 1
+    note: str | None = None
+
+
+Done = Callable[[int, Reply], None]
+# (index of the call, "running" | "retrying", tokens so far, or attempts so far when retrying)
+Progress = Callable[[int, str, int], None]
+Stop = Callable[[], bool]
+
+
+class Engine(Protocol):
+    """Where generations run.
+
+    name, model: what a record calls it. has_attention: whether calls may carry `attention`.
+    """
+
+    name: str
+    model: str
+    has_attention: bool
+
+    def temperature(self, normalised: float) -> float:
+        """The sampling temperature that 0 (cold) to 1 (hot) stands for on this model."""
+
+    def check(self, calls: Sequence[Call]) -> None:
+        """Raise what would make these calls fail for certain, before anything is sent."""
+
+    def count(self, call: Call) -> int:
+        """Tokens of the prompt: exact, or at least a fair guess where the engine can't know."""
+
+    def run(self, calls: Sequence[Call], done: Done, progress: Progress, stop: Stop) -> None:
+        """Run the calls; `done` is called once for each, as it finishes.
+
+        When `stop()` turns true, nothing new is started; what is paid for already is waited for,
+        and calls that were not made are left out.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Settings for the record: never a key."""
+
+
+class Ledger(Protocol):
+    """Finished rows by name; `tempering.evaluation.journal.Journal` keeps them on disk."""
+
+    def __contains__(self, name: str) -> bool: ...
+    def __getitem__(self, name: str) -> Any: ...
+    def put(self, name: str, value: Any) -> None: ...
+
+
+class Memory(dict[str, Any]):
+    """A ledger without a disk."""
+
+    def put(self, name: str, value: Any) -> None:
+        """Keep one row."""
+        self[name] = value
+
+
+def quiet(index: int, state: str, count: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def never() -> bool:
+    """A `Stop` that never stops."""
+    return False

@@ -1,0 +1,128 @@
+"""Ways to spend k samples of one question: one temperature, a ladder of them, attention, or both.
+
+    sampling ladder    T_s = a (b/a)^(s/(k-1))                 s = 0..k-1
+    attention ladder   amplitude A^(s/(k-1)) of a pattern over depth, or uniform temperatures
+                       A^(2s/(k-1) - 1), from 1/A to A
+    both               sample s has rung s of one and rung (m s mod k) of the other
+
+Samples come in an order that goes through the whole ladder early, so that the first few of them,
+which may be all that an early stop leaves, are spread over it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tempering.errors import InputError, TemperatureError
+from tempering.schedules import as_schedule
+
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one sample runs at. heat: of attention, 1 for the model's own, above 1 hotter."""
+
+    temperature: float
+    attention: str | None = None
+    heat: float = 1.0
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A named way to spend k samples; rung i is that of sample i."""
+
+    name: str
+    rungs: tuple[Rung, ...]
+
+
+def strategies(
+    k: int,
+    *,
+    temperature: float,
+    ladder: tuple[float, float],
+    attention: str = UNIFORM,
+    amplitude: float = 1.0,
+) -> list[Strategy]:
+    """Single temperature, ladder, attention ladder, and both, each with k samples.
+
+    Parameters
+    ----------
+    temperature: of the single one, and of the attention ladder's sampling.
+    ladder: coldest and hottest sampling temperature.
+    attention: a pattern over depth, whose amplitude is the ladder, or "uniform".
+    amplitude: of the attention's hottest rung; 1 leaves the two attention strategies out.
+    """
+    if k < 2:
+        raise InputError(f"a ladder needs at least 2 samples, not {k}")
+    low, high = ladder
+    for value in (temperature, low, high):
+        if not 0 < value < math.inf:
+            raise TemperatureError(
+                f"a rung is a temperature above 0 and finite, got {value:g}; for the likeliest "
+                "answer alone one sample is enough"
+            )
+    if low > high:
+        raise InputError(f"a ladder goes from cold to hot, got {low:g} to {high:g}")
+    order = spread(k)
+    steps = [low * (high / low) ** (s / (k - 1)) for s in range(k)]
+    found = [
+        Strategy(f"single T {temperature:g}", (Rung(temperature),) * k),
+        Strategy(f"ladder T {low:g} to {high:g}", tuple(Rung(steps[s]) for s in order)),
+    ]
+    if amplitude == 1:
+        return found
+    heats = attention_rungs(k, attention, amplitude)
+    other = across(k)
+    return [
+        *found,
+        Strategy(
+            f"attention {attention} to {amplitude:g}",
+            tuple(Rung(temperature, *heats[s]) for s in order),
+        ),
+        Strategy("both", tuple(Rung(steps[s], *heats[other[s]]) for s in order)),
+    ]
+
+
+def attention_rungs(k: int, attention: str, amplitude: float) -> list[tuple[str | None, float]]:
+    """(pattern over depth or None, heat) of k rungs, coldest first."""
+    if not 1 < amplitude < math.inf:
+        raise InputError(f"an attention ladder needs an amplitude above 1, got {amplitude:g}")
+    found: list[tuple[str | None, float]] = []
+    for s in range(k):
+        u = s / (k - 1)
+        heat = amplitude ** (2 * u - 1) if attention == UNIFORM else amplitude**u
+        if abs(math.log(heat)) < 1e-12:
+            found.append((None, 1.0))
+        elif attention == UNIFORM:
+            found.append((f"constant({heat!r})", heat))
+        else:
+            found.append((str(as_schedule(attention).amplitude(heat)), heat))
+    return found
+
+
+def spread(k: int) -> list[int]:
+    """The rungs in an order whose beginnings are spread over the ladder: s_i = i m mod k."""
+    step = _coprime(k, (math.sqrt(5) - 1) / 2)
+    return [i * step % k for i in range(k)]
+
+
+def across(k: int) -> list[int]:
+    """A pairing of rungs with rungs that is as uncorrelated as multiples modulo k can be."""
+    options = [[s * m % k for s in range(k)] for m in range(1, k) if math.gcd(m, k) == 1]
+    return min(options, key=lambda pairing: abs(_correlation(pairing)))
+
+
+def _coprime(k: int, share: float) -> int:
+    """The number nearest to share * k without a common divisor with k."""
+    return min(
+        (m for m in range(1, k + 1) if math.gcd(m, k) == 1), key=lambda m: abs(m - share * k)
+    )
+
+
+def _correlation(pairing: Sequence[int]) -> float:
+    middle = (len(pairing) - 1) / 2
+    spread = sum((s - middle) ** 2 for s in range(len(pairing)))
+    return sum((s - middle) * (t - middle) for s, t in enumerate(pairing)) / spread

@@ -1,0 +1,300 @@
+"""Run a plan: stage after stage, round after round, every worker's row kept as soon as it is done.
+
+    explore -> consolidate -> execute -> (the next round) explore ...
+
+What a stage found are the notes of the next one. A failed worker is a row with an error and the
+others go on; a stage whose workers all fail is a StageError. Rows live in a ledger under
+"ROUND/STAGE/WORKER", so a run that was cut off goes on with the rows that it finds there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tempering.agents import prompts
+from tempering.agents.contract import Call, Engine, Ledger, Memory, Reply, StageError, Stop, never
+from tempering.agents.plan import Plan, Stage
+from tempering.errors import InputError
+from tempering.schedules import as_schedule
+
+Row = dict[str, Any]
+# (round, stage, worker, state, count); states as in `Progress`, and "done", "failed", "kept".
+Watch = Callable[[int, Stage, int, str, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind.
+
+    stages: as the section `stages` of a record. answer: of the last finished round, or None.
+    tokens: in and out, over all workers. stopped: None when complete, else "budget" or
+    "interrupted".
+    """
+
+    stages: list[Row]
+    answer: str | None
+    tokens: int
+    stopped: str | None = None
+
+
+def run_plan(
+    plan: Plan,
+    task: str,
+    engine: Engine,
+    *,
+    rounds: int = 1,
+    seed: int = 0,
+    budget: int | None = None,
+    ledger: Ledger | None = None,
+    watch: Watch | None = None,
+    stop: Stop = never,
+) -> Outcome:
+    """Run the stages of a plan on a task.
+
+    Parameters
+    ----------
+    rounds: how often; a later round starts from the answer of the one before.
+    seed: worker w of a stage draws from a seed made of this, the round, the stage and w.
+    budget: tokens, in and out. A worker that might not fit is not started: each is reckoned with
+        its prompt and all its new tokens, and one worker for each later stage of the round is
+        kept in reserve, so that a round that starts ends in an answer.
+    ledger: finished rows by name, for resumption. watch: told of every change. stop: asked often.
+
+    Raises
+    ------
+    StageError: a stage whose workers all failed (its rows are in the ledger). InputError: an empty
+    task, a budget too small for one worker a stage, an amplitude on an engine without attention.
+    What `engine.check` raises, before anything is sent.
+    """
+    if not task.strip():
+        raise InputError("the task is empty; say what is to be done")
+    if rounds < 1:
+        raise InputError(f"rounds are 1 or more, got {rounds}")
+    runner = _Runner(plan, task, engine, seed, budget, Memory() if ledger is None else ledger,
+                     watch or _silent, stop)  # fmt: skip
+    runner.check(rounds)
+    return runner.run(rounds)
+
+
+def collect(plan: Plan, ledger: Ledger, rounds: int) -> list[Row]:
+    """The section `stages` of a record from the rows of a ledger, whatever is missing."""
+    stages = []
+    for turn in range(1, rounds + 1):
+        for stage in plan.stages:
+            names = [_name(turn, stage, i) for i in range(stage.width)]
+            workers = [ledger[name] for name in names if name in ledger]
+            if workers:
+                row = {"stage": stage.name, "width": stage.width, "round": turn}
+                stages.append({**row, "workers": workers})
+    return stages
+
+
+def rows_of(stages: list[Row]) -> Iterator[tuple[str, Row]]:
+    """(name in a ledger, row) of every worker in a record's section `stages`."""
+    for stage in stages:
+        for worker in stage["workers"]:
+            yield f"{stage['round']}/{stage['stage']}/{worker['worker']}", worker
+
+
+def spent(stages: list[Row]) -> int:
+    """Tokens in and out of all workers."""
+    rows = [row for stage in stages for row in stage["workers"]]
+    return sum((row["tokens_in"] or 0) + (row["tokens_out"] or 0) for row in rows)
+
+
+def worker_seed(seed: int, *names: object) -> int:
+    """31 bits from a seed and names, the same on every machine."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def _name(turn: int, stage: Stage, worker: int) -> str:
+    return f"{turn}/{stage.name}/{worker + 1}"
+
+
+def _silent(turn: int, stage: Stage, worker: int, state: str, count: int) -> None:
+    pass
+
+
+@dataclass
+class _Runner:
+    plan: Plan
+    task: str
+    engine: Engine
+    seed: int
+    budget: int | None
+    ledger: Ledger
+    watch: Watch
+    stop: Stop
+
+    def check(self, rounds: int) -> None:
+        for stage in self.plan.stages:
+            if stage.amplitude != (1.0, 1.0) and not self.engine.has_attention:
+                raise InputError(
+                    f"stage '{stage.name}' tempers attention (amplitude "
+                    f"{max(stage.amplitude):g}), which the engine {self.engine.name} can't; set "
+                    "amplitude: 1 in the plan, give --amplitude 1, or use the engine local"
+                )
+            self.engine.check(self.calls(1, stage, [""], "", stage.width))
+        if self.budget is not None:
+            least = self._reserve(1, 0, 0)
+            if least > self.budget and not self._used(rounds):
+                raise InputError(
+                    f"a budget of {self.budget} tokens is too small: one worker in each stage may "
+                    f"take {least}; raise it, or lower 'tokens' in the plan"
+                )
+
+    def run(self, rounds: int) -> Outcome:
+        answer, result = "", None
+        notes: list[str] = []
+        for turn in range(1, rounds + 1):
+            for index, stage in enumerate(self.plan.stages):
+                halted = self._stage(turn, index, stage, notes, answer, rounds)
+                workers = self._rows(turn, stage)
+                if halted:
+                    return self._outcome(rounds, result, halted)
+                notes = [row["output"] for row in workers if row["error"] is None]
+                if not notes:
+                    reasons = sorted({str(row["error"]) for row in workers})
+                    raise StageError(
+                        f"all {len(workers)} workers of stage '{stage.name}' (round {turn}) "
+                        f"failed: {'; '.join(reasons[:3])}. What was done before is kept; resume "
+                        "the record when the cause is mended"
+                    )
+            answer = result = notes[0]
+        return self._outcome(rounds, result, None)
+
+    def _outcome(self, rounds: int, answer: str | None, stopped: str | None) -> Outcome:
+        stages = collect(self.plan, self.ledger, rounds)
+        return Outcome(stages, answer, spent(stages), stopped)
+
+    def _stage(
+        self, turn: int, index: int, stage: Stage, notes: list[str], answer: str, rounds: int
+    ) -> str | None:
+        """Run what is missing of one stage; why the run halts here, or None."""
+        found = self._rows(turn, stage)
+        later = self._begun_after(turn, index, rounds)
+        if found:  # the notes were dealt to so many workers before the run was cut off
+            workers = found[0]["of"]
+        elif self.stop():
+            return "interrupted"
+        else:
+            workers = self._affordable(turn, index, notes, answer, rounds)
+        if not workers:
+            return "budget"
+        calls = self.calls(turn, stage, notes, answer, workers)
+        rungs = stage.rungs()
+        # Once a later stage has read this one, a failed worker stays failed.
+        keep = {row["worker"] - 1 for row in found if row["error"] is None or later}
+        for worker in sorted(keep):
+            self.watch(turn, stage, worker, "kept", 0)
+        missing = [] if later else [i for i in range(workers) if i not in keep]
+        if not missing:
+            return None
+        if self.stop():
+            return "interrupted"
+        made = 0
+
+        def done(i: int, reply: Reply) -> None:
+            nonlocal made
+            made += 1
+            worker = missing[i]
+            row = _row(worker, workers, calls[worker], reply, rungs[worker])
+            self.ledger.put(calls[worker].key, row)
+            state = "done" if reply.error is None else "failed"
+            self.watch(turn, stage, worker, state, reply.tokens_out)
+
+        def progress(i: int, state: str, count: int) -> None:
+            self.watch(turn, stage, missing[i], state, count)
+
+        self.engine.run([calls[i] for i in missing], done, progress, self.stop)
+        return "interrupted" if made < len(missing) else None
+
+    def calls(
+        self, turn: int, stage: Stage, notes: list[str], answer: str, workers: int
+    ) -> list[Call]:
+        """What the first `workers` of a stage are to do; the notes are dealt among them."""
+        template = stage.again if turn > 1 and stage.again is not None else stage.prompt
+        read = prompts.deal(notes, workers)
+        found = []
+        for worker, (normalised, amplitude) in enumerate(stage.rungs()[:workers]):
+            attention = None
+            if self.plan.attention is not None and amplitude > 1:
+                attention = str(as_schedule(self.plan.attention).amplitude(amplitude))
+            found.append(
+                Call(
+                    key=_name(turn, stage, worker),
+                    prompt=prompts.fill(template, self.task, read[worker], answer),
+                    system=stage.system,
+                    temperature=self.engine.temperature(normalised),
+                    top_p=stage.top_p,
+                    attention=attention,
+                    tokens=stage.tokens,
+                    seed=worker_seed(self.seed, turn, stage.name, worker),
+                )
+            )
+        return found
+
+    def _rows(self, turn: int, stage: Stage) -> list[Row]:
+        names = [_name(turn, stage, i) for i in range(stage.width)]
+        return [self.ledger[name] for name in names if name in self.ledger]
+
+    def _begun_after(self, turn: int, index: int, rounds: int) -> bool:
+        """Whether a later stage has rows; then this one's are what that one read."""
+        places = [(t, s) for t in range(turn, rounds + 1) for s in range(len(self.plan.stages))]
+        after = places[places.index((turn, index)) + 1 :]
+        return any(self._rows(t, self.plan.stages[s]) for t, s in after)
+
+    def _used(self, rounds: int) -> int:
+        return spent(collect(self.plan, self.ledger, rounds))
+
+    def _reserve(self, turn: int, index: int, notes: int) -> int:
+        """Tokens that one worker in each stage from `index` on may take, the first reading notes
+        of so many tokens."""
+        total = 0
+        for stage in self.plan.stages[index:]:
+            call = self.calls(turn, stage, [""], "", 1)[0]
+            total += self.engine.count(call) + notes + stage.tokens
+            notes = stage.tokens
+        return total
+
+    def _affordable(self, turn: int, index: int, notes: list[str], answer: str, rounds: int) -> int:
+        """The most workers that fit the budget with the later stages in reserve."""
+        stage = self.plan.stages[index]
+        if self.budget is None:
+            return stage.width
+        left = self.budget - self._used(rounds)
+        for workers in range(stage.width, 0, -1):
+            calls = self.calls(turn, stage, notes, answer, workers)
+            need = sum(self.engine.count(call) + call.tokens for call in calls)
+            if need + self._reserve(turn, index + 1, workers * stage.tokens) <= left:
+                return workers
+        return 0
+
+
+def _row(worker: int, workers: int, call: Call, reply: Reply, rung: tuple[float, float]) -> Row:
+    """One worker as the record shows it."""
+    return {
+        "worker": worker + 1,
+        "of": workers,
+        "prompt": call.prompt,
+        "system": call.system,
+        "output": reply.output,
+        "error": reply.error,
+        "temperature_normalised": rung[0],
+        "temperature_asked": call.temperature,
+        "temperature_sent": reply.temperature_sent,
+        "top_p": call.top_p,
+        "attention": call.attention,
+        "seed": call.seed,
+        "seed_sent": reply.seed_sent,
+        "tokens_in": reply.tokens_in,
+        "tokens_out": reply.tokens_out,
+        "finish": reply.finish,
+        "score": reply.score,
+        "attempts": reply.attempts,
+        "note": reply.note,
+    }

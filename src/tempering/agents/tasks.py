@@ -1,0 +1,163 @@
+"""Tasks whose answers can be checked: one JSON object a line, and generators of graded ones.
+
+    {"id": "sum-1", "prompt": "What is 2 + 3?", "answer": "5"}
+
+Optional: checker (see `checkers`), kind, level, choices; raw (true: a text to continue, not a chat
+turn), stop (the output ends before it); and whatever a checker of one's own reads.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tempering.agents import generators
+from tempering.errors import DataError, InputError
+from tempering.files import read_text, write_atomic
+
+Task = dict[str, Any]
+NEEDED = ("id", "prompt", "answer")
+
+
+class Kind(NamedTuple):
+    """A generator (rng, level) -> task fields, its levels, and the checker of its answers."""
+
+    make: Callable[[random.Random, int], dict[str, Any]]
+    levels: tuple[int, ...]
+    checker: str
+    summary: str
+
+
+KINDS: dict[str, Kind] = {
+    "arithmetic": Kind(
+        generators.arithmetic_chain, (1, 2, 3, 4), "number", "a chain of additions and subtractions"
+    ),
+    "recall": Kind(
+        generators.list_recall, (1, 2, 4, 8), "number", "one number of a list of so many, times 4"
+    ),
+    "words": Kind(generators.word_problem, (1, 2, 3), "number", "a story with so many steps"),
+}
+
+
+def generate_tasks(
+    n: int,
+    *,
+    seed: int = 0,
+    kinds: Sequence[str] = tuple(KINDS),
+    levels: Sequence[int] | None = None,
+) -> list[Task]:
+    """n tasks with known answers, kinds and levels in turn, all different.
+
+    Parameters
+    ----------
+    seed: of every choice; the same seed gives the same tasks.
+    kinds: of `KINDS`. levels: of difficulty, for every kind; each kind's own where None.
+
+    Raises InputError for an unknown kind, a level below 1, or more tasks than there are.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"no kind of task '{kind}'; there are {', '.join(KINDS)}")
+    if n < 1 or not kinds:
+        raise InputError(f"give at least one task and one kind, not {n} of {list(kinds)}")
+    places = [
+        (kind, level)
+        for kind in kinds
+        for level in (KINDS[kind].levels if levels is None else levels)
+    ]
+    if wrong := [level for _, level in places if level < 1]:
+        raise InputError(f"a level is 1 or more, got {wrong[0]}")
+    rng = random.Random(f"tasks/{seed}")
+    tasks: list[Task] = []
+    seen: set[str] = set()
+    # Levels in turn within a kind, kinds in turn.
+    order = sorted(range(len(places)), key=lambda i: (_rank(places, i), i))
+    for i in range(n):
+        kind, level = places[order[i % len(places)]]
+        for _ in range(1000):
+            made = KINDS[kind].make(rng, level)
+            if made["prompt"] not in seen:
+                break
+        else:
+            raise InputError(
+                f"there are not so many different tasks of kind {kind} at level {level}; ask for "
+                f"fewer than {n}, or for higher levels"
+            )
+        seen.add(made["prompt"])
+        head = {"id": f"{kind}-{level}-{i + 1}", "kind": kind, "level": level}
+        form = {"raw": True, "stop": "\n", "checker": KINDS[kind].checker}
+        tasks.append({**head, **made, **form})
+    return tasks
+
+
+def _rank(places: Sequence[tuple[str, int]], i: int) -> int:
+    """How many places of the same kind come before."""
+    return sum(kind == places[i][0] for kind, _ in places[:i])
+
+
+def write_tasks(path: str | Path, tasks: Sequence[Task]) -> Path:
+    """Write tasks as JSON lines, whole or not at all."""
+    return write_atomic(
+        path, "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
+    )
+
+
+class Loaded(NamedTuple):
+    """Tasks of a file, and what is wrong with its broken lines."""
+
+    tasks: list[Task]
+    broken: list[str]
+
+
+def load_tasks(path: str | Path, *, keep_going: bool = False) -> Loaded:
+    """Read tasks; DataError names the first broken line, unless `keep_going`."""
+    tasks: list[Task] = []
+    broken: list[str] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            task = _task(line)
+            if task["id"] in seen:
+                raise DataError(f"the id {task['id']!r} is that of line {seen[task['id']]}")
+        except DataError as error:
+            broken.append(f"{path}, line {number}: {error}")
+            if not keep_going:
+                raise DataError(
+                    f"{broken[0]}; mend the line, or leave such lines out with --keep-going"
+                ) from None
+            continue
+        seen[task["id"]] = number
+        tasks.append(task)
+    if not tasks:
+        raise DataError(f"{path} has no task that can be read" + "".join(f"; {b}" for b in broken))
+    return Loaded(tasks, broken)
+
+
+def _task(line: str) -> Task:
+    try:
+        task = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deep")
+        raise DataError(f"not JSON ({reason}, column {getattr(error, 'colno', 0)})") from None
+    if not isinstance(task, dict):
+        raise DataError(f"expected an object with {', '.join(NEEDED)}, got {type(task).__name__}")
+    for name in NEEDED:
+        if name not in task:
+            raise DataError(f"the field '{name}' is missing")
+        if isinstance(task[name], int | float) and not isinstance(task[name], bool):
+            task[name] = str(task[name])
+        if not isinstance(task[name], str) or not task[name].strip():
+            raise DataError(f"the field '{name}' is to be a text, got {task[name]!r}")
+    for name, kind, word in (
+        ("checker", str, "a text"),
+        ("stop", str, "a text"),
+        ("raw", bool, "true or false"),
+    ):
+        if not isinstance(task.get(name, kind()), kind):
+            raise DataError(f"the field '{name}' is to be {word}, got {task[name]!r}")
+    return task

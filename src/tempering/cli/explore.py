@@ -1,0 +1,256 @@
+"""tempering explore: what ladders of temperature buy on tasks whose answers can be checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tempering.cli import common
+from tempering.cli import throb as options
+
+EPILOG = """Examples:
+
+  tempering explore --generate 20
+
+  tempering explore --generate 300 --save-tasks tasks.jsonl
+
+  tempering explore --tasks tasks.jsonl -k 12 --ladder 0.4,1.2 --amplitude 1.2
+
+  tempering explore --tasks mine.jsonl --checker 'regex:Answer: (.*)' --stop-support 1.5
+"""
+
+
+def explore(
+    tasks: Annotated[Path | None, typer.Option(help="JSON lines with id, prompt, answer.")] = None,
+    generate: Annotated[
+        int | None, typer.Option(help="Make so many tasks with known answers instead.", min=1)
+    ] = None,
+    kinds: Annotated[
+        str, typer.Option(help="Of generated tasks: arithmetic, recall, words.")
+    ] = "arithmetic,recall,words",
+    levels: Annotated[
+        str | None, typer.Option(help="Of difficulty, e.g. 1-3; graded by default.")
+    ] = None,
+    save_tasks: Annotated[
+        Path | None, typer.Option(help="Write the generated tasks, and leave.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Leave broken lines of the file out.")
+    ] = False,
+    checker: Annotated[
+        str | None,
+        typer.Option(help="number, choice, exact, regex:PATTERN or FILE.py; the task's own else."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-k", help="A task.", min=2)] = 12,
+    temperature: Annotated[float, typer.Option(help="The single temperature.")] = 0.7,
+    ladder: Annotated[str, typer.Option(help="Coldest and hottest rung.")] = "0.4,1.2",
+    attention: Annotated[
+        str, typer.Option(help="Pattern over depth, or uniform, that the ladder scales.")
+    ] = "uniform",
+    amplitude: Annotated[
+        float | None,
+        typer.Option(help="Of the hottest rung; 1 for none. 1.2 where the engine has it."),
+    ] = None,
+    stop_support: Annotated[
+        float | None, typer.Option(help="Stop a task when its answers' support is under this.")
+    ] = None,
+    synthesis: Annotated[
+        bool, typer.Option("--synthesis", help="Also let the model merge the answers.")
+    ] = False,
+    engine: options.Engine_ = "local",
+    model: common.Model = "smollm2",
+    tokens: Annotated[int, typer.Option(help="New tokens a sample, at most.", min=1)] = 32,
+    policy: options.Policy = "strict",
+    models: options.Models = None,
+    concurrency: options.Concurrency = 8,
+    timeout: options.Timeout = 120.0,
+    retries: options.Retries = 5,
+    batch: options.Batch = 96,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    dtype: common.Dtype = "float32",
+    out: common.Out = common.RUNS,
+    as_json: common.Json = False,
+) -> None:
+    """Compare a single temperature, a ladder, an attention ladder and both, at equal samples.
+
+    pass@k without bias, accuracy of each aggregator, tokens spent, with paired bootstrap
+    intervals. Ctrl-C keeps what was finished; the same command goes on from there.
+    """
+    from tempering.agents.checkers import checker as read_checker
+    from tempering.agents.ladder import strategies
+    from tempering.cli.keeping import Kept, finish, interruptible
+    from tempering.errors import InputError
+    from tempering.evaluation.explore import explore as run
+    from tempering.evaluation.journal import Journal
+    from tempering.reports import Record
+
+    found, broken = _tasks(tasks, generate, kinds, levels, seed, keep_going)
+    if save_tasks is not None:
+        from tempering.agents.tasks import write_tasks
+
+        common.note(f"tasks: {write_tasks(save_tasks, found)}")
+        return
+    for line in broken:
+        common.note(f"left out: {line}")
+    names = [checker or task.get("checker") for task in found]
+    for task, name in zip(found, names, strict=True):
+        if name is None:
+            raise InputError(
+                f"task {task['id']!r} names no checker; give one with --checker, e.g. number"
+            )
+    made = {name: read_checker(str(name)) for name in dict.fromkeys(names)}
+    if amplitude is None:
+        amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
+    chosen = strategies(
+        samples,
+        temperature=temperature,
+        ladder=_ladder(ladder),
+        attention=attention,
+        amplitude=amplitude,
+    )
+    common.check_out(out)
+    settings: dict[str, Any] = {
+        "samples": samples,
+        "temperature": temperature,
+        "ladder": ladder,
+        "attention": attention,
+        "amplitude": amplitude,
+        "tokens": tokens,
+        "checker": checker,
+        "stop support": stop_support,
+        "synthesis": synthesis,
+    }
+    setup = {
+        "engine": engine,
+        "model": model,
+        "policy": policy,
+        "models": None if models is None else str(models),
+        "device": device,
+        "dtype": dtype,
+        "batch": batch,
+        "concurrency": concurrency,
+        "timeout": timeout,
+        "retries": retries,
+    }
+    worker, section = options.build_engine(setup, score=True)
+    key = {**settings, **setup, "seed": seed, "tasks": found, "checker": None, "synthesis": None}
+    journal = Journal(out, "explore", key)
+    if journal.entries:
+        common.note(f"resuming: {len(journal.entries)} finished samples in {journal.path}")
+    ledger = Kept(journal)
+    with interruptible() as asked, common.staged() as report:
+        result = run(
+            worker,
+            found,
+            [made[name] for name in names],
+            chosen,
+            tokens=tokens,
+            seed=seed,
+            stop_support=stop_support,
+            synthesise=synthesis,
+            ledger=ledger,
+            report=report,
+            stop=lambda: asked() or ledger.failed is not None,
+        )
+    journal.close()
+    record = Record.new(
+        "explore",
+        settings={
+            **settings,
+            "tasks": len(result.tasks),
+            "source": "generated" if tasks is None else tasks.name,
+            "broken lines": len(broken),
+            "samples that failed": result.failed,
+            "complete": result.complete,
+            **worker.describe(),
+        },
+        results=_sections(result, samples),
+        model=section,
+        seed=seed,
+        device=device or "cpu",
+    )
+    if not result.complete and ledger.failed is None:
+        common.finish(record, out, as_json)
+        common.note("interrupted; the numbers rest on what was finished. Run it again to go on")
+        raise typer.Exit(130)
+    _write_samples(out, record.created, result.rows)
+    finish(record, out, as_json, journal)
+    if ledger.failed is not None:
+        raise ledger.failed
+
+
+def _tasks(
+    path: Path | None,
+    generate: int | None,
+    kinds: str,
+    levels: str | None,
+    seed: int,
+    keep_going: bool,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    from tempering.agents.tasks import generate_tasks, load_tasks
+    from tempering.errors import InputError
+
+    if (path is None) == (generate is None):
+        raise InputError("give --tasks FILE or --generate N, one of the two")
+    if path is not None:
+        return load_tasks(path, keep_going=keep_going)
+    names = [name.strip() for name in kinds.split(",")]
+    chosen = common.numbers(levels, "--levels")
+    return generate_tasks(generate or 0, seed=seed, kinds=names, levels=chosen), []
+
+
+def _ladder(text: str) -> tuple[float, float]:
+    from tempering.errors import InputError
+
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--ladder takes two temperatures, e.g. 0.4,1.2; not '{text}'") from None
+    return low, high
+
+
+def _sections(result: Any, k: int) -> dict[str, Any]:
+    """The record's sections: means, paired differences from the first strategy, kinds."""
+    means = [
+        {
+            "label": row.label,
+            "metric": row.metric,
+            "value": row.estimate.value,
+            "low": row.estimate.low,
+            "high": row.estimate.high,
+            "n": row.estimate.n,
+            "k": k,
+            "level": 0.95,
+        }
+        for row in result.compared
+    ]
+    differences = [
+        {
+            "strategy": row.label,
+            "against": result.compared[0].label,
+            "metric": row.metric,
+            "difference": row.difference.value,
+            "low": row.difference.low,
+            "high": row.difference.high,
+            "tasks": row.difference.n,
+        }
+        for row in result.compared
+        if row.difference is not None
+    ]
+    sections: dict[str, Any] = {"benefit": means, "paired_differences": differences}
+    if result.by_kind:
+        sections["right_samples_and_solved_tasks"] = result.by_kind
+    return sections
+
+
+def _write_samples(out: Path, created: str, rows: list[dict[str, Any]]) -> None:
+    """Every prompt's samples beside the record, one JSON line each."""
+    from tempering.files import write_atomic
+
+    stamp = created[:19].replace(":", "").replace("-", "")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    common.note(f"samples: {write_atomic(out / f'explore-{stamp}.samples.jsonl', text)}")

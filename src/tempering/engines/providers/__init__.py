@@ -1,0 +1,60 @@
+"""Engines over HTTP: OpenAI-compatible servers, Anthropic, Gemini, each through its own SDK."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tempering.agents.temperatures import rule_for, user_rules
+from tempering.engines.providers.anthropic_messages import Anthropic
+from tempering.engines.providers.gemini import Gemini
+from tempering.engines.providers.openai_compatible import OpenAICompatible
+from tempering.engines.providers.remote import Client, RemoteEngine
+from tempering.engines.providers.retry import Backoff
+
+__all__ = ["Anthropic", "Backoff", "Gemini", "OpenAICompatible", "RemoteEngine", "provider"]
+
+
+def provider(
+    spec: str,
+    model: str,
+    *,
+    policy: str = "strict",
+    models: str | Path | None = None,
+    concurrency: int = 8,
+    timeout: float = 120.0,
+    retries: int = 5,
+) -> RemoteEngine:
+    """The engine of a provider by its name on the command line.
+
+    Parameters
+    ----------
+    spec: openai, anthropic, gemini, the address of an OpenAI-compatible server, or vllm:ADDRESS
+        for one that serves with tempering's plugin and so tempers attention too.
+    model: its name at the provider.
+    policy: strict, clamp or omit; see `tempering.agents.temperatures`.
+    models: a file of one's own with rows for the table of temperatures.
+    concurrency, timeout, retries: requests at once, seconds for one try, tries after the first.
+
+    Raises InputError for an unknown engine, a missing key, or (strict) an unknown model.
+    """
+    extra = () if models is None else user_rules(models)
+    client: Client
+    if spec == "openai":
+        client = OpenAICompatible()
+    elif spec == "anthropic":
+        client = Anthropic()
+    elif spec == "gemini":
+        client = Gemini()
+    elif spec.startswith("vllm:"):
+        client = OpenAICompatible(spec.removeprefix("vllm:"), attention=True)
+    else:
+        client = OpenAICompatible(spec)
+    return RemoteEngine(
+        client,
+        model,
+        rule_for(client.provider, model, policy, extra),
+        policy=policy,
+        concurrency=concurrency,
+        timeout=timeout,
+        backoff=Backoff(retries=retries),
+    )

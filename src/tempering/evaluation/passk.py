@@ -1,0 +1,62 @@
+"""pass@k without bias, and accuracies, over tasks whose answers can be checked.
+
+    pass@k = 1 - C(n - c, k) / C(n, k)      n samples of a task, c of them right
+
+is the probability that k samples drawn without replacement from the n hold a right one (Chen et
+al. 2021, arXiv 2107.03374). Where the samples differ in temperature, those are k rungs drawn at
+random from the ladder. Intervals are bootstraps over tasks; differences are paired by task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from tempering.errors import InputError
+from tempering.evaluation.paired import Estimate, bootstrap_mean
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k), as a product that doesn't overflow.
+
+    Raises InputError unless 1 <= k <= n and 0 <= c <= n.
+    """
+    if not 1 <= k <= n or not 0 <= c <= n:
+        raise InputError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got n={n}, c={c}, k={k}")
+    missed = 1.0
+    for i in range(k):
+        missed *= max(0, n - c - i) / (n - i)
+    return 1.0 - missed
+
+
+class Compared(NamedTuple):
+    """A mean over tasks, and its paired difference from the first strategy (None for that one)."""
+
+    label: str
+    metric: str
+    estimate: Estimate
+    difference: Estimate | None
+
+
+def compared(
+    values: dict[str, Sequence[float]], metric: str, *, seed: int, draws: int = 2000
+) -> list[Compared]:
+    """Means over tasks with bootstrap intervals, and differences from the first entry.
+
+    values: label -> one value a task, the same tasks in the same order.
+    """
+    labels = list(values)
+    if len({len(column) for column in values.values()}) > 1:
+        raise InputError(f"'{metric}' has other numbers of tasks for different strategies")
+    base = torch.tensor(values[labels[0]], dtype=torch.float64)
+    found = []
+    for label in labels:
+        column = torch.tensor(values[label], dtype=torch.float64)
+        difference = None
+        if label != labels[0]:
+            difference = bootstrap_mean(column - base, seed=seed, draws=draws)
+        mean = bootstrap_mean(column, seed=seed, draws=draws)
+        found.append(Compared(label, metric, mean, difference))
+    return found
