@@ -96,10 +96,10 @@ FOLDS: dict[str, tuple[dict[str, Any], str, dict[str, tuple[int, str]]]] = {
 # name -> settings beyond the common ones, part of the reason
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gemma2": ({}, "soft cap"),
-    "bloom": ({"n_layer": LAYERS, "n_head": HEADS}, "added position bias"),
+    "bloom": ({"n_layer": LAYERS, "n_head": HEADS}, "added part (a position bias"),
     "mpt": (
         {"d_model": 32, "n_heads": HEADS, "n_layers": LAYERS, "max_seq_len": 64},
-        "added position bias",
+        "added part (a position bias",
     ),
     "olmo": ({"clip_qkv": 50.0}, "clamped"),
     "llama4_text": (

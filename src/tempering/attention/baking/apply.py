@@ -65,7 +65,9 @@ def verification_inputs(model: nn.Module, sample: dict[str, Any] | None) -> list
     own: Any = model
     config, embedding = own.config, own.get_input_embeddings()
     length = min(_LENGTH, int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0))
-    if not config.is_encoder_decoder and length > inputs[0]["input_ids"].shape[1]:
+    # Musicgen has an embedding for each of its codebooks.
+    plain = isinstance(getattr(embedding, "weight", None), Tensor)
+    if plain and not config.is_encoder_decoder and length > inputs[0]["input_ids"].shape[1]:
         generator = torch.Generator().manual_seed(3)
         low, high = 5, max(6, min(1000, embedding.weight.shape[0]))
         ids = torch.randint(low, high, (2, length), generator=generator)
@@ -83,7 +85,8 @@ def logits_of(model: nn.Module, inputs: Sequence[dict[str, Any]]) -> list[Tensor
             output = result.last_hidden_state
         mask = arguments.get("attention_mask")
         if mask is not None and "decoder_input_ids" not in arguments:
-            output = output[mask.bool()]
+            # Some models answer with several rows for one of the batch.
+            output = output[mask.bool().repeat_interleave(len(output) // len(mask), 0)]
         found.append(output.cpu().reshape(-1, output.shape[-1]))
     return found
 

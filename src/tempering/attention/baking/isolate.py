@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,7 +63,8 @@ class Seen:
     """What one call of a layer showed.
 
     queries, keys: the operands of the products that the logits are made of.
-    logits: Float[Tensor, "batch heads queries keys"], finished; masked entries are -inf.
+    logits: Float[Tensor, "batch heads queries keys"], finished.
+    visible: where they are not masked.
     sinks: whether the last key is a learned sink logit.
     choices: what was ranked to choose keys or experts, which finished logits don't show.
     outputs: every floating tensor that the call returned.
@@ -73,6 +73,7 @@ class Seen:
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
+    visible: list[Tensor] = field(default_factory=list)
     sinks: bool = False
     choices: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
@@ -145,13 +146,16 @@ class _Observer:
         if layer.folded:
             logits = logits.view(-1, layer.heads, *logits.shape[-2:])
         floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
-        self.seen.logits.append(logits.masked_fill(logits <= floor, -math.inf))
+        self.seen.logits.append(logits)
+        self.seen.visible.append(logits > floor)
 
     def _see(self, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
         self.seen.queries.append(query)
         self.seen.keys.append(key)
         self.seen.sinks = module is not None and has_sinks(module, kwargs)
-        self.seen.logits.append(torch.cat(list(sliced_logits(module, query, key, mask, kwargs)), 2))
+        logits = torch.cat(list(sliced_logits(module, query, key, mask, kwargs)), 2)
+        self.seen.logits.append(logits)
+        self.seen.visible.append(logits.isfinite())
 
 
 class _Products(TorchFunctionMode):

@@ -28,7 +28,8 @@ class Reach:
     heads: a label for each slice: its head, or -1.
     per_head: whether each labelled slice reaches one head alone; if not, the labels are 0.
     through: "queries", "keys", or "logits" for what is added to the products (sinks, biases).
-    dead: slices that reach nothing at all on the sample.
+    dead: how many slices reach nothing at all on the sample.
+    vector: whether the parameter has one axis.
     """
 
     axis: int
@@ -36,6 +37,7 @@ class Reach:
     per_head: bool
     through: str
     dead: int
+    vector: bool
 
 
 def reaches(layer: Isolated) -> dict[str, Reach]:
@@ -82,11 +84,17 @@ def _gradients(
     def random_like(tensor: Tensor) -> Tensor:
         return torch.randn(tensor.shape, generator=generator).to(tensor.device)
 
-    logits = [item for seen in runs for item in seen.logits if item.requires_grad]
+    pairs = [
+        (item, mask)
+        for seen in runs
+        for item, mask in zip(seen.logits, seen.visible, strict=True)
+        if item.requires_grad
+    ]
+    logits = [item for item, _ in pairs]
     queries = [item for seen in runs for item in seen.queries if item.requires_grad]
     keys = [item for seen in runs for item in seen.keys if item.requires_grad]
     outputs = [item for seen in runs for item in seen.outputs if item.requires_grad]
-    plain = [random_like(item).masked_fill(~item.isfinite(), 0.0) for item in logits]
+    plain = [random_like(item).masked_fill(~mask, 0.0) for item, mask in pairs]
     marked = [item * marks.to(item.device)[None, :, None, None] for item in plain]
 
     def back(ends: list[Tensor], starts: list[Tensor], cotangents: list[Tensor]) -> Gradients:
@@ -98,10 +106,8 @@ def _gradients(
 
     def through(middles: list[Tensor], cotangents: list[Tensor]) -> Gradients:
         inner = back(logits, middles, cotangents)
-        pairs = [(m, g) for m, g in zip(middles, inner, strict=True) if g is not None]
-        if not pairs:
-            return [None] * len(parameters)
-        return back([m for m, _ in pairs], parameters, [g for _, g in pairs])
+        reached = [(m, g) for m, g in zip(middles, inner, strict=True) if g is not None]
+        return back([m for m, _ in reached], parameters, [g for _, g in reached])
 
     paths = {
         "queries": (through(queries, plain), through(queries, marked)),
@@ -127,10 +133,10 @@ def _reach(
             dead = int((~(slices.alive | by_key | _alive(output, axis, plain))).sum())
             labels = slices.labels(marks)
             if labels is not None:
-                return Reach(axis, labels, True, through, dead)
+                return Reach(axis, labels, True, through, dead, plain.ndim == 1)
             if shared is None:
                 labels = torch.where(slices.alive, 0, -1)
-                shared = Reach(axis, labels, False, through, dead)
+                shared = Reach(axis, labels, False, through, dead, plain.ndim == 1)
         return shared
     return None
 

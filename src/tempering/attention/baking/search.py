@@ -48,7 +48,7 @@ def search(layer: Isolated) -> Found:
     if not paths["queries"] and not paths["keys"]:
         return Found("no", "no weight of the layer reaches its queries alone")
     base = layer.run()
-    verdicts: dict[str, list[str]] = {"queries": [], "keys": []}
+    verdicts: list[str] = []
     for per_head, path in itertools.product((True, False), ("queries", "keys")):
         for folds in _candidates(paths[path], paths["logits"], per_head):
             verdict = _proved(layer, base, folds, per_head)
@@ -56,8 +56,11 @@ def search(layer: Isolated) -> Found:
                 if per_head:
                     return Found("per head", "", folds)
                 return Found("per layer", _why_shared(folds), folds)
-            verdicts[path].append(verdict)
-    return Found("no", _why_not(layer, verdicts["queries"] or verdicts["keys"]))
+            # Why not is read off the queries, without what is added to their products.
+            alone = not any(fold.parameter in paths["logits"] for fold in folds)
+            if path == "queries" and (alone or verdict in ("clamped", "outputs", "choices")):
+                verdicts.append(verdict)
+    return Found("no", _why_not(layer, verdicts))
 
 
 def _candidates(
@@ -66,14 +69,17 @@ def _candidates(
     """Sets of folds: parameters of a submodule, of two, of all; sinks and biases beside them."""
     forms: tuple[Form, ...] = ("w", "1+w")
     for group, beside, form in itertools.product(
-        _groups(products, per_head), _groups(added, per_head) or [()], forms
+        _groups(products, per_head), [*_groups(added, per_head), ()], forms
     ):
+        # Norms alone add 1 to their weight.
+        if form == "1+w" and not any(_is_norm(name, products[name]) for name in group):
+            continue
         chosen = [
             Fold.of(
                 name,
                 products[name].axis,
                 products[name].heads,
-                form if name.endswith("weight") else "w",
+                form if _is_norm(name, products[name]) else "w",
                 products[name].per_head,
             )
             for name in group
@@ -83,6 +89,10 @@ def _candidates(
             for name in beside
         ]
         yield tuple(chosen)
+
+
+def _is_norm(name: str, reach: Reach) -> bool:
+    return reach.vector and name.endswith("weight")
 
 
 def _groups(found: dict[str, Reach], per_head: bool) -> list[tuple[str, ...]]:
@@ -150,8 +160,7 @@ def _logits_agree(
     """Whether the logits are beta times the old ones, per head and for the sinks by themselves."""
     found = False
     for old, new in zip(base, runs, strict=True):
-        for before, after in zip(old.logits, new.logits, strict=True):
-            seen = before.isfinite()
+        for before, seen, after in zip(old.logits, old.visible, new.logits, strict=True):
             wanted = (before * beta.to(before)[None, :, None, None]).masked_fill(~seen, 0.0)
             error = (after.masked_fill(~seen, 0.0) - wanted).abs()
             split = before.shape[-1] - int(old.sinks)
@@ -173,9 +182,9 @@ def _affine(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...]) -> bool:
     for value in (0.5, 2.0):
         runs = _folded_run(layer, folds, torch.full((heads,), value))
         pairs = [
-            (after - before)[before.isfinite()] / (value - 1)
+            (after - before)[seen] / (value - 1)
             for old, new in zip(base, runs, strict=True)
-            for before, after in zip(old.logits, new.logits, strict=True)
+            for before, seen, after in zip(old.logits, old.visible, new.logits, strict=True)
         ]
         slopes.append(torch.cat(pairs))
     error = (slopes[0] - slopes[1]).abs().max()
@@ -222,7 +231,7 @@ def _why_shared(folds: tuple[Fold, ...]) -> str:
 
 
 def _why_not(layer: Isolated, verdicts: list[str]) -> str:
-    if "softcap" in layer.layer.features and {"clamped", "other"} & set(verdicts):
+    if "softcap" in layer.layer.features:
         return "its logits pass a soft cap, which no weight of the layer scales"
     if "clamped" in verdicts:
         return "its queries or logits are clamped, which no weight of the layer scales"
@@ -231,7 +240,10 @@ def _why_not(layer: Isolated, verdicts: list[str]) -> str:
     if "outputs" in verdicts:
         return "the weights of its queries have another effect on what the layer returns"
     if "affine" in verdicts:
-        return "its logits hold an added position bias, which no weight of the layer scales"
+        return (
+            "its logits hold an added part (a position bias, or a mask of its own), "
+            "which no weight of the layer scales"
+        )
     if "undone" in verdicts:
         return "its queries are normalised, and no weight comes after the norm"
     return "no weight of the layer scales its logits"
