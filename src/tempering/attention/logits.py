@@ -65,8 +65,8 @@ def sliced_logits(
         floor = torch.finfo(query.dtype).min / 2
         logits = logits.masked_fill(logits <= floor, float("-inf"))
         if sinks is not None:
-            column = sinks.to(work).reshape(1, heads, 1, 1).expand(batch, -1, len(part), -1)
-            logits = torch.cat([logits, column], dim=-1)
+            column = _sink_column(sinks.to(work), heads, part)
+            logits = torch.cat([logits, column.expand(batch, -1, len(part), -1)], dim=-1)
         yield logits
 
 
@@ -81,6 +81,14 @@ def _sinks(module: Any, kwargs: dict[str, Any]) -> Tensor | None:
             return kwargs[name]
     sinks = getattr(module, "sinks", None)
     return sinks if isinstance(sinks, Tensor) else None
+
+
+def _sink_column(sinks: Tensor, heads: int, queries: Tensor) -> Tensor:
+    """One logit a head, or one for each row, head and query, as a column of keys."""
+    if sinks.ndim < 3:
+        return sinks.reshape(1, heads, 1, 1)
+    column = sinks if sinks.ndim == 4 else sinks[..., None]
+    return column[:, :, queries] if column.shape[2] > 1 else column
 
 
 def _is_causal(module: Any, mask: Any, kwargs: dict[str, Any], q_seq: int) -> bool:

@@ -49,13 +49,20 @@ def capture_calls(
 
 def _kept(item: Any) -> Any:
     if not isinstance(item, Tensor):
-        return item
+        return _own(item)
     item = item.detach().clone()
     if not item.is_floating_point():
         return item
     # Masking is the lowest number of its dtype.
     masked = item <= torch.finfo(item.dtype).min / 2
     return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
+
+
+def _own(item: Any) -> Any:
+    """A cache is written to by the call that it is given to, so each call gets its own."""
+    from transformers import Cache
+
+    return copy.deepcopy(item) if isinstance(item, Cache) else item
 
 
 @dataclass
@@ -101,8 +108,8 @@ class Isolated:
     def _runs(self, profile: Profile) -> Iterator[Seen]:
         for args, kwargs in self.calls:
             seen = Seen()
-            # Some layers write into dictionaries that they are given.
-            args, kwargs = tree_map(lambda item: item, (args, kwargs))
+            # Some layers write into dictionaries that they are given; this makes new ones.
+            args, kwargs = tree_map(_own, (args, kwargs))
             with Tempering(self.module, self._layout, [profile]), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 getattr(self.module, routes.STATE).observer = _Observer(seen)
