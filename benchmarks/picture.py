@@ -1,6 +1,6 @@
 """The README's picture: keys alive by layer, untouched and under the demo's pattern.
 
-    python benchmarks/picture.py runs/demo-....json      from a record that `tempering demo` wrote
+python benchmarks/picture.py runs/demo-....json      from a record that `tempering demo` wrote
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def _heats(widths: Sequence[int], plan: Schedule) -> list[float]:
 
 def _roles(widths: Sequence[int]) -> list[tuple[str, str, str | None]]:
     """(name, prompt, prompt again): the widest explore, the last executes, between they merge."""
-    roles = []
+    roles: list[tuple[str, str, str | None]] = []
     for i, width in enumerate(widths):
         if i == len(widths) - 1:
             roles.append(("execute", prompts.EXECUTE, None))
@@ -286,7 +286,7 @@ def _roles(widths: Sequence[int]) -> list[tuple[str, str, str | None]]:
         else:
             roles.append(("consolidate", prompts.MERGE, None))
     seen: dict[str, int] = {}
-    named = []
+    named: list[tuple[str, str, str | None]] = []
     for name, prompt, again in roles:
         seen[name] = seen.get(name, 0) + 1
         label = name if seen[name] == 1 else f"{name} {seen[name]}"

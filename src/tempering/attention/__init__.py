@@ -1,10 +1,10 @@
 """Scale 2, heads and layers of a pretrained model: profile, control, measure.
 
-    layout(model)                     which layers have a softmax, and how many heads
-    Profile                           T[layer, head], relative to the model's own temperature
-    tempered(model, profile)          a handle and context manager
-    measure(model, tokenizer, text)   support, entropy, peak, sink share of every head
-    profile_for_support(...)          temperatures under which support follows a pattern
+layout(model)                     which layers have a softmax, and how many heads
+Profile                           T[layer, head], relative to the model's own temperature
+tempered(model, profile)          a handle and context manager
+measure(model, tokenizer, text)   support, entropy, peak, sink share of every head
+profile_for_support(...)          temperatures under which support follows a pattern
 """
 
 from tempering.attention.control import Tempering, tempered

@@ -34,7 +34,7 @@ class Observation:
     logits: Tensor | None = None
 
 
-def sample_inputs(model: nn.Module, rows: int = 2) -> dict[str, Any]:
+def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
     """A padded batch whose rows are alike, so that one can be compared with another."""
     config: Any = model.config
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
@@ -254,7 +254,7 @@ def _mask_floor(logits: Tensor) -> float:
 
 
 class _Softmaxes(TorchFunctionMode):
-    """Registers the softmax and scaled dot product calls of attention code outside the interface."""
+    """Registers softmaxes and scaled products of attention code outside the interface."""
 
     def __init__(self, watcher: _Watcher) -> None:
         super().__init__()

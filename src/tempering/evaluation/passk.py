@@ -9,7 +9,7 @@ random from the ladder. Intervals are bootstraps over tasks; differences are pai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ class Compared(NamedTuple):
 
 
 def compared(
-    values: dict[str, Sequence[float]], metric: str, *, seed: int, draws: int = 2000
+    values: Mapping[str, Sequence[float]], metric: str, *, seed: int, draws: int = 2000
 ) -> list[Compared]:
     """Means over tasks with bootstrap intervals, and differences from the first entry.
 
