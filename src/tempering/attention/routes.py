@@ -40,7 +40,8 @@ LOGIT_ARGUMENTS = ("position_bias", "s_aux", "sinks", "softcap")
 NEUTRAL_ARGUMENTS = frozenset(
     "dropout scaling is_causal sliding_window cu_seq_lens_q cu_seq_lens_k max_length_q "
     "max_length_k cu_seqlens position_embeddings output_attentions hidden_states position_ids "
-    "past_key_values past_key_value use_cache cache_position indices block_indices deterministic layer_idx "
+    "past_key_values past_key_value use_cache cache_position indices block_indices "
+    "deterministic layer_idx "
     "output_hidden_states output_router_logits num_items_in_batch seq_idx return_dict training "
     "encoder_hidden_states encoder_attention_mask is_cross_attention attention_type cache "
     "allow_is_causal_skip block_table kernel_options target_dtype implementation head_mask "
