@@ -68,9 +68,18 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout, and every module's training flag as it was afterwards."""
+    """No gradients, no dropout, and every module's training flag as it was afterwards.
+
+    Inference mode is left as well: in it, composite operators reach the dispatcher whole, and
+    the reference would not see the softmax inside them.
+    """
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+    ):
         torch.manual_seed(0)
         yield
 
