@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
 import itertools
 import pickle
 import threading
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tempering.attention.control import tempered
 from tempering.attention.profile import Profile
 from tempering.errors import ProfileError
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 INPUTS = {False: ["input_ids"], True: ["input_ids", "decoder_input_ids"]}
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
