@@ -1,0 +1,122 @@
+"""What the general rules of `configs.py` can't shrink, by type of configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_AXIAL = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+_SLIDING_THEN_FULL = ["sliding_attention", "full_attention"] * 2
+_LINEAR_THEN_FULL = ["linear_attention", "full_attention"] * 2
+_GEMMA4_TEXT = {
+    "layer_types": _SLIDING_THEN_FULL,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 16,
+}
+_GEMMA4_ASSISTANT_TEXT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": _SLIDING_THEN_FULL,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+    "num_kv_shared_layers": 4,
+    "sliding_window": 4,
+    "max_position_embeddings": 64,
+}
+
+# Added to (and above) the values of the general rules.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "cohere_compass_text": {"layer_types": _SLIDING_THEN_FULL, "rope_parameters": _AXIAL},
+    "dots1": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "max_window_layers": 2,
+        "first_k_dense_replace": 1,
+    },
+    # Their block-sparse attention is refused by name.
+    "big_bird": {"attention_type": "original_full"},
+    "bigbird_pegasus": {"attention_type": "original_full"},
+    "blenderbot": {"encoder_layers": 4},
+    "blt": {"encoder_hash_byte_group_vocab": 64, "vocab_size": 260},
+    "blt_local_encoder": {"vocab_size": 260, "hidden_size_global": 64},
+    "blt_local_decoder": {"vocab_size": 260, "hidden_size_global": 64},
+    "blt_patcher": {"vocab_size": 260},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots3_note_vision_encoder": {
+        "per_layer_config": {},
+        "adapter_in_dim": 64,
+        "adapter_out_dim": 64,
+    },
+    "dots3_note_audio_encoder": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    "dots3_note_text": {
+        "layer_types": ["indexed_attention", "sliding_attention"] * 2,
+        "head_dim": 24,
+        "sliding_window": 4,
+        "swa_num_attention_heads": 2,
+        "swa_num_key_value_heads": 2,
+        "swa_q_lora_rank": 32,
+        "swa_kv_lora_rank": 32,
+        "swa_head_dim": 24,
+        "swa_qk_nope_head_dim": 16,
+        "swa_v_head_dim": 16,
+    },
+    "gemma3n_text": {
+        "layer_types": _SLIDING_THEN_FULL,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_text": _GEMMA4_TEXT,
+    "gemma4_unified_text": _GEMMA4_TEXT,
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "granitemoehybrid": {"layer_types": _LINEAR_THEN_FULL},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": _LINEAR_THEN_FULL},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "longcat_flash": {"head_dim": 8, "num_layers": 2},
+    "mamba2": {"num_heads": 4, "head_dim": 32},
+    "ministral": {"head_dim": 16},
+    "moshi": {"audio_vocab_size": 32},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+        "layer_types": ["linear_attention", "indexed_attention"] * 2,
+    },
+    "reformer": {"axial_pos_embds_dim": (32, 32), "axial_pos_shape": (8, 8)},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+}
+
+# The whole configuration.
+REPLACED: dict[str, dict[str, Any]] = {
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 4,
+        "max_seq_len": 64,
+        "vocab_size": 128,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96},
+    },
+    "gemma4_assistant": {"text_config": _GEMMA4_ASSISTANT_TEXT, "backbone_hidden_size": 64},
+    "gemma4_unified_assistant": {
+        "text_config": _GEMMA4_ASSISTANT_TEXT,
+        "backbone_hidden_size": 64,
+    },
+}
