@@ -180,7 +180,7 @@ def support_so_far(answers: Sequence[Answer]) -> float:
 
 
 def settled(answers: Sequence[Answer], threshold: float) -> bool:
-    """Whether to stop sampling: `support_so_far` is under the threshold.
+    """Whether to stop sampling: there is an answer, and `support_so_far` is under the threshold.
 
     Raises InputError for a threshold that no number of samples gets under.
     """
@@ -189,7 +189,7 @@ def settled(answers: Sequence[Answer], threshold: float) -> bool:
             f"a threshold on the support of answers is above 1, got {threshold:g}; 1.5 stops after "
             "6 samples that agree"
         )
-    return support_so_far(answers) < threshold
+    return bool(_counts(answers)) and support_so_far(answers) < threshold
 
 
 def with_options(aggregator: Callable[..., Verdict], **options: object) -> Aggregator:

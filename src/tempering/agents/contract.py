@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tempering.errors import TemperingError
 
@@ -76,6 +76,7 @@ Progress = Callable[[int, str, int], None]
 Stop = Callable[[], bool]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Where generations run.
 
@@ -106,6 +107,7 @@ class Engine(Protocol):
         """Settings for the record: never a key."""
 
 
+@runtime_checkable
 class Ledger(Protocol):
     """Finished rows by name; `tempering.evaluation.journal.Journal` keeps them on disk."""
 

@@ -104,22 +104,20 @@ def attention_rungs(k: int, attention: str, amplitude: float) -> list[tuple[str 
 
 
 def spread(k: int) -> list[int]:
-    """The rungs in an order whose beginnings are spread over the ladder: s_i = i m mod k."""
-    step = _coprime(k, (math.sqrt(5) - 1) / 2)
-    return [i * step % k for i in range(k)]
+    """The rungs in an order whose beginnings are spread over the ladder.
+
+    s_i = rank of frac(i phi) among i = 0..k-1, phi the golden section, whose multiples fall into
+    the largest gaps left between those before them.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    order = sorted(range(k), key=lambda i: i * golden % 1)
+    return [order.index(i) for i in range(k)]
 
 
 def across(k: int) -> list[int]:
     """A pairing of rungs with rungs that is as uncorrelated as multiples modulo k can be."""
     options = [[s * m % k for s in range(k)] for m in range(1, k) if math.gcd(m, k) == 1]
     return min(options, key=lambda pairing: abs(_correlation(pairing)))
-
-
-def _coprime(k: int, share: float) -> int:
-    """The number nearest to share * k without a common divisor with k."""
-    return min(
-        (m for m in range(1, k + 1) if math.gcd(m, k) == 1), key=lambda m: abs(m - share * k)
-    )
 
 
 def _correlation(pairing: Sequence[int]) -> float:

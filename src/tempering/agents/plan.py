@@ -217,7 +217,7 @@ def _stage(row: Any, where: str) -> Stage:
             prompts.check_template(row[name], f"{where}.{name}")
     top_p = row.get("top_p")
     if top_p is not None:
-        top_p = strict_yaml.number(top_p, f"{where}.top_p", 0, 1)
+        top_p = strict_yaml.number(top_p, f"{where}.top_p", 0.0, 1.0)
         if top_p == 0:
             raise InputError(
                 f"{where}.top_p: expected more than 0; for the likeliest token alone "

@@ -53,6 +53,11 @@ def fill(template: str, task: str, notes: list[str], answer: str) -> str:
     return template.format(**values)
 
 
+def numbering(notes: int) -> int:
+    """Tokens at most that the numbers between so many notes take; a token is a byte or more."""
+    return 0 if notes == 1 else notes * len(f"[{notes}] \n\n")
+
+
 def deal(notes: list[str], width: int) -> list[list[str]]:
     """Which notes each of `width` workers reads.
 

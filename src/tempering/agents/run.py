@@ -9,6 +9,7 @@ others go on; a stage whose workers all fail is a StageError. Rows live in a led
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,6 +116,10 @@ def _name(turn: int, stage: Stage, worker: int) -> str:
     return f"{turn}/{stage.name}/{worker + 1}"
 
 
+def _template(turn: int, stage: Stage) -> str:
+    return stage.again if turn > 1 and stage.again is not None else stage.prompt
+
+
 def _silent(turn: int, stage: Stage, worker: int, state: str, count: int) -> None:
     pass
 
@@ -140,7 +145,7 @@ class _Runner:
                 )
             self.engine.check(self.calls(1, stage, [""], "", stage.width))
         if self.budget is not None:
-            least = self._reserve(1, 0, 0)
+            least = self._reserve(1, 0, 0, "")
             if least > self.budget and not self._used(rounds):
                 raise InputError(
                     f"a budget of {self.budget} tokens is too small: one worker in each stage may "
@@ -217,7 +222,7 @@ class _Runner:
         self, turn: int, stage: Stage, notes: list[str], answer: str, workers: int
     ) -> list[Call]:
         """What the first `workers` of a stage are to do; the notes are dealt among them."""
-        template = stage.again if turn > 1 and stage.again is not None else stage.prompt
+        template = _template(turn, stage)
         read = prompts.deal(notes, workers)
         found = []
         for worker, (normalised, amplitude) in enumerate(stage.rungs()[:workers]):
@@ -251,13 +256,14 @@ class _Runner:
     def _used(self, rounds: int) -> int:
         return spent(collect(self.plan, self.ledger, rounds))
 
-    def _reserve(self, turn: int, index: int, notes: int) -> int:
+    def _reserve(self, turn: int, index: int, notes: int, answer: str) -> int:
         """Tokens that one worker in each stage from `index` on may take, the first reading notes
         of so many tokens."""
         total = 0
         for stage in self.plan.stages[index:]:
-            call = self.calls(turn, stage, [""], "", 1)[0]
-            total += self.engine.count(call) + notes + stage.tokens
+            call = self.calls(turn, stage, [""], answer, 1)[0]
+            read = _template(turn, stage).count("{notes}")
+            total += self.engine.count(call) + read * notes + stage.tokens
             notes = stage.tokens
         return total
 
@@ -267,12 +273,14 @@ class _Runner:
         if self.budget is None:
             return stage.width
         left = self.budget - self._used(rounds)
-        for workers in range(stage.width, 0, -1):
+
+        def need(workers: int) -> int:
             calls = self.calls(turn, stage, notes, answer, workers)
-            need = sum(self.engine.count(call) + call.tokens for call in calls)
-            if need + self._reserve(turn, index + 1, workers * stage.tokens) <= left:
-                return workers
-        return 0
+            own = sum(self.engine.count(call) + call.tokens for call in calls)
+            written = workers * stage.tokens + prompts.numbering(workers)
+            return own + self._reserve(turn, index + 1, written, answer)
+
+        return bisect.bisect_right(range(1, stage.width + 1), left, key=need)
 
 
 def _row(worker: int, workers: int, call: Call, reply: Reply, rung: tuple[float, float]) -> Row:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tempering.agents.contract import Call, Done, EngineError, Progress, Reply, Stop
 from tempering.agents.temperatures import Rule, Sent
@@ -28,6 +28,7 @@ class Completion(NamedTuple):
     finish: str | None
 
 
+@runtime_checkable
 class Session(Protocol):
     """An open connection of an SDK."""
 
@@ -35,6 +36,7 @@ class Session(Protocol):
         """One request; `name` is the same over retries, for servers that look out for doubles."""
 
 
+@runtime_checkable
 class Client(Protocol):
     """One provider's SDK. spec: how the command line names it."""
 

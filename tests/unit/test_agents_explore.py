@@ -1,0 +1,230 @@
+"""Ladders, the unbiased pass@k, and a comparison of strategies with an engine made up for it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tempering.agents.checkers import checker
+from tempering.agents.contract import Call, EngineError, Memory
+from tempering.agents.ladder import across, attention_rungs, spread, strategies
+from tempering.agents.tasks import generate_tasks
+from tempering.errors import InputError, ScheduleError, TemperatureError
+from tempering.evaluation.explore import explore
+from tempering.evaluation.passk import compared, pass_at_k
+from tests.unit.agents_fake import FakeEngine
+
+
+@given(
+    st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
+)
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(case):
+    n, c, k = case
+    subsets = list(itertools.combinations(range(n), k))
+    hits = sum(any(i < c for i in subset) for subset in subsets)
+    assert pass_at_k(n, c, k) == pytest.approx(hits / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_does_not_overflow():
+    exact = 1 - math.comb(9_000, 500) / math.comb(10_000, 500)
+    assert pass_at_k(10_000, 1_000, 500) == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
+def test_pass_at_k_of_nonsense(case):
+    with pytest.raises(InputError, match="1 <= k <= n and 0 <= c <= n"):
+        pass_at_k(*case)
+
+
+def test_differences_are_paired():
+    rng = random.Random(0)
+    base = [rng.random() for _ in range(200)]
+    shifted = [value + 0.1 for value in base]
+    first, second = compared({"a": base, "b": shifted}, "m", seed=0)
+    assert first.difference is None
+    assert second.difference is not None
+    assert second.difference.value == pytest.approx(0.1)
+    # All tasks differ by the same, so the paired interval has no width; the means' do.
+    assert second.difference.high - second.difference.low < 1e-9
+    assert second.estimate.high - second.estimate.low > 0.02
+    with pytest.raises(InputError, match="other numbers of tasks"):
+        compared({"a": base, "b": base[:-1]}, "m", seed=0)
+
+
+@given(st.integers(2, 40))
+def test_orders_are_permutations_whose_beginnings_are_spread(k):
+    order, other = spread(k), across(k)
+    assert sorted(order) == sorted(other) == list(range(k))
+    if k >= 6:
+        start = sorted(order[: k // 2])
+        assert max(b - a for a, b in itertools.pairwise([-1, *start, k])) <= k / 2
+    if k >= 5:
+        middle = (k - 1) / 2
+        covariance = sum((s - middle) * (t - middle) for s, t in enumerate(other))
+        assert abs(covariance) < 0.7 * sum((s - middle) ** 2 for s in range(k))
+
+
+def test_strategies_spend_the_same():
+    single, ladder, attention, both = strategies(
+        12, temperature=0.7, ladder=(0.4, 1.2), amplitude=1.25
+    )
+    assert {len(s.rungs) for s in (single, ladder, attention, both)} == {12}
+    assert {rung.temperature for rung in single.rungs} == {0.7}
+    steps = sorted(rung.temperature for rung in ladder.rungs)
+    assert steps == pytest.approx([0.4 * 3 ** (s / 11) for s in range(12)])
+    heats = sorted(rung.heat for rung in attention.rungs)
+    assert heats == pytest.approx([1.25 ** (2 * s / 11 - 1) for s in range(12)])
+    assert sorted(r.temperature for r in both.rungs) == pytest.approx(steps)
+    assert sorted(r.heat for r in both.rungs) == pytest.approx(heats)
+    assert len(strategies(12, temperature=0.7, ladder=(0.4, 1.2))) == 2
+
+
+def test_a_pattern_as_attention_ladder_starts_at_the_models_own():
+    rungs = attention_rungs(3, "throb(12,3,1,12)", 1.21)
+    assert rungs[0] == (None, 1.0)
+    assert rungs[1] == ("throb(12,3,1,12)|amplitude(1.1)", pytest.approx(1.1))
+    middle = attention_rungs(3, "uniform", 1.21)[1]
+    assert middle == (None, 1.0), "the middle of a uniform ladder is the untouched model"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k": 1}, InputError, "at least 2 samples"),
+        ({"temperature": 0.0}, TemperatureError, "above 0 and finite, got 0"),
+        ({"ladder": (1.0, 0.5)}, InputError, "from cold to hot"),
+        ({"ladder": (0.5, math.inf)}, TemperatureError, "finite, got inf"),
+        ({"amplitude": 0.5}, InputError, "an amplitude above 1"),
+        ({"amplitude": 1.2, "attention": "throb("}, ScheduleError, "expected"),
+    ],
+)
+def test_ladders_that_are_none(change, error, message):
+    arguments = {"k": 4, "temperature": 0.7, "ladder": (0.4, 1.2), **change}
+    with pytest.raises(error, match=message):
+        strategies(arguments.pop("k"), **arguments)
+
+
+TASKS = generate_tasks(30, seed=0, kinds=["arithmetic"])
+CHECKERS = [checker("number")] * len(TASKS)
+
+
+def hot_is_right(call: Call) -> str:
+    """Right where the temperature of the call is near that of the task, by its level."""
+    task = next(task for task in TASKS if task["prompt"] == call.prompt)
+    wanted = 0.3 + 0.3 * task["level"]
+    right = abs((call.temperature or 0) - wanted) < 0.1
+    return task["answer"] if right else str(int(task["answer"]) + 1 + call.seed % 3)
+
+
+def chosen(k: int = 12, **options: float) -> list:
+    return strategies(k, temperature=0.6, ladder=(0.3, 1.5), **options)
+
+
+def test_a_ladder_wins_where_temperatures_solve_different_tasks():
+    engine = FakeEngine(hot_is_right)
+    found = explore(engine, TASKS, CHECKERS, chosen())
+    assert found.complete and found.failed == 0 and len(found.rows) == 2 * 12 * len(TASKS)
+    table = {(row.metric, row.label): row for row in found.compared}
+    single, ladder = (s.name for s in chosen())
+    at_level_one = sum(task["level"] == 1 for task in TASKS) / len(TASKS)
+    assert table["pass@12", single].estimate.value == pytest.approx(at_level_one)
+    assert table["pass@12", ladder].estimate.value == 1.0
+    difference = table["pass@12", ladder].difference
+    assert difference is not None and difference.low > 0.5 and difference.n == 30
+    # Equal samples, and the tokens that they took are told.
+    spent = table["tokens written a task", single].estimate.value
+    assert spent == table["tokens written a task", ladder].estimate.value == 12
+    assert {"accuracy, majority", "accuracy, tempered vote", "accuracy, best of n",
+            "accuracy, difficulty-aware", "pass@1", "pass@4", "pass@12",
+            "share of unreadable answers"} <= {row.metric for row in found.compared}  # fmt: skip
+    assert found.by_kind[0][ladder].endswith("/ 1.00")
+
+
+def test_samples_have_the_same_seeds_under_every_strategy_and_others_in_every_task():
+    engine = FakeEngine(hot_is_right)
+    explore(engine, TASKS[:4], CHECKERS[:4], chosen(4))
+    half = len(engine.asked) // 2
+    first, second = engine.asked[:half], engine.asked[half:]
+    assert [call.seed for call in first] == [call.seed for call in second]
+    assert len({call.seed for call in first}) == len(first)
+
+
+def test_stopping_early_saves_samples_on_easy_tasks():
+    engine = FakeEngine(lambda call: "5" if call.prompt == TASKS[0]["prompt"] else str(call.seed))
+    found = explore(engine, TASKS[:2], CHECKERS[:2], chosen(), stop_support=1.76)
+    counts = {}
+    for row in found.rows:
+        counts[row["strategy"], row["task"]] = counts.get((row["strategy"], row["task"]), 0) + 1
+    for strategy in chosen():
+        assert counts[strategy.name, TASKS[0]["id"]] == 3
+        assert counts[strategy.name, TASKS[1]["id"]] == 12
+    assert found.complete and not any(row.metric.startswith("pass@") for row in found.compared)
+
+
+def test_an_interrupted_comparison_goes_on():
+    ledger, first = Memory(), FakeEngine(hot_is_right)
+    part = explore(first, TASKS, CHECKERS, chosen(), ledger=ledger,
+                   stop=lambda: len(first.asked) >= 500)  # fmt: skip
+    assert not part.complete and 0 < len(part.tasks) < len(TASKS)
+    second = FakeEngine(hot_is_right)
+    whole = explore(second, TASKS, CHECKERS, chosen(), ledger=ledger)
+    assert len(first.asked) + len(second.asked) == 2 * 12 * len(TASKS)
+    assert whole == explore(FakeEngine(hot_is_right), TASKS, CHECKERS, chosen())
+
+
+def test_failed_samples_count_as_wrong_and_are_tried_again():
+    ledger = Memory()
+
+    def flaky(call: Call) -> str | Exception:
+        return ValueError("lost") if call.key.endswith("/3") else hot_is_right(call)
+
+    found = explore(FakeEngine(flaky), TASKS[:4], CHECKERS[:4], chosen(), ledger=ledger)
+    assert found.failed == 2 * 4 and found.complete
+    healed = FakeEngine(hot_is_right)
+    assert explore(healed, TASKS[:4], CHECKERS[:4], chosen(), ledger=ledger).failed == 0
+    assert len(healed.asked) == 8
+    with pytest.raises(EngineError, match="all 48 samples of 'single T 0.6' failed: down"):
+        explore(FakeEngine(lambda call: ValueError("down")), TASKS[:4], CHECKERS[:4], chosen())
+
+
+def test_answers_that_no_checker_can_read_are_wrong_and_counted():
+    engine = FakeEngine(lambda call: "no idea")
+    found = explore(engine, TASKS[:3], CHECKERS[:3], chosen(4))
+    table = {(row.metric, row.label): row.estimate.value for row in found.compared}
+    single = chosen(4)[0].name
+    assert table["share of unreadable answers", single] == 1.0
+    assert table["pass@4", single] == table["accuracy, majority", single] == 0.0
+
+
+def test_synthesis_asks_the_engine_once_a_task():
+    def answer(call: Call) -> str:
+        if "Several attempts" in call.prompt:
+            return next(t["answer"] for t in TASKS if call.prompt.startswith(t["prompt"] + "\n\n"))
+        return hot_is_right(call)
+
+    engine = FakeEngine(answer)
+    found = explore(engine, TASKS[:5], CHECKERS[:5], chosen(4), synthesise=True)
+    assert len(engine.asked) == 2 * (4 + 1) * 5
+    accuracies = [r.estimate.value for r in found.compared if r.metric == "accuracy, synthesis"]
+    assert accuracies == [1.0, 1.0]
+
+
+def test_a_task_that_its_own_checker_calls_wrong_is_named():
+    odd = {"id": "odd", "prompt": "p", "answer": "4"}
+    never = replace(checker("number"), correct=lambda answer, task: False)
+    with pytest.raises(
+        InputError, match="task 'odd': the checker number doesn't take.*'4' for right"
+    ):
+        explore(FakeEngine(), [odd], [never], chosen(4))
+
+
+def test_strategies_of_different_sizes_are_not_compared():
+    uneven = [chosen(4)[0], chosen(6)[1]]
+    with pytest.raises(InputError, match="equal number of samples"):
+        explore(FakeEngine(), TASKS[:2], CHECKERS[:2], uneven)
