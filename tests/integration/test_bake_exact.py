@@ -64,6 +64,24 @@ def test_every_layout_against_divided_softmaxes(name):
     assert torch.equal(logits(model, ids), plain)
 
 
+def test_weights_that_only_types_of_tokens_bring_in():
+    """XLNet adds (q + r_s_bias) . seg_embed where two tokens have different types."""
+    settings = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    model = tiny("xlnet", settings)
+    T = temperatures("per head")
+    ids = tokens()
+    types = (torch.arange(20) >= 8).long().expand(2, -1)
+    baked = bake(model, Profile.from_matrix(T))
+    for arguments in ({}, {"token_type_ids": types}):
+        with torch.no_grad():
+            plain = model(ids, **arguments).logits
+            with oracle.softmax_divided(list(T)):
+                exact = model(ids, **arguments).logits
+            got = baked(ids, **arguments).logits
+        assert (got - exact).abs().max() <= 1e-4 * exact.std()
+        assert (plain - exact).abs().max() > 2e-3 * exact.std()
+
+
 def test_generation_is_that_of_the_controlled_model():
     model = tiny("gpt_neox")
     profile = Profile.from_matrix(temperatures("per head"))

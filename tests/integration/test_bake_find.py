@@ -97,6 +97,15 @@ def test_a_limit_that_few_tokens_never_reach_still_counts():
     assert foldable(tiny("olmo", {"clip_qkv": None})).verdict == "per head"
 
 
+def test_weights_that_take_no_part():
+    """What other inputs may bring in can't be folded unseen."""
+    model = tiny("llama")
+    model.model.layers[1].self_attn.extra = torch.nn.Parameter(torch.ones(HEADS))
+    found = foldable(model)
+    assert [layer.verdict for layer in found.plan] == ["per head", "no"]
+    assert "extra takes no part in a short forward pass" in found.reason
+
+
 def test_queries_that_choose_keys():
     """Queries that also rank keys can't be scaled, though few tokens let all keys through."""
     model = tiny("llama")

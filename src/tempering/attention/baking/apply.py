@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.attention.baking.folds import Fold
+from tempering.attention.baking.isolate import sample_with_types
 from tempering.attention.control import tempered
 from tempering.attention.layout import layout
-from tempering.attention.probe import run, sample_inputs
+from tempering.attention.probe import run
 from tempering.attention.profile import Profile
 from tempering.errors import BakeError, CheckError
 
@@ -61,7 +62,7 @@ def verification_inputs(model: nn.Module, sample: dict[str, Any] | None) -> list
     """Forward arguments to compare two models on: a padded batch, and longer random tokens."""
     if sample is not None:
         return [sample]
-    inputs = [sample_inputs(model)]
+    inputs = [sample_with_types(model)]
     own: Any = model
     config, embedding = own.config, own.get_input_embeddings()
     length = min(_LENGTH, int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,11 +41,24 @@ def capture_calls(
         for name in names
     ]
     try:
-        run(model, sample if sample is not None else sample_inputs(model))
+        run(model, sample if sample is not None else sample_with_types(model))
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def sample_with_types(model: Any) -> dict[str, Any]:
+    """A padded batch, with two types of tokens where the model knows them: XLNet's queries meet
+    weights for them that take no part otherwise.
+    """
+    inputs = sample_inputs(model)
+    types = int(getattr(model.config, "type_vocab_size", 2) or 1)
+    if "token_type_ids" in inspect.signature(model.forward).parameters and types > 1:
+        ids = inputs["input_ids"]
+        halves = torch.arange(ids.shape[1], device=ids.device) * 2 // ids.shape[1]
+        inputs["token_type_ids"] = halves.expand_as(ids).contiguous()
+    return inputs
 
 
 def _kept(item: Any) -> Any:
@@ -202,8 +216,9 @@ class _Products(TorchFunctionMode):
             pair = (given["batch1"], given["batch2"])
         elif func is torch.einsum and len(args) == 3:
             pair = args[1:]
-        # Products after the softmax can't reach the logits, so they do no harm here.
-        if len(pair) == 2 and all(_is_activation(item) for item in pair):
+        # Products after the softmax can't reach the logits, so they do no harm here. What a
+        # constant (a table of positions or types) is multiplied with is no key.
+        if len(pair) == 2 and all(map(_is_activation, pair)) and pair[0].requires_grad:
             self.seen.queries.append(pair[0])
             self.seen.keys.append(pair[1])
         return func(*args, **kwargs)

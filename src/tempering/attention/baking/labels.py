@@ -40,11 +40,13 @@ class Reach:
     vector: bool
 
 
-def reaches(layer: Isolated) -> dict[str, Reach]:
-    """For each parameter of an isolated layer that reaches its logits.
+def reaches(layer: Isolated) -> tuple[dict[str, Reach], list[str]]:
+    """For each parameter of an isolated layer that reaches its logits, how; and its idle ones.
 
     What reaches queries and keys both, slice by slice, is left out; what reaches keys alone
-    counts as such.
+    counts as such. Idle are parameters of the layer's own module that take no part in anything:
+    other inputs may bring them in. (Those of a submodule do so where it does, and modules that
+    rank keys give no gradients.)
     """
     parameters = dict(layer.module.named_parameters())
     for parameter in parameters.values():
@@ -56,13 +58,16 @@ def reaches(layer: Isolated) -> dict[str, Reach]:
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-    found = {}
+    found, idle = {}, []
     for index, name in enumerate(parameters):
         own = {path: (plain[index], marked[index]) for path, (plain, marked) in paths.items()}
         reach = _reach(own, output[index], _marks(layer.layer.heads))
         if reach is not None:
             found[name] = reach
-    return found
+        ends = [*(plain for plain, _ in own.values()), output[index]]
+        if "." not in name and not any(end is not None and bool(end.any()) for end in ends):
+            idle.append(name)
+    return found, idle
 
 
 def _marks(heads: int) -> Float[Tensor, "heads"]:

@@ -40,7 +40,11 @@ class Found:
 
 def search(layer: Isolated) -> Found:
     """Find and prove the fold of an isolated layer, per head if there is one, else per layer."""
-    found = reaches(layer)
+    found, idle = reaches(layer)
+    if idle:
+        return Found(
+            "no", f"{idle[0]} takes no part in a short forward pass, so its part is unknown"
+        )
     paths = {
         path: {name: reach for name, reach in found.items() if reach.through == path}
         for path in ("queries", "keys", "logits")
@@ -69,7 +73,7 @@ def _candidates(
     """Sets of folds: parameters of a submodule, of two, of all; sinks and biases beside them."""
     forms: tuple[Form, ...] = ("w", "1+w")
     for group, beside, form in itertools.product(
-        _groups(products, per_head), [*_groups(added, per_head), ()], forms
+        _groups(products, per_head), [*_beside(added, per_head), ()], forms
     ):
         # Norms alone add 1 to their weight.
         if form == "1+w" and not any(_is_norm(name, products[name]) for name in group):
@@ -109,6 +113,12 @@ def _groups(found: dict[str, Reach], per_head: bool) -> list[tuple[str, ...]]:
     if len(fit) > 2:
         sets.append(tuple(fit))
     return [tuple(name for owner in chosen for name in fit[owner]) for chosen in sets]
+
+
+def _beside(added: dict[str, Reach], per_head: bool) -> list[tuple[str, ...]]:
+    """The same of what is added to the products, and each alone: two may be multiplied."""
+    alone = [(name,) for name in added if _whole(added[name], per_head)]
+    return list(dict.fromkeys([*_groups(added, per_head), *alone]))
 
 
 def _whole(reach: Reach, per_head: bool) -> bool:
