@@ -221,4 +221,5 @@ STATISTICS = ("entropy", "peak", "sink_share", "heat_capacity", "entropy_without
 
 
 def _entropy(r: Tensor) -> float:
-    return -sum(float(p) * float(p.log()) for p in r if p > 0)
+    r = r[r > 0]
+    return -float((r * r.log()).sum())

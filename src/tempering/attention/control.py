@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention import interface, routes
-from tempering.attention.layout import Layout, layout
+from tempering.attention import interface, routes, softmaxes
+from tempering.attention.layout import Layout, layout, unwrapped
 from tempering.attention.profile import Profile, check_values
 from tempering.errors import ProfileError, RefusedError
 
@@ -39,7 +39,7 @@ def tempered(
 
     Parameters
     ----------
-    model: a transformers model.
+    model: a transformers model, compiled or not.
     profile: one Profile, or a sequence with one for each row of the batches to come.
     check: on the first use of this kind of model in the process, prove on a small batch that
         the model obeys the temperatures exactly (see `attention.check`).
@@ -49,6 +49,7 @@ def tempered(
     Raises ProfileError (another shape or model), ArchitectureError (refused), CheckError (the
     self-check failed). The model is left as it was after each of them.
     """
+    model = unwrapped(model)
     profiles = _profiles(profile)
     if getattr(getattr(model, "config", None), BAKED_MARK, None) and not again:
         raise RefusedError(
@@ -79,8 +80,12 @@ class Tempering:
         rows = _stack(profiles, plan)
         interface.acquire()
         # Also when the model and its forgotten handle are thrown away together.
-        self._release = weakref.finalize(self, interface.release)
-        self._release.atexit = False
+        self._releases = [weakref.finalize(self, interface.release)]
+        if any(layer.route == "softmax" for layer in plan.layers):
+            softmaxes.acquire()
+            self._releases.append(weakref.finalize(self, softmaxes.release))
+        for release in self._releases:
+            release.atexit = False
         self._active = True
         try:
             for module, layer, temperature in zip(self._modules, plan.layers, rows, strict=True):
@@ -135,7 +140,8 @@ class Tempering:
         self._active = False
         for module in self._modules:
             _detach(module, self)
-        self._release()
+        for release in self._releases:
+            release()
 
     def _require_active(self) -> None:
         if not self._active:

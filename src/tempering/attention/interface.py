@@ -22,15 +22,19 @@ import torch
 from torch import nn
 
 from tempering.attention.logits import observe_with
-from tempering.attention.routes import STATE, attend
+from tempering.attention.routes import attend
+from tempering.attention.state import STATE
 
 # Reentrant: a forgotten handle may be collected, and so let go, while the lock is held.
 _LOCK = threading.RLock()
 _USERS = 0
 _WRAPPED: list[Any] = []
 _ORIGINAL: Any = None
+# Given the function that the interface hands back and the model's own eager one, what is
+# called in place of the first.
+Wrap = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 # Thread -> what wraps the attention functions that this thread is handed.
-_WATCHERS: dict[int, Callable[[Callable[..., Any]], Callable[..., Any]]] = {}
+_WATCHERS: dict[int, Wrap] = {}
 
 
 def acquire() -> None:
@@ -66,8 +70,8 @@ def release() -> None:
 
 
 @contextlib.contextmanager
-def watched(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Hand `wrap(function)` to the models that this thread runs, outside any temperature."""
+def watched(wrap: Wrap) -> Iterator[None]:
+    """Hand `wrap(function, eager)` to the models that this thread runs, outside any temperature."""
     thread = threading.get_ident()
     before = _WATCHERS.get(thread)
     acquire()
@@ -108,5 +112,5 @@ def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) 
     if not torch.compiler.is_compiling() and _WATCHERS:
         wrap = _WATCHERS.get(threading.get_ident())
         if wrap is not None:
-            return wrap(tempered_attention)
+            return wrap(tempered_attention, default)
     return tempered_attention

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tempering.attention.axes import FOLDED, STANDARD
 from tempering.errors import ArchitectureError
 
 
@@ -24,7 +25,9 @@ class AttentionLayer:
     heads, kv_heads: query heads, key-value heads.
     route: "interface" (transformers' attention interface) or "softmax" (attention code of its
         own, reached at its softmax call).
-    folded: with route "softmax", whether heads are folded into the batch axis.
+    axes: with route "softmax", how its logits are laid out (see `axes.py`).
+    other_softmaxes: with route "softmax", (number of axes, whether over the last) of softmaxes
+        in the same module that are no attention over keys.
     mask_floor: logits at or below it are masking, and stay as they are.
     features: what sits before the softmax besides scaled products: "sinks", "softcap",
         "position_bias".
@@ -36,9 +39,15 @@ class AttentionLayer:
     heads: int
     kv_heads: int
     route: str = "interface"
-    folded: bool = False
+    axes: tuple[str, ...] = (STANDARD,)
+    other_softmaxes: tuple[tuple[int, bool], ...] = ()
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
     features: tuple[str, ...] = ()
+
+    @property
+    def folded(self) -> bool:
+        """Whether heads are folded into the batch axis of the logits."""
+        return FOLDED in self.axes
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Layout:
     """The attention layers of a model in order of depth, and the layers that have none.
 
     depths: number of layers of each stack, softmax or not; the clock of a schedule over depth.
-    untempered: names of layers without softmax (state space, linear attention, ...).
+    untempered: names of layers without softmax (state space, linear attention, ...), and of
+        attention that the sample did not reach (a vision tower, where it was text).
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -70,7 +80,16 @@ class Layout:
         return f"{len(self.layers)} layers x {heads} heads"
 
 
-_CACHE: weakref.WeakKeyDictionary[nn.Module, Layout] = weakref.WeakKeyDictionary()
+# Names by which attention code calls attention, or forms a softmax.
+_CALLS = {"get_interface", "softmax", "scaled_dot_product_attention", "logsumexp"}
+
+_CACHE: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Layout, Any]]]
+_CACHE = weakref.WeakKeyDictionary()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile(model)`, which shares its modules; else the model."""
+    return getattr(model, "_orig_mod", model)
 
 
 def layout(model: nn.Module, sample: dict[str, Any] | None = None) -> Layout:
@@ -79,26 +98,41 @@ def layout(model: nn.Module, sample: dict[str, Any] | None = None) -> Layout:
     Parameters
     ----------
     model: a transformers model.
-    sample: keyword arguments of a forward call, for models that don't take `input_ids`.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids`; given
+        one, the model is examined anew.
 
     Raises ArchitectureError when no softmax attention is found, or a layer's heads can't be
     told apart. The result is kept for the lifetime of the model object.
     """
-    found = _CACHE.get(model)
-    if found is None:
+    return examined(unwrapped(model), sample)[0]
+
+
+def examined(model: nn.Module, sample: dict[str, Any] | None = None) -> tuple[Layout, Any]:
+    """The layout, and the observation that it was read from (see `probe.Observation`)."""
+    if not hasattr(model, "config"):
+        raise ArchitectureError(
+            f"{type(model).__name__} has no transformers configuration; give a transformers "
+            "model, not a wrapper around one"
+        )
+    known = _CACHE.setdefault(model, {})
+    implementation = str(getattr(model.config, "_attn_implementation", None))
+    if sample is not None or implementation not in known:
         from tempering.attention.probe import observe
 
         observation = observe(model, sample)
-        found = _arrange(model, observation.layers)
-        _CACHE[model] = found
-    return found
+        known[implementation] = (_arrange(model, observation.layers), observation)
+    return known[implementation]
 
 
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     if not layers:
+        own = next((name for name, module in model.named_modules() if _attends(module)), None)
         raise ArchitectureError(
             f"{type(model).__name__} shows no softmax attention in a forward pass, "
             "so it has no attention temperature"
+            if own is None
+            else f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
+            "softmax over keys, so its temperature can't be controlled exactly"
         )
     numbered: list[AttentionLayer] = []
     depths: dict[str, int] = {}
@@ -132,7 +166,7 @@ def _position(model: nn.Module, name: str) -> tuple[nn.ModuleList | None, int]:
 
 
 def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str, ...]:
-    """Entries of the lists of layers that hold at least one attention layer but not here."""
+    """Entries of lists of layers without a layer of the layout, and attention not reached."""
     lists: dict[str, set[int]] = {}
     for layer in layers:
         match = re.match(r"(.*?)\.?(\d+)\.", layer.name + ".")
@@ -143,4 +177,22 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
         container = model.get_submodule(prefix) if prefix else model
         if isinstance(container, nn.ModuleList):
             missing += [f"{prefix}.{i}" for i in range(len(container)) if i not in present]
+    known = [*(layer.name for layer in layers), *missing]
+    for name, module in model.named_modules():
+        if _attends(module) and not any(_related(name, other) for other in known):
+            missing.append(name)
+            known.append(name)
     return tuple(missing)
+
+
+def _related(name: str, other: str) -> bool:
+    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether a module's class is named for attention and calls an attention function."""
+    kind = type(module)
+    if "attention" not in kind.__name__.lower() and "attn" not in kind.__name__.lower():
+        return False
+    codes = [item.__code__ for item in vars(kind).values() if hasattr(item, "__code__")]
+    return any(_CALLS.intersection(code.co_names) for code in codes)

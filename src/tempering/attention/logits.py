@@ -119,4 +119,5 @@ def observe_with(function: Callable[..., Any], observer: Any) -> Callable[..., A
         return function(module, query, key, value, attention_mask, **kwargs)
 
     observed.__name__ = getattr(function, "__name__", "attention")
+    observed.__wrapped__ = function  # type: ignore[attr-defined]
     return observed

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tempering.attention import routes
 from tempering.attention.control import Tempering, tempered
-from tempering.attention.layout import AttentionLayer, Layout, layout
+from tempering.attention.layout import AttentionLayer, Layout, layout, unwrapped
 from tempering.attention.logits import has_sinks, sliced_logits
 from tempering.attention.modes import evaluation_mode
 from tempering.attention.profile import Profile
@@ -127,6 +127,7 @@ def measure_tokens(
     """`measure` on token ids."""
     if chunks.numel() == 0:
         raise InputError(f"measuring needs at least one chunk of tokens, not {tuple(chunks.shape)}")
+    model = unwrapped(model)
     plan = layout(model)
     network: Any = model
     device = network.get_input_embeddings().weight.device

@@ -1,150 +1,121 @@
-"""Run a model on a few tokens and watch its softmaxes: what is there, and what T would do.
+"""Run a model on a few tokens and watch its softmaxes: which layers have one, in what shape.
 
-The reference in here knows nothing of the routes in `routes.py`: below the model's code, where
-PyTorch dispatches operators, it divides the logits of one row of the batch by random
-temperatures, computing in float64 from the formula of the definitions.
+Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
+is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
+the module or the configuration states. Every attention call is also tried against a reference
+while it is at hand (`trial.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tempering.attention import interface, routes
+from tempering.attention import axes, interface, routes, softmaxes
 from tempering.attention.layout import AttentionLayer
-from tempering.attention.modes import evaluation_mode
-from tempering.errors import ArchitectureError
+from tempering.attention.sample import run, sample_inputs
+from tempering.attention.state import STATE
+from tempering.attention.trial import Trial, try_interface
+from tempering.attention.trial_softmax import SoftmaxTrial
+from tempering.errors import ArchitectureError, TemperingError
 
-TOKENS, TARGET_TOKENS, PADDING = 9, 6, 2
+__all__ = ["Observation", "observe", "run", "sample_inputs"]
+
+# A finite masking constant is below this.
+_MASKED = -5e3
+_HEAD_FIELDS = (
+    "num_attention_heads",
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "num_attn_heads",
+    "heads",
+    "decoder_attention_heads",
+    "encoder_attention_heads",
+)
 
 
 @dataclass
 class Observation:
-    """What one forward pass showed."""
+    """What one forward pass showed.
+
+    layers: in the order of their first call. trial: what the reference made of each call.
+    output: the first tensor of the model's output. memory: its cache, if it keeps one.
+    """
 
     layers: list[AttentionLayer] = field(default_factory=list)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    logits: Tensor | None = None
-
-
-def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
-    """A padded batch whose rows are alike, so that one can be compared with another."""
-    config: Any = model.config
-    if getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise ArchitectureError(
-            f"{type(model).__name__} takes '{model.main_input_name}', not token ids; "
-            "give a sample of its inputs: layout(model, sample={...})"
-        )
-    text = config.get_text_config()
-    vocabulary = int(getattr(text, "vocab_size", 0) or model.get_input_embeddings().weight.shape[0])
-    device = model.get_input_embeddings().weight.device
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(count: int) -> Tensor:
-        low = min(5, vocabulary - 1)
-        row = torch.randint(low, min(vocabulary, 1000), (1, count), generator=generator)
-        return row.expand(rows, -1).contiguous().to(device)
-
-    mask = torch.ones(rows, TOKENS, dtype=torch.long, device=device)
-    if config.is_encoder_decoder:
-        mask[:, -PADDING:] = 0
-        return {
-            "input_ids": tokens(TOKENS),
-            "attention_mask": mask,
-            "decoder_input_ids": tokens(TARGET_TOKENS),
-        }
-    # Eager attention of a float64 model gives NaN for a query that sees nothing but padding.
-    first = 1 if model.get_input_embeddings().weight.dtype == torch.float64 else 0
-    mask[:, first : first + PADDING] = 0
-    return {"input_ids": tokens(TOKENS), "attention_mask": mask}
-
-
-@contextlib.contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout, and every module's training flag as it was afterwards.
-
-    Inference mode is left as well: in it, composite operators reach the dispatcher whole, and
-    the reference would not see the softmax inside them.
-    """
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with (
-        evaluation_mode(model),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.random.fork_rng(devices=devices),
-    ):
-        torch.manual_seed(0)
-        yield
-
-
-def run(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """One forward pass without a cache."""
-    with _still(model):
-        try:
-            return model(**inputs, use_cache=False)
-        except TypeError as error:
-            if "use_cache" not in str(error):
-                raise
-            return model(**inputs)
+    trial: Trial = field(default_factory=Trial)
+    output: Tensor | None = None
+    memory: Any = None
 
 
 def observe(
     model: nn.Module,
     sample: dict[str, Any] | None = None,
-    temperature: Any = None,
-    row: int = 1,
+    cache: bool = True,
+    trial: Trial | None = None,
 ) -> Observation:
-    """Watch one forward pass; with `temperature(name, heads) -> [heads]`, temper one row.
+    """Watch one forward pass, and try every attention call that it makes."""
+    _refuse_known(model)
+    inputs = sample if sample is not None else sample_inputs(model)
+    try:
+        return _Watcher(model, inputs, trial or Trial()).watch(cache)
+    except TemperingError:
+        raise
+    except Exception:
+        if not cache:
+            raise
+        # A few architectures can't make a cache; what fails for another reason fails again.
+        return _Watcher(model, inputs, Trial()).watch(cache=False)
 
-    The reference temperatures act on row `row` of the batch alone, at the level of operators.
-    """
-    watcher = _Watcher(model, temperature, row)
-    return watcher.watch(sample if sample is not None else sample_inputs(model))
+
+def _refuse_known(model: nn.Module) -> None:
+    """Architectures that a short forward pass would misjudge, or change."""
+    for name, module in model.named_modules():
+        if "BlockSparseAttention" in type(module).__name__:
+            raise ArchitectureError(
+                f"{name} ({type(module).__name__}) attends to blocks of long inputs and replaces "
+                "itself on short ones; load the model with attention_type='original_full'"
+            )
 
 
 class _Watcher:
-    def __init__(self, model: nn.Module, temperature: Any, row: int) -> None:
+    def __init__(self, model: nn.Module, inputs: dict[str, Any], trial: Trial) -> None:
         self.model = model
-        self.temperature = temperature
-        self.row = row
+        self.inputs = inputs
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
-        self.inside_interface: nn.Module | None = None
+        self.inside: list[nn.Module] = []
         self.found: dict[str, AttentionLayer] = {}
-        self.outputs: dict[str, Tensor] = {}
-        self.key_lengths: dict[str, int] = {}
+        self.others: dict[str, set[tuple[int, bool]]] = {}
+        self.trial = trial
+        named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
+        given = [*named, *inputs.values()]
+        self.batch = next(item.shape[0] for item in given if isinstance(item, Tensor))
 
-    def watch(self, inputs: dict[str, Any]) -> Observation:
-        if "input_ids" in inputs:
-            self.tokens = inputs["input_ids"].shape[1]
-            self.batch = inputs["input_ids"].shape[0]
-        else:
-            first = next(item for item in inputs.values() if isinstance(item, Tensor))
-            self.tokens, self.batch = -1, first.shape[0]
+    def watch(self, cache: bool) -> Observation:
         handles = []
         for module in self.model.modules():
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
-        reference = _Reference(self) if self.temperature is not None else contextlib.nullcontext()
         try:
-            with interface.watched(self._watched), reference, _Softmaxes(self):
-                result = run(self.model, inputs)
+            with interface.watched(self._watched), _Functions(self):
+                result = run(self.model, self.inputs, cache)
         finally:
             for handle in handles:
                 handle.remove()
-        logits = getattr(result, "logits", None)
-        if logits is None:
-            logits = getattr(result, "last_hidden_state", None)
-        return Observation(list(self.found.values()), self.outputs, logits)
-
-    # -- hooks
+        layers = [
+            replace(layer, other_softmaxes=tuple(sorted(self.others.get(layer.name, ()))))
+            for layer in self.found.values()
+        ]
+        output = next((item for item in _values(result) if isinstance(item, Tensor)), None)
+        memory = getattr(result, "past_key_values", None)
+        return Observation(layers, self.trial, output, memory)
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
         self.stack.append(module)
@@ -152,118 +123,180 @@ class _Watcher:
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.stack and self.stack[-1] is module:
             self.stack.pop()
-        name = self.names.get(id(module))
-        layer = self.found.get(name or "")
-        if layer is not None and layer.route == "softmax":
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, Tensor):
-                self.outputs[layer.name] = first.detach()
 
-    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self._record(module, args, kwargs)
-            self.inside_interface, before = module, self.inside_interface
+    # -- calls of the attention interface
+
+    def _watched(
+        self, function: Callable[..., Any], eager: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        def attention(
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            arguments = (query, key, value, attention_mask)
+            layer = self._record(module, *arguments, kwargs, function)
+            self.inside.append(module)
             try:
-                output = function(module, *args, **kwargs)
+                output = function(module, *arguments, **kwargs)
+                try_interface(self.trial, layer, function, eager, module, arguments, kwargs)
             finally:
-                self.inside_interface = before
-            name = self.names.get(id(module))
-            if name is not None:
-                self.outputs[name] = output[0].detach()
+                self.inside.pop()
             return output
 
         return attention
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _record(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        kwargs: dict[str, Any],
+        function: Callable[..., Any],
+    ) -> AttentionLayer:
         name = self.names.get(id(module))
         if name is None:
             raise ArchitectureError(
                 f"{type(module).__name__} calls attention but is no module of "
                 f"{type(self.model).__name__}"
             )
-        query = args[0] if args else kwargs["query"]
-        key = args[1] if len(args) > 1 else kwargs["key"]
         if query.ndim != 4 or key.ndim != 4:
             raise ArchitectureError(
                 f"{name}: queries of shape {tuple(query.shape)} are not "
                 "[batch, heads, tokens, head_dim]; its heads can't be told apart"
             )
-        features = [item for item in routes.LOGIT_ARGUMENTS if kwargs.get(item) is not None]
-        if any("sink" in item for item in (*module._parameters, *module._buffers)):
-            features.append("sinks")
-        for argument in kwargs:
-            if argument not in routes.NEUTRAL_ARGUMENTS and argument not in routes.LOGIT_ARGUMENTS:
-                raise ArchitectureError(
-                    f"{name} passes '{argument}' to its attention, which is not known to leave "
-                    "the logits alone; this architecture is refused"
-                )
-        features = sorted({"sinks" if item == "s_aux" else item for item in features})
-        self.found.setdefault(
-            name,
-            AttentionLayer(
-                name=name,
-                stack=self._stack_of(module, name, query.shape[2], key.shape[2], kwargs),
-                index=0,
-                heads=query.shape[1],
-                kv_heads=key.shape[1],
-                features=tuple(features),
-            ),
+        if query.shape[0] != self.batch:
+            raise ArchitectureError(
+                f"{name}: {query.shape[0]} rows of queries for a batch of {self.batch}; "
+                "its rows can't be told apart"
+            )
+        features = {item for item in routes.LOGIT_ARGUMENTS if kwargs.get(item) is not None}
+        if "s_aux" in features or routes.has_own_sinks(module):
+            features.add("sinks")
+        layer = AttentionLayer(
+            name=name,
+            stack=self._stack_of(module, name, query.shape[2], key.shape[2], kwargs),
+            index=0,
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            mask_floor=_mask_floor(mask),
+            features=tuple(sorted(features - {"s_aux"})),
         )
+        return self.found.setdefault(name, layer)
 
     def _stack_of(
         self, module: nn.Module, name: str, queries: int, keys: int, kwargs: dict[str, Any]
     ) -> str:
-        config: Any = self.model.config
-        if not config.is_encoder_decoder:
+        if name in self.found:
+            return self.found[name].stack
+        model: Any = self.model
+        if not model.config.is_encoder_decoder:
             causal = kwargs.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
-            return "decoder" if causal else "encoder"
-        if queries == TARGET_TOKENS and keys == TOKENS:
-            return "cross"
-        return "encoder" if queries == TOKENS else "decoder"
+            return "decoder" if causal or model.can_generate() else "encoder"
+        decoder = model.get_decoder()
+        if decoder is None or not any(item is decoder for item in self.stack):
+            return "encoder"
+        # The probe's target is shorter than its source, so keys of the source tell.
+        return "decoder" if queries == keys else "cross"
 
     # -- softmaxes that models call themselves
 
-    def own_softmax(self, logits: Tensor) -> AttentionLayer | None:
-        """The layer that a softmax outside the interface belongs to, if it is attention."""
-        if self.inside_interface is not None or not self.stack:
+    def own_softmax(self, logits: Tensor, dim: Any) -> AttentionLayer | None:
+        """The layer that a softmax outside the interface belongs to, if it is attention.
+
+        None as well where the module has a temperature: that one's own trial is told instead.
+        """
+        if self.inside or not self.stack or not isinstance(logits, Tensor):
             return None
         owner = next(
             (m for m in reversed(self.stack) if not isinstance(m, nn.Softmax)), self.stack[-1]
         )
+        if getattr(owner, STATE, None) is not None:
+            return None
         name = self.names.get(id(owner), "")
-        if logits.ndim not in (3, 4) or logits.shape[-2] not in (TOKENS, TARGET_TOKENS):
+        last = dim in (-1, logits.ndim - 1)
+        readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
+        if not last or not readings or not bool((logits <= _MASKED).any()):
+            self.others.setdefault(name, set()).add((logits.ndim, last))
             return None
-        if logits.shape[-1] < logits.shape[-2] and logits.shape[-1] not in (TOKENS, TARGET_TOKENS):
-            return None
-        folded = logits.ndim == 3
-        if folded and (logits.shape[0] % self.batch or logits.shape[0] == self.batch):
-            return None
-        if not folded and logits.shape[0] != self.batch:
-            return None
-        heads = logits.shape[0] // self.batch if folded else logits.shape[1]
-        layer = AttentionLayer(
-            name=name,
-            stack=self._stack_of(owner, name, logits.shape[-2], logits.shape[-1], {}),
-            index=0,
-            heads=heads,
-            kv_heads=heads,
-            route="softmax",
-            folded=folded,
-            mask_floor=_mask_floor(logits),
-        )
-        return self.found.setdefault(name, layer)
+        if len(readings) > 1:
+            raise ArchitectureError(
+                f"{name}: logits of shape {list(logits.shape)} can be read as "
+                f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
+            )
+        pattern, heads = readings[0]
+        known = self.found.get(name)
+        if known is not None and known.route == "interface":
+            raise ArchitectureError(
+                f"{name} calls both the attention interface and a softmax of its own"
+            )
+        if known is None:
+            known = AttentionLayer(
+                name=name,
+                stack=self._stack_of(owner, name, *self._lengths(logits, pattern), {}),
+                index=0,
+                heads=heads,
+                kv_heads=heads,
+                route="softmax",
+                axes=(pattern,),
+                mask_floor=_logits_floor(name, axes.standard(logits, pattern, heads)),
+            )
+        elif heads != known.heads:
+            raise ArchitectureError(f"{name} has softmaxes of {known.heads} and of {heads} heads")
+        elif pattern not in known.axes:
+            known = replace(known, axes=(*known.axes, pattern))
+        self.found[name] = known
+        return known
+
+    def _lengths(self, logits: Tensor, pattern: str) -> tuple[int, int]:
+        return (logits.shape[1 if pattern == axes.WINDOWS else -2], logits.shape[-1])
+
+    def _head_counts(self, owner: nn.Module) -> set[int]:
+        own = {getattr(owner, name, None) for name in _HEAD_FIELDS}
+        counts = {item for item in own if type(item) is int and item > 0}
+        if not counts:
+            config: Any = self.model.config
+            stated = {getattr(config.get_text_config(), name, None) for name in _HEAD_FIELDS}
+            counts = {item for item in stated if type(item) is int and item > 0}
+        return counts
 
 
-def _mask_floor(logits: Tensor) -> float:
+def _values(result: Any) -> list[Any]:
+    if isinstance(result, Tensor):
+        return [result]
+    return list(result.values()) if hasattr(result, "values") else list(result)
+
+
+def _mask_floor(mask: Any) -> float:
     """Half the model's own masking constant (some use -1e4 or -1e9 rather than the minimum)."""
-    lowest = logits[torch.isfinite(logits)].min().item()
-    natural = torch.finfo(logits.dtype).min / 2
-    return lowest / 2 if natural < lowest < -5e3 else natural
+    natural = float(torch.finfo(torch.float32).min) / 2
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return natural
+    masked = mask[(mask <= _MASKED) & (mask > -torch.inf)]
+    return max(natural, masked.max().item() / 2) if masked.numel() else natural
 
 
-class _Softmaxes(TorchFunctionMode):
-    """Registers softmaxes and scaled products of attention code outside the interface."""
+def _logits_floor(name: str, logits: Tensor) -> float:
+    """The same from finished logits [batch, heads, queries, keys]: masking is common to heads."""
+    low = logits <= _MASKED
+    masked = low.all(dim=1, keepdim=True).expand_as(logits)
+    floor = _mask_floor(logits[masked])
+    if bool((low & ~masked & (logits <= floor)).any()):
+        raise ArchitectureError(
+            f"{name} has logits down to {logits[low & ~masked].min().item():.3g}, as low as its "
+            f"masking (above {2 * floor:.3g}), so the two can't be told apart"
+        )
+    return floor
+
+
+class _Functions(TorchFunctionMode):
+    """Shows a watcher the softmax and scaled dot product calls outside the interface."""
 
     def __init__(self, watcher: _Watcher) -> None:
         super().__init__()
@@ -272,92 +305,21 @@ class _Softmaxes(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        import torch.nn.functional as F
-
-        if func in routes.SOFTMAXES and args:
-            self.watcher.own_softmax(args[0])
-        elif func is F.scaled_dot_product_attention and len(args) > 1 and args[0].ndim == 4:
-            query, key = args[0], args[1]
-            self.watcher.own_softmax(query.new_zeros(*query.shape[:3], key.shape[2]))
-        return func(*args, **(kwargs or {}))
-
-
-class _Reference(TorchDispatchMode):
-    """Divides one row's attention logits by T where PyTorch dispatches operators."""
-
-    def __init__(self, watcher: _Watcher) -> None:
-        super().__init__()
-        self.watcher = watcher
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
         kwargs = kwargs or {}
-        layer = self._layer()
-        name = str(func)
-        if layer is not None and name.startswith(("aten._softmax.", "aten._safe_softmax.")):
-            logits = args[0]
-            if self._belongs(layer, logits):
-                return func(self._tempered(layer, logits), *args[1:], **kwargs)
-        if layer is not None and name.startswith("aten._scaled_dot_product_"):
-            output = func(*args, **kwargs)
-            row = slice(self.watcher.row, self.watcher.row + 1)
-            exact = self._product(layer, row, name, args, kwargs)
-            output[0][row] = exact.to(output[0].dtype)
-            return output
-        return func(*args, **kwargs)
-
-    def _layer(self) -> AttentionLayer | None:
         watcher = self.watcher
-        module = watcher.inside_interface
-        if module is None:
-            module = next(
-                (m for m in reversed(watcher.stack) if not isinstance(m, nn.Softmax)), None
-            )
-        return watcher.found.get(watcher.names.get(id(module), "")) if module is not None else None
-
-    def _belongs(self, layer: AttentionLayer, logits: Tensor) -> bool:
-        if layer.folded:
-            return logits.ndim == 3 and logits.shape[0] == self.watcher.batch * layer.heads
-        return logits.ndim == 4 and tuple(logits.shape[:2]) == (self.watcher.batch, layer.heads)
-
-    def _temperature(self, layer: AttentionLayer, device: torch.device) -> Tensor:
-        return self.watcher.temperature(layer.name, layer.heads).double().to(device)
-
-    def _tempered(self, layer: AttentionLayer, logits: Tensor) -> Tensor:
-        t = self._temperature(layer, logits.device)[:, None, None]
-        out = logits.clone()
-        view = out.view(self.watcher.batch, layer.heads, *out.shape[-2:]) if layer.folded else out
-        part = view[self.watcher.row].double()
-        masked = part <= max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
-        view[self.watcher.row] = torch.where(masked, part, part / t).to(out.dtype)
-        return out
-
-    def _product(
-        self, layer: AttentionLayer, row: slice, name: str, args: tuple[Any, ...], kwargs: Any
-    ) -> Tensor:
-        query, key, value = (item[row].double() for item in args[:3])
-        groups = query.shape[1] // key.shape[1]
-        key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
-        scale = kwargs.get("scale") or query.shape[-1] ** -0.5
-        logits = query @ key.transpose(-1, -2) * scale
-        mask = kwargs.get("attn_mask")
-        if mask is None and "efficient" in name and len(args) > 3:
-            mask = args[3]
-        causal = (args[4] if len(args) > 4 else kwargs.get("is_causal", False)) is True
-        if "efficient" in name:
-            causal = (args[6] if len(args) > 6 else kwargs.get("is_causal", False)) is True
-        if mask is not None:
-            part = mask[row] if mask.shape[0] > 1 else mask
-            floor = torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else 0.0
-            hidden = part <= floor if mask.is_floating_point() else ~part
-            bias = torch.where(hidden, 0.0, part.double()) if mask.is_floating_point() else 0.0
-            logits = (logits + bias).masked_fill(hidden, float("-inf"))
-        elif causal:
-            ones = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
-            logits = logits.masked_fill(~ones.tril(), float("-inf"))
-        t = self._temperature(layer, logits.device)[:, None, None]
-        logits = logits / t
-        peak = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
-        weights = (logits - peak).exp()
-        return weights / weights.sum(-1, keepdim=True).clamp(min=1e-300) @ value
+        if func in softmaxes.SOFTMAXES and args:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            layer = watcher.own_softmax(args[0], dim)
+            if layer is not None:
+                SoftmaxTrial(watcher.trial).try_softmax(layer, args[0], dim)
+        elif func in softmaxes.PRODUCTS and len(args) > 1 and not watcher.inside:
+            query, key = args[0], args[1]
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            if query.ndim == 4:
+                shown = query.new_full((*query.shape[:3], key.shape[2]), -torch.inf)
+                layer = watcher.own_softmax(shown, -1)
+                if layer is not None:
+                    layer = replace(layer, mask_floor=_mask_floor(mask))
+                    watcher.found[layer.name] = layer
+                    SoftmaxTrial(watcher.trial).try_product(layer, args, kwargs)
+        return func(*args, **kwargs)

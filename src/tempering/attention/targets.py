@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tempering.attention import routes
 from tempering.attention.control import Tempering
-from tempering.attention.layout import AttentionLayer, Layout, layout
+from tempering.attention.layout import AttentionLayer, Layout, layout, unwrapped
 from tempering.attention.logits import sliced_logits
 from tempering.attention.measure import Measurement, measure_tokens
 from tempering.attention.modes import evaluation_mode
@@ -79,6 +79,7 @@ def profile_for_support(
         raise InputError(f"temperatures are solved per 'layer' or per 'head', not {per!r}")
     if not (amplitude >= 0 and math.isfinite(amplitude)):
         raise InputError(f"the amplitude of a support pattern is at least 0, not {amplitude}")
+    model = unwrapped(model)
     plan = layout(model)
     for layer in plan.layers:
         if layer.route != "interface" or layer.stack == "cross":

@@ -53,7 +53,7 @@ def _first_bad(live: Any, piece: Piece) -> str:
     found: list[str] = []
     names = {id(live.model.get_submodule(layer.name)): layer for layer in live.plan.layers}
 
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(function: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
         def attention(module: Any, *args: Any, **kwargs: Any) -> Any:
             output = function(module, *args, **kwargs)
             layer = names.get(id(module))

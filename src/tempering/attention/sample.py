@@ -1,0 +1,105 @@
+"""A short padded batch for any language model, and a forward pass that leaves it as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempering.attention.modes import evaluation_mode
+from tempering.errors import ArchitectureError
+
+# Lengths that no model is known to have as its number of heads.
+TOKENS, TARGET_TOKENS, PADDING = 11, 7, 2
+
+
+def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
+    """A padded batch whose rows are alike, so that one can be compared with another."""
+    config: Any = model.config
+    main = getattr(model, "main_input_name", "input_ids")
+    if main != "input_ids":
+        raise ArchitectureError(
+            f"{type(model).__name__} takes '{main}', not token ids; "
+            "give a sample of its inputs: layout(model, sample={...})"
+        )
+    text = config.get_text_config(decoder=True)
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = int(getattr(text, "vocab_size", 0) or embedding.weight.shape[0])
+    # Musicgen reads a row of ids for each of its codebooks.
+    books = len(embedding) if isinstance(embedding, nn.ModuleList) else 1
+    parameter = next(item for item in model.parameters() if item.is_floating_point())
+    pad = getattr(text, "pad_token_id", None)
+    pad = pad if isinstance(pad, int) and 0 <= pad < vocabulary else 0
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int, mask: Tensor | None = None) -> Tensor:
+        low = min(5, vocabulary - 1)
+        row = torch.randint(low, min(vocabulary, 1000), (1, count), generator=generator)
+        ids = row.expand(rows, -1).contiguous()
+        if mask is not None:
+            ids = ids.masked_fill(mask == 0, pad)
+        return ids.repeat_interleave(books, dim=0).to(parameter.device)
+
+    mask = torch.ones(rows, TOKENS, dtype=torch.long)
+    if config.is_encoder_decoder:
+        mask[:, -PADDING:] = 0
+    else:
+        # Eager attention of a float64 model gives NaN for a query that sees nothing but padding.
+        first = 1 if parameter.dtype == torch.float64 else 0
+        mask[:, first : first + PADDING] = 0
+    inputs = {"input_ids": tokens(TOKENS, mask), "attention_mask": mask.to(parameter.device)}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens(TARGET_TOKENS)
+    return inputs
+
+
+@contextlib.contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout, and every module's training flag as it was afterwards.
+
+    Inference mode is left as well: in it, composite operators reach the dispatcher whole, and
+    the reference would not see the softmax inside them.
+    """
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+    ):
+        torch.manual_seed(0)
+        yield
+
+
+# The stance of the compiler belongs to the process.
+_STANCE = threading.RLock()
+
+
+@contextlib.contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Compiled code shows no operators: parts that are compiled run as they are written."""
+    if any(
+        module._compiled_call_impl is not None
+        or hasattr(module, "_orig_mod")
+        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    ):
+        with _STANCE, torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+def run(model: nn.Module, inputs: dict[str, Any], cache: bool = False) -> Any:
+    """One forward pass, by default without a cache."""
+    with _still(model), _uncompiled(model):
+        try:
+            return model(**inputs, use_cache=cache)
+        except TypeError as error:
+            if "use_cache" not in str(error):
+                raise
+            return model(**inputs)

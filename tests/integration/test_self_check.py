@@ -1,0 +1,321 @@
+"""The self-check on attach: it passes on exact control alone, and says where control is not."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tempering.attention import check, routes, softmaxes
+from tempering.attention.check import self_check
+from tempering.attention.control import tempered
+from tempering.attention.layout import layout
+from tempering.attention.profile import Profile
+from tempering.attention.state import TemperatureState
+from tempering.attention.survey.families import CAUSAL, ENCODER_DECODER, Task
+from tempering.attention.survey.models import small_model
+from tempering.errors import ArchitectureError, CheckError
+
+TASKS = {
+    "llama": Task(CAUSAL, "llama", "LlamaForCausalLM"),
+    "gpt_oss": Task(CAUSAL, "gpt_oss", "GptOssForCausalLM"),
+    "granite_swa": Task(CAUSAL, "granite_swa", "GraniteSWAForCausalLM"),
+    "gemma2": Task(CAUSAL, "gemma2", "Gemma2ForCausalLM"),
+    "doge": Task(CAUSAL, "doge", "DogeForCausalLM"),
+    "inkling": Task(CAUSAL, "inkling_text", "InklingForCausalLM"),
+    "bloom": Task(CAUSAL, "bloom", "BloomForCausalLM"),
+    "falcon": Task(CAUSAL, "falcon", "FalconForCausalLM"),
+    "gpt2": Task(CAUSAL, "gpt2", "GPT2LMHeadModel"),
+    "prophetnet": Task(CAUSAL, "prophetnet", "ProphetNetForCausalLM"),
+    "zamba2": Task(CAUSAL, "zamba2", "Zamba2ForCausalLM"),
+    "qwen3_next": Task(CAUSAL, "qwen3_next", "Qwen3NextForCausalLM"),
+    "reformer": Task(CAUSAL, "reformer", "ReformerModelWithLMHead"),
+    "t5": Task(ENCODER_DECODER, "t5", "T5ForConditionalGeneration"),
+}
+
+
+def build(name, dtype=torch.float32, implementation="eager", **changes):
+    model = small_model(TASKS[name], implementation)
+    if changes:
+        config = model.config
+        for key, value in changes.items():
+            setattr(config, key, value)
+        strong = model.state_dict()
+        model = type(model)._from_config(config, attn_implementation=implementation).eval()
+        model.load_state_dict(strong)
+    return model.to(dtype)
+
+
+def forget(model):
+    sys.modules["tempering.attention.layout"]._CACHE.pop(model)
+
+
+# -- each of these is a way in which control could be almost right
+
+
+def keep(name):
+    """A part of the logits that is left undivided."""
+    before = routes._scaled_extra
+
+    def mutant(part, value, *rest):
+        return value if part == name else before(part, value, *rest)
+
+    return routes, "_scaled_extra", mutant
+
+
+def beta_changed(change):
+    """Temperatures that reach the logits otherwise than they were given."""
+    before = TemperatureState._apply
+
+    def mutant(self):
+        before(self)
+        if self.beta.shape[0] > 1:
+            self.beta, self.uniform = change(self.beta.clone()), None
+
+    return TemperatureState, "_apply", mutant
+
+
+def first_head_untempered(beta):
+    beta[:, 0] = 1
+    return beta
+
+
+def one_logit_in_a_hundred(logits, beta, floor):
+    divided = torch.where(logits > floor, (logits * beta).to(logits.dtype), logits)
+    return torch.where(torch.arange(logits.shape[-1]) % 5 == 3, logits, divided)
+
+
+MUTATIONS = {
+    "bias in the mask": ("doge", lambda: (routes, "scaled_mask", lambda mask, *rest: mask)),
+    "position bias": ("inkling", lambda: keep("position_bias")),
+    "position bias of an encoder": ("t5", lambda: keep("position_bias")),
+    "sinks": ("gpt_oss", lambda: (routes, "_scaled_sinks", lambda sinks, beta: sinks)),
+    "sinks outside": ("granite_swa", lambda: (routes, "_scaled_sinks", lambda sinks, beta: sinks)),
+    "cap before": ("gemma2", lambda: keep("softcap")),
+    "heads rolled": ("llama", lambda: beta_changed(lambda beta: beta.roll(1, 1))),
+    "heads by key head": (
+        "llama",
+        lambda: beta_changed(lambda b: b.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)),
+    ),
+    "a head untempered": ("llama", lambda: beta_changed(first_head_untempered)),
+    "rows mixed up": ("llama", lambda: beta_changed(lambda beta: beta.flip(0))),
+    "T for 1/T": ("llama", lambda: beta_changed(lambda beta: 1 / beta)),
+    "T a little off": ("llama", lambda: beta_changed(lambda b: torch.where(b == 1, b, b * 1.02))),
+    "own softmax, heads rolled": ("bloom", lambda: beta_changed(lambda beta: beta.roll(1, 1))),
+    "own softmax, some keys": ("bloom", lambda: (softmaxes, "scaled", one_logit_in_a_hundred)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutations_are_caught(mutation, dtype, monkeypatch):
+    name, make = MUTATIONS[mutation]
+    model = build(name, dtype)
+    assert self_check(model).share < 0.01
+    forget(model)
+    monkeypatch.setattr(*make())
+    first = layout(model).names[0]
+    with pytest.raises(CheckError, match=f"{first}.* disagrees with the reference") as caught:
+        self_check(model)
+    assert "can't be controlled exactly" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_a_bit_at_temperature_1_is_caught(name, monkeypatch):
+    before = TemperatureState._apply
+
+    def mutant(self):
+        before(self)
+        self.beta, self.uniform = self.beta * (1 + 2**-22), None
+
+    monkeypatch.setattr(TemperatureState, "_apply", mutant)
+    with pytest.raises(CheckError, match="T = 1 does not reproduce the original bit for bit"):
+        self_check(build(name))
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_the_first_layer_that_disagrees_is_named(name, monkeypatch):
+    model = build(name)
+    third = layout(model).names[2]
+    forget(model)
+    before = TemperatureState._apply
+
+    def mutant(self):
+        before(self)
+        if self.layer.name >= third and self.beta.shape[0] > 1:
+            self.beta, self.uniform = self.beta.roll(1, 1), None
+
+    monkeypatch.setattr(TemperatureState, "_apply", mutant)
+    with pytest.raises(CheckError, match=third.replace(".", r"\.")):
+        self_check(model)
+
+
+def test_a_layer_that_is_not_reached_is_named(monkeypatch):
+    model = build("bloom")
+    monkeypatch.setattr(softmaxes, "acquire", lambda: None)
+    monkeypatch.setattr(softmaxes, "release", lambda: None)
+    with pytest.raises(CheckError, match=r"h\.0\..* was not reached by its temperature"):
+        self_check(model)
+
+
+def test_nothing_is_proven_where_nothing_moves():
+    model = build("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    with pytest.raises(CheckError, match="did not move the attention of LlamaForCausalLM"):
+        self_check(model)
+
+
+# -- what it costs, and what it leaves
+
+
+def test_it_costs_two_forwards_and_later_none():
+    model = build("llama")
+    check._VERDICTS.discard(check.verdict_key(model))
+    lengths = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    profile = Profile.from_schedule("linear(0.8,1.2)", model)
+    with tempered(model, profile):
+        pass
+    assert lengths == [11, 1]
+    with tempered(model, profile):
+        pass
+    twin = build("llama")
+    with tempered(twin, profile):
+        assert check.verdict_key(twin) in check._VERDICTS
+    assert lengths == [11, 1]
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom", "t5"])
+def test_it_leaves_the_model_as_it_was(name):
+    model = build(name)
+    model.train()
+    softmax, state = F.softmax, {key: value.clone() for key, value in model.state_dict().items()}
+    self_check(model)
+    assert F.softmax is softmax
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    for module in model.modules():
+        assert not hasattr(module, routes.STATE)
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_weights_may_change_between_its_forwards():
+    model = build("llama")
+    layout(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    assert self_check(model).share < 1e-4
+
+
+# -- what a short prefill alone would not show
+
+
+def test_streams_of_a_second_shape_are_tempered():
+    plan = layout(build("prophetnet"))
+    assert {layer.axes for layer in plan.layers} == {("b h q k", "b n h q k")}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("upcast", [False, True])
+def test_gpt2_in_all_its_ways(upcast, implementation):
+    changes = {"reorder_and_upcast_attn": upcast, "scale_attn_by_inverse_layer_idx": True}
+    model = build("gpt2", implementation=implementation, **changes)
+    bypass = upcast and implementation == "eager"
+    assert {layer.route for layer in layout(model).layers} == {"softmax" if bypass else "interface"}
+    assert self_check(model).share < 1e-4
+
+
+def test_falcon_with_its_own_scaled_dot_products():
+    model = build("falcon", implementation="sdpa")
+    assert {layer.route for layer in layout(model).layers} == {"softmax"}
+    assert self_check(model).share < 1e-4
+
+
+def test_layers_that_share_a_module_share_a_row():
+    model = build("zamba2")
+    plan = layout(model)
+    assert len(set(plan.names)) == len(plan.layers)
+    assert self_check(model).share < 1e-4
+
+
+def test_layers_without_softmax_are_named():
+    plan = layout(build("qwen3_next"))
+    assert plan.names == ("model.layers.3.self_attn",)
+    assert plan.untempered == tuple(f"model.layers.{index}" for index in range(3))
+    assert plan.depths == {"decoder": 4}
+    profile = Profile.from_schedule("linear(1,4)", plan)
+    assert profile.untempered == plan.untempered
+    assert profile.temperature.tolist() == [[4.0] * 4]
+
+
+def test_attention_without_a_softmax_is_refused_by_name():
+    with pytest.raises(ArchitectureError, match=r"self_attention \(LocalSelfAttention\) attends"):
+        layout(build("reformer"))
+
+
+def test_block_sparse_attention_is_refused_by_name():
+    model = small_model(Task("encoder", "big_bird", "BigBirdForMaskedLM"), "eager")
+    model.bert.set_attention_type("block_sparse")
+    with pytest.raises(ArchitectureError, match="attention_type='original_full'"):
+        layout(model)
+    assert model.bert.attention_type == "block_sparse"
+
+
+def test_a_softmax_not_seen_before_is_an_error():
+    model = build("bloom")
+    block = model.transformer.h[0]
+    attention = block.self_attention
+    original = type(attention).forward
+
+    def forward(self, hidden_states, *args, **kwargs):
+        output = original(self, hidden_states, *args, **kwargs)
+        if hidden_states.shape[1] > 16:
+            F.softmax(hidden_states[:, None, None], dim=-1)
+        return output
+
+    attention.forward = forward.__get__(attention)
+    ids = torch.arange(40).reshape(2, 20) + 5
+    with tempered(model, Profile.from_schedule("linear(0.5,2)", model)), torch.no_grad():
+        model(ids[:, :12])
+        with pytest.raises(ArchitectureError, match="did not when it was examined"):
+            model(ids)
+    model(ids)
+
+
+def test_arguments_that_may_change_the_logits_are_refused():
+    def own(module, query, key, value, attention_mask, **kwargs):
+        raise AssertionError
+
+    with pytest.raises(ArchitectureError, match="layer 3 passes 'tilt' to its attention function"):
+        routes.check_arguments(own, "layer 3", ["scaling", "tilt"])
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    # It ignores what it doesn't name; what it names must be known.
+    routes.check_arguments(eager_attention_forward, "layer 3", ["scaling", "tilt"])
+    with pytest.raises(ArchitectureError, match="passes 'query'"):
+        routes.check_arguments(eager_attention_forward, "layer 3", ["query"])
+
+
+def test_a_model_without_token_ids_needs_a_sample():
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = ViTModel(ViTConfig(image_size=12, patch_size=4, intermediate_size=48, **sizes)).eval()
+    with pytest.raises(ArchitectureError, match="takes 'pixel_values', not token ids"):
+        layout(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    sample = {"pixel_values": torch.randn(2, 3, 12, 12, generator=generator)}
+    assert {layer.stack for layer in layout(model, sample).layers} == {"encoder"}
+    assert self_check(model, sample).share < 1e-4
