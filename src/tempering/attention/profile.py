@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.attention.layout import Layout, layout
+from tempering.attention.layout import Layout, layout, unwrapped
 from tempering.attention.profile_format import fields_of, json_of
 from tempering.errors import DataError, ProfileError, TemperatureError
 from tempering.files import read_text, write_atomic
@@ -316,6 +316,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """Architecture, shape and fingerprint: what ties a profile or a record to its model."""
     from tempering.attention.fingerprint import fingerprint
 
+    model = unwrapped(model)
     plan = layout(model)
     config: Any = model.config
     return {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tempering.attention.control import tempered
 from tempering.attention.profile import Profile
-from tempering.errors import DataError
+from tempering.errors import DataError, InputError
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
 from tempering.tokens.trace import Step as Known
@@ -70,6 +70,10 @@ def stream(
 
     A row ends at the model's end token, which is not yielded.
     """
+    if tokens < 1:
+        raise InputError(f"ask for at least one new token, not {tokens}")
+    if prompt.numel() == 0:
+        raise InputError("the prompt has no tokens; give some text to continue")
     rows = len(profiles)
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator().manual_seed(seed)
@@ -78,22 +82,24 @@ def stream(
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [_Text(tokenizer) for _ in range(rows)]
     alive = [True] * rows
-    with tempered(model, list(profiles)), torch.no_grad():
+    with tempered(model, list(profiles)):
         for _ in range(tokens):
-            out = model(input_ids=ids, past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            logits = out.logits[:, -1]
-            cooled, temperature = temper_logits(policy, logits, states)
-            known = trace_steps(-logits.to(cooled.dtype), temperature, states)
-            weights = responsibilities(-cooled)
-            draw = torch.rand((), generator=generator, dtype=torch.float64).to(device)
-            cumulative = weights.double().cumsum(-1)
-            # Rounding may leave the last sum under 1: what is drawn then is the last live token.
-            last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-            index = torch.searchsorted(cumulative, draw.repeat(rows, 1), right=True)
-            ids = torch.minimum(index, last)
-            raw = torch.log_softmax(logits.float(), -1).gather(1, ids)[:, 0].tolist()
-            own = weights.gather(1, ids)[:, 0].log().tolist()
+            # Not around the whole: what runs between two tokens is the caller's.
+            with torch.no_grad():
+                out = model(input_ids=ids, past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                logits = out.logits[:, -1]
+                cooled, temperature = temper_logits(policy, logits, states)
+                known = trace_steps(-logits.to(cooled.dtype), temperature, states)
+                weights = responsibilities(-cooled)
+                draw = torch.rand((), generator=generator, dtype=torch.float64).to(device)
+                cumulative = weights.double().cumsum(-1)
+                # Rounding may leave the last sum under 1: then the last live token is drawn.
+                last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
+                index = torch.searchsorted(cumulative, draw.repeat(rows, 1), right=True)
+                ids = torch.minimum(index, last)
+                raw = torch.log_softmax(logits.float(), -1).gather(1, ids)[:, 0].tolist()
+                own = weights.gather(1, ids)[:, 0].log().tolist()
             for row, token in enumerate(ids[:, 0].tolist()):
                 if not alive[row]:
                     continue

@@ -114,6 +114,9 @@ def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:
             same = same or "kv_lora_rank" in defaults
             multi_query = defaults[name] == 1
             values[name] = HEADS if same else 1 if multi_query else KV_HEADS
+    if defaults.get("attn_logit_softcapping") is not None:
+        # The default would never be felt by logits as small as these.
+        values["attn_logit_softcapping"] = 2.0
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         token = defaults.get(name)
         if isinstance(token, int) and token >= VOCABULARY:
