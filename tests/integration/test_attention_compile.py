@@ -181,7 +181,9 @@ def test_a_model_compiled_while_another_was_tempered(model):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_attention_code_of_its_own():
     torch.manual_seed(0)
-    config = BloomConfig(vocab_size=61, hidden_size=32, n_layer=LAYERS, n_head=4, initializer_range=0.2)
+    config = BloomConfig(
+        vocab_size=61, hidden_size=32, n_layer=LAYERS, n_head=4, initializer_range=0.2
+    )
     model = BloomForCausalLM(config).eval()
     run = torch.compile(model, fullgraph=True, backend="eager")
     plain = logits(run)
