@@ -18,7 +18,14 @@ from tempering.engines import bake_gguf as engine
 from tempering.engines.bake_check import check_model
 from tempering.engines.bake_gguf import bake_gguf, load_gguf, undo_gguf
 from tempering.engines.gguf_blocks import _SCALES, fold_tensor
-from tempering.errors import BakeError, CheckError, ModelError, OutputError, ProfileError
+from tempering.errors import (
+    BakeError,
+    CheckError,
+    ModelError,
+    OutputError,
+    ProfileError,
+    RefusedError,
+)
 
 LAYERS, HEADS, KV, WIDTH = 2, 4, 2, 256
 DIM = WIDTH // HEADS
@@ -227,6 +234,9 @@ def test_metadata_comes_along_with_a_mark(source, tmp_path):
     assert set(mark["tensors"]) == {"blk.0.attn_q.weight", "blk.1.attn_q.weight"}
     with pytest.raises(BakeError, match=r"warm\.gguf was baked .* --undo --out FILE\.gguf"):
         bake_gguf(out, Profile.from_matrix(T), tmp_path / "twice.gguf")
+    assert "baked with a temperature profile already" in check_model(out).reason
+    with pytest.raises(RefusedError, match="baked with a temperature profile already"):
+        tempered(load_gguf(out)[0], Profile.from_matrix(T))
     with pytest.raises(OutputError, match="exists"):
         bake_gguf(source, Profile.from_matrix(T), out)
 

@@ -31,6 +31,10 @@ from tempering.attention.profile import Profile
 from tempering.errors import ArchitectureError, BakeError, RefusedError
 
 PER_HEAD, PER_LAYER, NO = "per head", "per layer", "no"
+_BAKED = (
+    "this model's weights were baked with a temperature profile already; bake the original, or "
+    "take the profile out first: tempering bake MODEL --undo --out DIR"
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
 def _unsuited(model: nn.Module) -> str:
     """Why no weight of the model can be folded at all; empty when there is no such reason."""
     config: Any = getattr(model, "config", None)
+    if getattr(config, BAKED_MARK, None):
+        return _BAKED
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         method = (
@@ -218,7 +224,4 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
 def refuse_baked(model: nn.Module) -> None:
     """BakeError when a model carries the mark of a bake."""
     if getattr(getattr(model, "config", None), BAKED_MARK, None):
-        raise BakeError(
-            "this model's weights were baked with a temperature profile already; bake the "
-            "original, or take the profile out first: tempering bake MODEL --undo --out DIR"
-        )
+        raise BakeError(_BAKED)

@@ -11,6 +11,7 @@ from tempering.attention.profile import Profile
 from tempering.engines.bake_checkpoint import read_config
 from tempering.engines.bake_gguf import load_gguf
 from tempering.engines.hub import load_model
+from tempering.errors import BakeError
 
 
 def check_model(name: str | Path, profile: Profile | None = None) -> Foldable:
@@ -28,7 +29,10 @@ def check_model(name: str | Path, profile: Profile | None = None) -> Foldable:
         config = read_config(name)
         if config.get("quantization_config"):
             method = config["quantization_config"].get("quant_method", "unknown method")
-            return Foldable("no", f"its weights are quantised ({method})")
+            reason = f"its weights are quantised ({method})"
+            if profile is not None:
+                raise BakeError(f"{name}: {reason}")
+            return Foldable("no", reason)
         model, _ = load_model(name)
     found = foldable(model)
     if profile is not None:

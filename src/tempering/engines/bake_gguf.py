@@ -23,6 +23,7 @@ from tempering.attention.baking.apply import (
 from tempering.attention.baking.folds import Fold, folded
 from tempering.attention.baking.locate import locate
 from tempering.attention.baking.mark import make_mark, read_mark
+from tempering.attention.control import BAKED_MARK
 from tempering.attention.layout import layout
 from tempering.attention.profile import Profile
 from tempering.engines import embedded
@@ -194,6 +195,8 @@ def load_gguf(source: Path) -> tuple[Any, Any]:
         except Exception as error:  # the loaders raise every kind
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"transformers can't read {source}: {reason}") from error
+    if field := _reader(source).get_field(MARK):
+        setattr(model.config, BAKED_MARK, json.loads(field.contents()))
     return model.eval(), tokenizer
 
 
