@@ -1,8 +1,9 @@
 """Bake a profile into a checkpoint on disk, and take it out again.
 
-The plan is found and proved on the model in memory (float32, loaded once); the files are then
-streamed, one tensor in memory at a time. The result is loaded back and compared before it gets
-its name, so there is a whole and verified model in DIR or none.
+Weights stay in their files, mapped into memory: the plan is found and proved, and logits are
+compared, with one layer at a time in float32; files are written one tensor at a time. The result
+is loaded back and compared before it gets its name, so there is a whole and verified model in DIR
+or none.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from tempering.attention.baking.apply import (
     rounding,
     verification_inputs,
 )
-from tempering.attention.baking.folds import Fold, folded
+from tempering.attention.baking.folds import Fold
 from tempering.attention.baking.locate import locate
 from tempering.attention.baking.mark import make_mark, read_mark
+from tempering.attention.baking.widened import folded_copy, widened
 from tempering.attention.control import BAKED_MARK
 from tempering.attention.layout import layout
 from tempering.attention.profile import Profile
@@ -90,26 +92,29 @@ def bake_checkpoint(
     out = free_place(out)
     local = local_directory(name)
     refuse_checkpoint(read_config(name), str(name))
-    say("loading the model")
-    model, tokenizer = load_model(name)
     checkpoint = Checkpoint(local if local is not None else _hub_directory(str(name)))
     refuse_checkpoint(checkpoint.config, str(name))
+    say("loading the model")
+    model, tokenizer = load_model(name, dtype=checkpoint.main_dtype)
     profile.check_model(model)
-    profile.resolve(layout(model))
     say("finding what folds, layer by layer")
-    found = foldable(model)
-    chosen = betas(found, model, profile)
-    bound = profile.adopt(model)
-    say("comparing with the controlled model")
-    inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
-    wanted = controlled_logits(model, bound, inputs)
+    with widened(model):
+        profile.resolve(layout(model))
+        found = foldable(model)
+        chosen = betas(found, model, profile)
+        bound = profile.adopt(model)
+        say("comparing with the controlled model")
+        inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
+        wanted = controlled_logits(model, bound, inputs)
     in_files = _located(model, checkpoint, chosen)
-    with folded(model, chosen):
-        exact = deviation(logits_of(model, inputs), wanted)
-        check_deviation(exact, "the baked model")
-        _round(model, checkpoint, chosen, in_files)
+    with widened(model, chosen):
         rounded = logits_of(model, inputs)
-    stored = deviation(rounded, wanted)
+    exact = stored = deviation(rounded, wanted)
+    check_deviation(exact, "the baked model")
+    if _rounds(model, checkpoint, chosen, in_files):
+        with widened(model, chosen, rounded=True):
+            rounded = logits_of(model, inputs)
+        stored = deviation(rounded, wanted)
     del model
     dtypes = sorted({str(checkpoint.dtype(key)).removeprefix("torch.") for key in in_files})
     result = BakeResult(out, found.verdict, len(in_files), ", ".join(dtypes), exact, stored)
@@ -126,8 +131,9 @@ def bake_checkpoint(
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         say("loading it back")
-        again, _ = load_model(partial)
-        check_deviation(deviation(logits_of(again, inputs), rounded), "the model loaded back")
+        again, _ = load_model(partial, dtype=checkpoint.main_dtype)
+        with widened(again):
+            check_deviation(deviation(logits_of(again, inputs), rounded), "the model loaded back")
     return result
 
 
@@ -258,38 +264,39 @@ def _located(
     for fold, beta in chosen:
         weights = model.get_parameter(fold.parameter)
         own = names[id(weights)]
+        weights = folded_copy(weights, (), rounded=False)
         for item in locate(fold, weights, own, checkpoint.shapes, checkpoint.read):
             found.setdefault(item.parameter, []).append((item, beta))
     return found
 
 
-def _round(
+def _rounds(
     model: Any,
     checkpoint: Checkpoint,
     chosen: list[tuple[Fold, Tensor]],
     in_files: dict[str, list[tuple[Fold, Tensor]]],
-) -> None:
-    """Round folded parameters as the files will store them; BakeError where that loses much."""
+) -> bool:
+    """Whether the files round folded parameters; BakeError where that loses much."""
     dtypes = {checkpoint.dtype(name) for name in in_files}
     if dtypes <= {torch.float32, torch.float64}:
-        return
-    if len(dtypes) > 1:
-        raise BakeError(
-            f"the files mix {', '.join(sorted(map(str, dtypes)))} in what would be folded; load "
-            "and save the model in one dtype, then bake that"
-        )
+        return False
     dtype = dtypes.pop()
-    for fold, _ in chosen:
+    if dtypes or dtype != checkpoint.main_dtype:
+        raise BakeError(
+            f"the files mix {', '.join(sorted(map(str, {dtype, checkpoint.main_dtype, *dtypes})))} "
+            "in what would be folded; load and save the model in one dtype, then bake that"
+        )
+    for fold, beta in chosen:
         weights = model.get_parameter(fold.parameter)
-        rounded = weights.detach().to(dtype).to(weights.dtype)
-        lost = rounding(fold, weights.detach(), rounded)
+        exact, rounded = (folded_copy(weights, [(fold, beta)], each) for each in (False, True))
+        lost = rounding(fold, exact, rounded)
         if not lost <= ROUNDING:
             raise BakeError(
                 f"{fold.parameter} would lose {lost:.2g} of itself when it is stored as "
                 f"{str(dtype).removeprefix('torch.')} (allowed {ROUNDING:.2g}); load and save "
                 "the model in float32, then bake that"
             )
-        weights.data.copy_(rounded)
+    return True
 
 
 def _table(result: BakeResult) -> dict[str, str]:

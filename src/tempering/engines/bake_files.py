@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,15 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by tensor name."""
         return {name: item.shape for name, item in self.tensors.items()}
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """What most weights are stored as; float32 where that is no dtype to load them in."""
+        sizes: Counter[str] = Counter()
+        for item in self.tensors.values():
+            sizes[item.dtype] += item.stop - item.start
+        most = sizes.most_common(1)[0][0] if sizes else "F32"
+        return _DTYPES[most] if most in ("BF16", "F16") else torch.float32
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor; BakeError where it is none that weights can be folded in."""
