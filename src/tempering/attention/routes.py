@@ -58,7 +58,8 @@ def check_arguments(function: Callable[..., Any], layer: str, names: Any) -> Non
     for name in names:
         if name in NEUTRAL_ARGUMENTS or name in LOGIT_ARGUMENTS:
             continue
-        named, known = _signature(function)
+        # Of the function inside an observer, which must not be kept alive here.
+        named, known = _signature(inspect.unwrap(function))
         if name in named or not known:
             raise ArchitectureError(
                 f"{layer} passes '{name}' to its attention function "
@@ -70,9 +71,8 @@ def check_arguments(function: Callable[..., Any], layer: str, names: Any) -> Non
 @functools.lru_cache(maxsize=256)
 def _signature(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
     """Parameters that a function names, and whether it is one of transformers' own."""
-    own = inspect.unwrap(function)
-    named = frozenset(inspect.signature(own).parameters)
-    return named, getattr(own, "__module__", "").split(".")[0] == "transformers"
+    named = frozenset(inspect.signature(function).parameters)
+    return named, getattr(function, "__module__", "").split(".")[0] == "transformers"
 
 
 class _ModuleWithSinks:
