@@ -1,0 +1,123 @@
+"""Radial kernels: densities of a component that depend on its Mahalanobis distance only."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.errors import InputError
+
+# Below this squared distance the pull of the Laplace kernel, 1/m, stops growing: a mean that sits
+# on a row would otherwise be held there for ever (Weiszfeld's problem).
+_NEAREST = 1e-12
+
+
+@dataclass(frozen=True)
+class Radial(ABC):
+    """A density exp(-energy(m^2)) |Sigma|^-1/2 / Z_D of x with m^2 = (x-mu)' Sigma^-1 (x-mu).
+
+    EM needs three things of it: the energy, the constant log Z_D, and the pull
+    u(m^2) = 2 d energy / d m^2, the weight of a row in the mean and the scatter. As the energies
+    are concave in m^2, the M-step with weights r u raises the likelihood (iteratively reweighted
+    least squares; Peel and McLachlan 2000 for Student-t).
+    """
+
+    @abstractmethod
+    def energy(self, squared: Float[Tensor, "..."], features: int) -> Float[Tensor, "..."]:
+        """Energy at squared distance m^2; 0 at the mean."""
+
+    @abstractmethod
+    def pull(self, squared: Float[Tensor, "..."], features: int) -> Float[Tensor, "..."] | None:
+        """u(m^2); None where it is 1 everywhere."""
+
+    @abstractmethod
+    def log_normaliser(self, features: int) -> float:
+        """log of the integral of exp(-energy(|y|^2)) over y in R^D."""
+
+    @abstractmethod
+    def mixing(self, rows: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        """Factors [n, 1] that make standard normal rows [n, D] a sample of the kernel."""
+
+
+@dataclass(frozen=True)
+class Gaussian(Radial):
+    """energy = m^2 / 2."""
+
+    def energy(self, squared: Tensor, features: int) -> Tensor:
+        return squared / 2
+
+    def pull(self, squared: Tensor, features: int) -> None:
+        return None
+
+    def log_normaliser(self, features: int) -> float:
+        return features / 2 * math.log(2 * math.pi)
+
+    def mixing(self, rows: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        return np.ones((len(rows), 1))
+
+
+@dataclass(frozen=True)
+class Laplace(Radial):
+    """energy = m: the elliptical Laplace kernel; on the line |x - mu| / b with b^2 = Sigma."""
+
+    def energy(self, squared: Tensor, features: int) -> Tensor:
+        return squared.sqrt()
+
+    def pull(self, squared: Tensor, features: int) -> Tensor:
+        return squared.clamp_min(_NEAREST).rsqrt()
+
+    def log_normaliser(self, features: int) -> float:
+        # The surface 2 pi^(D/2) / Gamma(D/2) times the integral of m^(D-1) exp(-m), Gamma(D).
+        half = features / 2
+        return math.log(2) + half * math.log(math.pi) + math.lgamma(features) - math.lgamma(half)
+
+    def mixing(self, rows: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        # The radius is Gamma(D, 1); the direction is that of the normal row.
+        radius = random.standard_gamma(rows.shape[1], size=(len(rows), 1))
+        return radius / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class StudentT(Radial):
+    """energy = (nu + D)/2 log(1 + m^2/nu), with nu degrees of freedom."""
+
+    nu: float = 4.0
+
+    def energy(self, squared: Tensor, features: int) -> Tensor:
+        return (self.nu + features) / 2 * torch.log1p(squared / self.nu)
+
+    def pull(self, squared: Tensor, features: int) -> Tensor:
+        return (self.nu + features) / (self.nu + squared)
+
+    def log_normaliser(self, features: int) -> float:
+        half = features / 2
+        ratio = math.lgamma(self.nu / 2) - math.lgamma(self.nu / 2 + half)
+        return ratio + half * math.log(self.nu * math.pi)
+
+    def mixing(self, rows: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        return np.sqrt(self.nu / random.chisquare(self.nu, size=(len(rows), 1)))
+
+
+KERNELS: dict[str, type[Radial]] = {
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "student_t": StudentT,
+}
+
+
+def radial(name: Any, nu: Any) -> Radial:
+    """The kernel of that name; InputError when there is none, or nu is not above 0."""
+    if not isinstance(name, str) or name not in KERNELS:
+        raise InputError(f"kernel = {name!r}; expected one of {', '.join(KERNELS)}")
+    if name != "student_t":
+        return KERNELS[name]()
+    if isinstance(nu, bool) or not isinstance(nu, numbers.Real) or not 0 < nu < math.inf:
+        raise InputError(f"nu = {nu!r}; expected degrees of freedom, a finite number above 0")
+    return StudentT(float(nu))

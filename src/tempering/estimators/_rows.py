@@ -1,0 +1,153 @@
+"""The rows of a fit: chunked, centred, weighted, and added up over the ranks that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+# A centred copy up to this size is kept, since small fits pass over it hundreds of times.
+_KEPT_BYTES = 32 * 2**20
+# float32 work is given up for float64 when rounding could move a log density by this much.
+_ROUNDING = 1e-3
+
+
+class Rows:
+    """Rows x [N, D] with weights, measured from a pivot; this rank's part of them.
+
+    total: sum of the weights over all ranks. count: rows over all ranks. pivot: the weighted
+    mean, [D] float64. reach: the largest |x - pivot|. group: a torch.distributed process group,
+    or None.
+    """
+
+    def __init__(
+        self,
+        values: Float[Tensor, "rows features"],
+        weights: Float64[Tensor, " rows"] | None = None,
+        group: Any = None,
+        pivot: Float64[Tensor, " features"] | None = None,
+    ) -> None:
+        self.values = values
+        self.group = group
+        ones = torch.ones(len(values), dtype=torch.float64, device=values.device)
+        self.weights = ones if weights is None else weights
+        first = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+        for part, weight in self._parts():
+            first += weight @ part.double()
+        count = torch.tensor([float(len(values))], dtype=torch.float64, device=values.device)
+        first, total, count = self.reduce([first, self.weights.sum().view(1), count])
+        self.total, self.count = float(total), int(count)
+        # A number of the rows' own dtype, so that x - pivot is the same in every dtype of work.
+        mean = (first / self.total).to(values.dtype).double()
+        self.pivot = mean if pivot is None else pivot
+        self._kept: dict[torch.dtype, Tensor] = {}
+        reach = torch.zeros(1, dtype=torch.float64, device=values.device)
+        for part, _ in self._parts():
+            distance = torch.linalg.vector_norm(part.double() - self.pivot, dim=1).max()
+            reach = torch.maximum(reach, distance.view(1))
+        self.reach = float(self._greatest(reach))
+
+    @property
+    def features(self) -> int:
+        """Columns."""
+        return self.values.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are, and where all work on them is done."""
+        return self.values.device
+
+    def working_dtype(self, whitener: Tensor) -> torch.dtype:
+        """The rows' own dtype, or float64 where float32 would lose the distances.
+
+        Distances are sums of terms as large as (reach / sigma)^2, with sigma the least standard
+        deviation of a component.
+        """
+        if self.values.dtype == torch.float64:
+            return torch.float64
+        largest = float(whitener.abs().amax()) * self.reach
+        rounding = torch.finfo(self.values.dtype).eps * largest * largest
+        return self.values.dtype if rounding < _ROUNDING else torch.float64
+
+    def chunks(
+        self, size: int, dtype: torch.dtype
+    ) -> Iterator[tuple[Float[Tensor, "rows features"], Float64[Tensor, " rows"]]]:
+        """(x - pivot, weights) of `size` rows at a time."""
+        if self.values.numel() * dtype.itemsize <= _KEPT_BYTES:
+            if dtype not in self._kept:
+                self._kept[dtype] = (self.values.double() - self.pivot).to(dtype)
+            yield from zip(self._kept[dtype].split(size), self.weights.split(size))
+            return
+        pivot = self.pivot.to(dtype)
+        for part, weight in zip(self.values.split(size), self.weights.split(size)):
+            yield part.to(dtype) - pivot, weight
+
+    def reduce(self, parts: list[Tensor]) -> list[Tensor]:
+        """float64 tensors summed over the ranks, in one message."""
+        if self.group is None:
+            return parts
+        flat = torch.cat([part.reshape(-1) for part in parts])
+        torch.distributed.all_reduce(flat, group=self.group)
+        pieces = flat.split([part.numel() for part in parts])
+        return [piece.view(part.shape) for piece, part in zip(pieces, parts)]
+
+    def sample(self, size: int) -> Rows:
+        """At most `size` rows, evenly spread over the ranks' rows in rank order; the same on all.
+
+        Their weights are enlarged to keep the total.
+        """
+        if self.count <= size and self.group is None:
+            return self
+        start = self._start()
+        step = max(1.0, self.count / size)
+        wanted = (torch.arange(min(size, self.count), dtype=torch.float64) * step).floor().long()
+        mine = (wanted >= start) & (wanted < start + len(self.values))
+        index = (wanted[mine] - start).to(self.device)
+        values = torch.zeros(
+            len(wanted), self.features + 1, dtype=torch.float64, device=self.device
+        )
+        values[mine.to(self.device), :-1] = self.values[index].double()
+        values[mine.to(self.device), -1] = self.weights[index]
+        (values,) = self.reduce([values])
+        weights = values[:, -1] * (self.total / values[:, -1].sum())
+        kept = values[:, :-1].to(self.values.dtype)
+        return Rows(kept, weights, pivot=self.pivot)
+
+    def divide(self, share: float, generator: torch.Generator) -> tuple[Rows, Rows]:
+        """(the rest, that share of the rows), drawn at random, the same on any ranks."""
+        start = self._start()
+        drawn = torch.zeros(self.count, dtype=torch.bool)
+        drawn[torch.randperm(self.count, generator=generator)[: round(share * self.count)]] = True
+        mine = drawn[start : start + len(self.values)].to(self.device)
+        return (
+            Rows(self.values[~mine], self.weights[~mine], self.group),
+            Rows(self.values[mine], self.weights[mine], self.group),
+        )
+
+    def _start(self) -> int:
+        """The number of rows on the ranks before this one."""
+        sizes = torch.zeros(self.ranks, dtype=torch.float64, device=self.device)
+        sizes[self.rank] = len(self.values)
+        return int(self.reduce([sizes])[0][: self.rank].sum())
+
+    @property
+    def rank(self) -> int:
+        """Which part of the rows this is."""
+        return 0 if self.group is None else torch.distributed.get_rank(self.group)
+
+    @property
+    def ranks(self) -> int:
+        return 1 if self.group is None else torch.distributed.get_world_size(self.group)
+
+    def _greatest(self, value: Tensor) -> Tensor:
+        if self.group is not None:
+            torch.distributed.all_reduce(
+                value, op=torch.distributed.ReduceOp.MAX, group=self.group
+            )
+        return value
+
+    def _parts(self, size: int = 2**16) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.values.split(size), self.weights.split(size))
