@@ -90,7 +90,12 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "Signed",
         "StudentT",
     ),
-    "tempering.estimators": ("CalibrationReport", "TemperatureScaler", "calibration_report"),
+    "tempering.estimators": (
+        "AnnealedMixture",
+        "CalibrationReport",
+        "TemperatureScaler",
+        "calibration_report",
+    ),
     "tempering.reports": ("Record",),
     "tempering.chunks": ("token_chunks",),
     "tempering.data": ("sample_text", "texts"),

@@ -57,9 +57,7 @@ class Stage(NamedTuple):
     breaks: tuple[Break, ...]  # all so far of components that have parted for good
 
 
-def anneal(
-    rows: Rows, count: int, temperatures: Sequence[float] | None = None
-) -> Iterator[Stage]:
+def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) -> Iterator[Stage]:
     """Cool from the first critical variance on, splitting up to `count` components.
 
     temperatures: to go through, the first of them at the first critical variance; None follows
@@ -107,15 +105,15 @@ def anneal(
 def settle(rows: Rows, state: Components) -> tuple[Components, int]:
     """Passes at one variance until the means stand still."""
     still = _STILL * math.sqrt(float(state.covariances[0]))
-    for turn in range(_PASSES):
+    for turn in range(1, _PASSES + 1):
         sums = expect(rows, state, ANNEALED)
         mass = sums.mass.clamp_min(torch.finfo(torch.float64).tiny)
         means = sums.moments[0][:, :-1] / mass.unsqueeze(1)
         moved = float((means - state.means).abs().max())
         state = Components(mass.log() - mass.sum().log(), means, state.covariances)
         if moved < still:
-            break
-    return state, turn + 1
+            return state, turn
+    return state, _PASSES
 
 
 def pooled_variance(seen: Survey) -> float:

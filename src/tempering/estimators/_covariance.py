@@ -272,9 +272,7 @@ class Spherical(Shape):
         return weights * gaps.square().mean(1)
 
 
-SHAPES: dict[str, type[Shape]] = {
-    shape.name: shape for shape in (Full, Tied, Diagonal, Spherical)
-}
+SHAPES: dict[str, type[Shape]] = {shape.name: shape for shape in (Full, Tied, Diagonal, Spherical)}
 
 
 def _cholesky(covariances: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,9 +19,9 @@ from tempering.estimators._mixture_input import (
     array_rows,
     check_tensor,
     family_of,
-    process_group,
     whole,
 )
+from tempering.estimators._ranks import process_group
 from tempering.estimators._rows import Rows
 
 
@@ -121,6 +121,7 @@ class FittedMixture(DensityMixin, BaseEstimator):
 
     def _parameters(self) -> Components:
         """The public attributes as tensors; means from the origin."""
+
         def tensor(value: Any) -> Tensor:
             return torch.as_tensor(value, dtype=torch.float64)
 
@@ -134,8 +135,9 @@ class FittedMixture(DensityMixin, BaseEstimator):
 
     def _evaluate(self, X: Any) -> tuple[Any, Any]:
         check_is_fitted(self)
-        found = self._evaluate_rows(Rows(self._values(X, reset=False)))
-        return found if isinstance(X, Tensor) else tuple(part.cpu().numpy() for part in found)
+        r, scores = self._evaluate_rows(Rows(self._values(X, reset=False)))
+        public = like(X)
+        return public(r), public(scores)
 
     def _evaluate_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
         components, family = self._components(rows), self._family()

@@ -122,9 +122,7 @@ def densities(
         yield (x, weights, *log_density(x, components, factor, family))
 
 
-def expect(
-    rows: Rows, components: Components, family: Family, temperature: float = 1.0
-) -> Sums:
+def expect(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Sums:
     """The E-step over all rows, of all ranks: sums that the M-step needs."""
     total: list[Tensor] | None = None
     for x, weights, density, squared, middle in densities(rows, components, family):
@@ -141,8 +139,8 @@ def expect(
         total = double if total is None else [a + b for a, b in zip(total, double)]
     if total is None:
         raise DataError("there are no rows; give at least one on every rank")
-    objective, mass, pulled, *moments = rows.reduce(total)
-    return Sums(temperature * float(objective), mass, pulled, tuple(moments))
+    objective, mass, pulled, *rest = rows.reduce(total)
+    return Sums(temperature * float(objective), mass, pulled, tuple(rest))
 
 
 def maximise(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import sklearn.exceptions
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tempering import errors
@@ -18,6 +20,7 @@ from tempering.estimators._calibration_source import writable
 from tempering.estimators._covariance import SHAPES
 from tempering.estimators._em import Family
 from tempering.estimators._radial import radial
+from tempering.estimators._ranks import agreed, gathered
 from tempering.estimators._rows import Rows
 from tempering.schedules import Schedule, as_schedule
 
@@ -25,9 +28,7 @@ from tempering.schedules import Schedule, as_schedule
 _STEP = math.log(1 / 0.9)
 
 
-class MixtureConvergenceWarning(
-    errors.ConvergenceWarning, sklearn.exceptions.ConvergenceWarning
-):
+class MixtureConvergenceWarning(errors.ConvergenceWarning, sklearn.exceptions.ConvergenceWarning):
     """A mixture that stopped before it converged; both libraries' filters know it."""
 
 
@@ -62,7 +63,7 @@ def temperatures_of(schedule: Any) -> list[float] | None:
         return None
     if not isinstance(schedule, str | Schedule):
         raise InputError(
-            f"schedule = {schedule!r}; expected \"adaptive\", or a schedule or its text, such as "
+            f'schedule = {schedule!r}; expected "adaptive", or a schedule or its text, such as '
             '"geometric(50,1)"'
         )
     pattern = as_schedule(schedule)
@@ -81,15 +82,34 @@ def temperatures_of(schedule: Any) -> list[float] | None:
     return values
 
 
-def rows_of(values: Tensor, sample_weight: Any, group: Any) -> tuple[Rows, Tensor]:
-    """Rows of weight above 0, and which those are; DataError names a weight that can't be."""
-    weights = _weights(sample_weight, values)
+def rows_of(
+    read: Callable[[], Tensor], sample_weight: Any, group: Any
+) -> tuple[Rows, Bool[Tensor, " rows"]]:
+    """Rows of weight above 0, and which those are; DataError names what can't be.
+
+    read: gives this rank's rows, checked.
+    """
+
+    def local() -> tuple[Tensor, Tensor | None]:
+        values = read()
+        return values, _weights(sample_weight, values)
+
+    values, weights = agreed(group, local)
+    alive = torch.ones(len(values), dtype=torch.bool) if weights is None else weights > 0
+    total = float(len(values) if weights is None else weights.sum())
+    parts = gathered(group, (values.shape[1], total, int(alive.sum())))
+    widths, totals, counts = zip(*parts)
+    if len(set(widths)) > 1:
+        raise DataError(f"the ranks' rows have {list(widths)} features; expected as many on each")
+    if sum(totals) <= 0:
+        raise DataError("every sample_weight is zero, so no row counts; give some rows a weight")
     if weights is None:
-        return Rows(values, None, group), torch.ones(len(values), dtype=torch.bool)
-    alive = weights > 0
+        return Rows(values, None, group), alive
     if not bool(alive.all()):
         values, weights = values[alive], weights[alive]
-    return Rows(values, weights, group), alive
+    # Weights count as numbers of rows. Those that average below 1 can't: they are enlarged.
+    average = sum(totals) / sum(counts)
+    return Rows(values, weights / average if average < 1 else weights, group), alive
 
 
 def array_rows(array: np.ndarray) -> Tensor:
@@ -99,20 +119,6 @@ def array_rows(array: np.ndarray) -> Tensor:
     values = torch.from_numpy(writable(array))
     check_finite(values, "X")
     return values
-
-
-def process_group(distributed: Any) -> Any:
-    """torch.distributed's default group, or None; InputError when there is none."""
-    if not isinstance(distributed, bool | np.bool_):
-        raise InputError(f"distributed = {distributed!r}; expected True or False")
-    if not distributed:
-        return None
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise InputError(
-            "distributed = True, but torch.distributed has no process group; call "
-            "torch.distributed.init_process_group in every process, started by torchrun"
-        )
-    return torch.distributed.group.WORLD
 
 
 def check_tensor(X: Tensor, least: int, name: str = "X") -> Tensor:
@@ -198,10 +204,4 @@ def _weights(given: Any, values: Tensor) -> Tensor | None:
         raise DataError(
             f"sample_weight[{row}] is {float(weights[row]):g}; expected a finite weight, 0 or more"
         )
-    total = float(weights.sum())
-    if total <= 0:
-        raise DataError("sample_weight sums to 0, so no row counts; give some rows a weight above 0")
-    # Weights count as numbers of rows. Those that average below 1 can't: they are enlarged.
-    average = total / int((weights > 0).sum())
-    return weights / average if average < 1 else weights
-
+    return weights

@@ -109,9 +109,7 @@ def best_split(
     return Split(k, float(gains[best]), children)
 
 
-def cheapest_merges(
-    view: View, components: Components, family: Family, most: int
-) -> list[Merge]:
+def cheapest_merges(view: View, components: Components, family: Family, most: int) -> list[Merge]:
     """The merges that lose least, by their moments first, then exactly."""
     pairs, merged = _pairs(components, family)
     scores = _moment_loss(components, pairs, merged, family)
@@ -220,7 +218,7 @@ def _refit(
 
 def _pairs(components: Components, family: Family) -> tuple[Tensor, Components]:
     """All pairs i < j, and the component with the moments of both."""
-    count, features = components.means.shape
+    count = len(components.means)
     pairs = torch.combinations(torch.arange(count, device=components.means.device))
     i, j = pairs.unbind(1)
     log_mass = torch.logaddexp(components.log_mass[i], components.log_mass[j])

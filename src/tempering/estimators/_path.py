@@ -10,7 +10,7 @@ import numpy as np
 from tempering.estimators._survey import Survey
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 FIELDS = [
     ("temperature", "f8"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -118,6 +119,6 @@ def radial(name: Any, nu: Any) -> Radial:
         raise InputError(f"kernel = {name!r}; expected one of {', '.join(KERNELS)}")
     if name != "student_t":
         return KERNELS[name]()
-    if isinstance(nu, bool) or not isinstance(nu, numbers.Real) or not 0 < nu < math.inf:
+    if isinstance(nu, bool) or not isinstance(nu, numbers.Real) or not 0 < float(nu) < math.inf:
         raise InputError(f"nu = {nu!r}; expected degrees of freedom, a finite number above 0")
     return StudentT(float(nu))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from tempering.estimators._em import (
     Climb,
@@ -168,9 +167,7 @@ def _partial(
             break
         r = (joint - total).exp_().mul_(w)
         parts = refit(x, r, parts, family)
-        parts = parts._replace(
-            log_mass=parts.log_mass - torch.logsumexp(parts.log_mass, 0) + share
-        )
+        parts = parts._replace(log_mass=parts.log_mass - torch.logsumexp(parts.log_mass, 0) + share)
     return values[-1], parts
 
 
@@ -195,9 +192,7 @@ def _reheat(rows: Rows, fit: Fit, family: Family, passes: int) -> Fit | None:
     return None
 
 
-def _climb_above(
-    rows: Rows, start: Components, fit: Fit, family: Family, passes: int
-) -> Climb:
+def _climb_above(rows: Rows, start: Components, fit: Fit, family: Family, passes: int) -> Climb:
     return climb(rows, start, family, tol=_NEAR, passes=passes, target=fit.value)
 
 
@@ -216,8 +211,7 @@ def fill(
     while len(components.means) < count:
         view = look(sample, components, family)
         each = [
-            best_split(view, k, components, family, generator)
-            for k in range(len(components.means))
+            best_split(view, k, components, family, generator) for k in range(len(components.means))
         ]
         splits = [split for split in each if split is not None]
         if splits:

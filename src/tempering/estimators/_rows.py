@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tempering.errors import DataError
+
 # A centred copy up to this size is kept, since small fits pass over it hundreds of times.
 _KEPT_BYTES = 32 * 2**20
 # float32 work is given up for float64 when rounding could move a log density by this much.
@@ -46,8 +48,8 @@ class Rows:
         self._kept: dict[torch.dtype, Tensor] = {}
         reach = torch.zeros(1, dtype=torch.float64, device=values.device)
         for part, _ in self._parts():
-            distance = torch.linalg.vector_norm(part.double() - self.pivot, dim=1).max()
-            reach = torch.maximum(reach, distance.view(1))
+            distance = torch.linalg.vector_norm(part.double() - self.pivot, dim=1)
+            reach = torch.cat([reach, distance]).amax().view(1)  # a rank may have no row left
         self.reach = float(self._greatest(reach))
 
     @property
@@ -117,15 +119,41 @@ class Rows:
         return Rows(kept, weights, pivot=self.pivot)
 
     def divide(self, share: float, generator: torch.Generator) -> tuple[Rows, Rows]:
-        """(the rest, that share of the rows), drawn at random, the same on any ranks."""
-        start = self._start()
-        drawn = torch.zeros(self.count, dtype=torch.bool)
-        drawn[torch.randperm(self.count, generator=generator)[: round(share * self.count)]] = True
-        mine = drawn[start : start + len(self.values)].to(self.device)
+        """(the rest, that share of the distinct rows), drawn by what is in a row.
+
+        So equal rows stay together, and the draw is the same in any order and on any ranks.
+        """
+        keys = self._keys(generator)
+        if self.group is None:
+            everywhere = keys
+        else:
+            everywhere = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+            start = self._start()
+            everywhere[start : start + len(keys)] = keys
+            torch.distributed.all_reduce(everywhere, group=self.group)
+        distinct = torch.unique(everywhere)
+        few = round(share * len(distinct))
+        if few == 0:
+            raise DataError(
+                f"X has {len(distinct)} distinct row(s), too few to hold out {share:.0%} of them; "
+                "use criterion='bic', or none"
+            )
+        held = keys < distinct[few]
         return (
-            Rows(self.values[~mine], self.weights[~mine], self.group),
-            Rows(self.values[mine], self.weights[mine], self.group),
+            Rows(self.values[~held], self.weights[~held], self.group, self.pivot),
+            Rows(self.values[held], self.weights[held], self.group, self.pivot),
         )
+
+    def _keys(self, generator: torch.Generator) -> Tensor:
+        """A pseudo-random whole number for each row, from the bits of its numbers."""
+        odd = 2 * torch.randint(2**62, (self.features,), generator=generator) + 1
+        keys = torch.zeros(len(self.values), dtype=torch.int64, device=self.device)
+        for column, factor in zip(self.values.T, odd.tolist()):
+            bits = (column.double() + 0.0).view(torch.int64)  # + 0.0: -0.0 is 0.0
+            # Both halves of a product are mixed: the low bits of round numbers are all 0.
+            keys = (keys ^ bits) * factor
+            keys = keys ^ (keys >> 32)
+        return keys
 
     def _start(self) -> int:
         """The number of rows on the ranks before this one."""
@@ -144,9 +172,7 @@ class Rows:
 
     def _greatest(self, value: Tensor) -> Tensor:
         if self.group is not None:
-            torch.distributed.all_reduce(
-                value, op=torch.distributed.ReduceOp.MAX, group=self.group
-            )
+            torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.group)
         return value
 
     def _parts(self, size: int = 2**16) -> Iterator[tuple[Tensor, Tensor]]:

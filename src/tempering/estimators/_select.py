@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from tempering.estimators._anneal import anneal
-from tempering.estimators._driver import Trace, cool, kept, moving_sample, released
-from tempering.estimators._driver import RELEASE
+from tempering.estimators._driver import RELEASE, Trace, cool, kept, moving_sample, released
 from tempering.estimators._em import Components, Family, climb, expect
-from tempering.estimators._moves import best_split, cheapest_merges, join, look, pick
+from tempering.estimators._moves import best_split, cheapest_merges, look
 from tempering.estimators._refine import Fit, at_temperature, refine, replaced
 from tempering.estimators._rows import Rows
 
@@ -31,13 +30,11 @@ def bic(rows: Rows, family: Family) -> Criterion:
     return score
 
 
-def held_out(rows: Rows, held: Rows, family: Family) -> Criterion:
+def held_out(held: Rows, family: Family) -> Criterion:
     """Mean log-likelihood of rows that the fit does not see."""
-    shift = rows.pivot - held.pivot
 
     def score(components: Components, value: float) -> float:
-        there = components._replace(means=components.means + shift)
-        return expect(held, there, family).objective / held.total
+        return expect(held, components, family).objective / held.total
 
     return score
 
@@ -102,8 +99,7 @@ def _neighbours(
     view = look(sample, components, family)
     if len(components.means) < most:
         each = (
-            best_split(view, k, components, family, generator)
-            for k in range(len(components.means))
+            best_split(view, k, components, family, generator) for k in range(len(components.means))
         )
         splits = sorted((split for split in each if split), key=lambda split: -split.gain)
         for split in splits[:_TRIED]:

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from tempering.errors import DataError, InputError
 from tempering.estimators._anneal import ANNEALED
 from tempering.estimators._covariance import Full
 from tempering.estimators._em import Components, Family
+from tempering.estimators._ranks import agreed
 from tempering.estimators._rows import Rows
 from tempering.estimators._survey import survey
 
@@ -45,26 +47,7 @@ def from_responsibilities(
     rows: Rows, given: Any, alive: Tensor, count: int, family: Family
 ) -> Components:
     """The M-step at given responsibilities [rows, components]."""
-    try:
-        r = torch.as_tensor(
-            given if isinstance(given, Tensor) else np.asarray(given, dtype=np.float64),
-            dtype=torch.float64,
-            device=rows.device,
-        )
-    except (TypeError, ValueError):
-        raise DataError("responsibilities can't be read as numbers") from None
-    if r.shape != (len(alive), count):
-        raise DataError(
-            f"responsibilities have shape {tuple(r.shape)}; expected ({len(alive)}, {count}), a row "
-            "for each sample and a column for each component"
-        )
-    bad = ~((r >= 0).all(1) & ((r.sum(1) - 1).abs() <= 1e-6))
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise DataError(
-            f"responsibilities in row {row} are not a distribution: {r[row].tolist()[:8]}; "
-            "expected numbers of 0 or more that sum to 1"
-        )
+    r = agreed(rows.group, lambda: _distributions(given, len(alive), count, rows.device))
     r = r[alive.to(r.device)]
     # Sums about the pivot with the identity for covariance; the first M-step is Gaussian.
     features = rows.features
@@ -91,3 +74,30 @@ def from_responsibilities(
     means, full = shape.update((first, second), mass, mass, origin, factor)
     covariances = family.shape.widen(family.shape.from_full(full, mass), family.ridge)
     return Components(mass.log() - mass.sum().log(), means, covariances)
+
+
+def _distributions(
+    given: Any, size: int, count: int, device: torch.device
+) -> Float64[Tensor, "rows components"]:
+    """Responsibilities as a tensor; DataError names the row that can't be."""
+    try:
+        r = torch.as_tensor(
+            given if isinstance(given, Tensor) else np.asarray(given, dtype=np.float64),
+            dtype=torch.float64,
+            device=device,
+        )
+    except (TypeError, ValueError):
+        raise DataError("responsibilities can't be read as numbers") from None
+    if r.shape != (size, count):
+        raise DataError(
+            f"responsibilities have shape {tuple(r.shape)}; expected ({size}, {count}), a "
+            "row for each sample and a column for each component"
+        )
+    bad = ~((r >= 0).all(1) & ((r.sum(1) - 1).abs() <= 1e-6))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise DataError(
+            f"responsibilities in row {row} are not a distribution: {r[row].tolist()[:8]}; "
+            "expected numbers of 0 or more that sum to 1"
+        )
+    return r

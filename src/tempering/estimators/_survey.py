@@ -38,9 +38,7 @@ class Survey(NamedTuple):
         return float(torch.special.entr(share).sum().exp())
 
 
-def survey(
-    rows: Rows, components: Components, family: Family, temperature: float = 1.0
-) -> Survey:
+def survey(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Survey:
     """One pass that adds up scatters and thermodynamics at a temperature."""
     count, features = components.means.shape
     totals: list[Tensor] | None = None
@@ -57,9 +55,7 @@ def survey(
     scatter = scatter - means.unsqueeze(2) * means.unsqueeze(1)
     conditional, distortion, capacity = (numbers / total).tolist()
     entropy = float(torch.special.entr(mass / total).sum())
-    return Survey(
-        mass, means, scatter, max(entropy - conditional, 0.0), distortion, capacity
-    )
+    return Survey(mass, means, scatter, max(entropy - conditional, 0.0), distortion, capacity)
 
 
 def _add_up(
@@ -74,7 +70,7 @@ def _add_up(
     r, log_sum = posterior(logits.clone())
     mean = (r * reduced).sum(0)
     variance = (r * (reduced - mean).square()).sum(0)
-    distances = (x.square().sum(1) - 2 * components.means.to(x.dtype) @ x.mT)
+    distances = x.square().sum(1) - 2 * components.means.to(x.dtype) @ x.mT
     distances += components.means.square().sum(1, keepdim=True).to(x.dtype)
     distortion = (r * distances).sum(0)
     by_row = torch.stack([mean + log_sum, distortion, variance]).double()

@@ -86,6 +86,9 @@ class AnnealedMixture(FittedMixture):
     since a component with the covariance of its own rows has T_c = 1 and never splits above.
     """
 
+    n_iter_: int
+    _fitted_rows: Rows
+
     def __init__(
         self,
         n_components: Any = 1,
@@ -149,8 +152,10 @@ class AnnealedMixture(FittedMixture):
         if self.criterion not in _CRITERIA:
             raise InputError(f"criterion = {self.criterion!r}; expected None, 'bic' or 'held-out'")
         group = self._group()
-        values = self._values(X, reset=True, least=1 if group is not None else 2)
-        rows, alive = rows_of(values, sample_weight, group)
+        least = 2 if group is None else 1
+        rows, alive = rows_of(
+            lambda: self._values(X, reset=True, least=least), sample_weight, group
+        )
         check_distinct(rows, count)
         given = self._given(rows, count, family, responsibilities, alive)
         generator = torch.Generator().manual_seed(self._seed(rows))
@@ -185,9 +190,7 @@ class AnnealedMixture(FittedMixture):
             )
         return self
 
-    def partial_fit(
-        self, X: Any, y: Any = None, sample_weight: Any = None
-    ) -> AnnealedMixture:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> AnnealedMixture:
         """Learn from one more chunk of rows; the first one is annealed, by `fit`.
 
         A later chunk is shared out by the mixture so far (one E-step at T = 1), its sums are
@@ -203,7 +206,8 @@ class AnnealedMixture(FittedMixture):
             self.n_samples_seen_ = rows.count
             return self
         family = self._family()
-        rows, _ = rows_of(self._values(X, reset=False), sample_weight, self._group())
+        group = self._group()
+        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group)
         self._seen = self._seen.plus(Seen.of(rows, self._components(rows), family), family)
         components = self._seen.components(family, rows.pivot)
         self._mixture(components, rows.pivot, X)
@@ -227,7 +231,9 @@ class AnnealedMixture(FittedMixture):
         """
         check_is_fitted(self)
         if not 0 <= feature < self.n_features_in_:
-            raise InputError(f"feature = {feature}; expected a column, 0..{self.n_features_in_ - 1}")
+            raise InputError(
+                f"feature = {feature}; expected a column, 0..{self.n_features_in_ - 1}"
+            )
         return plot(self.path_, self.positions_, feature, axes)
 
     def _select(
@@ -242,20 +248,14 @@ class AnnealedMixture(FittedMixture):
     ) -> None:
         if temperatures is not None:
             raise InputError(
-                f"criterion = {self.criterion!r} needs schedule = \"adaptive\", which finds the "
+                f'criterion = {self.criterion!r} needs schedule = "adaptive", which finds the '
                 f"temperatures where components split; got {self.schedule!r}"
             )
         train, criterion = rows, bic(rows, family)
         if self.criterion == "held-out":
             train, held = rows.divide(_HELD_OUT, generator)
-            criterion = held_out(train, held, family)
-        self.criteria_ = grow_selected(
-            train, count, family, generator, criterion, max_iter, trace
-        )
-        if train is not rows:
-            shift = train.pivot - rows.pivot
-            components = kept(trace)
-            trace.components = components._replace(means=components.means + shift)
+            criterion = held_out(held, family)
+        self.criteria_ = grow_selected(train, count, family, generator, criterion, max_iter, trace)
 
     def _given(
         self,

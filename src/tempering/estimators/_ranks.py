@@ -1,0 +1,56 @@
+"""What the processes of a group tell each other before a fit: errors, and the sizes of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from tempering.errors import DataError, InputError
+
+T = TypeVar("T")
+
+
+def process_group(distributed: Any) -> Any:
+    """torch.distributed's default group, or None; InputError when there is none."""
+    if not isinstance(distributed, bool | np.bool_):
+        raise InputError(f"distributed = {distributed!r}; expected True or False")
+    if not distributed:
+        return None
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise InputError(
+            "distributed = True, but torch.distributed has no process group; call "
+            "torch.distributed.init_process_group in every process, started by torchrun"
+        )
+    return torch.distributed.group.WORLD
+
+
+def gathered(group: Any, mine: T) -> list[T]:
+    """What every rank has to say, in rank order."""
+    if group is None:
+        return [mine]
+    told: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(told, mine, group=group)
+    return told
+
+
+def agreed(group: Any, check: Callable[[], T]) -> T:
+    """The result of a check of this rank's part; an error on one rank is raised on all.
+
+    Else the others would wait for that rank until their time-out.
+    """
+    if group is None:
+        return check()
+    try:
+        value, failed = check(), None
+    except InputError as error:
+        failed = error
+    told = gathered(group, None if failed is None else str(failed))
+    if failed is not None:
+        raise failed
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise DataError(f"the rows of rank {rank} can't be used: {text}")
+    return value
