@@ -35,14 +35,14 @@ ANNEALED = Family(Spherical(), Gaussian(), 0.0)
 
 
 class Break(NamedTuple):
-    """Component `parent` split: v = `eigenvalue` was its critical variance, along `eigenvector`.
+    """Component `parent` split: `critical` was its critical variance, along `eigenvector`.
 
     Components have numbers for life: the first is 0, and a split gives birth to one more.
     """
 
     parent: int
     child: int
-    eigenvalue: float
+    critical: float
     eigenvector: Tensor
     mean: Tensor  # of the parent, from the pivot
 
@@ -74,6 +74,7 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
     state = _at(state, variance)
     born = [0]  # the numbers of the components, in order of the rows of `state`
     breaks: list[Break] = []
+    before: tuple[float, dict[int, float]] = (variance, {})
     while True:
         state, passes = settle(rows, state)
         while (pair := _together(state)) is not None:
@@ -86,18 +87,19 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
         order = torch.argsort(values, descending=True).tolist()
         hot = [k for k in order if float(values[k]) >= variance][: count - len(born)]
         following = (
-            next(planned, None)
-            if temperatures
-            else _cooler(seen, float(values.max()), variance, len(born) == count, bool(hot))
+            next(planned, None) if temperatures else _cooler(seen, variance, len(born) == count)
         )
         if following is None or following < _NO_SPREAD * first:
             return
+        largest = dict(zip(born, values.tolist()))
         for k in hot:
-            child = max(born) + 1
-            parting = Break(born[k], child, float(values[k]), vectors[k], state.means[k])
-            state = _split(state, k, parting, following)
+            child, eigenvalue = max(born) + 1, largest[born[k]]
+            critical = _crossing(before, (variance, eigenvalue), born[k])
+            parting = Break(born[k], child, critical, vectors[k], state.means[k])
+            state = _split(state, k, eigenvalue, vectors[k], following)
             born.append(child)
             breaks.append(parting)
+        before = (variance, largest)
         variance = following
         state = _at(state, variance)
 
@@ -131,20 +133,30 @@ def _at(state: Components, variance: float) -> Components:
     return state._replace(covariances=torch.full_like(state.log_mass, variance))
 
 
-def _cooler(
-    seen: Survey, highest: float, variance: float, complete: bool, splitting: bool
-) -> float | None:
+def _cooler(seen: Survey, variance: float, complete: bool) -> float | None:
     """The next variance; None at the end."""
-    if complete:
-        end = pooled_variance(seen)
-        return None if variance <= 1.01 * end else max(COOLING * variance, end)
-    # Scatters shrink as v falls, so none turns critical before v has come down to the largest.
-    return COOLING * variance if splitting else min(COOLING * variance, highest)
+    if not complete:
+        return COOLING * variance
+    end = pooled_variance(seen)
+    return None if variance <= 1.01 * end else max(COOLING * variance, end)
 
 
-def _split(state: Components, k: int, parting: Break, variance: float) -> Components:
+def _crossing(
+    before: tuple[float, dict[int, float]], now: tuple[float, float], number: int
+) -> float:
+    """The critical variance: where the eigenvalue met v since the last step, in logarithms."""
+    (warm, largest), (cold, eigenvalue) = before, now
+    if eigenvalue <= cold or number not in largest or largest[number] >= warm:
+        return min(eigenvalue, warm)  # met just now, or already as it was born
+    above, below = math.log(eigenvalue / cold), math.log(warm / largest[number])
+    return cold * (warm / cold) ** (above / (above + below))
+
+
+def _split(
+    state: Components, k: int, eigenvalue: float, eigenvector: Tensor, variance: float
+) -> Components:
     """Two copies of component k about where they will settle: eigenvalue = v + amplitude^2."""
-    shift = math.sqrt(max(parting.eigenvalue - variance, 0.0)) * parting.eigenvector
+    shift = math.sqrt(max(eigenvalue - variance, 0.0)) * eigenvector
     log_mass = torch.cat([state.log_mass, state.log_mass[k].view(1)])
     log_mass[[k, -1]] -= math.log(2)
     means = torch.cat([state.means, (state.means[k] + shift).unsqueeze(0)])

@@ -28,8 +28,9 @@ class MixtureSplit(NamedTuple):
     temperature: T_c, where two copies of the component stopped staying together. component,
     child: numbers for life of the two; the first of all is 0. mean: where it was [D].
     eigenvector: the direction [D] in which they parted, of length 1. eigenvalue: the largest of
-    the component's responsibility-weighted covariance, in squared units of the data: T_c times
-    the kernel's variance at T = 1. For the first split it is lambda_max(cov) of the rows.
+    the component's responsibility-weighted covariance at T_c, in squared units of the data: T_c
+    times the kernel's variance at T = 1. For the first split it is lambda_max(cov) of the rows;
+    later ones are interpolated between the temperatures passed through.
     """
 
     temperature: float

@@ -131,7 +131,7 @@ def _move(
 
 
 def _plans(
-    splits: list[Split | None], merges: list[Merge], worth: float, most: int
+    splits: list[Split | None], merges: list[Merge], worth: int, most: int
 ) -> list[tuple[Merge, Split, float]]:
     """Merges with splits of a third component, the most promising first."""
     plans = [

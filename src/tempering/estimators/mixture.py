@@ -295,12 +295,12 @@ class AnnealedMixture(FittedMixture):
         self.kernel_variance_ = trace.unit
         self.splits_ = [
             MixtureSplit(
-                parting.eigenvalue / trace.unit,
+                parting.critical / trace.unit,
                 parting.parent,
                 parting.child,
                 public(parting.mean + pivot),
                 public(parting.eigenvector),
-                parting.eigenvalue,
+                parting.critical,
             )
             for parting in trace.breaks
         ]
