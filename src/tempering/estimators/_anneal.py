@@ -30,6 +30,8 @@ _PASSES = 100
 _STILL = 1e-2
 _TOGETHER = 0.05
 _NO_SPREAD = 1e-12
+# The first variance is the first critical one, to rounding; which side it fell on is no one's.
+_ROUNDING = 1e-9
 
 ANNEALED = Family(Spherical(), Gaussian(), 0.0)
 
@@ -85,7 +87,8 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
         values, vectors = values[:, -1], vectors[:, :, -1]
         yield Stage(variance, state, seen, passes, tuple(breaks))
         order = torch.argsort(values, descending=True).tolist()
-        hot = [k for k in order if float(values[k]) >= variance][: count - len(born)]
+        critical = variance * (1 - _ROUNDING)
+        hot = [k for k in order if float(values[k]) >= critical][: count - len(born)]
         following = (
             next(planned, None) if temperatures else _cooler(seen, variance, len(born) == count)
         )
@@ -94,8 +97,8 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
         largest = dict(zip(born, values.tolist()))
         for k in hot:
             child, eigenvalue = max(born) + 1, largest[born[k]]
-            critical = _crossing(before, (variance, eigenvalue), born[k])
-            parting = Break(born[k], child, critical, vectors[k], state.means[k])
+            met = _crossing(before, (variance, eigenvalue), born[k])
+            parting = Break(born[k], child, met, vectors[k], state.means[k])
             state = _split(state, k, eigenvalue, vectors[k], following)
             born.append(child)
             breaks.append(parting)

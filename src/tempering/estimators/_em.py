@@ -122,6 +122,15 @@ def densities(
         yield (x, weights, *log_density(x, components, factor, family))
 
 
+def log_likelihoods(rows: Rows, components: Components, family: Family) -> Float64[Tensor, " rows"]:
+    """log p of each of this rank's rows at T = 1."""
+    parts = [
+        posterior(tempered(density, components.log_mass, 1.0))[1].double()
+        for _, _, density, _, _ in densities(rows, components, family)
+    ]
+    return torch.cat(parts)
+
+
 def expect(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Sums:
     """The E-step over all rows, of all ranks: sums that the M-step needs."""
     total: list[Tensor] | None = None

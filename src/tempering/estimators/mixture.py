@@ -25,7 +25,7 @@ from tempering.estimators._mixture_input import (
 from tempering.estimators._online import Seen
 from tempering.estimators._path import MixtureSplit, plot, record
 from tempering.estimators._rows import Rows
-from tempering.estimators._select import bic, grow_selected, held_out
+from tempering.estimators._select import Bic, Criterion, HeldOut, grow_selected
 from tempering.estimators._start import from_means, from_responsibilities
 
 _CRITERIA = (None, "bic", "held-out")
@@ -54,8 +54,9 @@ class AnnealedMixture(FittedMixture):
     schedule: "adaptive" follows the critical temperatures. Or a schedule of the project, or its
         text, that ends at 1: its first value is put at the first critical temperature, so it says
         how far to cool: "geometric(50,1)" ends with a kernel of a 50th of lambda_max(cov).
-    criterion: None fits n_components. "bic" or "held-out" (the likelihood of every fifth row, at
-        random) choose their number, up to n_components.
+    criterion: None fits n_components. "bic" or "held-out" (the likelihood of a fifth of the
+        distinct rows, drawn at random; one more component has to gain more than its standard
+        error) choose their number, up to n_components.
     means_init: [n_components, n_features]; components given, that neither split nor move.
     reg_covar: variance added to the diagonal of covariances; squared units of the data, 0 or more.
     tol: EM ends when its limit is estimated to be this near; nats per row, above 0.
@@ -251,10 +252,11 @@ class AnnealedMixture(FittedMixture):
                 f'criterion = {self.criterion!r} needs schedule = "adaptive", which finds the '
                 f"temperatures where components split; got {self.schedule!r}"
             )
-        train, criterion = rows, bic(rows, family)
+        criterion: Criterion
+        train, criterion = rows, Bic(rows, family)
         if self.criterion == "held-out":
             train, held = rows.divide(_HELD_OUT, generator)
-            criterion = held_out(held, family)
+            criterion = HeldOut(held, family)
         self.criteria_ = grow_selected(train, count, family, generator, criterion, max_iter, trace)
 
     def _given(

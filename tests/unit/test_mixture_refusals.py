@@ -1,0 +1,171 @@
+"""What a mixture can't be fitted to, and what is said then."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tempering.errors import DataError, InputError, ScheduleError
+from tempering.estimators import AnnealedMixture
+
+X = np.random.default_rng(0).standard_normal((20, 3))
+
+
+def with_value(value: float) -> np.ndarray:
+    x = X.copy()
+    x[7, 2] = value
+    return x
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, np.float32])
+def test_rows_that_are_not_finite_are_named(kind):
+    with pytest.raises(DataError, match="Input X contains NaN: row 7, column 2"):
+        AnnealedMixture().fit(kind(with_value(np.nan)))
+    with pytest.raises(DataError, match="Input X contains infinity: row 7, column 2"):
+        AnnealedMixture().fit(kind(with_value(np.inf)))
+    fitted = AnnealedMixture().fit(kind(X))
+    for ask in (fitted.predict, fitted.score_samples, fitted.partial_fit):
+        with pytest.raises(DataError, match="row 7, column 2"):
+            ask(kind(with_value(-np.inf)))
+
+
+def test_a_row_far_down_is_named_too():
+    x = np.zeros((2**16 + 10, 1), dtype=np.float32)
+    x[2**16 + 3] = np.nan
+    with pytest.raises(DataError, match="row 65539, column 0"):
+        AnnealedMixture().fit(x)
+
+
+def test_empty_and_one_sample():
+    with pytest.raises(ValueError, match=r"0 sample"):
+        AnnealedMixture().fit(np.empty((0, 3)))
+    with pytest.raises(ValueError, match=r"1 sample|minimum of 2"):
+        AnnealedMixture().fit(X[:1])
+    with pytest.raises(DataError, match=r"1 sample\(s\) and 3 feature\(s\)"):
+        AnnealedMixture().fit(torch.tensor(X[:1]))
+    with pytest.raises(ValueError, match=r"0 feature"):
+        AnnealedMixture().fit(np.empty((5, 0)))
+    with pytest.raises(DataError, match=r"Expected 2D array.*\(20,\)"):
+        AnnealedMixture().fit(torch.tensor(X[:, 0]))
+    with pytest.raises(DataError, match="Complex data"):
+        AnnealedMixture().fit(torch.tensor(X) * 1j)
+    with pytest.raises(ValueError, match="5 features"):
+        AnnealedMixture().fit(X).predict(np.ones((2, 5)))
+
+
+def test_constant_rows():
+    x = np.full((30, 2), 4.0)
+    fitted = AnnealedMixture().fit(x)
+    np.testing.assert_allclose(fitted.means_, [[4, 4]])
+    np.testing.assert_allclose(fitted.covariances_[0], 1e-6 * np.eye(2))
+    with pytest.raises(DataError, match=r"1 distinct row\(s\) of 30; fit at most 1 component"):
+        AnnealedMixture(2).fit(x)
+    with pytest.raises(DataError, match=r"component 0 of 1 has collapsed.*raise reg_covar"):
+        AnnealedMixture(reg_covar=0.0).fit(x)
+
+
+def test_more_components_than_rows():
+    with pytest.raises(DataError, match=r"n_components = 21 with n_samples = 20"):
+        AnnealedMixture(21).fit(X)
+    twice = np.repeat(X[:4], 10, 0)
+    with pytest.raises(DataError, match=r"4 distinct row\(s\) of 40; fit at most 4"):
+        AnnealedMixture(5).fit(twice)
+    assert AnnealedMixture(4, random_state=0).fit(twice).n_components_ == 4
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
+def test_numbers_of_components(count):
+    with pytest.raises(InputError, match=r"n_components = .*; expected how many components"):
+        AnnealedMixture(count).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ({"covariance_type": "round"}, "covariance_type = 'round'; expected one of full, tied"),
+        ({"kernel": "cauchy"}, "kernel = 'cauchy'; expected one of gaussian, laplace"),
+        ({"kernel": "student_t", "nu": 0}, "nu = 0; expected degrees of freedom"),
+        ({"reg_covar": -1e-3}, "reg_covar = -0.001; expected a variance, 0 or more"),
+        ({"tol": 0}, "tol = 0; expected nats per row, above 0"),
+        ({"tol": float("nan")}, "tol = nan"),
+        ({"max_iter": 0}, "max_iter = 0; expected the most passes"),
+        ({"criterion": "aic"}, "criterion = 'aic'; expected None, 'bic' or 'held-out'"),
+        ({"schedule": 3.0}, 'schedule = 3.0; expected "adaptive", or a schedule'),
+        ({"criterion": "bic", "schedule": "geometric(9,1)"}, 'needs schedule = "adaptive"'),
+        ({"distributed": "yes"}, "distributed = 'yes'; expected True or False"),
+        ({"distributed": True}, "no process group; call torch.distributed.init_process_group"),
+        ({"means_init": X[:3]}, r"means_init has shape \(3, 3\); expected \(2, 3\)"),
+        ({"means_init": with_value(np.nan)[6:8]}, r"means_init\[1, 2\] is not finite"),
+        ({"means_init": X[:2], "criterion": "bic"}, "chooses how many components"),
+    ],
+    ids=str,
+)
+def test_settings(setting, match):
+    with pytest.raises(InputError, match=match):
+        AnnealedMixture(2, **setting).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("geometric(50,2)", "ends at 2"), ("linear(0,1)", "outside 0 < T < inf"), ("warm(3)", "warm")],
+)
+def test_schedules(text, match):
+    with pytest.raises(ScheduleError, match=match):
+        AnnealedMixture(2, schedule=text).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (np.zeros(20), "every sample_weight is zero"),
+        (np.r_[np.ones(9), -1, np.ones(10)], r"sample_weight\[9\] is -1; expected"),
+        (np.r_[np.ones(9), np.nan, np.ones(10)], r"sample_weight\[9\] is nan"),
+        (np.ones(19), r"sample_weight has shape \(19,\); expected \(20,\)"),
+        (["a"] * 20, "sample_weight can't be read as numbers"),
+    ],
+    ids=["zero", "negative", "nan", "short", "text"],
+)
+def test_weights(weights, match):
+    with pytest.raises(DataError, match=match):
+        AnnealedMixture().fit(X, sample_weight=weights)
+
+
+def test_weights_that_leave_too_few_rows():
+    weights = np.zeros(20)
+    weights[:2] = 1
+    with pytest.raises(DataError, match=r"n_components = 3 with n_samples = 2 row\(s\) of weight"):
+        AnnealedMixture(3).fit(X, sample_weight=weights)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (np.ones((20, 3)) / 3, r"shape \(20, 3\); expected \(20, 2\)"),
+        (np.ones((20, 2)), r"responsibilities in row 0 are not a distribution"),
+        (np.r_[np.ones((5, 2)) / 2, [[1.5, -0.5]], np.ones((14, 2)) / 2], "in row 5"),
+        (np.tile([1.0, 0.0], (20, 1)), "leave component 1 without any row"),
+        ([["a", "b"]] * 20, "can't be read as numbers"),
+    ],
+    ids=["shape", "sum", "negative", "empty", "text"],
+)
+def test_responsibilities(given, match):
+    with pytest.raises(DataError, match=match):
+        AnnealedMixture(2).fit(X, responsibilities=given)
+
+
+def test_two_starts():
+    with pytest.raises(InputError, match="give one"):
+        AnnealedMixture(2, means_init=X[:2]).fit(X, responsibilities=np.ones((20, 2)) / 2)
+
+
+def test_columns_that_depend_on_each_other():
+    x = np.c_[X, X.sum(1)]
+    assert AnnealedMixture(random_state=0).fit(x).converged_
+    with pytest.raises(DataError, match="columns that depend on each other"):
+        AnnealedMixture(reg_covar=0.0).fit(np.c_[X[:, :1], X[:, :1]])
+
+
+def test_too_few_rows_to_hold_out():
+    with pytest.raises(DataError, match=r"2 distinct row\(s\), too few to hold out 20%"):
+        AnnealedMixture(2, criterion="held-out").fit(np.repeat(X[:2], 5, 0))
