@@ -20,9 +20,6 @@ import os
 import time
 import warnings
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"  # before numpy and torch look
-
 import numpy as np
 import torch
 from _bench import write
@@ -31,6 +28,7 @@ from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from tempering.estimators import AnnealedMixture
+
 
 def annealed(rows: np.ndarray, count: int, seed: int, _: float) -> object:
     return AnnealedMixture(count, random_state=seed).fit(rows)
@@ -115,6 +113,8 @@ def main() -> None:
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     tasks = [(name, seed) for seed in seeds for name in names]
     results = []
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # for the processes that are started, before numpy looks
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         for result in pool.imap_unordered(one, tasks):
             results.append(result)
@@ -153,8 +153,7 @@ def _from_labels(rows: np.ndarray, labels: np.ndarray, count: int) -> GaussianMi
     mass = r.sum(0)
     means = r.T @ rows / mass[:, None]
     covariances = [
-        np.cov(rows[labels == k].T, bias=True) + 1e-6 * np.eye(rows.shape[1])
-        for k in range(count)
+        np.cov(rows[labels == k].T, bias=True) + 1e-6 * np.eye(rows.shape[1]) for k in range(count)
     ]
     return _converged(rows, mass / mass.sum(), means, np.array(covariances))
 
