@@ -103,6 +103,7 @@ def test_one_broken_line_is_named_and_the_rest_can_run(tmp_path):
         "[1]",
         json.dumps({**good, "id": "w", "checker": 3}),
         json.dumps({**good, "id": "v", "raw": "yes"}),
+        json.dumps({**good, "id": "u", "tokens": 0}),
         json.dumps({**good, "id": "last"}),
     ]
     path.write_text("\n".join(lines))
@@ -111,7 +112,7 @@ def test_one_broken_line_is_named_and_the_rest_can_run(tmp_path):
     tasks, broken = load_tasks(path, keep_going=True)
     assert [task["id"] for task in tasks] == ["x", "last"] and tasks[0]["answer"] == "4"
     numbers = [int(re.search(r"line (\d+):", line).group(1)) for line in broken]
-    assert numbers == [2, 4, 5, 6, 7, 8, 9]
+    assert numbers == [2, 4, 5, 6, 7, 8, 9, 10]
     assert "'answer' is missing" in broken[2] and "the id 'x' is that of line 1" in broken[3]
 
 

@@ -1,7 +1,8 @@
-"""Three kinds of tasks with known answers: (rng, level) -> prompt, answer, and choices if any.
+"""Three kinds of tasks with known answers: (rng, level) -> prompt, answer, tokens it takes at most.
 
 Prompts are texts to continue, with worked examples first: the embedded model of 135M parameters
-solves 8 of 10 small sums so, and hardly any when asked in a chat turn.
+solves 8 of 10 small sums so, and hardly any when asked in a chat turn. All tasks of a kind and
+level have the same examples, which an engine then reads once.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ THINGS = "apples books cards coins marbles pencils stickers stamps shells button
 def arithmetic_chain(rng: random.Random, level: int) -> dict[str, Any]:
     """(level + 1) // 2 sums or differences, of numbers to 9 at odd levels, to 20 at even ones."""
     steps, most = (level + 1) // 2, 9 if level % 2 else 20
-    lines = [f"{text} = {total}" for text, total in (_chain(rng, steps, most) for _ in range(3))]
+    examples = random.Random(f"examples/arithmetic/{level}")
+    shown = (_chain(examples, steps, most) for _ in range(3))
+    lines = [f"{text} = {total}" for text, total in shown]
     text, total = _chain(rng, steps, most)
-    return {"prompt": "\n".join([*lines, f"{text} ="]), "answer": str(total)}
+    return {"prompt": "\n".join([*lines, f"{text} ="]), "answer": str(total), "tokens": 8}
 
 
 def _chain(rng: random.Random, steps: int, most: int) -> tuple[str, int]:
@@ -44,17 +47,19 @@ def list_recall(rng: random.Random, level: int) -> dict[str, Any]:
     lines = [f"The code of {n} is {c}." for n, c in zip(names, numbers, strict=True)]
     asked = rng.randrange(len(names))
     prompt = "\n".join([*lines, "", f"The code of {names[asked]} is"])
-    return {"prompt": prompt, "answer": numbers[asked]}
+    return {"prompt": prompt, "answer": numbers[asked], "tokens": 8}
 
 
 def word_problem(rng: random.Random, level: int) -> dict[str, Any]:
     """A story of `level` steps about who has how many things; examples show the working."""
+    shown = random.Random(f"examples/words/{level}")
     examples = []
     for _ in range(2):
-        story, working, _ = _story(rng, level)
+        story, working, _ = _story(shown, level)
         examples.append(f"Q: {story}\nA: {working}\n")
     story, _, total = _story(rng, level)
-    return {"prompt": "\n".join([*examples, f"Q: {story}\nA:"]), "answer": str(total)}
+    prompt = "\n".join([*examples, f"Q: {story}\nA:"])
+    return {"prompt": prompt, "answer": str(total), "tokens": 12 * level}
 
 
 def _story(rng: random.Random, steps: int) -> tuple[str, str, int]:

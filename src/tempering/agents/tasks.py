@@ -160,4 +160,7 @@ def _task(line: str) -> Task:
     ):
         if not isinstance(task.get(name, kind()), kind):
             raise DataError(f"the field '{name}' is to be {word}, got {task[name]!r}")
+    tokens = task.get("tokens", 1)
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise DataError(f"the field 'tokens' is to be a whole number above 0, got {tokens!r}")
     return task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tempering.agents.contract import Call, Done, Progress, Reply, Stop
 from tempering.agents.temperatures import Rule, rule_for
 from tempering.attention.profile import Profile
+from tempering.engines.row_scores import score_rows
 from tempering.engines.rows import Row, Written, generate_rows
 from tempering.errors import InputError
 
@@ -89,6 +91,7 @@ class LocalEngine:
                 done(index, Reply(None, error=error))
                 continue
             ready.append((index, row))
+        ready = _like_with_like(ready)
         for start in range(0, len(ready), self.batch):
             part = ready[start : start + self.batch]
             if stop():
@@ -98,10 +101,14 @@ class LocalEngine:
                 progress(part[row][0], "running", count)
 
             rows = [row for _, row in part]
-            written = generate_rows(self.network, rows, score=self.score, progress=told, stop=stop)
+            written = generate_rows(self.network, rows, progress=told, stop=stop)
             if written is None:
                 return
-            for (index, row), own in zip(part, written, strict=True):
+            scores: list[float | None] = [None] * len(rows)
+            if self.score:
+                outputs = [own.tokens + ([] if own.end is None else [own.end]) for own in written]
+                scores = score_rows(self.network, [row.prompt for row in rows], outputs)
+            for (index, row), own, score in zip(part, written, scores, strict=True):
                 text = self._text(calls[index], own)
                 done(
                     index,
@@ -113,7 +120,7 @@ class LocalEngine:
                         tokens_in=len(row.prompt),
                         tokens_out=len(own.tokens) + (own.end is not None),
                         finish="length" if own.end is None else "end",
-                        score=own.score,
+                        score=score,
                     ),
                 )
 
@@ -169,3 +176,22 @@ class LocalEngine:
         if call.stop is not None:
             text = text.split(call.stop)[0]
         return text.strip()
+
+
+_HEAD = 16  # tokens
+
+
+def _like_with_like(ready: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
+    """Rows in an order that makes good batches.
+
+    What prompts begin with alike is read once for a batch, and rows are padded to a batch's
+    longest prompt: so prompts that share their beginning come together, then by length.
+    """
+    prompts = {tuple(row.prompt.tolist()) for _, row in ready}
+    heads = Counter(prompt[:_HEAD] for prompt in prompts)
+
+    def place(item: tuple[int, Row]) -> tuple[tuple[int, ...], int]:
+        head = tuple(item[1].prompt[:_HEAD].tolist())
+        return (head if heads[head] > 1 else (), len(item[1].prompt))
+
+    return sorted(ready, key=place)

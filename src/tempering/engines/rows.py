@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,8 +29,8 @@ from tempering.posterior import responsibilities
 
 # Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
 _GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685
+_WORTH = 256  # tokens that reading a common beginning by itself must save
 _SELECTABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
-_SCORED_BYTES = 2**29  # logits at once when scoring
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """What one row generated. tokens: without the token that ended it. end: that token, or None.
-
-    score: mean log probability of the tokens, the end token included, under the untempered model
-        at T = 1, nats per token; None where none was asked for.
-    """
+    """What one row generated. tokens: without the token that ended it. end: that token, or None."""
 
     tokens: list[int]
     end: int | None
-    score: float | None
 
 
 def generate_rows(
     model: Any,
     rows: Sequence[Row],
     *,
-    score: bool = False,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[Written] | None:
     """Generate all rows in one batch, padded on the left.
+
+    Rows alike in prompt, profile and what they wrote so far are one row to the model, whatever
+    their temperatures and seeds, and rows that ended leave the batch.
 
     progress: (row, tokens so far), after every token. stop: asked before every token; when it
     says so the batch is given up and None returned.
@@ -81,128 +78,167 @@ def generate_rows(
     """
     _check(model, rows)
     device = model.get_input_embeddings().weight.device
-    ids, mask = _padded([row.prompt for row in rows], model, device)
-    keys = torch.tensor([_key(row.seed) for row in rows], device=device)
-    temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
-    temperature = temperature.to(device, torch.float32)
-    nucleus = None
-    if any(row.top_p is not None for row in rows):
-        nucleus = torch.tensor([row.top_p or 1.0 for row in rows], device=device)
+    sampler = _Sampler.of(rows, device)
     ends, kind = _ending(model, rows, device)
     limits = torch.tensor([row.tokens for row in rows], device=device)
-    steps = int(limits.max())
-    written = torch.zeros(len(rows), steps, dtype=torch.long, device=device)
+    written = torch.zeros(len(rows), int(limits.max()), dtype=torch.long, device=device)
     lengths = torch.zeros(len(rows), dtype=torch.long, device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    alive = torch.ones(len(rows), dtype=torch.bool, device=device)
+    place = torch.arange(len(rows), device=device)  # the rows still being written
     if stop is not None and stop():
         return None
-    logits, past = _prefill(model, rows, ids, mask)
-    options = _options(model)
-    with _profiles(model, rows), torch.no_grad():
-        for step in range(steps):
-            weights = responsibilities(-logits.float(), temperature)
-            if nucleus is not None:
-                weights = _nucleus(weights, nucleus)
-            token = _pick(weights, keys, step)
-            written[:, step] = token
-            ended |= alive & ends[kind, token]
-            alive &= ~ended
-            lengths += alive
-            alive &= lengths < limits
+    logits, past, node, mask, own = read_prompts(model, rows)
+    options = forward_options(model)
+    with _profiles(model, own) as handle, torch.no_grad():
+        for step in range(written.shape[1]):
+            token = sampler.pick(logits[node], place, step)
+            written[place, step] = token
+            over = ends[kind[place], token]
+            ended[place] = over
+            lengths[place] += ~over
+            going = ~over & (lengths[place] < limits[place])
+            place, node, token = place[going], node[going], token[going]
             if progress is not None:
-                for row in alive.nonzero()[:, 0].tolist():
+                for row in place.tolist():
                     progress(row, step + 1)
-            # Asking the device every token would wait for it every token.
-            if (device.type == "cpu" or step % 8 == 7) and not bool(alive.any()):
+            if not len(place):
                 break
             if stop is not None and stop():
                 return None
-            if step + 1 < steps:
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-                out = model(
-                    input_ids=token[:, None],
-                    attention_mask=mask,
-                    past_key_values=past,
-                    use_cache=True,
-                    **options(mask, 1),
+            if selectable(past):
+                (parent, token), node = torch.stack([node, token]).unique(
+                    dim=1, return_inverse=True
                 )
-                logits, past = out.logits[:, -1], out.past_key_values
-    found = []
-    for own, count, end in zip(written.tolist(), lengths.tolist(), ended.tolist(), strict=True):
-        found.append(Written(own[:count], own[count] if end else None, None))
-    if not score:
-        return found
-    outputs = [own.tokens + ([] if own.end is None else [own.end]) for own in found]
-    scores = score_rows(model, [row.prompt for row in rows], outputs)
-    return [replace(own, score=value) for own, value in zip(found, scores, strict=True)]
+                if not torch.equal(parent, torch.arange(len(mask), device=device)):
+                    past.batch_select_indices(parent)
+                    mask, own = mask[parent], [own[i] for i in parent.tolist()]
+                    if handle is not None:
+                        handle.update(_own_profiles(model, own))
+            else:
+                token, node = torch.zeros_like(limits).index_put((place,), token), place
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            out = model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                past_key_values=past,
+                use_cache=True,
+                **options(mask, 1),
+            )
+            logits, past = out.logits[:, -1], out.past_key_values
+    return [
+        Written(own[:count], own[count] if end else None)
+        for own, count, end in zip(written.tolist(), lengths.tolist(), ended.tolist(), strict=True)
+    ]
 
 
-def _prefill(
-    model: Any,
-    rows: Sequence[Row],
-    ids: Int[Tensor, "rows length"],
-    mask: Int[Tensor, "rows length"],
-) -> tuple[Float[Tensor, "rows vocab"], Any]:
-    """Logits after the prompts, and the cache; rows alike in prompt and profile are read once."""
+class Prompts(NamedTuple):
+    """Prompts read by the model. node: which row of logits, cache and mask is whose."""
+
+    logits: Float[Tensor, "nodes vocab"]
+    past: Any
+    node: Int[Tensor, " rows"]
+    mask: Int[Tensor, "nodes length"]
+    rows: list[Row]
+
+
+def read_prompts(model: Any, rows: Sequence[Row]) -> Prompts:
+    """Logits after the prompts, and the cache.
+
+    Rows alike in prompt and profile are read once; so is, for each profile, what all prompts begin
+    with, where that is worth a pass of its own.
+    """
     first: dict[tuple[Any, ...], int] = {}
-    place = []
-    for row in rows:
-        alike = (tuple(row.prompt.tolist()), id(row.profile))
-        place.append(first.setdefault(alike, len(first)))
-    chosen = [place.index(i) for i in range(len(first))]
-    logits, past = _read(model, [rows[i] for i in chosen], ids[chosen], mask[chosen])
-    if len(chosen) == len(rows):
-        return logits, past
-    # Only these kinds of cache are known to hold nothing but what `batch_select_indices` selects.
-    if not all(type(layer).__name__ in _SELECTABLE for layer in getattr(past, "layers", [None])):
-        return _read(model, rows, ids, mask)
-    index = torch.tensor(place, device=ids.device)
-    past.batch_select_indices(index)
-    return logits[index], past
+    node = [
+        first.setdefault((tuple(row.prompt.tolist()), id(row.profile)), len(first)) for row in rows
+    ]
+    alike = [rows[node.index(i)] for i in range(len(first))]
+    found = _read_begun(model, alike) or _read(model, alike)
+    if len(first) < len(rows) and not selectable(found.past):
+        return _read(model, rows)
+    return found._replace(node=torch.tensor(node, device=found.mask.device))
 
 
-def _read(
-    model: Any, rows: Sequence[Row], ids: Tensor, mask: Tensor
-) -> tuple[Float[Tensor, "rows vocab"], Any]:
+def _read_begun(model: Any, rows: Sequence[Row]) -> Prompts | None:
+    """The common beginning once for each profile, then the rest; None where that saves little."""
+    profiles = {id(row.profile): row for row in rows}
+    start = _common([row.prompt for row in rows])
+    if start * (len(rows) - len(profiles)) < _WORTH:
+        return None
+    begun = _read(model, [replace(row, prompt=row.prompt[:start]) for row in profiles.values()])
+    if not selectable(begun.past):
+        return None
+    places = list(profiles)
+    index = torch.tensor([places.index(id(row.profile)) for row in rows], device=begun.mask.device)
+    begun.past.batch_select_indices(index)
+    rest = [replace(row, prompt=row.prompt[start:]) for row in rows]
+    return _read(model, rest, begun._replace(mask=begun.mask[index]))._replace(rows=list(rows))
+
+
+def _common(prompts: Sequence[Tensor]) -> int:
+    """Tokens that all prompts begin with, at least one of each left over."""
+    length = min(map(len, prompts)) - 1
+    head = torch.stack([prompt[:length].cpu() for prompt in prompts])
+    return int((head == head[0]).all(0).long().cumprod(0).sum())
+
+
+def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prompts:
+    device = model.get_input_embeddings().weight.device
+    length = max(len(row.prompt) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row.prompt) :] = row.prompt.cpu()
+        mask[i, length - len(row.prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    if begun is not None:
+        mask = torch.cat([begun.mask, mask], dim=1)
     with _profiles(model, rows), torch.no_grad():
         out = model(
             input_ids=ids,
             attention_mask=mask,
+            past_key_values=None if begun is None else begun.past,
             use_cache=True,
-            **_options(model)(mask, ids.shape[1]),
+            **forward_options(model)(mask, length),
         )
-    return out.logits[:, -1], out.past_key_values
+    node = torch.arange(len(rows), device=device)
+    return Prompts(out.logits[:, -1], out.past_key_values, node, mask, list(rows))
 
 
-def score_rows(
-    model: Any, prompts: Sequence[Int[Tensor, " length"]], outputs: Sequence[Sequence[int]]
-) -> list[float | None]:
-    """Mean log probability of each output after its prompt, nats per token; None for an empty one.
+@dataclass(frozen=True)
+class _Sampler:
+    """What picking the next token of each row needs."""
 
-    The model is used as it is: untempered, unless the caller holds a profile on it.
-    """
-    device = model.get_input_embeddings().weight.device
-    longest = max(map(len, prompts)) + max(map(len, outputs))
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    most = max(1, _SCORED_BYTES // (4 * vocabulary * max(1, max(map(len, outputs)))))
-    options = _options(model)
-    results: list[float | None] = []
-    for start in range(0, len(prompts), most):
-        part = slice(start, start + most)
-        own = [torch.tensor(output, dtype=torch.long) for output in outputs[part]]
-        whole = [torch.cat([p.cpu(), o]) for p, o in zip(prompts[part], own, strict=True)]
-        ids, mask = _padded(whole, model, device, longest)
-        width = max(1, max(map(len, own)))
-        with torch.no_grad():
-            out = model(
-                input_ids=ids, attention_mask=mask, **options(mask, ids.shape[1], width + 1)
-            )
-        logits = out.logits[:, -(width + 1) : -1].float()
-        chosen = logits.gather(-1, ids[:, -width:, None])[..., 0] - logits.logsumexp(-1)
-        for row, output in zip(chosen.double().cpu(), own, strict=True):
-            results.append(float(row[-len(output) :].mean()) if len(output) else None)
-    return results
+    keys: Int[Tensor, " rows"]
+    temperature: Float[Tensor, " rows"]
+    nucleus: Float[Tensor, " rows"] | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> _Sampler:
+        temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
+        nucleus = None
+        if any(row.top_p is not None for row in rows):
+            nucleus = torch.tensor([row.top_p or 1.0 for row in rows], device=device)
+        keys = torch.tensor([_key(row.seed) for row in rows], device=device)
+        return cls(keys, temperature.to(device, torch.float32), nucleus)
+
+    def pick(
+        self, logits: Float[Tensor, "some vocab"], place: Int[Tensor, " some"], step: int
+    ) -> Int[Tensor, " some"]:
+        """The next token of the rows at `place`."""
+        found = []
+        # A few rows at a time stay in a processor's cache: ten times faster there.
+        few = 4 if logits.device.type == "cpu" else len(place)
+        for part, own in zip(logits.split(few), place.split(few), strict=True):
+            weights = responsibilities(-part.float(), self.temperature[own])
+            if self.nucleus is not None:
+                weights = _nucleus(weights, self.nucleus[own])
+            found.append(_pick(weights, self.keys[own], step))
+        return torch.cat(found)
+
+
+def selectable(past: Any) -> bool:
+    """Whether the cache holds nothing but what `batch_select_indices` is known to select."""
+    return all(type(layer).__name__ in _SELECTABLE for layer in getattr(past, "layers", [None]))
 
 
 def _check(model: Any, rows: Sequence[Row]) -> None:
@@ -228,21 +264,12 @@ def _check(model: Any, rows: Sequence[Row]) -> None:
 def _profiles(model: Any, rows: Sequence[Row]) -> AbstractContextManager[Any]:
     if all(row.profile is None for row in rows):
         return nullcontext()
+    return tempered(model, _own_profiles(model, rows))
+
+
+def _own_profiles(model: Any, rows: Sequence[Row]) -> list[Profile]:
     own = Profile.neutral(layout(model))
-    return tempered(model, [row.profile if row.profile is not None else own for row in rows])
-
-
-def _padded(
-    prompts: Sequence[Tensor], model: Any, device: torch.device, length: int | None = None
-) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length"]]:
-    """Token ids and mask, on the right of `length` columns."""
-    length = max(map(len, prompts)) if length is None else length
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = prompt.cpu()
-        mask[row, length - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+    return [row.profile if row.profile is not None else own for row in rows]
 
 
 def _pick(
@@ -279,7 +306,7 @@ def _nucleus(
     return torch.zeros_like(weights).scatter(-1, places, ordered)
 
 
-def _options(model: Any) -> Callable[..., dict[str, Any]]:
+def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
     """What the model's forward takes besides: positions under padding, how many logits to keep."""
     known = inspect.signature(type(model).forward).parameters
 

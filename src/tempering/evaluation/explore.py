@@ -23,6 +23,7 @@ from tempering.evaluation.passk import Compared, compared, pass_at_k
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
+HOPELESS = 48  # samples, all failed
 Report = Callable[[str, int, int], None]
 
 
@@ -61,10 +62,12 @@ def explore(
 
     Parameters
     ----------
-    tasks: mappings with id, prompt and answer. checkers: one for each task.
+    tasks: mappings with id, prompt and answer, and perhaps raw, stop and tokens (at most).
+    checkers: one for each task.
     chosen: strategies with the same number k of rungs; the first is what the others differ from.
-    tokens: new ones a sample. seed: sample i of a task draws from the same seed under each
-        strategy, so that differences are paired by sample too.
+    tokens: new ones a sample, or fewer where a task says so.
+    seed: sample i of a task draws from the same seed under each strategy, so that differences are
+        paired by sample too.
     stop_support: stop sampling a task when the support of its answers, with one sample set aside
         for an unseen one, falls under this; samples then come in waves of 3. pass@k is left out.
     synthesise: also let the engine merge each task's answers (one more, cold call a task).
@@ -84,8 +87,8 @@ def explore(
                Memory() if ledger is None else ledger, report or _silent, stop)  # fmt: skip
     for strategy in chosen:
         engine.check([run.call(strategy, 0, i) for i in range(k)])
+    run.sample(chosen, stop_support)
     for strategy in chosen:
-        run.sample(strategy, stop_support)
         run.check_made(strategy)
     if synthesise and not stop():
         for strategy in chosen:
@@ -114,39 +117,51 @@ class _Run:
             key=self.name(strategy, task, i),
             prompt=own["prompt"],
             temperature=rung.temperature,
-            tokens=self.tokens,
+            tokens=min(self.tokens, own.get("tokens", self.tokens)),
             seed=worker_seed(self.seed, own["id"], i),
             attention=rung.attention,
             raw=bool(own.get("raw", False)),
             stop=own.get("stop") or None,
         )
 
-    def sample(self, strategy: Strategy, stop_support: float | None) -> None:
-        """All samples of one strategy, or as many as each task needs to settle."""
-        k = len(strategy.rungs)
+    def sample(self, chosen: Sequence[Strategy], stop_support: float | None) -> None:
+        """All samples, or as many as each task needs to settle under each strategy.
+
+        Task by task: what an interruption leaves can be compared, and an engine that reads a
+        prompt once for many rows does so over strategies.
+        """
+        k = len(chosen[0].rungs)
         wave = k if stop_support is None else 3
         for start in range(0, k, wave):
-            open_tasks = [
-                task
-                for task in range(len(self.tasks))
-                if stop_support is None or not settled(self.answers(strategy, task), stop_support)
-            ]
             part = range(start, min(k, start + wave))
-            todo = [(task, i) for task in open_tasks for i in part]
-            todo = [item for item in todo if not self.made(strategy, *item)]
-            if not todo or self.stop():
-                continue
-            calls = [self.call(strategy, task, i) for task, i in todo]
-            count = 0
+            todo = [
+                (strategy, task, i)
+                for task in range(len(self.tasks))
+                for strategy in chosen
+                if stop_support is None or not settled(self.answers(strategy, task), stop_support)
+                for i in part
+                if not self.made(strategy, task, i)
+            ]
+            if todo and not self.stop():
+                self._run(todo)
 
-            def done(index: int, reply: Reply, todo: Any = todo, calls: Any = calls) -> None:
-                nonlocal count
-                count += 1
-                task, i = todo[index]
-                self.ledger.put(calls[index].key, self.row(strategy, task, i, reply))
-                self.report(strategy.name, count, len(todo))
+    def _run(self, todo: Sequence[tuple[Strategy, int, int]]) -> None:
+        calls = [self.call(*item) for item in todo]
+        count = lost = 0
 
-            self.engine.run(calls, done, _quiet, self.stop)
+        def done(index: int, reply: Reply) -> None:
+            nonlocal count, lost
+            count += 1
+            lost += reply.output is None
+            strategy, task, i = todo[index]
+            self.ledger.put(calls[index].key, self.row(strategy, task, i, reply))
+            self.report("sampling", count, len(todo))
+
+        def halted() -> bool:
+            # Nothing but failures: the engine is down, the rest would fail as well.
+            return self.stop() or (count == lost and count >= HOPELESS)
+
+        self.engine.run(calls, done, _quiet, halted)
 
     def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
         rung, own = strategy.rungs[i], self.tasks[task]
