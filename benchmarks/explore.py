@@ -29,7 +29,7 @@ from tempering.evaluation.journal import Journal
 from tempering.evaluation.passk import compared, pass_at_k
 
 # Where the embedded model solves some tasks and not all, with prompts of 30 to 150 tokens.
-MIX = "arithmetic:1/2/3/4:132,recall:1/2:108,words:1:66"
+MIX = "arithmetic:1/2/3/4:144,recall:1/2:108,words:1/2:60"
 
 
 def chosen(options) -> list[Strategy]:
