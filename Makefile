@@ -34,5 +34,8 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m tempering.cli.reference > docs/cli.md
 
+architectures: $(READY)
+	$(BIN)/tempering architectures --jobs $(JOBS) --write docs/architectures.md
+
 clean:
 	rm -rf $(VENV) runs build dist

@@ -63,15 +63,26 @@ def observe(
     """Watch one forward pass, and try every attention call that it makes."""
     _refuse_known(model)
     inputs = sample if sample is not None else sample_inputs(model)
+    watcher = _Watcher(model, inputs, trial or Trial())
     try:
-        return _Watcher(model, inputs, trial or Trial()).watch(cache)
+        observation = watcher.watch(cache)
     except TemperingError:
         raise
     except Exception:
         if not cache:
             raise
         # A few architectures can't make a cache; what fails for another reason fails again.
-        return _Watcher(model, inputs, Trial()).watch(cache=False)
+        return observe(model, sample, cache=False)
+    if watcher.unmasked and trial is None:
+        if cache:
+            # A few mask what comes later only where they keep no cache.
+            return observe(model, sample, cache=False)
+        name, shape = next(iter(watcher.unmasked.items()))
+        raise ArchitectureError(
+            f"{name} calls softmax over the last axis of {list(shape)}, like attention, but masks "
+            "nothing there, so it can't be told whether it attends to keys"
+        )
+    return observation
 
 
 def _refuse_known(model: nn.Module) -> None:
@@ -93,6 +104,8 @@ class _Watcher:
         self.inside: list[nn.Module] = []
         self.found: dict[str, AttentionLayer] = {}
         self.others: dict[str, set[tuple[int, bool]]] = {}
+        # Modules with softmaxes in the shape of attention that mask nothing -> the shape.
+        self.unmasked: dict[str, torch.Size] = {}
         self.trial = trial
         named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
         given = [*named, *inputs.values()]
@@ -223,6 +236,8 @@ class _Watcher:
         last = dim in (-1, logits.ndim - 1)
         readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
         if not last or not readings or not bool((logits <= _MASKED).any()):
+            if last and readings:
+                self.unmasked[name] = logits.shape
             self.others.setdefault(name, set()).add((logits.ndim, last))
             return None
         if len(readings) > 1:

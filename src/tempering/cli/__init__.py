@@ -20,6 +20,7 @@ COMMANDS = (
     "compare",
     "tune",
     "bake",
+    "architectures",
     "models",
     "patterns",
     "activation",
