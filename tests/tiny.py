@@ -12,8 +12,8 @@ TEXT = (
 ) * 40
 
 
-def save_tiny_llama(directory: Path, layers: int = 8, seed: int = 0) -> Path:
-    """A llama of 8 layers and 4 heads over 64 dimensions, with a byte-level tokenizer."""
+def save_tiny_llama(directory: Path, layers: int = 8, seed: int = 0, width: int = 64) -> Path:
+    """A llama of 8 layers and 4 heads over `width` dimensions, with a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -33,7 +33,7 @@ def save_tiny_llama(directory: Path, layers: int = 8, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=width,
         intermediate_size=96,
         num_hidden_layers=layers,
         num_attention_heads=4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,20 +54,31 @@ def fingerprint(model: nn.Module) -> str:
 
     Raises ModelError when a parameter has no data (the meta device).
     """
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    fields = {name: getattr(config, name, None) for name in _FIELDS}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
+    samples: dict[str, bytes] = {}
+    for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ModelError(
                 f"can't fingerprint the model: {name} is on the meta device and has no data; "
                 "load the weights first"
             )
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_sample(parameter.detach()))
+        samples[name] = sampled(parameter.detach())
+    return fingerprint_of(getattr(model, "config", None), samples)
+
+
+def fingerprint_of(config: Any, samples: Mapping[str, bytes]) -> str:
+    """The fingerprint from a configuration and `sampled(tensor)` of every parameter by name."""
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    fields = {name: getattr(config, name, None) for name in _FIELDS}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    for name, sample in sorted(samples.items()):
+        digest.update(name.encode() + sample)
     return digest.hexdigest()[:16]
+
+
+def sampled(weights: torch.Tensor) -> bytes:
+    """What a fingerprint holds of one parameter: its shape, and a few of its values."""
+    return str(tuple(weights.shape)).encode() + _sample(weights)
 
 
 def _sample(weights: torch.Tensor) -> bytes:

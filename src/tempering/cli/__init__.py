@@ -27,6 +27,8 @@ COMMANDS = (
     "throb",
     "explore",
     "calibrate",
+    "serve",
+    "swap",
     "demo",
 )
 GROUPS = ("profile",)
@@ -62,7 +64,11 @@ def application() -> typer.Typer:
 
     for name in COMMANDS:
         module = import_module(f"tempering.cli.{name}")
-        app.command(name, epilog=getattr(module, "EPILOG", None))(getattr(module, name))
+        app.command(
+            name,
+            epilog=getattr(module, "EPILOG", None),
+            context_settings=getattr(module, "CONTEXT", None),
+        )(getattr(module, name))
     for name in GROUPS:
         app.add_typer(import_module(f"tempering.cli.{name}").app, name=name)
     return app

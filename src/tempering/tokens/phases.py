@@ -143,6 +143,10 @@ class Phases(Policy):
         rungs = (span.policy.samples for _, span in self.spans)
         return next((n for n in rungs if n is not None), None)
 
+    @property
+    def reads_tokens(self) -> bool:
+        return True
+
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float[Tensor, " batch"]:

@@ -73,6 +73,11 @@ class Policy(ABC):
         """n, when each of n samples of a prompt has a temperature of its own; else None."""
         return None
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the state depends on which tokens there are, not only on how many."""
+        return False
+
     def room(self, f: float | int) -> Policy:
         """T ** f: deviations from the model's own temperature 1 times f in logs."""
         return Room(self, f)
@@ -243,6 +248,10 @@ class Operation(Policy):
     @property
     def samples(self) -> int | None:
         return self.inner.samples
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.inner.reads_tokens
 
 
 @dataclass(frozen=True, repr=False)

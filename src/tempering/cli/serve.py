@@ -1,0 +1,53 @@
+"""tempering serve: vLLM's OpenAI-compatible server with a profile and token policies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """Examples:
+
+  tempering serve Qwen/Qwen3-0.6B --profile tuned.json --port 8000
+
+  tempering serve smollm2 --profile tuned.json --named hot=hot.json --max-model-len 2048
+
+Requests take a policy: extra_body={"vllm_xargs": {"tempering": "phases(thinking=1,answer=0.2)"}}
+"""
+
+# What isn't known here is vLLM's.
+CONTEXT = {"ignore_unknown_options": True}
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="A name of `tempering models`, a directory, or a hub id.")
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="vLLM's own, as `vllm serve` takes them.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile file; without one until a swap.")
+    ] = None,
+    named: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE: a profile for requests that name it; repeatable."),
+    ] = None,
+) -> None:
+    """Start vLLM's server with a profile; what isn't listed here goes to `vllm serve`."""
+    from tempering.engines.vllm.serve import serve as run
+    from tempering.engines.vllm.serve import server_command
+    from tempering.errors import InputError
+
+    profiles: dict[str, Path] = {}
+    for item in named or ():
+        name, equals, path = item.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--named is NAME=FILE, got {item!r}")
+        if name in profiles:
+            raise InputError(f"--named gives {name} twice")
+        profiles[name] = Path(path)
+    command, environment = server_command(model, profile, profiles, arguments or (), os.environ)
+    run(command, environment)

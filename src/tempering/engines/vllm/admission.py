@@ -1,0 +1,126 @@
+"""What a request must pass before vLLM takes it in, so that nothing can fail while it samples.
+
+Wraps vLLM's `process_inputs`: it alone knows the request, its prompt, the tokenizer and the
+engine's configuration, where vLLM's own `validate_params` is shown the sampling parameters only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from tempering.engines.vllm.policies import (
+    PROFILE,
+    SAMPLE,
+    asks_policy,
+    extra_of,
+    policy_of,
+    sample_of,
+)
+from tempering.engines.vllm.settings import named_profiles
+from tempering.errors import InputError, RefusedError, TemperingError
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What surrounds the request that is being admitted.
+
+    tokens: whether the prompt's token ids are known. grows: whether its prompt may still grow.
+    """
+
+    config: Any
+    tokenizer: Any
+    tokens: bool
+    grows: bool
+
+
+_CURRENT: ContextVar[Admission | None] = ContextVar("tempering_admission", default=None)
+
+
+def process_inputs(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """vLLM's `InputProcessor.process_inputs`, with the admission known to `check_request`."""
+    tokens = not (
+        isinstance(prompt, Mapping)
+        and (prompt.get("type") == "embeds" or prompt.get("prompt_embeds") is not None)
+    )
+    admission = Admission(
+        self.vllm_config, self.tokenizer, tokens, bool(kwargs.get("resumable", False))
+    )
+    token = _CURRENT.set(admission)
+    try:
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+    finally:
+        _CURRENT.reset(token)
+    extra = getattr(params, "extra_args", None)
+    if extra and PROFILE in extra:
+        # Keys and values rest on the profile: requests of different ones share no prefix.
+        request.cache_salt = f"{request.cache_salt or ''}|tempering:{extra[PROFILE]}"
+    return request
+
+
+def child_params(original: Callable[..., Any], self: Any, index: int) -> Any:
+    """vLLM's parameters of sample i of n, with i among them where a ladder needs it."""
+    child = original(self, index)
+    if asks_policy(child) and SAMPLE not in child.extra_args:
+        child = copy.copy(child)
+        child.extra_args = {**child.extra_args, SAMPLE: index}
+    return child
+
+
+def check_request(params: Any) -> None:
+    """vLLM's `validate_params`: ValueError, which a server answers with HTTP 400."""
+    try:
+        _check(params)
+    except TemperingError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check(params: Any) -> None:
+    extra = extra_of(params)
+    if not extra:
+        return
+    admission = _CURRENT.get()
+    if admission is None:
+        raise RefusedError(
+            "tempering's arguments need its plugin; see that VLLM_PLUGINS names 'tempering', or "
+            "is not set"
+        )
+    config = admission.config
+    if PROFILE in extra:
+        names = named_profiles(config)
+        if extra[PROFILE] not in names:
+            known = f"it has {', '.join(names)}" if names else "it was started without any"
+            raise InputError(f"the engine has no profile {extra[PROFILE]!r:.60}; {known}")
+    if not asks_policy(params):
+        if SAMPLE in extra:
+            raise InputError(f"{SAMPLE} does nothing without a ladder in 'tempering'")
+        return
+    if getattr(config, "speculative_config", None) is not None:
+        raise RefusedError(
+            "this engine speculates, and verifies drafted tokens without the policies; "
+            "serve without --speculative-config, or send no policy"
+        )
+    if getattr(config.model_config, "is_diffusion", False):
+        raise RefusedError("a diffusion model doesn't sample token after token; send no policy")
+    if admission.grows:
+        raise RefusedError("a policy needs its whole prompt at once; send it without streaming in")
+    policy = policy_of(params, admission.tokenizer)
+    if policy is None:
+        return
+    if policy.reads_tokens and not admission.tokens:
+        raise RefusedError(
+            f"{policy} reads the prompt's tokens, but this prompt is given as embeddings; "
+            "send text or token ids"
+        )
+    sample_of(params, policy)

@@ -1,0 +1,78 @@
+"""The entry point `vllm.endpoint_plugins`: the profile of a running server, read and swapped.
+
+    GET  /v1/tempering/profile              {"active": digest}
+    POST /v1/tempering/profile  {"profile": the JSON of a profile, or null for none}
+
+vLLM loads it only where VLLM_PLUGINS names it, which `tempering serve` does. It lies under /v1,
+which is what vLLM guards by --api-key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from tempering.attention.profile import Profile
+from tempering.engines.vllm.client import PATH
+from tempering.engines.vllm.swap import agreed, swap_served
+from tempering.errors import InputError, TemperingError
+
+
+class ProfileEndpoint:
+    """vLLM's endpoint plugin: two routes over the engine's own client."""
+
+    name = "tempering"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes."""
+        app.add_api_route(PATH, read, methods=["GET"])
+        app.add_api_route(PATH, swap, methods=["POST"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Keep the engine, and a lock: swaps of one server follow one another."""
+        state.tempering = (engine_client, asyncio.Lock())
+
+
+async def read(request: Request) -> JSONResponse:
+    """The digest of the profile in use."""
+    engine, _ = request.app.state.tempering
+    try:
+        active = agreed(await engine.collective_rpc("tempering_active"))
+    except TemperingError as error:
+        return _refusal(error)
+    return JSONResponse({"active": active})
+
+
+async def swap(request: Request) -> JSONResponse:
+    """Swap the profile; the digest of the one now in use."""
+    engine, lock = request.app.state.tempering
+    try:
+        profile = _profile_of(await request.body())
+        async with lock:
+            active = await swap_served(engine, profile)
+    except TemperingError as error:
+        return _refusal(error)
+    return JSONResponse({"active": active})
+
+
+def _profile_of(body: bytes) -> Profile | None:
+    expected = 'send {"profile": the JSON of a profile, or null}'
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is no JSON ({error}); {expected}") from error
+    if not isinstance(data, dict) or set(data) != {"profile"}:
+        raise InputError(f"the body is not what it should be; {expected}")
+    given = data["profile"]
+    return None if given is None else Profile.from_json(given, "the new profile")
+
+
+def _refusal(error: TemperingError) -> JSONResponse:
+    status = 400 if isinstance(error, InputError) else 409
+    body = {"message": str(error), "type": type(error).__name__, "code": status}
+    return JSONResponse({"error": body}, status_code=status)

@@ -1,0 +1,81 @@
+"""The entry point `vllm.general_plugins`: what vLLM runs when it starts, in all its processes.
+
+Where neither a profile is configured nor a request asks for a policy, nothing behaves otherwise:
+the wrappers below look, and call what they wrap.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+def register() -> None:
+    """Wrap the places where vLLM takes in requests, starts workers and loads models, once."""
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.parallel_sampling import ParentRequest
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    from tempering.engines.vllm import admission
+
+    wrap(InputProcessor, "process_inputs", admission.process_inputs)
+    wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
+    wrap(WorkerBase, "__init__", _init_worker)
+
+
+def registered() -> bool:
+    """Whether vLLM has run this plugin in this process."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    return hasattr(WorkerBase.__init__, "_tempering")
+
+
+def wrap(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace a method by `wrapper(original, self, ...)`; a second time does nothing."""
+    original = getattr(owner, name)
+    if hasattr(original, "_tempering"):
+        return
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, self, *args, **kwargs)
+
+    method._tempering = True  # type: ignore[attr-defined]
+    setattr(owner, name, method)
+
+
+def _init_worker(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
+    """vLLM's `WorkerBase.__init__`, before which no layer is built."""
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+
+    from tempering.engines.vllm.layers import temper_layers
+    from tempering.engines.vllm.processor import attach
+    from tempering.engines.vllm.settings import settings_of
+
+    wrap(InputBatch, "__init__", attach)
+    settings = settings_of(vllm_config)
+    if settings is not None:
+        temper_layers(vllm_config, settings)
+        wrap(type(self), "load_model", _load_model)
+    original(self, vllm_config, *args, **kwargs)
+
+
+def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's `Worker.load_model`, after which every layer is there."""
+    from tempering.engines.vllm.layers import token_rows
+    from tempering.engines.vllm.requests import Assignment, follow_requests
+    from tempering.engines.vllm.settings import settings_of
+    from tempering.engines.vllm.worker import start
+
+    result = original(self, *args, **kwargs)
+    settings = settings_of(self.vllm_config)
+    if settings is None:
+        return result
+    start(self.vllm_config, settings, self.rank)
+    index = token_rows(self.vllm_config)
+    if index is not None:
+        follow_requests(self.model_runner, Assignment(settings.rows, index))
+    return result

@@ -1,0 +1,78 @@
+"""What `--additional-config '{"tempering": {...}}'` may hold, and the profiles that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tempering.attention.profile import Profile
+from tempering.errors import InputError
+
+KEYS = ("profile", "profiles")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The profiles of an engine.
+
+    profile: of every request that names none; None leaves attention as it is until a swap.
+    profiles: by name, for requests that name one in `vllm_xargs`.
+    """
+
+    profile: Profile | None = None
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Row of each named profile in a layer's table; row 0 is every other request's."""
+        return {name: index + 1 for index, name in enumerate(self.profiles)}
+
+
+def settings_of(config: Any) -> Settings | None:
+    """The settings in vLLM's configuration; None where tempering isn't configured at all.
+
+    Parameters
+    ----------
+    config: vLLM's `VllmConfig`; `additional_config["tempering"]` is {"profile": FILE or null,
+        "profiles": {NAME: FILE}}, both optional.
+
+    Raises
+    ------
+    InputError: another key or type, or a file that is no profile; names it.
+    """
+    if not configured(config):
+        return None
+    own = config.additional_config["tempering"]
+    where = 'additional_config["tempering"]'
+    if not isinstance(own, Mapping):
+        raise InputError(f'{where} is {{"profile": "FILE"}}, not {own!r:.60}')
+    for key in own:
+        if key not in KEYS:
+            raise InputError(f"{where} has no setting {key!r}; it has {', '.join(KEYS)}")
+    profile = own.get("profile")
+    named = own.get("profiles", {})
+    if not isinstance(named, Mapping) or not all(
+        isinstance(name, str) and name and isinstance(path, str) for name, path in named.items()
+    ):
+        raise InputError(f'{where}["profiles"] is {{"NAME": "FILE"}}, not {named!r:.60}')
+    if profile is not None and not isinstance(profile, str):
+        raise InputError(f'{where}["profile"] is the path of a profile, not {profile!r:.60}')
+    return Settings(
+        None if profile is None else Profile.load(Path(profile)),
+        {name: Profile.load(Path(path)) for name, path in named.items()},
+    )
+
+
+def configured(config: Any) -> bool:
+    """Whether vLLM's configuration mentions tempering at all."""
+    given = getattr(config, "additional_config", None)
+    return isinstance(given, Mapping) and "tempering" in given
+
+
+def named_profiles(config: Any) -> tuple[str, ...]:
+    """Names of the profiles that requests may ask for, without reading the files."""
+    own = config.additional_config["tempering"] if configured(config) else None
+    named = own.get("profiles") if isinstance(own, Mapping) else None
+    return tuple(named) if isinstance(named, Mapping) else ()

@@ -1,0 +1,82 @@
+"""Another profile in a running engine, on all its workers, with nothing stale left behind.
+
+Keys and values in the cache depend on the temperatures below them, so a swap empties the prefix
+cache; and a request that began under one profile must not end under another, so a swap waits for
+the requests in flight (a server), or refuses (an `LLM` that is being stepped by hand).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tempering import errors
+from tempering.attention.profile import Profile
+from tempering.errors import RefusedError
+
+
+def swap_profile(llm: Any, profile: Profile | None) -> str:
+    """Give a running `vllm.LLM` another profile, or none.
+
+    Parameters
+    ----------
+    llm: started with tempering configured, and with the worker extension.
+    profile: None for the model's own attention.
+
+    Returns
+    -------
+    The digest of the profile now in use, the same on every worker.
+
+    Raises
+    ------
+    RefusedError: requests are in flight, or a worker disagrees. ProfileError: it fits another
+    model; no worker has changed then.
+    """
+    if llm.llm_engine.has_unfinished_requests():
+        raise RefusedError(
+            "requests are in flight, which would begin under one profile and end under another; "
+            "swap when they are finished"
+        )
+    name = agreed(llm.collective_rpc("tempering_stage", args=(text_of(profile),)))
+    if not llm.reset_prefix_cache(reset_connector=True):
+        raise RefusedError(
+            "vLLM could not empty its prefix cache, whose keys and values rest on the profile in "
+            "use; nothing was changed"
+        )
+    return agreed(llm.collective_rpc("tempering_commit", args=(name,)))
+
+
+async def swap_served(engine: Any, profile: Profile | None) -> str:
+    """Give the engine of a server (`AsyncLLM`) another profile; as `swap_profile`.
+
+    New requests wait, those in flight finish, then all workers change and the cache is emptied.
+    """
+    name = agreed(await engine.collective_rpc("tempering_stage", args=(text_of(profile),)))
+    if await engine.is_paused():
+        raise RefusedError("the engine is paused by someone else; resume it, then swap")
+    try:
+        # Ends when no request is in flight and the caches are empty; raises when they can't be.
+        await engine.pause_generation(mode="wait", clear_cache=True)
+        return agreed(await engine.collective_rpc("tempering_commit", args=(name,)))
+    finally:
+        await engine.resume_generation()
+
+
+def text_of(profile: Profile | None) -> str | None:
+    """A profile as one line of JSON, which is what travels to the workers."""
+    return None if profile is None else json.dumps(profile.to_json())
+
+
+def agreed(answers: Sequence[Any]) -> str:
+    """The one answer of all workers; their error, or RefusedError when they differ."""
+    for kind, message in answers:
+        if kind:
+            raise getattr(errors, kind)(message)
+    given = sorted({str(text) for _, text in answers})
+    if len(given) != 1:
+        raise RefusedError(
+            f"the workers answer differently: {', '.join(given)}; restart the engine, which takes "
+            "the profile of its configuration on all of them"
+        )
+    return given[0]

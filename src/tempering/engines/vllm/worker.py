@@ -1,0 +1,121 @@
+"""What vLLM's workers can be asked: `--worker-extension-cls tempering.engines.vllm.worker.Worker`.
+
+A swap has two steps, so that no worker changes unless all can: `tempering_stage` checks and keeps
+the new betas, `tempering_commit` writes them. Both go through vLLM's `collective_rpc`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tempering.attention.profile import Profile
+from tempering.errors import InputError, RefusedError, TemperingError
+
+UNTEMPERED = "untempered"
+
+
+def digest(profile: Profile | None) -> str:
+    """A short name for exactly these temperatures."""
+    if profile is None:
+        return UNTEMPERED
+    data = profile.to_json()
+    own = {key: data[key] for key in ("layers", "named", "partial")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def start(config: Any, settings: Any, rank: int) -> None:
+    """After the model is loaded: check every layer and profile, and write the betas."""
+    from vllm.logger import init_logger
+
+    from tempering.engines.vllm.identity import check_identity
+    from tempering.engines.vllm.layers import layers_of, prepared, write
+
+    layers = layers_of(config)
+    for row, profile in enumerate((settings.profile, *settings.profiles.values())):
+        values = prepared(config, layers, profile)
+        if profile is not None and rank == 0:
+            unknown = check_identity(profile, config.model_config)
+            if unknown:
+                init_logger(__name__).warning(
+                    "tempering: only architecture and shape of the profile were compared with the "
+                    "model, because %s",
+                    unknown,
+                )
+        write(layers, values, row)
+    state_of(config)["active"] = digest(settings.profile)
+
+
+_STATES: dict[int, dict[str, Any]] = {}
+
+
+def state_of(config: Any) -> dict[str, Any]:
+    """What is active and what is staged in the engine of a configuration, in this process."""
+    return _STATES.setdefault(id(config), {})
+
+
+Answer = tuple[str, str]  # (name of the error, "" for none; digest or message)
+
+
+def _answer(work: Callable[[], str]) -> Answer:
+    """Errors as values: vLLM would send them on as text of another type."""
+    try:
+        return "", work()
+    except TemperingError as error:
+        return type(error).__name__, str(error)
+
+
+class Worker:
+    """Methods that vLLM adds to its workers; each answers with an error's name and a text."""
+
+    vllm_config: Any
+    rank: int
+
+    def tempering_active(self) -> Answer:
+        """The digest of the profile in use; InputError where tempering isn't configured."""
+        return _answer(lambda: _active(self.vllm_config))
+
+    def tempering_stage(self, text: str | None) -> Answer:
+        """Check the JSON of a profile (None: untempered) against this worker, and keep it."""
+        return _answer(lambda: _stage(self.vllm_config, self.rank, text))
+
+    def tempering_commit(self, name: str) -> Answer:
+        """Write what was staged under this digest; the digest that is now active."""
+        return _answer(lambda: _commit(self.vllm_config, name))
+
+
+def _active(config: Any) -> str:
+    state = state_of(config)
+    if "active" not in state:
+        raise InputError(
+            "this engine was started without tempering, so it has no profile to swap; start it "
+            'with --additional-config \'{"tempering": {"profile": null}}\''
+        )
+    return str(state["active"])
+
+
+def _stage(config: Any, rank: int, text: str | None) -> str:
+    from tempering.engines.vllm.identity import check_identity
+    from tempering.engines.vllm.layers import layers_of, prepared
+
+    _active(config)
+    profile = None if text is None else Profile.from_json(json.loads(text), "the new profile")
+    layers = layers_of(config)
+    values = prepared(config, layers, profile)
+    if profile is not None and rank == 0:
+        check_identity(profile, config.model_config)
+    state_of(config)["staged"] = (digest(profile), layers, values)
+    return digest(profile)
+
+
+def _commit(config: Any, name: str) -> str:
+    from tempering.engines.vllm.layers import write
+
+    staged = state_of(config).pop("staged", None)
+    if staged is None or staged[0] != name:
+        raise RefusedError(f"no profile {name} is staged in this worker; swap it again")
+    write(staged[1], staged[2])
+    state_of(config)["active"] = name
+    return name

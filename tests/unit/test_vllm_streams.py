@@ -1,0 +1,245 @@
+"""Policies of requests to vLLM: what is asked, what is refused, and rows tempered in a batch."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tempering.engines.vllm import admission
+from tempering.engines.vllm.policies import policy_of, sample_of
+from tempering.engines.vllm.streams import Stream, temper_rows
+from tempering.errors import InputError, RefusedError
+from tempering.tokens import check_engine, parse_policy
+
+
+@dataclass
+class Params:
+    """What is read of vLLM's SamplingParams."""
+
+    extra_args: dict[str, Any] | None = None
+    temperature: float = 1.0
+    n: int = 1
+
+
+def asked(temperature=1.0, n=1, **extra):
+    return Params(extra, temperature, n)
+
+
+# -- what a request asks for
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        (asked(tempering="support(12)|clip(0.3,2)"), "support(12)|clip(0.3,2)"),
+        (asked(0.8, dynatemp_range=0.5, dynatemp_exponent=2), "dynatemp(0.5, exponent=2, temperat"),
+        (asked(other=1), "None"),
+        (Params(), "None"),
+    ],
+)
+def test_policies_of_requests(params, text):
+    assert str(policy_of(params, None)).startswith(text)
+
+
+def test_names_of_other_engines_take_the_requests_temperature():
+    from tests.unit.test_tokens_request import TOKENIZER  # the tests' own small tokenizer
+
+    given = policy_of(asked(0.3, temperature_thinking=1.2), TOKENIZER)
+    assert str(given) == "phases(thinking=1.2, answer=0.3)"
+    for after in ({"temperature": 0.2}, '{"temperature": 0.2}'):
+        given = policy_of(asked(0.9, post_thinking=after), TOKENIZER)
+        assert str(given) == "phases(thinking=0.9, answer=0.2)"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (asked(0.0, tempering="support(3)"), "temperature=0 makes vLLM take the likeliest"),
+        (asked(0.0, temperature_thinking=1.0), "temperature=0 makes"),
+        (asked(0.6, tempering="support(3)"), "two temperatures: .*temperature=0.6.*send temper"),
+        (asked(tempering="suport(3)"), "did you mean support"),
+        (asked(tempering=["support(3)"]), "is the text of a policy"),
+        (asked(temperings="support(3)"), "no argument 'temperings'"),
+        (asked(tempering="support(3)", dynatemp_range=1), "don't go together"),
+        (asked(post_thinking="{temperature: 1}"), "post_thinking is JSON"),
+        (asked(post_thinking="[" * 100_000), "post_thinking is JSON"),
+        (asked(tempering="phases(thinking=1, answer=0)"), "give the tokenizer"),
+        (asked(dynatemp_range=math.nan), "dynatemp_range is a number from 0"),
+    ],
+)
+def test_requests_that_cannot_be(params, message):
+    with pytest.raises(InputError, match=message):
+        policy_of(params, None)
+
+
+def test_samples_of_a_ladder():
+    ladder = parse_policy("ladder(0.5,2, n=3)")
+    assert sample_of(asked(n=3), ladder) == 0
+    assert sample_of(asked(tempering_sample=2), ladder) == 2
+    for params, message in (
+        (asked(), "send n=3, or n=1 with tempering_sample from 0 to 2"),
+        (asked(n=2), "each of 3 samples"),
+        (asked(n=3, tempering_sample=1), "send n=1 with it"),
+        (asked(tempering_sample=3), "from 0 to 2, got 3"),
+        (asked(tempering_sample=True), "got True"),
+        (asked(tempering_sample=1.0), "got 1.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sample_of(params, ladder)
+    with pytest.raises(InputError, match="is for a ladder"):
+        sample_of(asked(tempering_sample=0), parse_policy("constant(1)"))
+    assert sample_of(asked(tempering_sample=1), parse_policy("constant(1)"), child=True) == 0
+
+
+def test_children_of_one_request_are_numbered():
+    shared = Params({"tempering": "ladder(0.5,2, n=3)"})
+    children = [admission.child_params(lambda self, i: shared, None, i) for i in range(3)]
+    assert [child.extra_args["tempering_sample"] for child in children] == [0, 1, 2]
+    assert "tempering_sample" not in shared.extra_args
+    plain = Params({"other": 1})
+    assert admission.child_params(lambda self, i: plain, None, 1) is plain
+
+
+# -- admission
+
+
+@dataclass
+class Frontend:
+    """What is read of vLLM's InputProcessor."""
+
+    tokenizer: Any = None
+    vllm_config: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            additional_config={"tempering": {"profiles": {"hot": "hot.json"}}},
+            speculative_config=None,
+            model_config=SimpleNamespace(is_diffusion=False),
+        )
+    )
+
+
+def admit(params, prompt=None, frontend=None, **more):
+    request = SimpleNamespace(cache_salt=None)
+
+    def original(self, request_id, prompt, params, *args, **kwargs):
+        admission.check_request(params)
+        return request
+
+    prompt = {"type": "token", "prompt_token_ids": [1]} if prompt is None else prompt
+    return admission.process_inputs(original, frontend or Frontend(), "id", prompt, params, **more)
+
+
+def test_requests_are_admitted():
+    assert admit(asked(tempering="support(12)")).cache_salt is None
+    assert admit(Params()).cache_salt is None
+    assert admit(asked(tempering_profile="hot")).cache_salt == "|tempering:hot"
+
+
+def test_requests_are_refused_before_they_run():
+    ids = "phases(thinking=between(1, ids(3)), answer=0)"
+    embeds = {"type": "embeds", "prompt_embeds": torch.zeros(2, 4)}
+    assert admit(asked(tempering="support(3)"), embeds).cache_salt is None
+    speculative = Frontend()
+    speculative.vllm_config.speculative_config = object()
+    for message, call in {
+        "given as embeddings": lambda: admit(asked(tempering=ids), embeds),
+        "this engine speculates": lambda: admit(asked(tempering="support(3)"), None, speculative),
+        "without streaming in": lambda: admit(asked(tempering="support(3)"), resumable=True),
+        "has no profile 'cold'; it has hot": lambda: admit(asked(tempering_profile="cold")),
+        "does nothing without a ladder": lambda: admit(asked(tempering_sample=1)),
+        "see that VLLM_PLUGINS": lambda: admission.check_request(asked(tempering="support(3)")),
+        "two temperatures": lambda: admit(asked(0.5, tempering="support(3)")),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# -- batches
+
+
+def test_streams_keep_the_contract():
+    """The same temperatures as every engine's, from streams that live through all batches."""
+    streams: dict[Any, Stream] = {}
+
+    def run(policy, requests, logits):
+        own, states = [], []
+        for request in requests:
+            key = (str(policy), request.prompt, request.sample)
+            stream = streams.setdefault(key, Stream(policy, request.sample))
+            own.append(stream)
+            states.append(
+                stream.at(
+                    len(request.generated),
+                    lambda r=request: r.prompt,
+                    request.generated.__getitem__,
+                )
+            )
+        rows = list(range(len(requests)))
+        return temper_rows(logits.clone(), rows, own, states, divided=False)
+
+    assert check_engine(run) > 100
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_rows_of_many_policies_in_one_batch(divided):
+    texts = ["constant(0.7)", "support(3)", "constant(0)", "constant(inf)", "support(3)"]
+    policies = [parse_policy(text) for text in texts]
+    own = [1.0, 0.5, 1.0, 1.0, 2.0]
+    draw = random.Random(0)
+    logits = torch.tensor([[draw.gauss(0, 3) for _ in range(20)] for _ in range(7)])
+    rows = [0, 2, 3, 5, 6]  # 1 and 4 ask for nothing
+    given = logits.clone()
+    streams = [Stream(p, temperature=t) for p, t in zip(policies, own)]
+    if divided:
+        given[rows] /= torch.tensor(own)[:, None]
+    states = [stream.at(0, list, lambda index: 0) for stream in streams]
+    result = temper_rows(given, rows, streams, states, divided=divided)
+    if not divided:
+        result[rows] /= torch.tensor(own)[:, None]
+    for row, policy in zip(rows, policies):
+        wanted = temper_rows(
+            logits[row : row + 1].clone(), [0], [Stream(policy)], [policy.state(())], divided=False
+        )
+        torch.testing.assert_close(result[row].softmax(-1), wanted[0].softmax(-1))
+    assert torch.equal(result[[1, 4]], logits[[1, 4]])
+
+
+def test_rows_without_a_finite_maximum_stay_as_they_are():
+    logits = torch.zeros(4, 5)
+    logits[0, 2] = math.nan
+    logits[1] = -math.inf
+    logits[2, 1] = math.inf
+    policy = parse_policy("constant(0)")
+    before = logits.clone()
+    streams = [Stream(policy)] * 4
+    states = [policy.state(())] * 4
+    result = temper_rows(logits, [0, 1, 2, 3], streams, states, divided=True)
+    torch.testing.assert_close(result, before, equal_nan=True, rtol=0, atol=0)
+
+
+def test_tokens_taken_back_rebuild_the_state():
+    policy = parse_policy("phases(thinking=between(1.5, ids(3), ids(4)), answer=0.2)")
+    stream = Stream(policy)
+    tokens = [3, 8, 4, 9]
+
+    def at(count):
+        return stream.at(count, lambda: [7], tokens.__getitem__)
+
+    assert [at(count).phase for count in (0, 2, 4)] == ["answer", "thinking", "answer"]
+    assert at(1) == policy.state([7], [3])
+    tokens[1] = 4
+    assert at(3) == policy.state([7], [3, 4, 4])
+
+
+def test_a_token_that_is_held_back_is_no_token():
+    policy = parse_policy("phases(thinking=between(1.5, ids(3)), answer=0.2)")
+    with pytest.raises(RefusedError, match="holds back which token 0 was"):
+        Stream(policy).at(1, lambda: [7], lambda index: -1)
+    # Policies that only count tokens don't look.
+    counting = parse_policy("schedule(linear(2,1), length=4)")
+    assert Stream(counting).at(2, lambda: [7], lambda index: -1).position == 2
