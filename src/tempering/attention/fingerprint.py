@@ -55,7 +55,7 @@ def fingerprint(model: nn.Module) -> str:
     Raises ModelError when a parameter has no data (the meta device).
     """
     samples: dict[str, bytes] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in sorted(model.named_parameters()):
         if parameter.is_meta:
             raise ModelError(
                 f"can't fingerprint the model: {name} is on the meta device and has no data; "
