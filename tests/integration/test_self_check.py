@@ -291,6 +291,26 @@ def test_a_softmax_not_seen_before_is_an_error():
     model(ids)
 
 
+def test_a_softmax_like_attention_that_masks_nothing_is_not_guessed_at():
+    model = build("bloom")
+    attention = model.transformer.h[1].self_attention
+    original = type(attention).forward
+
+    def forward(self, hidden_states, *args, **kwargs):
+        F.softmax(hidden_states.unflatten(-1, (4, -1)).transpose(1, 2), dim=-1)
+        return original(self, hidden_states, *args, **kwargs)
+
+    attention.forward = forward.__get__(attention)
+    with pytest.raises(ArchitectureError, match=r"h\.1\.self_attention calls .*masks nothing"):
+        layout(model)
+
+
+def test_a_sample_that_the_model_fails_on_is_told():
+    model = build("llama")
+    with pytest.raises(ArchitectureError, match="LlamaForCausalLM fails on a short sample of tok"):
+        layout(model, {"input_ids": torch.full((2, 5), 10**6)})
+
+
 def test_arguments_that_may_change_the_logits_are_refused():
     def own(module, query, key, value, attention_mask, **kwargs):
         raise AssertionError

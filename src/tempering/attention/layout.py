@@ -126,7 +126,7 @@ def examined(model: nn.Module, sample: dict[str, Any] | None = None) -> tuple[La
 
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     if not layers:
-        own = next((name for name, module in model.named_modules() if _attends(module)), None)
+        own = next((name for name, module in model.named_modules() if attends(module)), None)
         raise ArchitectureError(
             f"{type(model).__name__} shows no softmax attention in a forward pass, "
             "so it has no attention temperature"
@@ -179,7 +179,7 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
             missing += [f"{prefix}.{i}" for i in range(len(container)) if i not in present]
     known = [*(layer.name for layer in layers), *missing]
     for name, module in model.named_modules():
-        if _attends(module) and not any(_related(name, other) for other in known):
+        if attends(module) and not any(_related(name, other) for other in known):
             missing.append(name)
             known.append(name)
     return tuple(missing)
@@ -189,7 +189,7 @@ def _related(name: str, other: str) -> bool:
     return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
 
 
-def _attends(module: nn.Module) -> bool:
+def attends(module: nn.Module) -> bool:
     """Whether a module's class is named for attention and calls an attention function."""
     kind = type(module)
     if "attention" not in kind.__name__.lower() and "attn" not in kind.__name__.lower():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tempering.attention import axes, interface, routes, softmaxes
-from tempering.attention.layout import AttentionLayer
+from tempering.attention.layout import AttentionLayer, attends
 from tempering.attention.sample import run, sample_inputs
 from tempering.attention.state import STATE
 from tempering.attention.trial import Trial, try_interface
@@ -68,9 +68,12 @@ def observe(
         observation = watcher.watch(cache)
     except TemperingError:
         raise
-    except Exception:
+    except Exception as error:
         if not cache:
-            raise
+            raise ArchitectureError(
+                f"{type(model).__name__} fails on a short sample of tokens ({error}); give one "
+                "that it takes: layout(model, sample={...})"
+            ) from error
         # A few architectures can't make a cache; what fails for another reason fails again.
         return observe(model, sample, cache=False)
     if watcher.unmasked and trial is None:
@@ -236,7 +239,7 @@ class _Watcher:
         last = dim in (-1, logits.ndim - 1)
         readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
         if not last or not readings or not bool((logits <= _MASKED).any()):
-            if last and readings:
+            if last and readings and (name in self.found or attends(owner)):
                 self.unmasked[name] = logits.shape
             self.others.setdefault(name, set()).add((logits.ndim, last))
             return None
