@@ -168,6 +168,19 @@ def test_overlap_is_found_at_any_place():
         refuse_overlap([first], [dirty], "calibration and test")
 
 
+def test_overlap_of_short_chunks_is_found_however_they_are_cut():
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(0, 50_000, (400,), generator=generator)
+    first = from_batches("learned", text_batches(ids[:320].view(-1, 32), "learned"))
+    second = from_batches("test", text_batches(ids[301:397].view(-1, 32), "test"))
+    refuse_overlap([first], [second], "calibration and test")  # 19 tokens, less than a chunk
+    second = from_batches("test", text_batches(ids[245:373].view(-1, 32), "test"))
+    with pytest.raises(
+        DataError, match=r"overlap: test, chunk 0 and learned, chunk 8 have 32 tokens in common"
+    ):
+        refuse_overlap([first], [second], "calibration and test")
+
+
 def test_answers_overlap_as_wholes_and_functions_by_identity():
     pairs = from_pairs(Letters(), [("a" * 200, "b"), ("c", "d")], name="one")
     near = from_pairs(Letters(), [("a" * 200, "x1")], name="two")

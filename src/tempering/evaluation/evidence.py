@@ -108,7 +108,7 @@ def contenders(
         return lambda: tempered(model, other)
 
     found = [Contender("tuned", "tuned", count, under(profile))]
-    found.append(Contender("negated", "control", count, under(profile.scaled(-1))))
+    found.append(Contender("negated", "control", count, under(profile.scaled(-1.0))))
     for seed in range(shuffles):
         label = f"shuffled, seed {seed}"
         found.append(Contender(label, "control", count, under(profile.shuffled(seed))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -60,17 +62,24 @@ def refuse_overlap(first: Sequence[Objective], second: Sequence[Objective], what
         for piece in item.pieces:
             if _identity(piece) in known:
                 raise _overlap(what, piece.origin, known[_identity(piece)], "the same data")
-    ours, theirs = _texts(first), _texts(second)
-    block = min([_BLOCK, *(len(content) // _ID for _, content in ours + theirs)])
+    ours = [text for item in first for text in _texts(item)]
+    tests = [sum(len(content) for _, content in _texts(item)) for item in second]
+    sizes = [*(len(content) for _, content in ours), *(size for size in tests if size)]
+    block = min([_BLOCK, *(size // _ID for size in sizes)])
     size = _ID * block
     found: dict[bytes, str] = {}
     for origin, content in ours:
         for start in range(0, len(content) - size + 1, size):
             found.setdefault(content[start : start + size], origin)
-    for origin, content in theirs:
-        for start in range(0, len(content) - size + 1, _ID):
-            other = found.get(content[start : start + size])
+    for item in second:
+        # As one text: a run that goes on from one chunk to the next is found too.
+        theirs = _texts(item)
+        whole = b"".join(content for _, content in theirs)
+        ends = list(itertools.accumulate(len(content) for _, content in theirs))
+        for start in range(0, len(whole) - size + 1, _ID):
+            other = found.get(whole[start : start + size])
             if other is not None:
+                origin = theirs[bisect.bisect_right(ends, start)][0]
                 raise _overlap(what, origin, other, f"{block} tokens in common")
 
 
@@ -85,12 +94,10 @@ def _identity(piece: Piece) -> object:
     return piece.digest if isinstance(piece.source, Batch) else piece.source
 
 
-def _texts(objectives: Sequence[Objective]) -> list[tuple[str, bytes]]:
-    """Origin and token ids, as bytes, of every piece of text."""
+def _texts(objective: Objective) -> list[tuple[str, bytes]]:
+    """Origin and token ids, as bytes, of every piece of a text."""
     return [
         (piece.origin, piece.source.ids.to("cpu", torch.int64).numpy().tobytes())
-        for item in objectives
-        if item.kind == "text"
-        for piece in item.pieces
-        if isinstance(piece.source, Batch)
+        for piece in objective.pieces
+        if objective.kind == "text" and isinstance(piece.source, Batch)
     ]
