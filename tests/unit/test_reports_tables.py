@@ -13,7 +13,7 @@ from tempering.errors import DataError, OutputError
 from tempering.reports import Record, long_format, write_table
 
 SAMPLE = Path(__file__).with_name("test_reports_sample.json")
-COLUMNS = ["pattern", "layer", "name", "head", "quantity", "value"]
+COLUMNS = ["pattern", "layer", "name", "head", "quantity", "value", "positions"]
 
 SMALL = {
     "pattern": [
@@ -25,6 +25,10 @@ SMALL = {
         "before": [[3.5, 0.1 + 0.2], None],
         "after": {"warm": [[math.nan, 4.0], [None]]},
         "quantities": {"peak": {"before": [[0.5, 0.25], None], "after": {}}},
+        "positions": {
+            "edges": [[0, 3], [4, 7]],
+            "quantities": {"peak": {"before": [[[0.5, 1.0], None], None], "after": {}}},
+        },
     },
 }
 EXPECTED = [
@@ -44,6 +48,14 @@ EXPECTED = [
     ("untempered", 0, "layers.0", 1, "peak", 0.25),
     ("untempered", 1, "layers.1", None, "peak", None),
 ]
+EXPECTED = [(*entry, None) for entry in EXPECTED] + [
+    ("untempered", 0, "layers.0", 0, "peak", 0.5, "0-3"),
+    ("untempered", 0, "layers.0", 1, "peak", None, "0-3"),
+    ("untempered", 1, "layers.1", None, "peak", None, "0-3"),
+    ("untempered", 0, "layers.0", 0, "peak", 1.0, "4-7"),
+    ("untempered", 0, "layers.0", 1, "peak", None, "4-7"),
+    ("untempered", 1, "layers.1", None, "peak", None, "4-7"),
+]
 
 
 def new(**results):
@@ -60,8 +72,8 @@ def test_csv_keeps_every_bit(tmp_path):
         header, *rows = csv.reader(file)
     assert header == COLUMNS
     found = [
-        (p, int(layer), n, int(h) if h else None, q, float(v) if v else None)
-        for p, layer, n, h, q, v in rows
+        (p, int(layer), n, int(h) if h else None, q, float(v) if v else None, at or None)
+        for p, layer, n, h, q, v, at in rows
     ]
     assert repr(found) == repr(EXPECTED)
 
@@ -81,7 +93,7 @@ def test_the_sample_has_a_row_a_number():
 
 def test_patterns_alone_will_do():
     entries = long_format(new(pattern=SMALL["pattern"]))
-    assert entries[0] == ("warm", 0, "0", None, "temperature", 2.0)
+    assert entries[0] == ("warm", 0, "0", None, "temperature", 2.0, None)
 
 
 def test_what_cannot_be_written(tmp_path):

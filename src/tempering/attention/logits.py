@@ -6,6 +6,7 @@ Formed for a slice of the queries at a time, so that memory stays linear in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,110 @@ from tempering.errors import ArchitectureError
 _ENTRIES = 1 << 24
 
 Observer = Callable[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One attention call: its queries and keys, and all that its logits pass before the softmax.
+
+    scaling: factor of the products. cap: l -> cap tanh(l / cap), or None. bias: added to the
+    logits. mask: boolean (True is seen) or added; None with `causal`: key j is hidden from query
+    i where j > i, and where j <= i - window. sinks: learned sink logits, or None.
+    """
+
+    query: Float[Tensor, "batch heads q_seq d"]
+    key: Float[Tensor, "batch kv_heads kv_seq d"]
+    scaling: float
+    cap: Any = None
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    window: int | None = None
+    sinks: Tensor | None = None
+
+    @classmethod
+    def of(cls, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Call:
+        """From the arguments of an attention function; ArchitectureError for block masks."""
+        if mask is not None and not isinstance(mask, Tensor):
+            raise ArchitectureError(
+                "flex attention hides its mask; load the model with attn_implementation='sdpa' or "
+                "'eager' to measure it"
+            )
+        scaling = kwargs.get("scaling")
+        # Flash kernels take a mask of real keys, and hide the future and what left the window.
+        padding = mask is not None and mask.ndim == 2
+        causal = _is_causal(module, None if padding else mask, kwargs, query.shape[2])
+        return cls(
+            query,
+            key,
+            query.shape[-1] ** -0.5 if scaling is None else scaling,
+            kwargs.get("softcap"),
+            kwargs.get("position_bias"),
+            mask.bool()[:, None, None] if mask is not None and padding else mask,
+            causal,
+            kwargs.get("sliding_window") if causal else None,
+            _sinks(module, kwargs),
+        )
+
+    @property
+    def work(self) -> torch.dtype:
+        """What logits are formed in: float32, or float64 for a model that is."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+    @property
+    def only_products(self) -> bool:
+        """Whether the logits are products that a number multiplies, some of them hidden."""
+        return self.cap is None and self.bias is None and (self.mask is None or _hides(self.mask))
+
+    def finish(
+        self,
+        logits: Float[Tensor, "rows heads_part q_part k_part"],
+        queries: Tensor,
+        rows: slice = slice(None),
+        heads: slice = slice(None),
+        keys: slice = slice(None),
+    ) -> Float[Tensor, "rows heads_part q_part k_part"]:
+        """Scaled products of a part of the call -> finished logits, hidden ones -inf."""
+        part = _Part(rows, heads, queries, range(*keys.indices(self.key.shape[2])))
+        if self.cap is not None:
+            cap = part.of(self.cap) if isinstance(self.cap, Tensor) else self.cap
+            logits = torch.tanh(logits / cap) * cap
+        if self.bias is not None:
+            logits = logits + part.of(self.bias)
+        if self.mask is not None:
+            logits = _masked(logits, part.of(self.mask))
+        if self.causal:
+            place = torch.arange(part.keys.start, part.keys.stop, device=logits.device)
+            hidden = place > queries[:, None]
+            if self.window is not None:
+                hidden |= place <= queries[:, None] - self.window
+            logits = logits.masked_fill(hidden, float("-inf"))
+        floor = torch.finfo(self.query.dtype).min / 2
+        return logits.masked_fill(logits <= floor, float("-inf"))
+
+    def sink_column(self, queries: Tensor) -> Float[Tensor, "rows heads q_part 1"]:
+        """The learned sink's logit for some of the queries."""
+        assert self.sinks is not None
+        column = _sink_column(self.sinks.to(self.work), self.query.shape[1], queries)
+        return column.expand(self.query.shape[0], -1, len(queries), -1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which batch rows, heads, queries and keys of a call."""
+
+    rows: slice
+    heads: slice
+    queries: Tensor
+    keys: range
+
+    def of(self, item: Tensor) -> Tensor:
+        """That part of a tensor that broadcasts to [batch, heads, q_seq, kv_seq or more]."""
+        item = item[self.rows] if item.shape[0] > 1 else item
+        item = item[:, self.heads] if item.shape[1] > 1 else item
+        if item.shape[2] > 1:
+            item = item[:, :, self.queries]
+        return item[..., self.keys.start : self.keys.stop] if item.shape[3] > 1 else item
 
 
 def sliced_logits(
@@ -33,40 +138,15 @@ def sliced_logits(
     queries: indices of the queries wanted; all by default. Learned sink logits, where the
     architecture has them, are the last key. Raises ArchitectureError for block masks.
     """
-    if mask is not None and not isinstance(mask, Tensor):
-        raise ArchitectureError(
-            "flex attention hides its mask; load the model with attn_implementation='sdpa' or "
-            "'eager' to measure it"
-        )
+    call = Call.of(module, query, key, mask, kwargs)
     batch, heads, q_seq, _ = query.shape
-    kv_seq = key.shape[2]
-    work = torch.promote_types(query.dtype, torch.float32)
-    scaling = kwargs.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    keys = key.to(work).repeat_interleave(heads // key.shape[1], dim=1).transpose(-1, -2)
+    keys = key.to(call.work).repeat_interleave(heads // key.shape[1], dim=1).transpose(-1, -2)
     index = torch.arange(q_seq, device=query.device) if queries is None else queries
-    step = max(1, _ENTRIES // max(1, batch * heads * kv_seq))
-    sinks = _sinks(module, kwargs)
-    causal = _is_causal(module, mask, kwargs, q_seq)
+    step = max(1, _ENTRIES // max(1, batch * heads * key.shape[2]))
     for part in index.split(step):
-        logits = query[:, :, part].to(work) @ keys * scaling
-        if kwargs.get("softcap") is not None:
-            cap = kwargs["softcap"]
-            logits = torch.tanh(logits / cap) * cap
-        if kwargs.get("position_bias") is not None:
-            bias = kwargs["position_bias"][..., :kv_seq]
-            logits = logits + (bias[:, :, part] if bias.shape[2] > 1 else bias)
-        if mask is not None:
-            own = mask[..., :kv_seq]
-            logits = _masked(logits, own[:, :, part] if own.shape[2] > 1 else own)
-        elif causal:
-            visible = torch.arange(kv_seq, device=query.device) <= part[:, None]
-            logits = logits.masked_fill(~visible, float("-inf"))
-        floor = torch.finfo(query.dtype).min / 2
-        logits = logits.masked_fill(logits <= floor, float("-inf"))
-        if sinks is not None:
-            column = _sink_column(sinks.to(work), heads, part)
-            logits = torch.cat([logits, column.expand(batch, -1, len(part), -1)], dim=-1)
+        logits = call.finish(query[:, :, part].to(call.work) @ keys * call.scaling, part)
+        if call.sinks is not None:
+            logits = torch.cat([logits, call.sink_column(part)], dim=-1)
         yield logits
 
 
@@ -95,6 +175,11 @@ def _is_causal(module: Any, mask: Any, kwargs: dict[str, Any], q_seq: int) -> bo
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     return bool(causal) and mask is None and q_seq > 1
+
+
+def _hides(mask: Tensor) -> bool:
+    """Whether a mask only hides, adding nothing to what is seen."""
+    return mask.dtype == torch.bool
 
 
 def _masked(logits: Tensor, mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,21 +16,33 @@ from torch import Tensor, nn
 from tempering.attention import routes
 from tempering.attention.control import Tempering, tempered
 from tempering.attention.layout import AttentionLayer, Layout, layout, unwrapped
-from tempering.attention.logits import has_sinks, sliced_logits
+from tempering.attention.logits import Call
 from tempering.attention.modes import evaluation_mode
 from tempering.attention.profile import Profile
-from tempering.attention.statistics import Sums
+from tempering.attention.statistics import Kept, Sums, buckets_of, kept
+from tempering.attention.streaming import first_key, moments, moments_of_logits
 from tempering.chunks import token_chunks
-from tempering.errors import InputError
+from tempering.errors import EnergyError, InputError
 
 QUANTITIES = (
     "entropy",
     "support",
     "support_without_sink",
+    "support_simpson",
     "peak",
     "sink_share",
+    "mean_energy",
     "heat_capacity",
+    "saturation",
+    "distance",
+    "distance_without_sink",
 )
+# Quantities that are the exponential of a mean, and of which.
+_EXPONENTIALS = {
+    "support": "entropy",
+    "support_without_sink": "entropy_without_sink",
+    "support_simpson": "log_simpson",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +54,33 @@ class Measurement:
     entropy: mean of S, nats. support: exp(mean S), keys.
     support_without_sink: the same for the posterior renormalised over all keys but the sink
         (the first key, or the learned sink logit where the architecture has one).
-    peak: mean of max r. sink_share: mean r of the sink. heat_capacity: mean Var_r(d)/T^2, nats.
+    support_simpson: exp(mean of -log sum r^2), keys; at most `support` for each query.
+    peak: mean of max r. sink_share: mean r of the sink.
+    mean_energy: mean U/T = -mean sum r x for logits x, nats. heat_capacity: mean Var_r(d)/T^2.
+    saturation: mean of 1 - sum r^2, the trace of the softmax's Jacobian: near 0 it is saturated.
+    distance: mean of sum r |i - j|, tokens between a query and the keys it attends to (NaN in
+        cross attention); distance_without_sink: the same with the sink left out.
     entropy_by_chunk: Float[Tensor, "chunks layers heads"], for intervals.
+    by_position: each quantity as Float[Tensor, "layers heads buckets"] over equal parts of the
+        queries' positions; positions: the first and last position of each part.
     """
 
     layers: tuple[AttentionLayer, ...]
     entropy: Tensor
     support: Tensor
     support_without_sink: Tensor
+    support_simpson: Tensor
     peak: Tensor
     sink_share: Tensor
+    mean_energy: Tensor
     heat_capacity: Tensor
+    saturation: Tensor
+    distance: Tensor
+    distance_without_sink: Tensor
     entropy_by_chunk: Tensor
     chunk_length: int
+    by_position: dict[str, Tensor]
+    positions: tuple[tuple[int, int], ...]
 
     @property
     def layer_support(self) -> Float[Tensor, "layers"]:
@@ -98,6 +125,7 @@ def measure(
     profile: Profile | None = None,
     chunk: int = 512,
     limit: int | None = None,
+    buckets: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
     """Run a model over a text and measure the posterior of every head at every query.
@@ -108,13 +136,15 @@ def measure(
     text: at least one chunk of tokens; chunks are read separately.
     profile: temperatures to measure under; those already in force count as well.
     chunk: tokens in a chunk. limit: chunks at most, spread over the text.
+    buckets: parts of a chunk that `by_position` tells apart; 4 by default.
     progress: called with (chunks done, chunks in all).
 
-    Raises DataError when the text is too short, ArchitectureError when the model's attention
-    can't be observed exactly.
+    Memory is linear in the length of a chunk. Raises DataError when the text is too short,
+    ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
+    logit is NaN or infinite.
     """
     chunks = token_chunks(tokenizer, text, chunk, limit)
-    return measure_tokens(model, chunks, profile=profile, progress=progress)
+    return measure_tokens(model, chunks, profile=profile, buckets=buckets, progress=progress)
 
 
 def measure_tokens(
@@ -122,37 +152,41 @@ def measure_tokens(
     chunks: Int[Tensor, "chunks length"],
     *,
     profile: Profile | None = None,
+    buckets: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
     """`measure` on token ids."""
     if chunks.numel() == 0:
         raise InputError(f"measuring needs at least one chunk of tokens, not {tuple(chunks.shape)}")
+    length = chunks.shape[1]
+    buckets = min(4, length) if buckets is None else buckets
+    if not 1 <= buckets <= length:
+        raise InputError(
+            f"positions are cut into 1 to {length} parts (the tokens of a chunk), not {buckets}"
+        )
     model = unwrapped(model)
     plan = layout(model)
     network: Any = model
     device = network.get_input_embeddings().weight.device
-    totals = {layer.name: Sums.zeros(layer.heads) for layer in plan.layers}
+    totals = {layer.name: Sums.zeros(layer.heads, buckets) for layer in plan.layers}
     by_chunk = []
     with watching(model, plan, profile) as observer:
         for index, ids in enumerate(chunks):
-            observer.sums = {layer.name: Sums.zeros(layer.heads) for layer in plan.layers}
+            observer.sums = {layer.name: Sums.zeros(layer.heads, buckets) for layer in plan.layers}
             _forward(model, ids[None].to(device))
-            by_chunk.append(_matrix(plan, observer.sums, "entropy"))
+            by_chunk.append(_table(plan, observer.sums, "entropy"))
             for name, sums in observer.sums.items():
                 totals[name].merge(sums)
             if progress is not None:
                 progress(index + 1, len(chunks))
-    entropy = _matrix(plan, totals, "entropy")
+    edges = [int((buckets_of(length, buckets) < bucket).sum()) for bucket in range(buckets + 1)]
     return Measurement(
         layers=plan.layers,
-        entropy=entropy,
-        support=entropy.exp(),
-        support_without_sink=_matrix(plan, totals, "entropy_without_sink").exp(),
-        peak=_matrix(plan, totals, "peak"),
-        sink_share=_matrix(plan, totals, "sink"),
-        heat_capacity=_matrix(plan, totals, "heat_capacity"),
+        **{name: _table(plan, totals, name) for name in QUANTITIES},
         entropy_by_chunk=torch.stack(by_chunk),
-        chunk_length=chunks.shape[1],
+        chunk_length=length,
+        by_position={name: _table(plan, totals, name, buckets) for name in QUANTITIES},
+        positions=tuple((low, high - 1) for low, high in itertools.pairwise(edges)),
     )
 
 
@@ -167,12 +201,17 @@ def _forward(model: nn.Module, ids: Tensor) -> None:
             body(input_ids=ids, use_cache=False)
 
 
-def _matrix(plan: Layout, sums: dict[str, Sums], quantity: str) -> Tensor:
-    table = torch.full((len(plan.layers), max(plan.heads)), math.nan, dtype=torch.float64)
+def _table(plan: Layout, sums: dict[str, Sums], quantity: str, buckets: int = 0) -> Tensor:
+    """[layers, heads] of one quantity, or [layers, heads, buckets]."""
+    shape = (len(plan.layers), max(plan.heads), *([buckets] if buckets else []))
+    table = torch.full(shape, math.nan, dtype=torch.float64)
+    summed = _EXPONENTIALS.get(quantity, quantity)
     for index, layer in enumerate(plan.layers):
+        if layer.stack == "cross" and quantity.startswith("distance"):
+            continue
         own = sums[layer.name]
-        count = own.others if quantity == "entropy_without_sink" else own.queries
-        table[index, : layer.heads] = getattr(own, quantity) / count.clamp(min=1)
+        values = own.mean(summed) if buckets else own.overall(summed)
+        table[index, : layer.heads] = values.exp() if quantity in _EXPONENTIALS else values
     return table
 
 
@@ -189,18 +228,19 @@ class Observer:
         """Called with the arguments of an attention function, temperatures applied."""
         # A module with tempered sinks comes wrapped; its own identity is inside.
         name = self.names[id(getattr(module, "_module", module))]
-        sink = -1 if has_sinks(module, kwargs) else 0
-        for logits in sliced_logits(module, query, key, mask, kwargs):
-            self.sums[name].add(logits, sink)
+        with _named(name):
+            self.sums[name].add(posteriors(Call.of(module, query, key, mask, kwargs)))
 
     def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
         """Called with the input of a softmax, temperatures applied."""
-        if layer.folded:
+        if logits.ndim == 3:
             logits = logits.view(-1, layer.heads, *logits.shape[-2:])
-        work = torch.promote_types(logits.dtype, torch.float32)
         floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
-        for part in logits.split(512, dim=2):
-            self.sums[layer.name].add(part.to(work).masked_fill(part <= floor, float("-inf")))
+        first = logits[..., 0].masked_fill(logits[..., 0] <= floor, -math.inf)
+        before = logits.shape[3] - logits.shape[2]
+        with _named(layer.name):
+            found = moments_of_logits(logits, floor, 1)
+            self.sums[layer.name].add(kept(found, first, learned=False, first=before))
 
     def see_product(
         self, layer: AttentionLayer, args: Sequence[Any], kwargs: dict[str, Any]
@@ -209,8 +249,26 @@ class Observer:
         mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
         causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
         own = {"scaling": kwargs.get("scale"), "is_causal": causal}
-        for logits in sliced_logits(None, args[0], args[1], mask, own):
-            self.sums[layer.name].add(logits)
+        with _named(layer.name):
+            self.sums[layer.name].add(posteriors(Call.of(None, args[0], args[1], mask, own)))
+
+
+@contextlib.contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Say the layer's name where its logits can't be measured."""
+    try:
+        yield
+    except EnergyError as error:
+        raise EnergyError(f"{layer}, {error}") from None
+
+
+def posteriors(call: Call) -> Kept:
+    """The statistics of an attention call; its sink is the learned one, or else the first key."""
+    if call.sinks is None:
+        before = 0 if call.causal else call.key.shape[2] - call.query.shape[2]
+        return kept(moments(call, 1), first_key(call), learned=False, first=before)
+    queries = torch.arange(call.query.shape[2], device=call.query.device)
+    return kept(moments(call), call.sink_column(queries)[..., 0], learned=True)
 
 
 @contextlib.contextmanager

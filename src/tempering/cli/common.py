@@ -184,11 +184,18 @@ def only_patterns(
         raise InputError(f"{', '.join(named)} needs a --pattern (a profile is taken as it is)")
 
 
-def check_context(model: Any, tokens: int, what: str) -> None:
-    """InputError when so many tokens are more than the model can read at once."""
+def check_context(model: Any, tokens: int, what: str, *, beyond: bool = False) -> None:
+    """InputError when so many tokens are more than the model can read at once.
+
+    beyond: a model that computes its positions, and was only never trained so far, gets a note.
+    """
     longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and tokens > longest:
-        raise InputError(f"{what}: the model reads at most {longest} tokens at once")
+    if not isinstance(longest, int) or tokens <= longest:
+        return
+    if beyond and getattr(model.config, "rope_parameters", None):
+        note(f"note: {what}: the model was trained to read {longest} tokens at once")
+        return
+    raise InputError(f"{what}: the model reads at most {longest} tokens at once")
 
 
 def model_section(model: Any, name: str) -> dict[str, Any]:

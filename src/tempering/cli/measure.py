@@ -1,4 +1,4 @@
-"""tempering measure: support, entropy, peak and sink share of every head on a text."""
+"""tempering measure: what every head keeps of its keys on a text, streamed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tempering.cli import common
+from tempering.errors import InputError
 
 EPILOG = """Examples:
 
@@ -16,6 +17,8 @@ EPILOG = """Examples:
   tempering measure --text notes.txt --pattern 'throb(12,3,1,12)' --amplitude 1.3 --heatmap s.png
 
   tempering measure --text notes.txt --table heads.parquet
+
+  tempering measure --text book.txt --chunk 8192 --chunks 1 --parts 16 --table heads.csv
 """
 
 
@@ -30,6 +33,9 @@ def measure(
     model: common.Model = "smollm2",
     chunk: common.Chunk = 512,
     limit: common.Limit = None,
+    parts: Annotated[
+        int | None, typer.Option(help="Parts of a chunk told apart by position; 4 by default.")
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Write every number as Parquet or CSV.")
     ] = None,
@@ -41,10 +47,18 @@ def measure(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Measure how many keys stay alive in every layer and head, on real text."""
+    """Measure how many keys stay alive in every layer and head, on real text.
+
+    Memory is linear in --chunk: long texts can be measured in one piece.
+    """
     from tempering.attention import layout, measure_tokens
     from tempering.chunks import token_chunks
-    from tempering.cli.sections import UNTEMPERED, pattern_section, support_section
+    from tempering.cli.sections import (
+        UNTEMPERED,
+        pattern_section,
+        positions_section,
+        support_section,
+    )
     from tempering.reports import Record, figure_support_heatmap, save_figure, write_table
 
     if pattern is None and profile is None:
@@ -52,9 +66,11 @@ def measure(
     common.check_file(table, "--table", ".parquet", ".csv")
     common.check_file(heatmap, "--heatmap", ".png", ".svg", ".pdf")
     common.check_out(out)
+    if parts is not None and not 1 <= parts <= chunk:
+        raise InputError(f"--parts: a chunk of {chunk} tokens has 1 to {chunk} parts, not {parts}")
     words, name = common.text_of(text)
     network, tokenizer = common.open_model(model, device, dtype)
-    common.check_context(network, chunk, f"--chunk {chunk}")
+    common.check_context(network, chunk, f"--chunk {chunk}", beyond=True)
     chunks = token_chunks(tokenizer, words, chunk, limit)
     results: dict[str, Any] = {}
     after = {}
@@ -76,13 +92,16 @@ def measure(
         chosen.resolve(layout(network))
         chosen.check_model(network)
     with common.counted("measure") as report:
-        before = measure_tokens(network, chunks, progress=report)
+        before = measure_tokens(network, chunks, buckets=parts, progress=report)
     if chosen is not None:
         label = chosen.pattern or Path(profile or "profile").stem
         with common.counted(label) as report:
-            after[label] = measure_tokens(network, chunks, profile=chosen, progress=report)
+            after[label] = measure_tokens(
+                network, chunks, profile=chosen, buckets=parts, progress=report
+            )
         results["pattern"] = pattern_section({label: chosen})
     results["support"] = support_section(before, after)
+    results["support"]["positions"] = positions_section(before, after)
     record = Record.new(
         "measure",
         settings={

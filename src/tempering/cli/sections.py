@@ -32,9 +32,14 @@ def pattern_section(
 UNITS = {
     "entropy": "nats",
     "support_without_sink": "keys",
+    "support_simpson": "keys",
     "peak": "share",
     "sink_share": "share",
+    "mean_energy": "nats",
     "heat_capacity": "nats",
+    "saturation": "share",
+    "distance": "tokens",
+    "distance_without_sink": "tokens",
 }
 
 
@@ -56,6 +61,28 @@ def support_section(
         "after": {label: _matrix(item.support) for label, item in after.items()},
         "quantities": quantities,
     }
+
+
+def positions_section(before: Measurement, after: dict[str, Measurement]) -> dict[str, Any]:
+    """Every quantity by layer, head and part of the text, to six digits."""
+    return {
+        "edges": [list(edge) for edge in before.positions],
+        "quantities": {
+            name: {
+                "before": _cube(before.by_position[name]),
+                "after": {label: _cube(item.by_position[name]) for label, item in after.items()},
+                "unit": unit,
+            }
+            for name, unit in {"support": "keys", **UNITS}.items()
+        },
+    }
+
+
+def _cube(table: Any) -> list[list[list[float | None]]]:
+    return [
+        [[None if math.isnan(x) else float(f"{x:.6g}") for x in head] for head in layer]
+        for layer in table.tolist()
+    ]
 
 
 def _matrix(table: Any) -> list[list[float | None]]:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from tempering.reports.record import Record
 from tempering.reports.sections import SECTIONS
 from tempering.reports.views import (
+    BASELINE,
     curves,
     interval,
+    layer_means,
     level,
     quantities,
     shown,
@@ -177,6 +179,26 @@ def support_grid(support: dict[str, Any], quantity: str = "support") -> Grid:
     heading = f"{words(quantity).capitalize()} by layer{f', {unit}' if unit else ''}"
     remark = "mean over heads" + (", in logs" if "support" in quantity else "")
     return Grid(heading, remark, ["layer", *([] if plainly else ["name"]), *columns], rows)
+
+
+def positions_grid(support: dict[str, Any], quantity: str = "support") -> Grid:
+    """One quantity by layer and part of the text, means over heads; a block a pattern."""
+    parts = support["positions"]
+    measured = parts["quantities"][quantity]
+    rows = []
+    for label, cube in {BASELINE: measured["before"], **measured["after"]}.items():
+        columns = [
+            layer_means([row and [cell and cell[i] for cell in row] for row in cube], quantity)
+            for i in range(len(parts["edges"]))
+        ]
+        for i, values in enumerate(zip(*columns)):
+            rows.append([*([label] if measured["after"] else []), str(i), *map(shown, values)])
+    unit = f", {measured['unit']}" if measured.get("unit") else ""
+    heading = f"{words(quantity).capitalize()} by layer and position{unit}"
+    first = ["pattern", "layer"] if measured["after"] else ["layer"]
+    return Grid(heading, "queries at these positions, mean over heads", [
+        *first, *(f"{low}-{high}" for low, high in parts["edges"])
+    ], rows)  # fmt: skip
 
 
 def stages_grid(stages: Sequence[Row]) -> Grid:

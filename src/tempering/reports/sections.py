@@ -10,7 +10,9 @@ be added under any name and become columns. A trailing ? marks an optional field
                   temperature relative to the model's own; baseline marks the untempered model
     support       {layers: [names], before: [L][H], after: {label: [L][H]},
                    quantities?: {name: {before: [L][H], after: {label: [L][H]}, unit?}}}
-                  names in use: entropy, peak, sink_share, support_without_sink; others are welcome
+                  names in use: entropy, peak, sink_share, support_without_sink; others are welcome;
+                  may also hold positions?: {edges: [[first, last]], quantities: {name: {before:
+                  [L][H][B], after: {label: [L][H][B]}, unit?}}}, the same for B parts of a text
     cost          [row {label, cost, se?, low?, high?, n?, kl?, kl_se?, unit, level?}]
     benefit       [row {label, metric, value, low?, high?, n?, k?, level?}]
                   level: the intervals' confidence, e.g. 0.95
@@ -83,13 +85,20 @@ def _after(value: Any, where: str) -> None:
 
 
 _quantity = fields({"before": _matrix, "after": _after}, {"unit": text})
+_cube = listed(maybe(listed(maybe(listed(_value)))))
+_positions = fields(
+    {
+        "edges": listed(listed(count)),
+        "quantities": mapped(fields({"before": _cube, "after": mapped(_cube)}, {"unit": text})),
+    }
+)
 
 
 def _support(value: Any, where: str) -> None:
     """The section `support`, all of one shape."""
     fields(
         {"layers": listed(text), "before": _matrix, "after": _after},
-        {"quantities": mapped(_quantity)},
+        {"quantities": mapped(_quantity), "positions": _positions},
     )(value, where)
     before = value["before"]
     if not before:
@@ -105,6 +114,21 @@ def _support(value: Any, where: str) -> None:
         _same_shape(quantity["before"], before, f"{place}.before")
         for label, matrix in quantity["after"].items():
             _same_shape(matrix, before, f"{place}.after.{label}")
+    for name, quantity in value.get("positions", {"quantities": {}})["quantities"].items():
+        place = f"{where}.positions.quantities.{name}"
+        for label, cube in {"before": quantity["before"], **quantity["after"]}.items():
+            _same_shape(cube, before, f"{place}.{label}")
+            _parts(cube, len(value["positions"]["edges"]), f"{place}.{label}")
+
+
+def _parts(cube: list[Any], parts: int, where: str) -> None:
+    for layer, row in enumerate(cube):
+        for head, cells in enumerate(row or ()):
+            if cells is not None and len(cells) != parts:
+                raise DataError(
+                    f"{where}[{layer}][{head}]: expected {parts} parts, as in 'edges', "
+                    f"got {len(cells)}"
+                )
 
 
 _token = fields(

@@ -18,7 +18,8 @@ class Entry(NamedTuple):
     """One number of one head: what was measured, where, under which pattern.
 
     head is None where the number belongs to the whole layer; value is None where nothing was
-    measured (a layer without softmax).
+    measured (a layer without softmax). positions: the part of the text, e.g. "0-127", or None
+    for all of it.
     """
 
     pattern: str
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     head: int | None
     quantity: str
     value: float | None
+    positions: str | None = None
 
 
 def long_format(record: Record) -> list[Entry]:
@@ -51,7 +53,17 @@ def long_format(record: Record) -> list[Entry]:
         entries += _entries(BASELINE, quantity, measured["before"], names)
         for label, matrix in measured["after"].items():
             entries += _entries(label, quantity, matrix, names)
-    return entries
+    return entries + list(_by_position(support, names))
+
+
+def _by_position(support: dict[str, Any], names: dict[int, str]) -> Iterator[Entry]:
+    parts = support.get("positions", {"edges": [], "quantities": {}})
+    for quantity, measured in parts["quantities"].items():
+        for label, cube in {BASELINE: measured["before"], **measured["after"]}.items():
+            for part, (low, high) in enumerate(parts["edges"]):
+                matrix = [row and [cell and cell[part] for cell in row] for row in cube]
+                for entry in _entries(label, quantity, matrix, names):
+                    yield entry._replace(positions=f"{low}-{high}")
 
 
 def _entries(
@@ -88,6 +100,7 @@ def write_table(record: Record, path: str | Path) -> Path:
         "head": pa.int32(),
         "quantity": pa.dictionary(pa.int32(), pa.string()),
         "value": pa.float64(),
+        "positions": pa.dictionary(pa.int32(), pa.string()),
     }
     columns = zip(*entries) if entries else ([] for _ in kinds)
     table = pa.table(
@@ -104,7 +117,6 @@ def _csv(entries: list[Entry]) -> str:
         value = entry.value
         # repr keeps every bit; an empty cell is "not measured", nan is a number that came out so.
         text = "" if value is None else repr(value)
-        writer.writerow(
-            [*entry[:3], "" if entry.head is None else entry.head, entry.quantity, text]
-        )
+        head = "" if entry.head is None else entry.head
+        writer.writerow([*entry[:3], head, entry.quantity, text, entry.positions or ""])
     return out.getvalue()

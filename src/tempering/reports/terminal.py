@@ -205,7 +205,11 @@ def _support(section: dict[str, Any], console: Console) -> list[Grid]:
             rows.append([label, line, *ends, *extremes])
         columns = ["pattern", "layers", "first", "last", "lowest", "highest"]
         tables.append(Grid(f"{words(name).capitalize()} over depth", "", columns, rows))
-    return [*tables, grids.support_grid(section)] if len(section["after"]) <= _FEW else tables
+    if len(section["after"]) <= _FEW:
+        tables.append(grids.support_grid(section))
+    if "support" in section.get("positions", {"quantities": {}})["quantities"]:
+        tables.append(grids.positions_grid(section))
+    return tables
 
 
 def _answers(record: Record, console: Console) -> None:
