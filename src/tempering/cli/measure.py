@@ -70,8 +70,8 @@ def measure(
         raise InputError(f"--parts: a chunk of {chunk} tokens has 1 to {chunk} parts, not {parts}")
     words, name = common.text_of(text)
     network, tokenizer = common.open_model(model, device, dtype)
-    common.check_context(network, chunk, f"--chunk {chunk}", beyond=True)
     chunks = token_chunks(tokenizer, words, chunk, limit)
+    common.check_context(network, chunk, f"--chunk {chunk}", beyond=True)
     results: dict[str, Any] = {}
     after = {}
     chosen = None
