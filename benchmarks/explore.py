@@ -29,7 +29,7 @@ from tempering.evaluation.journal import Journal
 from tempering.evaluation.passk import compared, pass_at_k
 
 # Where the embedded model solves some tasks and not all, with prompts of 30 to 150 tokens.
-MIX = "arithmetic:1/2/3/4:144,recall:1/2:108,words:1/2:60"
+MIX = "arithmetic:1/2/3/4:204,recall:1:76,words:1/2:24"
 
 
 def chosen(options) -> list[Strategy]:
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--amplitude", type=float, default=1.2)
     parser.add_argument("--attention", default="uniform")
     parser.add_argument("--mix", default=MIX)
-    parser.add_argument("--batch", type=int, default=576)
+    parser.add_argument("--batch", type=int, default=1152)
     parser.add_argument("--journal", default=tempfile.gettempdir())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, TypeVar
 
 from tempering.errors import InputError
 
+T = TypeVar("T")
 FIELDS = {
     "task": "what was asked",
     "notes": "what the stage before found",
@@ -58,7 +59,7 @@ def numbering(notes: int) -> int:
     return 0 if notes == 1 else notes * len(f"[{notes}] \n\n")
 
 
-def deal(notes: list[str], width: int) -> list[list[str]]:
+def deal(notes: list[T], width: int) -> list[list[T]]:
     """Which notes each of `width` workers reads.
 
     Where there are fewer workers than notes, the notes are dealt out in turn, so that each worker

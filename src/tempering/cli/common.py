@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +15,13 @@ import typer
 from tempering.errors import InputError
 
 if TYPE_CHECKING:
+    from typer import Context
+
     from tempering.attention.profile import Profile
     from tempering.reports.record import Record
+else:
+    # What typer hands over is an instance of this, not of the subclass that stands for it.
+    Context = typer.Context.__base__
 
 Model = Annotated[
     str, typer.Option("--model", help="A name of `tempering models`, a directory, or a hub id.")
@@ -52,6 +57,19 @@ TextFile = Annotated[
 RUNS = Path("runs")
 # Six digits are more layers or heads than any model has; they keep a range small.
 _RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+
+
+def given(context: Context) -> set[str]:
+    """The parameters that were written on the command line, e.g. "budget_tokens"."""
+    source = context.get_parameter_source
+    return {name for name in context.params if getattr(source(name), "name", "") == "COMMANDLINE"}
+
+
+def unread(context: Context, names: Iterable[str], because: str) -> None:
+    """InputError when one of these options was given, since nothing would read it."""
+    if found := sorted(given(context).intersection(names)):
+        options = ", ".join("--" + name.replace("_", "-") for name in found)
+        raise InputError(f"{because}: leave out {options}")
 
 
 def note(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ EPILOG = """Examples:
 
 
 def explore(
+    context: common.Context,
     tasks: Annotated[Path | None, typer.Option(help="JSON lines with id, prompt, answer.")] = None,
     generate: Annotated[
         int | None, typer.Option(help="Make so many tasks with known answers instead.", min=1)
@@ -82,12 +84,16 @@ def explore(
     """
     from tempering.agents.checkers import checker as read_checker
     from tempering.agents.ladder import strategies
-    from tempering.cli.keeping import Kept, finish, interruptible
+    from tempering.cli.keeping import Kept, finish, interruptible, write_somewhere
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
     from tempering.evaluation.journal import Journal
     from tempering.reports import Record
 
+    if tasks is not None:
+        common.unread(context, ("kinds", "levels"), "--tasks is a file of tasks")
+    if save_tasks is None:
+        options.unread_by_engine(context, engine)
     found, broken = _tasks(tasks, generate, kinds, levels, seed, keep_going)
     if save_tasks is not None:
         from tempering.agents.tasks import write_tasks
@@ -137,12 +143,14 @@ def explore(
         "retries": retries,
     }
     worker, section = options.build_engine(setup, score=True)
-    key = {**settings, **setup, "seed": seed, "tasks": found, "checker": None, "synthesis": None}
+    # What changes no sample: samples stay good when it changes.
+    same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries")
+    key = {**settings, **setup, "seed": seed, "tasks": found, **dict.fromkeys(same)}
     journal = Journal(out, "explore", key)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished samples in {journal.path}")
     ledger = Kept(journal)
-    with interruptible() as asked, common.staged() as report:
+    with contextlib.closing(journal), interruptible() as asked, common.staged() as report:
         result = run(
             worker,
             found,
@@ -156,7 +164,6 @@ def explore(
             report=report,
             stop=lambda: asked() or ledger.failed is not None,
         )
-    journal.close()
     record = Record.new(
         "explore",
         settings={
@@ -177,7 +184,9 @@ def explore(
         common.finish(record, out, as_json)
         common.note("interrupted; the numbers rest on what was finished. Run it again to go on")
         raise typer.Exit(130)
-    _write_samples(out, record.created, result.rows)
+    stem = f"explore-{record.created[:19].replace(':', '').replace('-', '')}.samples.jsonl"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+    common.note(f"samples: {write_somewhere(out / stem, lines)}")
     finish(record, out, as_json, journal)
     if ledger.failed is not None:
         raise ledger.failed
@@ -245,12 +254,3 @@ def _sections(result: Any, k: int) -> dict[str, Any]:
     if result.by_kind:
         sections["right_samples_and_solved_tasks"] = result.by_kind
     return sections
-
-
-def _write_samples(out: Path, created: str, rows: list[dict[str, Any]]) -> None:
-    """Every prompt's samples beside the record, one JSON line each."""
-    from tempering.files import write_atomic
-
-    stamp = created[:19].replace(":", "").replace("-", "")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    common.note(f"samples: {write_atomic(out / f'explore-{stamp}.samples.jsonl', text)}")

@@ -73,6 +73,16 @@ def finish(record: Record, out: Path, as_json: bool, journal: Journal) -> None:
     journal.finish()
 
 
+def write_somewhere(path: Path, text: str) -> Path:
+    """Write a file, into the temporary directory where its own place has no room."""
+    from tempering.files import write_atomic
+
+    try:
+        return write_atomic(path, text)
+    except OutputError:
+        return write_atomic(Path(tempfile.gettempdir()) / path.name, text)
+
+
 def _rescue(record: Record) -> str:
     """Write the record to the temporary directory, or at last to standard output."""
     stamp = record.created[:19].replace(":", "").replace("-", "")

@@ -47,7 +47,20 @@ Retries = Annotated[int, typer.Option(help="Tries of a request after the first."
 Batch = Annotated[int, typer.Option(help="Rows at once of the engine local.", min=1)]
 
 
+# What may change when a run goes on: parameter -> its name in the record.
+CARRIED = {
+    "rounds": "rounds",
+    "budget_tokens": "budget",
+    "concurrency": "concurrency",
+    "timeout": "timeout",
+    "retries": "retries",
+    "batch": "batch",
+}
+RESUMED = ("resume", "out", "as_json")
+
+
 def throb(
+    context: common.Context,
     task: Annotated[str | None, typer.Argument(help="What is to be done.")] = None,
     pattern: Annotated[
         str, typer.Option(help="Widths of the stages; their temperatures follow.")
@@ -102,10 +115,16 @@ def throb(
         "budget": budget_tokens,
     }
     if resume is not None:
-        if task is not None or plan is not None or save_plan is not None:
-            raise InputError("--resume takes task and plan from the record; leave them out")
-        _resume(resume, chosen, out, as_json)
+        if task is not None:
+            raise InputError("--resume takes the task from the record; leave it out")
+        fixed = common.given(context).difference(RESUMED, CARRIED)
+        common.unread(context, fixed, "--resume takes plan and engine from the record")
+        _resume(resume, chosen, common.given(context), out, as_json)
         return
+    if plan is not None:
+        common.unread(context, ("pattern", "amplitude", "tokens"), "--plan says it all; edit it")
+    if save_plan is None:
+        unread_by_engine(context, engine)
     steps = _plan(plan, pattern, amplitude, tokens, engine)
     if save_plan is not None:
         common.note(f"plan: {steps.save(save_plan)}")
@@ -120,11 +139,8 @@ def _plan(
     path: Path | None, pattern: str, amplitude: float | None, tokens: int, engine: str
 ) -> Plan:
     from tempering.agents.plan import Plan
-    from tempering.errors import InputError
 
     if path is not None:
-        if amplitude is not None:
-            raise InputError("--amplitude goes with --pattern; in a plan, edit 'amplitude'")
         return Plan.load(path)
     if amplitude is None:
         # The engines that temper attention; 1.2 costs 0.02 nats per token on the embedded model.
@@ -132,8 +148,18 @@ def _plan(
     return Plan.from_pattern(pattern, amplitude=amplitude, tokens=tokens)
 
 
-def _resume(path: Path, given: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Go on with a record: its plan, task, engine and rows; more rounds or budget may be given."""
+def unread_by_engine(context: common.Context, engine: str) -> None:
+    """InputError for an option that only another kind of engine reads."""
+    if engine == "local":
+        names = ("concurrency", "timeout", "retries")
+        common.unread(context, names, "the engine local sends no requests")
+    else:
+        names = ("batch", "device", "dtype")
+        common.unread(context, names, f"the engine {engine} runs elsewhere")
+
+
+def _resume(path: Path, chosen: dict[str, Any], given: set[str], out: Path, as_json: bool) -> None:
+    """Go on with a record: its plan, task, engine and rows; `CARRIED` options may differ."""
     from tempering.agents.plan import Plan
     from tempering.agents.run import rows_of
     from tempering.errors import DataError
@@ -143,10 +169,8 @@ def _resume(path: Path, given: dict[str, Any], out: Path, as_json: bool) -> None
     if record.kind != "throb" or "plan" not in record.settings:
         raise DataError(f"{path} is the record of '{record.kind}', not of throb; it can't go on")
     settings = record.settings
-    chosen = {**given, **settings["run"]}
-    for name in ("rounds", "budget"):
-        if given[name] is not None:
-            chosen[name] = given[name]
+    changed = {CARRIED[name]: chosen[CARRIED[name]] for name in given.intersection(CARRIED)}
+    chosen = {**chosen, **settings["run"], **changed}
     kept = dict(rows_of(record.results.get("stages", [])))
     plan = Plan.from_data(settings["plan"], f"the plan in {path}")
     _run(plan, settings["task"], chosen, kept, out, as_json)
@@ -169,7 +193,8 @@ def _run(
 
     common.check_out(out)
     worker, section = build_engine(chosen)
-    key = {"task": task, "plan": plan.to_json(), **chosen, "budget": None, "rounds": None}
+    # What changes no row: rows stay good when it changes.
+    key = {"task": task, "plan": plan.to_json(), **chosen, **dict.fromkeys(CARRIED.values())}
     journal = Journal(out, "throb", key)
     for name, row in kept.items():
         journal.entries.setdefault(name, row)

@@ -31,9 +31,9 @@ Report = Callable[[str, int, int], None]
 class Exploration:
     """What a run found.
 
-    rows: one a sample. tasks: those that every strategy finished. compared: means and paired
-    differences, by metric and strategy. complete: False after Ctrl-C or a failed disk.
-    failed: samples that the engine could not make.
+    rows: one a sample, also of unfinished tasks. tasks: those that every strategy finished.
+    compared: means and paired differences, by metric and strategy. complete: False after Ctrl-C
+    or a failed disk. failed: samples that the engine could not make.
     """
 
     rows: list[Row]
@@ -78,6 +78,7 @@ def explore(
     if len(tasks) != len(checkers) or not tasks:
         raise InputError(f"{len(tasks)} tasks and {len(checkers)} checkers; give one each")
     for task, checker in zip(tasks, checkers, strict=True):
+        checker.read(str(task["answer"]), task)  # what it can't work with shows before it costs
         if not checker.correct(str(task["answer"]), task):
             raise InputError(
                 f"task {task['id']!r}: the checker {checker.name} doesn't take the task's own "
@@ -269,7 +270,8 @@ def _compare(
             for strategy in chosen
         )
     ]
-    rows = [row for strategy in chosen for task in finished for row in run.rows(strategy, task)]
+    every = range(len(run.tasks))
+    rows = [row for strategy in chosen for task in every for row in run.rows(strategy, task)]
     complete = len(finished) == len(run.tasks) and not run.stop()
     failed = sum(row["output"] is None for row in rows)
     if not finished:

@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tempering.agents.prompts import deal
 from tempering.errors import DataError
 from tempering.reports.axes import LEGEND_ROW, handle, legend, new, section, styled, title
 from tempering.reports.record import Record
@@ -222,7 +223,7 @@ def _trade_off(ax: Axes, points: list[dict[str, Any]]) -> None:
 def figure_stages(record: Record) -> Figure:
     """The tree of a run in stages: a dot a worker, warm where it ran hot; a cross where it failed.
 
-    Colours span the temperatures asked for in this run; workers without one are hollow.
+    A line leads from a worker to those that read what it wrote (`agents.prompts.deal`). Colours span the temperatures asked for in this run; workers without one are hollow.
     """
     stages = section(record, "stages")
     rows = [stage["workers"] for stage in stages]
@@ -235,7 +236,11 @@ def figure_stages(record: Record) -> Figure:
         [(x, i - (len(workers) - 1) / 2) for i in range(len(workers))]
         for x, workers in enumerate(rows)
     ]
-    lines = [(a, b) for here, there in pairwise(places) for a in here for b in there]
+    lines = [
+        (places[x][i], places[x + 1][j])
+        for x, (here, there) in enumerate(pairwise(rows))
+        for i, j in _read_by(here, there)
+    ]
     ax.add_collection(LineCollection(lines, colors=LINE, linewidths=0.7, zorder=1))
     for spots, workers in zip(places, rows):
         for spot, worker in zip(spots, workers):
@@ -252,6 +257,21 @@ def figure_stages(record: Record) -> Figure:
     ax.set_xlim(-0.6, len(stages) - 0.4)
     ax.set_ylim(widest / 2 + 0.2, -widest / 2 - 0.2)
     return figure
+
+
+def _read_by(
+    here: Sequence[dict[str, Any]], there: Sequence[dict[str, Any]]
+) -> list[tuple[int, int]]:
+    """(i, j) where worker j of a stage read what worker i of the one before wrote."""
+    notes = [i for i, worker in enumerate(here) if worker.get("error") is None]
+    found = []
+    for j, worker in enumerate(there):
+        number, of = worker.get("worker"), worker.get("of")
+        if isinstance(number, int) and isinstance(of, int) and 1 <= number <= of:
+            found += [(i, j) for i in deal(notes, of)[number - 1]]
+        else:
+            found += [(i, j) for i in notes]
+    return found
 
 
 def _worker(
