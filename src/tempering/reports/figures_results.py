@@ -223,7 +223,8 @@ def _trade_off(ax: Axes, points: list[dict[str, Any]]) -> None:
 def figure_stages(record: Record) -> Figure:
     """The tree of a run in stages: a dot a worker, warm where it ran hot; a cross where it failed.
 
-    A line leads from a worker to those that read what it wrote (`agents.prompts.deal`). Colours span the temperatures asked for in this run; workers without one are hollow.
+    A line leads from a worker to those that read what it wrote (`agents.prompts.deal`). Colours
+    span the temperatures asked for in this run; workers without one are hollow.
     """
     stages = section(record, "stages")
     rows = [stage["workers"] for stage in stages]
