@@ -2,8 +2,10 @@
 
     python benchmarks/rows_overhead.py [--tokens 48] [--repeats 15] [--device cuda]
 
-Target: 1.05. Both generate the same number of tokens, from the same prompt and seeds, in turns.
-Writes benchmarks/results/rows_overhead.json.
+Target: 1.05. Both generate the same number of tokens, from the same twelve prompts and seeds, in
+turns. The prompts differ: rows alike in prompt and profile are read once, so with one prompt for
+all the batch without profiles has less to do; the last two lines show that case. Writes
+benchmarks/results/rows_overhead.json.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from _bench import interleave, ratios, show, write
 from tempering import Profile, load_model, schedule
 from tempering.engines.rows import Row, generate_rows
 
-PROMPT = "<|im_start|>user\nName twelve uses of a brick.<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = "<|im_start|>user\nName twelve uses of a {}.<|im_end|>\n<|im_start|>assistant\n"
+THINGS = "brick rope spoon chair bottle ladder candle mirror bucket hammer needle carpet".split()
 TARGET = 1.05
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -34,13 +36,17 @@ def main() -> None:
     )
     # Rows that end early would end at different tokens: compare the same work.
     model.generation_config.eos_token_id = None
-    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids[0]
-    plain = [Row(prompt, 0.8, seed=i, tokens=options.tokens) for i in range(options.rows)]
-    amplitudes = [1 + 0.3 * (i + 1) / options.rows for i in range(options.rows)]
+    prompts = [
+        tokenizer(PROMPT.format(thing), return_tensors="pt").input_ids[0] for thing in THINGS
+    ]
+    plain = [Row(own, 0.8, seed=i, tokens=options.tokens) for i, own in enumerate(prompts)]
+    amplitudes = [1 + 0.3 * (i + 1) / len(plain) for i in range(len(plain))]
     pattern = schedule("throb(12,3,1,12)")
     profiles = [Profile.from_schedule(pattern.amplitude(a), model) for a in amplitudes]
     alike = [replace(row, profile=profiles[0]) for row in plain]
     apart = [replace(row, profile=own) for row, own in zip(plain, profiles, strict=True)]
+    same = [replace(row, prompt=prompts[0]) for row in plain]
+    same_apart = [replace(row, prompt=prompts[0]) for row in apart]
 
     def runner(rows):
         def run():
@@ -57,6 +63,8 @@ def main() -> None:
                 "no profiles": runner(plain),
                 "one profile, all rows": runner(alike),
                 "a profile for each row": runner(apart),
+                "one prompt, no profiles": runner(same),
+                "one prompt, a profile each": runner(same_apart),
             },
             options.repeats,
         ),
