@@ -305,14 +305,14 @@ def test_attention_goes_to_servers_that_read_it_only():
     warm = [call(i, attention="constant(1.1)") for i in range(2)]
 
     def plugin(entry: dict[str, Any]) -> Any:
-        text = entry["body"].get("vllm_xargs", {}).get("tempering_attention")
+        text = entry["body"].get("vllm_xargs", {}).get("tempering_profile")
         known = text is None or text.startswith("constant")
         return None if known else (400, {}, '{"error": {"message": "no pattern"}}')
 
     with serving(plugin) as (address, log):
         made = provider(f"vllm:{address}/v1", "m")
         assert all(reply.error is None for reply in replies(made, warm).values())
-        sent = [body["vllm_xargs"]["tempering_attention"] for body in log.bodies]
+        sent = [body["vllm_xargs"]["tempering_profile"] for body in log.bodies]
         assert sent.count("constant(1.1)") == 2 and len(sent) == 3
     with serving() as (address, log):
         with pytest.raises(EngineError, match="ignores attention patterns"):

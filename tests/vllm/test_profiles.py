@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tempering.engines.bake_checkpoint import bake_checkpoint
 from tempering.engines.vllm.swap import swap_profile
 from tempering.errors import ProfileError
 from tests.vllm.reference import (
@@ -63,3 +64,16 @@ def test_profiles_equal_transformers(embedded, engines, tmp_path, eager):
     assert worst(llm, model, prompts[:1], heads) < CLOSE
     swap_profile(llm, None)
     assert worst(llm, model, prompts, None) < CLOSE
+
+
+@pytest.mark.parametrize("kind", ["per layer, eager", "per head, compiled"])
+def test_baked_checkpoints_equal_transformers(embedded, engines, tmp_path, kind):
+    directory, model, tokenizer = embedded
+    profile = per_layer(model) if "layer" in kind else per_head(model)
+    baked = tmp_path / "baked"
+    bake_checkpoint(directory, profile, baked)
+    llm = engines(baked, enforce_eager="eager" in kind)
+    prompts = [tokenizer(text).input_ids for text in TEXTS]
+    assert worst(llm, model, prompts, profile) < CLOSE
+    for ids, output in zip(prompts, ask(llm, prompts, 12), strict=True):
+        assert list(output.outputs[0].token_ids) == greedy(model, ids, profile, 12)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli import common, compare_vllm
 
 EPILOG = """Examples:
 
@@ -47,6 +47,9 @@ def compare(
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
+    engine: Annotated[
+        str, typer.Option(help="transformers, or vllm: costs only, without KL.")
+    ] = "transformers",
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
@@ -70,10 +73,12 @@ def compare(
         raise InputError(f"--budget is a positive number of nats per token, not {budget:g}")
     if budget is not None and (amplitude is not None or reading != "temperature"):
         raise InputError("--budget finds the amplitude itself; leave --amplitude and --read-as out")
+    if engine not in ("transformers", "vllm"):
+        raise InputError(f"--engine is transformers or vllm, not '{engine}'")
+    if engine == "vllm":
+        compare_vllm.only_costs(budget, samples, reading, device)
     common.check_out(out)
     words, name = common.text_of(text)
-    network, tokenizer = common.open_model(model, device, dtype)
-    common.check_context(network, chunk, f"--chunk {chunk}")
     settings: dict[str, Any] = {
         "text": name,
         "patterns": list(pattern or ()),
@@ -87,7 +92,24 @@ def compare(
         "tokens": max_tokens,
         "chunk": chunk,
         "chunks": limit,
+        "engine": engine,
     }
+    if engine == "vllm":
+        comparison, section = compare_vllm.compare_vllm(
+            words,
+            list(pattern or ()),
+            list(profile or ()),
+            amplitude,
+            controls,
+            model=model,
+            chunk=chunk,
+            limit=limit,
+            dtype=dtype,
+        )
+        common.finish(_record(comparison, settings, section, seed, device), out, as_json)
+        return
+    network, tokenizer = common.open_model(model, device, dtype)
+    common.check_context(network, chunk, f"--chunk {chunk}")
     section = common.model_section(network, model)
     chosen = _patterns(
         network, tokenizer, words, pattern, profile, amplitude, reading, chunk, limit

@@ -99,8 +99,12 @@ def cost_section(comparison: Comparison) -> list[dict[str, Any]]:
             "low": _number(item.cost.low),
             "high": _number(item.cost.high),
             "n": item.cost.n,
-            "kl": item.kl.value,
-            "kl_se": _number(item.kl.se),
+            # An engine that gives no distributions leaves the KL out.
+            **(
+                {}
+                if math.isnan(item.kl.value)
+                else {"kl": item.kl.value, "kl_se": _number(item.kl.se)}
+            ),
             "unit": "nats/token",
             "level": 0.95,
         }

@@ -43,7 +43,7 @@ def serve(
 
     profiles: dict[str, Path] = {}
     for item in named or ():
-        name, equals, path = item.partition("=")
+        name, equals, path = item.rpartition("=")  # a name may be a pattern, with "=" in it
         if not (name and equals and path):
             raise InputError(f"--named is NAME=FILE, got {item!r}")
         if name in profiles:

@@ -135,7 +135,7 @@ def measure_costs(
     finally:
         if journal is not None:
             journal.close()
-    return _summary(rows, variants, chunks.shape[1] - 1), len(rows) == len(chunks)
+    return summarised(rows, variants, chunks.shape[1] - 1), len(rows) == len(chunks)
 
 
 def _chunk(
@@ -168,9 +168,10 @@ def _chunk(
     return row
 
 
-def _summary(
+def summarised(
     rows: Sequence[Mapping[str, list[float]]], variants: Sequence[Variant], positions: int
 ) -> list[Cost]:
+    """Costs from [mean nll, mean KL] of each chunk by label; "" is the untempered model."""
     base = [row[""][0] for row in rows]
     costs = []
     for variant in variants:

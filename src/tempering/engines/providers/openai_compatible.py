@@ -14,8 +14,8 @@ from tempering.engines.providers.remote import Completion, Session
 from tempering.engines.providers.retry import MalformedError
 from tempering.errors import InputError, MissingExtraError
 
-# The request argument that a vLLM server with tempering's plugin reads.
-ATTENTION_ARGUMENT = "tempering_attention"
+# A server of `tempering serve` has profiles by name (--named); a call's attention names one.
+ATTENTION_ARGUMENT = "tempering_profile"
 
 
 class OpenAICompatible:

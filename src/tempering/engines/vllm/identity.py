@@ -62,7 +62,10 @@ def checkpoint_directory(model: str, revision: str | None = None) -> Path | None
         from huggingface_hub import try_to_load_from_cache
 
         for name in ("model.safetensors.index.json", "model.safetensors"):
-            found = try_to_load_from_cache(model, name, revision=revision)
+            try:
+                found = try_to_load_from_cache(model, name, revision=revision)
+            except ValueError:  # no hub id: a bucket, say
+                return None
             if isinstance(found, str):
                 return Path(found).parent
         return None
@@ -74,9 +77,9 @@ def checkpoint_fingerprint(directory: Path, architecture: str) -> str | None:
     import transformers
 
     kind = getattr(transformers, architecture, None)
-    if kind is None:
-        return None
     config = transformers.AutoConfig.from_pretrained(directory)
+    if kind is None or not isinstance(config, kind.config_class):
+        return None
     with torch.device("meta"):
         empty = kind(config)
     shapes = {name: parameter.shape for name, parameter in empty.named_parameters()}

@@ -77,6 +77,10 @@ class Worker:
         """The digest of the profile in use; InputError where tempering isn't configured."""
         return _answer(lambda: _active(self.vllm_config))
 
+    def tempering_layers(self) -> Answer:
+        """[name, heads, key-value heads] of every attention layer, over all ranks, as JSON."""
+        return _answer(lambda: _layers(self.vllm_config))
+
     def tempering_stage(self, text: str | None) -> Answer:
         """Check the JSON of a profile (None: untempered) against this worker, and keep it."""
         return _answer(lambda: _stage(self.vllm_config, self.rank, text))
@@ -94,6 +98,18 @@ def _active(config: Any) -> str:
             'with --additional-config \'{"tempering": {"profile": null}}\''
         )
     return str(state["active"])
+
+
+def _layers(config: Any) -> str:
+    from tempering.engines.vllm.layers import layers_of, slots_of
+
+    _active(config)
+    layers = layers_of(config)
+    own = [
+        (slot.name, slot.heads * slot.ranks, layer.num_kv_heads * slot.ranks)
+        for slot, layer in zip(slots_of(layers), layers, strict=True)
+    ]
+    return json.dumps(own)
 
 
 def _stage(config: Any, rank: int, text: str | None) -> str:

@@ -1,0 +1,123 @@
+"""Costs measured by a vLLM engine, through the log probabilities that it gives of prompts.
+
+An engine gives log q(token) of the text's own tokens, hence the cost. It gives no distribution
+over the vocabulary at every position, hence no KL; and no attention weights, hence no support.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from tempering.attention.layout import AttentionLayer, Layout
+from tempering.engines.embedded import MODELS, embedded_directory
+from tempering.engines.vllm.rows import place
+from tempering.engines.vllm.serve import EXTENSION
+from tempering.engines.vllm.swap import agreed, swap_profile
+from tempering.errors import InputError, MissingExtraError, ModelError
+from tempering.evaluation.cost import Cost, Variant, check_labels, summarised
+
+
+class VllmScorer:
+    """A vLLM engine in this process's care; a context manager that shuts it down.
+
+    Parameters
+    ----------
+    model: a name of `tempering models`, a directory, or a hub id.
+    length: tokens of the longest text that will be scored.
+    dtype: of the weights, e.g. "float32".
+    settings: more of `vllm.LLM`'s arguments, e.g. tensor_parallel_size=2.
+
+    Raises MissingExtraError without vllm, ModelError when the engine doesn't start.
+    """
+
+    def __init__(self, model: str, length: int, *, dtype: str = "float32", **settings: Any) -> None:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise MissingExtraError("vllm", "vllm") from error
+        directory = str(embedded_directory(MODELS[model])) if model in MODELS else model
+        try:
+            self.llm = LLM(
+                directory,
+                dtype=dtype,
+                max_model_len=length + 1,  # vLLM always generates a token
+                additional_config={"tempering": {"profile": None}},
+                worker_extension_cls=EXTENSION,
+                **settings,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(f"vLLM doesn't start with {model}: {error}") from error
+        self.tokenizer = self.llm.get_tokenizer()
+
+    def __enter__(self) -> VllmScorer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def layout(self) -> Layout:
+        """The attention layers, as the workers hold them."""
+        text = agreed(self.llm.collective_rpc("tempering_layers"))
+        found = [
+            AttentionLayer(name.removesuffix(".attn"), "decoder", place(name), heads, kv_heads)
+            for name, heads, kv_heads in json.loads(text)
+        ]
+        found.sort(key=lambda layer: layer.index)
+        depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
+        return Layout(tuple(found), (), {"decoder": depth})
+
+    def losses(self, chunks: Int[Tensor, "chunks length"]) -> list[float]:
+        """Mean -log q of the tokens after the first of each chunk, nats per token."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        prompts = [{"prompt_token_ids": ids} for ids in chunks.tolist()]
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
+        found = []
+        for output, ids in zip(outputs, chunks.tolist(), strict=True):
+            rows = output.prompt_logprobs
+            if rows is None or len(rows) != len(ids):
+                raise ModelError("vLLM gave no log probabilities of its prompt")
+            scores = [row[token].logprob for row, token in zip(rows[1:], ids[1:], strict=True)]
+            found.append(-math.fsum(scores) / len(scores))
+        return found
+
+    def costs(
+        self,
+        chunks: Int[Tensor, "chunks length"],
+        variants: Sequence[Variant],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Cost]:
+        """The cost of each variant against the untempered model, paired over chunks; no KL.
+
+        Raises InputError for a variant with a sampling temperature, which vLLM doesn't apply to
+        prompts.
+        """
+        check_labels(variants)
+        for variant in variants:
+            if variant.temperature != 1:
+                raise InputError(
+                    f"{variant.label}: vLLM gives log probabilities of prompts at the sampling "
+                    "temperature 1 alone; leave it out, or use the engine in process"
+                )
+        rows: list[dict[str, list[float]]] = [{} for _ in range(len(chunks))]
+        for done, variant in enumerate((None, *variants)):
+            swap_profile(self.llm, None if variant is None else variant.profile)
+            label = "" if variant is None else variant.label
+            for row, loss in zip(rows, self.losses(chunks), strict=True):
+                row[label] = [loss, math.nan]
+            if progress is not None:
+                progress(done + 1, 1 + len(variants))
+        return summarised(rows, variants, chunks.shape[1] - 1)

@@ -1,0 +1,270 @@
+"""`tempering serve` under the openai client: policies, bad requests by the hundred, swaps."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tempering.engines.vllm.client import active_profile, swap_remote
+from tempering.engines.vllm.worker import digest
+from tempering.errors import ProfileError, RefusedError
+from tests.vllm.reference import TEXTS, greedy, per_head, per_layer
+
+KEY = "secret"
+
+
+class Server(NamedTuple):
+    url: str
+    client: Any
+    model: Any
+    tokenizer: Any
+    profiles: dict[str, Any]
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="module")
+def server(tiny, tmp_path_factory) -> Iterator[Server]:
+    from openai import OpenAI
+
+    directory, model, tokenizer = tiny
+    home = tmp_path_factory.mktemp("server")
+    profiles = {"own": per_layer(model), "hot": per_head(model, 1)}
+    paths = {name: p.save(home / f"{name}.json") for name, p in profiles.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        *("serve", str(directory), "--profile", str(paths["own"])),
+        *("--named", f"hot={paths['hot']}", "--served-model-name", "tiny"),
+        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
+        *("--enforce-eager", "--dtype", "float32", "--max-model-len", "512"),
+        *("--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log"),
+    ]
+    program = "from tempering.cli import main; import sys; main(sys.argv[1:])"
+    with (home / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(url, process, home / "log.txt")
+        client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120)
+        yield Server(url, client, model, tokenizer, profiles, process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            raise AssertionError(f"the server ended: {log.read_text()[-3000:]}")
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+            return
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(f"the server did not start: {log.read_text()[-3000:]}")
+
+
+def complete(server: Server, prompt: list[int], extra: dict[str, Any] | None = None, **settings):
+    body = {} if extra is None else {"vllm_xargs": extra}
+    given = {"temperature": 1.0, "max_tokens": 1, **settings}
+    more = {"ignore_eos": True, **given.pop("extra_body", {}), **body}
+    return server.client.completions.create(model="tiny", prompt=prompt, extra_body=more, **given)
+
+
+def ids_of(server: Server, choice: Any) -> list[int]:
+    return [int(token.removeprefix("token_id:")) for token in choice.logprobs.tokens]
+
+
+AS_IDS = {"extra_body": {"return_tokens_as_token_ids": True}, "logprobs": 0}
+
+
+def test_the_openai_client_works_unchanged(server):
+    ids = server.tokenizer(TEXTS[0]).input_ids
+    answer = complete(server, ids, temperature=0.0, max_tokens=8, **AS_IDS)
+    assert ids_of(server, answer.choices[0]) == greedy(server.model, ids, server.profiles["own"], 8)
+    named = complete(
+        server, ids, {"tempering_profile": "hot"}, temperature=0.0, max_tokens=8, **AS_IDS
+    )
+    assert ids_of(server, named.choices[0]) == greedy(server.model, ids, server.profiles["hot"], 8)
+    text = server.client.completions.create(model="tiny", prompt=TEXTS[1], max_tokens=3)
+    assert text.usage.completion_tokens <= 3
+
+
+def _policy(draw: random.Random) -> tuple[dict[str, Any], float, Any]:
+    """(arguments, the request's temperature, T of the first token)."""
+    hot, cold = round(draw.uniform(1.1, 2), 4), round(draw.uniform(0.2, 0.9), 4)
+    return draw.choice(
+        (
+            ({}, hot, hot),
+            ({"tempering": f"constant({cold})"}, 1.0, cold),
+            ({"tempering": f"schedule(linear({hot},{cold}), length=9)"}, 1.0, hot),
+            ({"tempering": f"phases(thinking={hot}, answer={cold})"}, 1.0, cold),
+            ({"temperature_thinking": hot}, cold, cold),
+            ({"post_thinking": f'{{"temperature": {cold}}}'}, hot, cold),
+            ({"tempering": f"ladder({cold},{hot}, n=3)", "tempering_sample": 2}, 1.0, hot),
+            ({"tempering": f"constant({hot})|clip(0,1.05)"}, 1.0, 1.05),
+        )
+    )
+
+
+BAD = (
+    {"tempering": "suport(3)"},
+    {"tempering": "support(-3)"},
+    {"tempering": "constant(nan)"},
+    {"tempering": "phases(thinking=1)"},
+    {"tempering": 'phases(thinking=between(1, ""), answer=1)'},
+    {"tempering": "phases(thinking=between(1, ids(99999)), answer=1)"},
+    {"tempering": "("},
+    {"tempering": "(" * 9999},
+    {"tempering": ""},
+    {"tempering": 3},
+    {"tempering": ["support(3)"]},
+    {"tempering": "ladder(0.5,2, n=3)"},
+    {"tempering": "ladder(0.5,2, n=3)", "tempering_sample": 7},
+    {"tempering": "support(3)", "dynatemp_range": 0.5},
+    {"tempering_profile": "cold"},
+    {"tempering_sample": 1},
+    {"temperings": "support(3)"},
+    {"dynatemp_exponent": 1},
+    {"dynatemp_range": "wide"},
+    {"temperature_thinking": -1},
+    {"post_thinking": "{"},
+    {"post_thinking": '{"top_p": 1}'},
+    {"tempering": "schedule(throb(12,3,1,12), length=0)"},
+    {"tempering": "schedule(linear(1,2), length=99999999)"},
+)
+
+
+def test_hundreds_of_requests_good_and_bad(server):
+    """No request gets another's temperature, every bad one is HTTP 400, the engine lives."""
+    from openai import BadRequestError
+
+    draw = random.Random(0)
+    prompts = [server.tokenizer(text).input_ids[:20] for text in TEXTS]
+    with_profile = [
+        log_softmax_at_end(server.model, ids, server.profiles["own"]) for ids in prompts
+    ]
+    cases = []
+    for _ in range(400):
+        which = draw.randrange(len(prompts))
+        if draw.random() < 0.4:
+            extra = dict(draw.choice(BAD))
+            cases.append((which, extra, 1.0, None))
+        elif draw.random() < 0.1:
+            two = draw.choice((0.0, 0.5))
+            cases.append((which, {"tempering": "support(3)"}, two, None))
+        else:
+            extra, own, T = _policy(draw)
+            cases.append((which, extra, own, T))
+
+    def run(case: Any) -> Any:
+        which, extra, own, _ = case
+        try:
+            return complete(
+                server, prompts[which], extra or None, temperature=own, max_tokens=2, **AS_IDS
+            )
+        except BadRequestError as error:
+            return error
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(run, cases))
+    for (which, extra, _, T), answer in zip(cases, answers, strict=True):
+        if T is None:
+            assert isinstance(answer, BadRequestError), (extra, answer)
+            assert answer.status_code == 400 and len(answer.message) > 20
+            continue
+        assert not isinstance(answer, BadRequestError), (extra, answer)
+        token = ids_of(server, answer.choices[0])[0]
+        wanted = (with_profile[which] / T).log_softmax(-1)[token]
+        assert math.isclose(
+            answer.choices[0].logprobs.token_logprobs[0], float(wanted), abs_tol=2e-4
+        ), extra
+
+
+def log_softmax_at_end(model: Any, ids: list[int], profile: Any) -> torch.Tensor:
+    from tempering.attention import tempered
+
+    with tempered(model, profile), torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1].float()
+
+
+def test_a_ladder_gives_each_sample_its_own(server):
+    ids = server.tokenizer(TEXTS[2]).input_ids[:20]
+    raw = log_softmax_at_end(server.model, ids, server.profiles["own"])
+    answer = complete(server, ids, {"tempering": "ladder(0.5,2, n=3)"}, n=3, **AS_IDS)
+    for choice, T in zip(sorted(answer.choices, key=lambda c: c.index), (0.5, 1.0, 2.0)):
+        wanted = float((raw / T).log_softmax(-1)[ids_of(server, choice)[0]])
+        assert math.isclose(choice.logprobs.token_logprobs[0], wanted, abs_tol=2e-4)
+
+
+def test_a_swap_waits_for_requests_in_flight(server):
+    """Requests that began under one profile end under it; later ones have the new one alone."""
+    ids = server.tokenizer(TEXTS[0]).input_ids
+    other = per_head(server.model, 5)
+    assert active_profile(server.url, KEY) == digest(server.profiles["own"])
+    with pytest.raises(RefusedError, match="give --api-key"):
+        active_profile(server.url)
+    started = threading.Event()
+    written: list[int] = []
+
+    def long() -> None:
+        body = {"ignore_eos": True, "return_tokens_as_token_ids": True}
+        stream = server.client.completions.create(
+            model="tiny",
+            prompt=ids,
+            temperature=0.0,
+            max_tokens=150,
+            logprobs=0,
+            stream=True,
+            extra_body=body,
+        )
+        for part in stream:
+            written.extend(ids_of(server, part.choices[0]))
+            started.set()
+
+    thread = threading.Thread(target=long)
+    thread.start()
+    assert started.wait(60)
+    before = len(written)
+    try:
+        assert swap_remote(server.url, other, KEY) == digest(other)
+    finally:
+        thread.join(120)
+    assert before < 150  # the request was in flight
+    assert written == greedy(server.model, ids, server.profiles["own"], 150)
+    assert written != greedy(server.model, ids, other, 150)
+    answer = complete(server, ids, temperature=0.0, max_tokens=12, **AS_IDS)
+    assert ids_of(server, answer.choices[0]) == greedy(server.model, ids, other, 12)
+    alien = type(other).from_json({**other.to_json(), "model": {"architecture": "GPT2LMHeadModel"}})
+    with pytest.raises((ProfileError, ValueError), match="made for GPT2LMHeadModel"):
+        swap_remote(server.url, alien, KEY)
+    assert active_profile(server.url, KEY) == digest(other)
+    assert swap_remote(server.url, None, KEY) == "untempered"
+    answer = complete(server, ids, temperature=0.0, max_tokens=12, **AS_IDS)
+    assert ids_of(server, answer.choices[0]) == greedy(server.model, ids, None, 12)
+    swap_remote(server.url, server.profiles["own"], KEY)
