@@ -84,7 +84,7 @@ class VllmScorer:
 
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
         prompts = [{"prompt_token_ids": ids} for ids in chunks.tolist()]
-        outputs = self.llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
         found = []
         for output, ids in zip(outputs, chunks.tolist(), strict=True):
             rows = output.prompt_logprobs
@@ -113,11 +113,11 @@ class VllmScorer:
                     "temperature 1 alone; leave it out, or use the engine in process"
                 )
         rows: list[dict[str, list[float]]] = [{} for _ in range(len(chunks))]
-        for done, variant in enumerate((None, *variants)):
-            swap_profile(self.llm, None if variant is None else variant.profile)
-            label = "" if variant is None else variant.label
+        runs = [("", None), *((variant.label, variant.profile) for variant in variants)]
+        for done, (label, profile) in enumerate(runs):
+            swap_profile(self.llm, profile)
             for row, loss in zip(rows, self.losses(chunks), strict=True):
                 row[label] = [loss, math.nan]
             if progress is not None:
-                progress(done + 1, 1 + len(variants))
+                progress(done + 1, len(runs))
         return summarised(rows, variants, chunks.shape[1] - 1)
