@@ -55,7 +55,7 @@ def test_a_throb_on_a_model_in_this_process(tiny, tmp_path, capsys):
     assert [len(stage["workers"]) for stage in record.results["stages"]] == [12, 3, 1]
     assert record.settings["complete"] and record.seed == 0
     hot, cold = workers_of(record)[0], workers_of(record)[-1]
-    assert hot["temperature_asked"] == hot["temperature_sent"] == 1.5
+    assert hot["temperature_asked"] == hot["temperature_sent"] == 1.2
     assert hot["attention"] == "throb(12,3,1,12)|amplitude(1.2)" and "Hot layers" in hot["prompt"]
     assert cold["temperature_asked"] == cold["temperature_sent"] == 0 and cold["attention"] is None
     for row in workers_of(record):

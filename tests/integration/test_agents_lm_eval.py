@@ -83,6 +83,14 @@ def test_a_profile_file(kind, directory, tmp_path):
     assert scores(made) == pytest.approx(scores(same), abs=1e-6)
 
 
+@pytest.mark.model
+def test_the_embedded_model_by_its_name(kind):
+    made = kind("smollm2", pattern="constant(1.3)", device="cpu", dtype="bfloat16")
+    assert made.model.dtype == torch.bfloat16 and made.tempering.calls()
+    with pytest.raises(InputError, match="dtype is float32, bfloat16, float16; got 'int4'"):
+        kind("smollm2", pattern="constant(1.3)", device="cpu", dtype="int4")
+
+
 def test_one_of_profile_and_pattern(kind, directory):
     for arguments in ({}, {"profile": "a", "pattern": "b"}):
         with pytest.raises(InputError, match="one of the two; the untempered model"):

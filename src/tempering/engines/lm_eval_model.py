@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tempering.attention.control import tempered
 from tempering.attention.profile import Profile
 from tempering.engines.embedded import MODELS
@@ -24,6 +26,7 @@ from tempering.engines.hub import load_model
 from tempering.errors import InputError, MissingExtraError
 
 NAME = "tempering"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def register() -> type:
@@ -54,8 +57,13 @@ def register() -> type:
                     "untempered model is lm-eval's own --model hf"
                 )
             if pretrained in MODELS:
-                device = more.get("device")
-                pretrained, tokenizer = load_model(pretrained, device=device)
+                # lm-eval would leave these two unread for a model that is loaded already.
+                dtype = more.pop("dtype", "float32")
+                if dtype not in DTYPES:
+                    raise InputError(f"dtype is {', '.join(DTYPES)}; got {dtype!r}")
+                pretrained, tokenizer = load_model(
+                    pretrained, device=more.get("device"), dtype=DTYPES[dtype]
+                )
                 more.setdefault("tokenizer", tokenizer)
             super().__init__(pretrained=pretrained, **more)
             found = chosen_profile(self.model, profile, pattern)
