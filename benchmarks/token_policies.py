@@ -1,7 +1,7 @@
 """What token policies add to decoding: the embedded model in transformers, policy against none.
 
-Two measures, because the first is honest and noisy, the second sharp: whole generate() runs in
-turns, and the policy's own time for the same logits over the time of a decoding step.
+Two measures, because the first is honest and noisy, the second sharp: whole generate() runs, and
+the policy's own time on the model's own logits over the time of a decoding step; all in turns.
 
     python benchmarks/token_policies.py [--tokens 48] [--batch 1 8] [--repeats 9] [--device cuda]
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,25 +58,44 @@ def runner(model: Any, tokenizer: Any, text: str | None, batch: int, tokens: int
     return run
 
 
-def own_time(model: Any, tokenizer: Any, text: str, batch: int, tokens: int, repeats: int) -> float:
-    """Median seconds of one call of the processor, on logits of the model, as rows grow."""
+def own_steps(model: Any, tokenizer: Any, text: str, batch: int, tokens: int) -> Callable:
+    """A function that calls a fresh processor for each token, on the logits of the model itself."""
     inputs = tokenizer([PROMPT] * batch, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        logits = model(**inputs).logits[:, -1].float()
     rows = runner(model, tokenizer, None, batch, tokens, False)()
     prompt = inputs.input_ids.shape[1]
-    seconds = []
-    for _ in range(repeats):
+    with torch.no_grad():
+        logits = model(rows[:, :-1]).logits[:, prompt - 1 :].float().unbind(1)
+
+    def steps() -> None:
         processor = TemperingLogitsProcessor(text, tokenizer, prompt_length=prompt)
+        for index, scores in enumerate(logits):
+            processor(rows[:, : prompt + index], scores)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
 
-        def steps(processor: TemperingLogitsProcessor = processor) -> None:
-            for length in range(prompt, rows.shape[1]):
-                processor(rows[:, :length], logits)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
+    return steps
 
-        seconds.append(interleave({"own": steps}, repeats=1, warmup=0)["own"][0] / tokens)
-    return statistics.median(seconds)
+
+def shares(
+    times: Mapping[str, Sequence[float]], texts: Sequence[str], tokens: int
+) -> dict[str, dict[str, float]]:
+    """The policy's own time for a token over that of a decoding step, turn by turn.
+
+    A step is what generate() takes for `tokens` tokens less what it takes for one, so that the
+    prompt counts for nothing.
+    """
+    report = {}
+    for text in texts:
+        each = sorted(
+            (own / tokens) / ((whole - first) / (tokens - 1))
+            for own, whole, first in zip(
+                times[f"own: {text}"], times["no policy"], times["one token"], strict=True
+            )
+        )
+        low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else (each * 3)
+        own = statistics.median(times[f"own: {text}"]) / tokens
+        report[text] = {"share": statistics.median(each), "q25": low, "q75": high, "seconds": own}
+    return report
 
 
 def main() -> None:
@@ -90,22 +110,28 @@ def main() -> None:
     model, tokenizer = load_model("smollm2", dtype=dtype, device=options.device)
     results: dict[str, Any] = {"settings": vars(options)}
     for batch in options.batch:
-        fns = {"no policy": runner(model, tokenizer, None, batch, options.tokens, False)}
+        fns = {
+            "no policy": runner(model, tokenizer, None, batch, options.tokens, False),
+            "one token": runner(model, tokenizer, None, batch, 1, False),
+        }
         for text in POLICIES:
             fns[text] = runner(model, tokenizer, text, batch, options.tokens, False)
+            fns[f"own: {text}"] = own_steps(model, tokenizer, text, batch, options.tokens)
         traced = f"{POLICIES[2]}, traced"
         fns[traced] = runner(model, tokenizer, POLICIES[2], batch, options.tokens, True)
-        report = ratios(interleave(fns, options.repeats), "no policy")
+        times = interleave(fns, options.repeats)
+        whole = {name: seconds for name, seconds in times.items() if name in (*POLICIES, traced)}
+        report = ratios({"no policy": times["no policy"], **whole}, "no policy")
         print(f"\nbatch {batch}: generate() of {options.tokens} tokens, policy over none")
         show(report, "no policy")
-        step = report["no policy"]["seconds"] / options.tokens
-        print(f"\nbatch {batch}: a decoding step takes {step * 1e3:.2f} ms; of that the policy")
-        shares = {}
-        for text in POLICIES:
-            own = own_time(model, tokenizer, text, batch, options.tokens, options.repeats)
-            shares[text] = {"seconds": own, "share": own / step}
-            print(f"{text:56s} {own * 1e3:7.3f} ms  {own / step:7.2%}")
-        results[f"batch {batch}"] = {"generate": report, "own": shares, "step_seconds": step}
+        own = shares(times, POLICIES, options.tokens)
+        print(f"\nbatch {batch}: the policy's own share of a decoding step, quartiles")
+        for text, row in own.items():
+            print(
+                f"{text:56s} {row['seconds'] * 1e3:7.3f} ms  {row['share']:7.2%}  "
+                f"{row['q25']:.2%}-{row['q75']:.2%}"
+            )
+        results[f"batch {batch}"] = {"generate": report, "own": own}
     print(f"\nwritten: {write('token_policies', results)}")
 
 

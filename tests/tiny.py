@@ -12,8 +12,13 @@ TEXT = (
 ) * 40
 
 
-def save_tiny_llama(directory: Path, layers: int = 8, seed: int = 0, width: int = 64) -> Path:
-    """A llama of 8 layers and 4 heads over `width` dimensions, with a byte-level tokenizer."""
+def save_tiny_llama(
+    directory: Path, layers: int = 8, seed: int = 0, width: int = 64, spread: float = 0.3
+) -> Path:
+    """A llama of 4 heads over `width` dimensions, with a byte-level tokenizer.
+
+    spread: standard deviation of the weights; large ones make rounding errors large too.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -42,7 +47,7 @@ def save_tiny_llama(directory: Path, layers: int = 8, seed: int = 0, width: int 
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.3,
+        initializer_range=spread,
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).save_pretrained(directory)

@@ -52,7 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     from tempering.engines.hub import load_model
     from tests.tiny import save_tiny_llama
 
-    directory = save_tiny_llama(tmp_path_factory.mktemp("tiny"), layers=4, width=128)
+    directory = save_tiny_llama(tmp_path_factory.mktemp("tiny"), layers=4, width=128, spread=0.12)
     model, tokenizer = load_model(str(directory))
     return directory, model, tokenizer
 

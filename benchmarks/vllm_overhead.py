@@ -1,0 +1,130 @@
+"""What tempering adds to vLLM: engines with and without the plugin, side by side, in turns.
+
+Run it in the environment of `make test-vllm`:
+
+    .venv-vllm/bin/python benchmarks/vllm_overhead.py [--tokens 64] [--batch 8] [--repeats 9]
+
+All engines live at once, idle while another works. Throughput is measured of decoding (new tokens
+a second, short prompts) and of prefill (prompt tokens a second, one new token). The engine that
+everything is compared with has the same entry points installed, with nothing configured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+from _bench import interleave, ratios, show, write
+
+from tempering.attention.profile import Profile
+from tempering.engines.embedded import MODELS, embedded_directory
+
+BASE = "nothing configured"
+POLICIES = (
+    "constant(0.7)",
+    "support(12)",
+    "phases(thinking=1, answer=0.2)",
+    "schedule(throb(1.3,1,0.8,1.3), length=64)",
+)
+
+
+def profiles(layers: int, heads: int, home: Path) -> dict[str, str]:
+    """Three random profiles, as files."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    paths = {}
+    for name in ("own", "hot", "cold"):
+        matrix = torch.empty(layers, heads).uniform_(0.8, 1.25, generator=draw)
+        paths[name] = str(Profile.from_matrix(matrix).save(home / f"{name}.json"))
+    return paths
+
+
+def engine(directory: str, options: Any, tempering: dict[str, Any] | None) -> Any:
+    """An engine; `tempering` is what --additional-config holds, None for nothing at all."""
+    from vllm import LLM
+
+    return LLM(
+        directory,
+        dtype=options.dtype,
+        max_model_len=1024,
+        max_num_seqs=max(8, options.batch),
+        enforce_eager=options.eager,
+        # Repeated prompts would be read from the cache.
+        enable_prefix_caching=False,
+        additional_config={} if tempering is None else {"tempering": tempering},
+    )
+
+
+def runs(llm: Any, options: Any, extra: dict[str, Any] | None) -> dict[str, Callable[[], object]]:
+    """The two measures of one engine and one kind of request."""
+    from vllm import SamplingParams
+
+    def work(length: int, tokens: int) -> Callable[[], object]:
+        prompts = [
+            {"prompt_token_ids": [100 + (7 * i + 13 * j) % 20_000 for j in range(length)]}
+            for i in range(options.batch)
+        ]
+        params = SamplingParams(
+            temperature=1, max_tokens=tokens, ignore_eos=True, seed=0, extra_args=extra
+        )
+        return lambda: llm.generate(prompts, params, use_tqdm=False)
+
+    return {"decoding": work(8, options.tokens), "prefill": work(512, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2", help="or a directory in transformers' format")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    options = parser.parse_args()
+    known = options.model in MODELS
+    directory = str(embedded_directory(MODELS[options.model])) if known else options.model
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory)
+    with tempfile.TemporaryDirectory() as home:
+        paths = profiles(config.num_hidden_layers, config.num_attention_heads, Path(home))
+        own = paths.pop("own")
+        base = engine(directory, options, None)
+        one = engine(directory, options, {"profile": own})
+        named = engine(directory, options, {"profile": own, "profiles": paths})
+    measured = {
+        BASE: runs(base, options, None),
+        "a profile": runs(one, options, None),
+        "named profiles": runs(named, options, {"tempering_profile": "hot"}),
+        **{text: runs(base, options, {"tempering": text}) for text in POLICIES},
+    }
+    results: dict[str, Any] = {"settings": vars(options)}
+    for what in ("decoding", "prefill"):
+        fns = {name: own_runs[what] for name, own_runs in measured.items()}
+        report = ratios(interleave(fns, options.repeats), BASE)
+        done = options.batch * (options.tokens if what == "decoding" else 512)
+        for row in report.values():
+            row["tokens_per_second"] = done / row["seconds"]
+        print(f"\n{what}, {options.batch} requests: time over that with {BASE}")
+        show(report, BASE)
+        results[what] = report
+    for llm in (base, one, named):
+        llm.llm_engine.engine_core.shutdown()
+    print(f"\nwritten: {write('vllm_overhead', results)}")
+
+
+if __name__ == "__main__":
+    main()
