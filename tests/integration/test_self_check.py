@@ -82,7 +82,8 @@ def first_head_untempered(beta):
     return beta
 
 
-def one_logit_in_a_hundred(logits, beta, floor):
+def one_logit_in_five(logits, beta, *masking):
+    floor = -1e30
     divided = torch.where(logits > floor, (logits * beta).to(logits.dtype), logits)
     return torch.where(torch.arange(logits.shape[-1]) % 5 == 3, logits, divided)
 
@@ -104,7 +105,7 @@ MUTATIONS = {
     "T for 1/T": ("llama", lambda: beta_changed(lambda beta: 1 / beta)),
     "T a little off": ("llama", lambda: beta_changed(lambda b: torch.where(b == 1, b, b * 1.02))),
     "own softmax, heads rolled": ("bloom", lambda: beta_changed(lambda beta: beta.roll(1, 1))),
-    "own softmax, some keys": ("bloom", lambda: (softmaxes, "scaled", one_logit_in_a_hundred)),
+    "own softmax, some keys": ("bloom", lambda: (softmaxes, "divided", one_logit_in_five)),
 }
 
 

@@ -29,6 +29,8 @@ class AttentionLayer:
     other_softmaxes: with route "softmax", (number of axes, whether over the last) of softmaxes
         in the same module that are no attention over keys.
     mask_floor: logits at or below it are masking, and stay as they are.
+    masking: with route "softmax", the value of all masked logits, where it is one that division
+        by T leaves as low: -inf or the dtype's minimum.
     features: what sits before the softmax besides scaled products: "sinks", "softcap",
         "position_bias".
     """
@@ -42,6 +44,7 @@ class AttentionLayer:
     axes: tuple[str, ...] = (STANDARD,)
     other_softmaxes: tuple[tuple[int, bool], ...] = ()
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
+    masking: float | None = None
     features: tuple[str, ...] = ()
 
     @property

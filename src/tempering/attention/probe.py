@@ -264,11 +264,14 @@ class _Watcher:
                 route="softmax",
                 axes=(pattern,),
                 mask_floor=_logits_floor(name, axes.standard(logits, pattern, heads)),
+                masking=_masking(logits),
             )
         elif heads != known.heads:
             raise ArchitectureError(f"{name} has softmaxes of {known.heads} and of {heads} heads")
         elif pattern not in known.axes:
             known = replace(known, axes=(*known.axes, pattern))
+        if known.masking != _masking(logits):
+            known = replace(known, masking=None)
         self.found[name] = known
         return known
 
@@ -313,6 +316,12 @@ def _logits_floor(name: str, logits: Tensor) -> float:
     return floor
 
 
+def _masking(logits: Tensor) -> float | None:
+    values = logits[logits <= _MASKED].unique().tolist()
+    lowest = (-torch.inf, torch.finfo(logits.dtype).min)
+    return values[0] if len(values) == 1 and values[0] in lowest else None
+
+
 class _Functions(TorchFunctionMode):
     """Shows a watcher the softmax and scaled dot product calls outside the interface."""
 
@@ -337,7 +346,7 @@ class _Functions(TorchFunctionMode):
                 shown = query.new_full((*query.shape[:3], key.shape[2]), -torch.inf)
                 layer = watcher.own_softmax(shown, -1)
                 if layer is not None:
-                    layer = replace(layer, mask_floor=_mask_floor(mask))
+                    layer = replace(layer, mask_floor=_mask_floor(mask), masking=None)
                     watcher.found[layer.name] = layer
                     SoftmaxTrial(watcher.trial).try_product(layer, args, kwargs)
         return func(*args, **kwargs)

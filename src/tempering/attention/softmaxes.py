@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tempering.attention import axes
-from tempering.attention.state import TemperatureState, scaled, scaled_mask
+from tempering.attention.state import TemperatureState, divided, scaled_mask
 from tempering.errors import ArchitectureError
 
 _F_SOFTMAX, _TORCH_SOFTMAX = F.softmax, torch.softmax
@@ -123,12 +123,12 @@ def tempered_logits(state: TemperatureState, logits: Tensor, dim: int) -> Tensor
         state.meet(count, logits.device)
     beta = axes.spread(state.beta[:, :, 0, 0], pattern, count)
     floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
-    divided = scaled(logits, beta, floor)
+    cool = divided(logits, beta, floor, layer.masking)
     if state.trial is not None:
-        state.trial.softmax(state, pattern, logits, divided)
+        state.trial.softmax(state, pattern, logits, cool)
     if state.observer is not None:
-        state.observer.see_logits(layer, axes.standard(divided, pattern, layer.heads))
-    return divided
+        state.observer.see_logits(layer, axes.standard(cool, pattern, layer.heads))
+    return cool
 
 
 def tempered_product(

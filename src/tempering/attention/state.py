@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -140,7 +141,23 @@ def _has_bias(mask: Tensor, floor: float) -> bool:
 
 def scaled(logits: Tensor, beta: Tensor, floor: float) -> Tensor:
     """`logits * beta` where they are above `floor`; masking (at or below it) stays as it is."""
-    return torch.where(logits > floor, (logits * beta).to(logits.dtype), logits)
+    live = logits > floor
+    # The gradient of -inf * beta in beta is not a number, also where it is not wanted.
+    product = (torch.where(live, logits, 0.0) if beta.requires_grad else logits) * beta
+    return torch.where(live, product.to(logits.dtype), logits)
+
+
+# Far below every logit times the largest beta, and far above the lowest number over the largest T.
+_BETWEEN = -1e30
+
+
+def divided(logits: Tensor, beta: Tensor, floor: float, masking: float | None) -> Tensor:
+    """`scaled`, in fewer passes where all masked logits are known to be `masking`."""
+    if masking == -torch.inf and not beta.requires_grad:
+        return (logits * beta).to(logits.dtype)
+    if masking == torch.finfo(logits.dtype).min < _BETWEEN:
+        return F.threshold((logits * beta).to(logits.dtype), _BETWEEN, masking)
+    return scaled(logits, beta, floor)
 
 
 def scaled_mask(mask: Any, beta: Tensor, floor: float) -> Any:

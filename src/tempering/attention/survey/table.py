@@ -54,7 +54,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     sdpa = Counter(verdict.sdpa for verdict in verdicts)
     bakes = Counter(verdict.bake for verdict in verdicts if verdict.eager == EXACT)
     per_layer = bakes["per head"] + bakes["per layer"]
-    offered = sum(sdpa.values()) - sdpa["unsupported"] - sdpa[NO_SOFTMAX] - sdpa[NOT_BUILT]
+    offered = eager[EXACT] - sdpa["unsupported"]
     return (
         f"{len(verdicts)} architectures: {eager[EXACT]} exact in eager attention, "
         f"{eager['refused']} refused, {eager['wrong']} wrong, {eager[NO_SOFTMAX]} without softmax, "

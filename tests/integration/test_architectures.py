@@ -1,0 +1,106 @@
+"""The table of architectures: a sample of its rows is made again, and all are accounted for."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tempering.attention.survey import run as survey_run
+from tempering.attention.survey.families import CAUSAL, tasks
+from tempering.attention.survey.table import row, summary
+from tempering.attention.survey.verdict import EXACT, NO_SOFTMAX, NOT_BUILT, REFUSED, judge
+from tempering.errors import InputError
+
+PAGE = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
+LINES = [line for line in PAGE.splitlines() if re.match(r"\| [a-z0-9]", line)]
+# One of each kind: the interface, sinks, a soft cap, latent attention with an indexer, a hybrid,
+# softmaxes of their own (in two layouts), an encoder, an encoder-decoder, none, refused.
+SAMPLE = "llama gpt_oss gemma2 deepseek_v32 qwen3_next bloom xglm bert t5 mamba reformer".split()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(
+    f"transformers {transformers.__version__} " not in PAGE,
+    reason="the page was made with another transformers",
+)
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_sample_made_again_is_what_the_page_says(model_type):
+    for task in tasks([model_type]):
+        made = row(judge(task))
+        # Differences of the untempered model's own, in their rounding.
+        assert made in LINES, f"made again: {made}"
+
+
+def test_every_architecture_has_its_row():
+    told = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in LINES]
+    expected = sorted((task.model_type, task.model_class) for task in tasks())
+    assert sorted(told) == expected
+
+
+def test_what_the_page_promises():
+    counts = re.search(r"^(\d+) architectures: (\d+) exact in eager.*? (\d+) wrong", PAGE, re.M)
+    assert counts is not None, "the causal language models come first"
+    total, exact, wrong = map(int, counts.groups())
+    assert total == len([task for task in tasks() if task.family == CAUSAL])
+    assert exact >= 180
+    assert wrong == 0
+
+
+def test_verdicts_that_are_no_success():
+    mamba, reformer = (judge(tasks([name])[0]) for name in ("mamba", "reformer"))
+    assert mamba.eager == mamba.sdpa == NO_SOFTMAX
+    assert reformer.eager == REFUSED
+    assert "LocalSelfAttention" in reformer.reason
+    text = summary([mamba, reformer])
+    assert text.startswith("2 architectures: 0 exact in eager attention, 1 refused, 0 wrong, 1 wi")
+
+
+def test_a_wrong_model_is_told(monkeypatch):
+    from tempering.attention.survey import verdict
+
+    monkeypatch.setattr(verdict, "self_check", lambda model: None)
+    monkeypatch.setattr(verdict, "tempered", lambda model, profile, check: torch.no_grad())
+    found = verdict.judge(tasks(["llama"])[0])
+    assert found.eager == verdict.WRONG
+    assert "rows with different profiles give the same output" in found.reason
+
+
+def test_a_process_that_hangs_or_dies_loses_one_verdict(monkeypatch):
+    hung = survey_run.survey(tasks(["mamba"]), workers=1, limit=0.0)
+    assert [item.eager for item in hung] == [NOT_BUILT]
+    assert hung[0].reason == "it took more than 0 s"
+
+
+def test_an_unknown_name_is_refused_with_a_near_one():
+    with pytest.raises(InputError, match="'lama' is no model type .*near it: llama"):
+        tasks(["lama"])
+
+
+def test_the_command():
+    program = "from tempering.cli import main; main()"
+    command = [sys.executable, "-c", program, "architectures", "--jobs", "1"]
+    done = subprocess.run(
+        [*command, "--only", "llama", "--json"], capture_output=True, text=True, check=True
+    )
+    (found,) = json.loads(done.stdout)
+    assert (found["model_type"], found["eager"], found["sdpa"]) == ("llama", EXACT, EXACT)
+    assert "[1/1] llama (causal): exact" in done.stderr
+    both = subprocess.run(
+        [*command, "--only", "llama", "--write", "x.md"], capture_output=True, text=True
+    )
+    assert both.returncode == 2
+    assert "leave out --only" in both.stderr
