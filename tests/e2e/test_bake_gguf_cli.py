@@ -1,0 +1,92 @@
+"""tempering bake on GGUF files: by path, by the name of an embedded model, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+from tempering.attention import Profile
+from tempering.cli import _run
+from tempering.engines.bake_gguf import embedded_gguf
+from tests.integration.test_bake_gguf import T, write_llama
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("gguf") / "cold.gguf", ["Q4_1", "Q8_0"])
+
+
+def call(*arguments: object) -> int:
+    return _run([str(item) for item in arguments], debug=False)
+
+
+def values(path: Path) -> dict[str, np.ndarray]:
+    return {t.name: dequantize(t.data, t.tensor_type) for t in GGUFReader(path).tensors}
+
+
+def same_but_for(own: dict, other: dict, changed: str, tolerance: float) -> bool:
+    """Equal tensors, but for rounding in those with `changed` in their name."""
+    return own.keys() == other.keys() and all(
+        np.array_equal(item, other[name])
+        or (changed in name and np.abs(item - other[name]).max() <= tolerance * np.abs(item).max())
+        for name, item in own.items()
+    )
+
+
+def test_bake_check_and_undo(source, tmp_path, capsys):
+    profile = Profile.from_matrix(T).save(tmp_path / "tuned.json")
+    assert call("bake", source, "--check", "--profile", profile) == 0
+    assert capsys.readouterr().out.startswith(f"{source}: folds per head\n{profile}: 2 layers x 4")
+    warm = tmp_path / "warm.gguf"
+    assert call("bake", source, "--profile", profile, "--out", warm) == 0
+    out = capsys.readouterr().out
+    assert f"wrote {warm}: 2 layers x 4 heads folded (per head)" in out
+    assert "tensors changed in their own type: 1 Q4_1, 1 Q8_0; in a wider one: none" in out
+    assert not same_but_for(values(source), values(warm), "attn_q", 0.05)
+    assert call("bake", warm, "--check") == 0
+    assert "does not fold: this model's weights were baked" in capsys.readouterr().out
+    plain = tmp_path / "plain.gguf"
+    assert call("bake", warm, "--undo", "--out", plain, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(plain), "tensors": 2}
+    assert same_but_for(values(source), values(plain), "attn_q", 3e-3)
+
+
+def test_refusals_write_nothing(source, tmp_path, capsys):
+    profile = Profile.from_matrix(T).save(tmp_path / "tuned.json")
+    wrong = Profile.from_matrix(torch.ones(2, 3)).save(tmp_path / "wrong.json")
+    kept = tmp_path / "kept.gguf"
+    kept.write_bytes(b"kept")
+    before = sorted(tmp_path.iterdir())
+    for arguments, code, words in (
+        ((source, "--profile", wrong, "--out", tmp_path / "a.gguf"), 2, "2 layers x 3 heads"),
+        ((source, "--profile", profile, "--out", kept), 1, "exists; name a place that doesn't"),
+        ((source, "--undo", "--out", tmp_path / "a.gguf"), 1, "carries no mark of a bake"),
+        ((tmp_path / "no.gguf", "--profile", profile, "--out", tmp_path / "a.gguf"), 1, "no GGUF"),
+        ((kept, "--profile", profile, "--out", tmp_path / "a.gguf"), 1, "as a GGUF file"),
+    ):
+        assert call("bake", *arguments) == code
+        assert words in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+    assert kept.read_bytes() == b"kept"
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_embedded_model_as_gguf(smollm2, tmp_path, capsys):
+    chosen = Profile.from_schedule("throb(12,3,1,12)|amplitude(1.3)", smollm2[0])
+    profile, warm = chosen.save(tmp_path / "throb.json"), tmp_path / "warm.gguf"
+    assert call("bake", "smollm2", "--profile", profile, "--out", warm, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["verdict"], result["kept"], result["widened"]) == ("per head", {"Q4_1": 30}, {})
+    # 2^-12 of a weight on average, from the scales in float16, after 30 layers
+    assert result["deviation"] <= 1e-4 < result["stored"] <= 0.02
+    assert call("bake", warm, "--undo", "--out", tmp_path / "plain.gguf") == 0
+    own = embedded_gguf("smollm2")
+    assert own.stat().st_size <= warm.stat().st_size <= 1.001 * own.stat().st_size
+    assert same_but_for(values(own), values(tmp_path / "plain.gguf"), "attn_q", 3e-3)
