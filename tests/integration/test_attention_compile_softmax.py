@@ -1,0 +1,98 @@
+"""The softmax route, compiled: no graph break, and a new temperature without compiling again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
+from transformers import StaticCache
+from transformers.models.llama import modeling_llama as llama
+
+from tests.integration import test_attention_compile as compiled
+
+fresh, without_shape_checks = compiled.fresh, compiled.without_shape_checks
+check, given, logits = compiled.check, compiled.given, compiled.logits
+oracle, IDS = compiled.oracle, compiled.IDS
+LAYERS = 2
+
+
+class OwnAttention(llama.LlamaAttention):
+    """Llama's attention as code of its own: neither goes through transformers' interface."""
+
+    product = False
+
+    def forward(
+        self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **_
+    ):
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            project(hidden_states).view(shape).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = llama.apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        key, value = (llama.repeat_kv(x, self.num_key_value_groups) for x in (key, value))
+        if self.product:
+            mixed = F.scaled_dot_product_attention(query, key, value, attention_mask)
+        else:
+            scores = query @ key.transpose(2, 3) * self.scaling + attention_mask
+            mixed = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        return self.o_proj(mixed.transpose(1, 2).reshape(*shape[:-2], -1)), None
+
+
+class OwnProduct(OwnAttention):
+    product = True
+
+
+@pytest.fixture(params=[OwnAttention, OwnProduct], ids=["softmax", "scaled dot product"])
+def model(request):
+    made = oracle.tiny_llama(attention="eager", num_hidden_layers=LAYERS)
+    for layer in made.model.layers:
+        layer.self_attn.__class__ = request.param
+    return made
+
+
+def temperatures(seed, *rows):
+    return compiled.temperatures(seed, *rows, layers=LAYERS)
+
+
+@pytest.mark.parametrize("rows", [(), (3,)], ids=["one profile", "rows"])
+def test_updates_do_not_compile_again(model, rows):
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    first, second = (temperatures(seed, *rows) for seed in (1, 2))
+    with compiled.tempered(model, given(first)) as handle:
+        check(run, model, first)
+        assert counter.frame_count == 1
+        for T in (second, torch.full_like(first, 0.6), first):
+            handle.update(given(T))
+            check(run, model, T)
+        assert counter.frame_count == 1
+
+
+def test_compiled_before_tempering(model):
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    plain, found = logits(run), []
+    assert torch.equal(plain, logits(model))
+    for seed in range(3):
+        with compiled.tempered(model, given(temperatures(seed))):
+            check(run, model, temperatures(seed))
+        assert torch.equal(logits(run), plain)
+        found.append(counter.frame_count)
+    assert found[0] == found[-1] == 2
+    with compiled.tempered(model, compiled.Profile.neutral(model)):
+        assert torch.equal(logits(run), plain)
+
+
+def test_decoding_with_a_static_cache(model):
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    T = temperatures(4, 3)
+    memory = StaticCache(config=model.config, max_cache_len=12)
+    parts = [IDS[:, :4], *IDS[:, 4:].split(1, dim=1)]
+    with compiled.tempered(model, given(T)), torch.no_grad():
+        steps = [run(part, past_key_values=memory, use_cache=True).logits for part in parts]
+    exact = oracle.forward(model, IDS, T).logits
+    assert (torch.cat(steps, 1) - exact).abs().max() < 2e-5
