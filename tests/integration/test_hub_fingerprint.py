@@ -13,6 +13,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tempering.attention.fingerprint import fingerprint
+from tempering.attention.survey.families import tasks
+from tempering.attention.survey.models import small_model
 from tempering.errors import ModelError
 
 SMALL = {
@@ -106,6 +108,17 @@ def test_other_families_and_frozen_parts_work() -> None:
     changed = copy.deepcopy(gpt2)
     changed.config.scale_attn_by_inverse_layer_idx = True
     assert fingerprint(changed) != fingerprint(gpt2)
+
+
+def test_layers_with_configurations_of_their_own() -> None:
+    """Gemma 4 has other head dimensions in some layers, and refuses to name one for all."""
+    (task,) = tasks(["gemma4_text"])
+    first, again = small_model(task, "eager"), small_model(task, "sdpa")
+    assert first.config.is_heterogeneous
+    assert fingerprint(first) == fingerprint(again)
+    with torch.no_grad():
+        again.model.layers[3].self_attn.q_proj.weight.mul_(2)
+    assert fingerprint(first) != fingerprint(again)
 
 
 def test_a_model_without_data_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tempering.attention import routes
+from tempering.attention import interface, routes
 from tempering.attention.baking.apply import (
     betas,
     check_deviation,
@@ -131,10 +131,15 @@ def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tup
     try:
         calls = capture_calls(model, list(plan.names), sample)
         found = []
-        for layer in plan.layers:
-            module = model.get_submodule(layer.name)
-            item = search(Isolated(module, layer, calls.pop(layer.name)))
-            found.append(_named(model, layer.name, item))
+        # Wrapped once, and not anew for each trial.
+        interface.acquire()
+        try:
+            for layer in plan.layers:
+                module = model.get_submodule(layer.name)
+                item = search(Isolated(module, layer, calls.pop(layer.name)))
+                found.append(_named(model, layer.name, item))
+        finally:
+            interface.release()
     finally:
         if switched:
             setter(implementation)

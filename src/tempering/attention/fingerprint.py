@@ -69,11 +69,18 @@ def fingerprint_of(config: Any, samples: Mapping[str, bytes]) -> str:
     """The fingerprint from a configuration and `sampled(tensor)` of every parameter by name."""
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    fields = {name: getattr(config, name, None) for name in _FIELDS}
+    fields = {name: _field(config, name) for name in _FIELDS}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
     for name, sample in sorted(samples.items()):
         digest.update(name.encode() + sample)
     return digest.hexdigest()[:16]
+
+
+def _field(config: Any, name: str) -> Any:
+    """A field; its values in all layers where layers have configurations of their own."""
+    if getattr(config, "is_heterogeneous", False):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return getattr(config, name, None)
 
 
 def sampled(weights: torch.Tensor) -> bytes:

@@ -249,8 +249,9 @@ def real_input(model: Any, tokenizer: Any) -> dict[str, Any]:
     from tempering.data import sample_text
 
     ids = tokenizer(sample_text("demo"), return_tensors="pt")["input_ids"]
-    limit = int(getattr(model.config, "max_position_embeddings", 0) or _REAL_TOKENS)
-    return {"input_ids": ids[:, : min(_REAL_TOKENS, limit)]}
+    limit = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+    # Some count a few positions that are not for tokens.
+    return {"input_ids": ids[:, : min(_REAL_TOKENS, limit // 2) if limit > 1 else _REAL_TOKENS]}
 
 
 def _located(

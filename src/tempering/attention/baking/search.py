@@ -55,7 +55,7 @@ def search(layer: Isolated) -> Found:
     verdicts: list[str] = []
     for per_head, path in itertools.product((True, False), ("queries", "keys")):
         for folds in _candidates(paths[path], paths["logits"], per_head):
-            verdict = _proved(layer, base, folds, per_head)
+            verdict = _proved(layer, base, folds, per_head, explained="affine" in verdicts)
             if not verdict:
                 if per_head:
                     return Found("per head", "", folds)
@@ -64,7 +64,7 @@ def search(layer: Isolated) -> Found:
             alone = not any(fold.parameter in paths["logits"] for fold in folds)
             if path == "queries" and (alone or verdict in ("clamped", "outputs", "choices")):
                 verdicts.append(verdict)
-    return Found("no", _why_not(layer, verdicts))
+    return Found("no", _why_not(layer, verdicts, paths["logits"]))
 
 
 def _candidates(
@@ -129,8 +129,10 @@ def _whole(reach: Reach, per_head: bool) -> bool:
     return not per_head or bool((counts == counts[0]).all())
 
 
-def _proved(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head: bool) -> str:
-    """Empty when the fold is right; else what went wrong."""
+def _proved(
+    layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head: bool, explained: bool
+) -> str:
+    """Empty when the fold is right; else what went wrong, in brief where that is `explained`."""
     heads = layer.layer.heads
     if per_head:
         beta = random_temperatures(layer.layer.name, heads).reciprocal()
@@ -140,7 +142,7 @@ def _proved(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head
     if not _logits_agree(base, runs, beta):
         if _logits_agree(base, runs, torch.ones(heads), 1e-2):
             return "undone"
-        return "affine" if _affine(layer, base, folds) else "other"
+        return "affine" if not explained and _affine(layer, base, folds) else "other"
     if not _outputs_agree(layer.run(beta), runs):
         return "outputs"
     if not _choices_agree(base, runs, beta):
@@ -240,7 +242,7 @@ def _why_shared(folds: tuple[Fold, ...]) -> str:
     return f"{' and '.join(names)} {verb} shared by its heads"
 
 
-def _why_not(layer: Isolated, verdicts: list[str]) -> str:
+def _why_not(layer: Isolated, verdicts: list[str], added: dict[str, Reach]) -> str:
     if "softcap" in layer.layer.features:
         return "its logits pass a soft cap, which no weight of the layer scales"
     if "clamped" in verdicts:
@@ -249,6 +251,9 @@ def _why_not(layer: Isolated, verdicts: list[str]) -> str:
         return "its queries also choose which keys it sees, so scaling them would change the choice"
     if "outputs" in verdicts:
         return "the weights of its queries have another effect on what the layer returns"
+    hidden = next((name for name, reach in added.items() if reach.dead), None)
+    if "affine" in verdicts and hidden is not None:
+        return f"{hidden} adds to its logits, and few tokens show only a part of it"
     if "affine" in verdicts:
         return (
             "its logits hold an added part (a position bias, or a mask of its own), "
