@@ -194,3 +194,8 @@ def test_an_output_that_exists(source, kind, tmp_path):
     refused(source, PER_HEAD, tmp_path, OutputError, "out exists; name a place that doesn't")
     assert kind != "file" or out.read_text() == "kept"
     assert kind != "directory" or not any(out.iterdir())
+
+
+def test_a_tokenizer_that_makes_nothing_of_text(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempering.data.sample_text", lambda name: "")
+    refused(source, PER_HEAD, tmp_path, ModelError, "makes no tokens of English text")

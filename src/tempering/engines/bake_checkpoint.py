@@ -249,6 +249,11 @@ def real_input(model: Any, tokenizer: Any) -> dict[str, Any]:
     from tempering.data import sample_text
 
     ids = tokenizer(sample_text("demo"), return_tensors="pt")["input_ids"]
+    if ids.shape[1] == 0:
+        raise ModelError(
+            "the tokenizer beside the weights makes no tokens of English text, so the result can't "
+            "be compared on any; save the model's own tokenizer there"
+        )
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 0)
     # Some count a few positions that are not for tokens.
     return {"input_ids": ids[:, : min(_REAL_TOKENS, limit // 2) if limit > 1 else _REAL_TOKENS]}
