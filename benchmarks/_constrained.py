@@ -1,0 +1,186 @@
+"""Adam on the loss of recall under a limit on what text may lose, with little noise in the limit.
+
+The limit is on c = E[-log q_theta(token)] - E[-log q_0(token)]. Over few tokens its gradient is
+mostly noise, so it is parted: at theta = 0, where the gradient g_0 is taken once from all
+calibration text, c has no other; further out,
+
+    c(theta) ~ g_0 theta + KL(untempered || tempered)
+
+whose second term needs no sampled tokens and is small near 0 (both have the same curvature, the
+Fisher matrix, where the model is calibrated). The multiplier m follows by dual ascent,
+m <- m exp(rate clip((c - aim)/0.01, -1, 2)). A step is shortened by how much text feels it,
+sqrt(2 median(F)/(F + median(F))), F the diagonal of the Fisher matrix.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _recall import answer_loss, pack
+from _texts import SHORT, calibration, cut
+from torch import Tensor
+
+from tempering.attention.tuning.steps import quadratic
+from tempering.data.recall import recall
+
+_AVERAGE = 0.8  # of the running mean of the divergence
+_SIZES = (150, 280, 450)  # words of filler, in turn
+_FACTS = (8, 12, 16)
+_QUESTIONS = 10
+_TEXTS = ("fiction", "play", "reference")  # that filler comes from
+_POSITIONS = 128  # of a chunk of text at which the divergence is taken
+_CHUNKS = 8  # of each kind of text, over and over
+_WARM, _FREE = 6, 8  # steps of warm-up; steps before the multiplier moves
+_BETAS = (0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """steps, rate: of Adam. aim: of the limit, nats per token. multiplier, dual: where m starts,
+    and how fast it moves. prior: of |theta|^2/2. wordings: indices to learn from."""
+
+    wordings: tuple[int, ...]
+    steps: int = 32
+    rate: float = 0.05
+    aim: float = 0.004
+    multiplier: float = 4.0
+    dual: float = 0.15
+    prior: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class TextGradient:
+    """gradient, curvature: of the text's mean loss at theta = 0 (diagonal of the Fisher matrix)."""
+
+    gradient: Tensor
+    curvature: Tensor
+    tokens: int
+
+
+def text_gradient(losses: Tensor, gradients: Tensor, counts: Tensor) -> TextGradient:
+    """From a gradient pass over the calibration text at theta = 0."""
+    found = quadratic(losses, gradients, counts)
+    return TextGradient(found.gradient, found.curvature.diagonal().clone(), int(counts.sum()))
+
+
+class _Divergence:
+    """KL(untempered || tempered) on chunks of text, whose untempered logits are kept."""
+
+    def __init__(self, live: Any, tokenizer: Any, rng: random.Random) -> None:
+        self.live = live
+        self.chunks = []
+        for ids in calibration(tokenizer).values():
+            own = cut(ids, SHORT)
+            self.chunks += rng.sample(own, min(_CHUNKS, len(own)))
+        rng.shuffle(self.chunks)
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, step: int, theta: Tensor) -> Tensor:
+        place = step % len(self.chunks)
+        ids = self.chunks[place][None].to(self.live.model.get_input_embeddings().weight.device)
+        if place not in self.kept:
+            generator = torch.Generator().manual_seed(place)
+            chosen = torch.randperm(SHORT - 1, generator=generator)[:_POSITIONS].sort().values
+            self.live.untempered()
+            with torch.no_grad():
+                self.kept[place] = (chosen, self._log_p(ids, chosen))
+        chosen, reference = self.kept[place]
+        self.live.set(theta)
+        tempered = self._log_p(ids, chosen)
+        return F.kl_div(tempered, reference, reduction="none", log_target=True).sum(-1).mean()
+
+    def _log_p(self, ids: Tensor, chosen: Tensor) -> Tensor:
+        found = self.live.model(
+            input_ids=ids, use_cache=False, logits_to_keep=chosen.to(ids.device)
+        )
+        return torch.log_softmax(found.logits[0].float(), -1)
+
+
+def fit(
+    live: Any, tokenizer: Any, text: TextGradient, settings: Settings, state: Path | None = None
+) -> tuple[Tensor, list]:
+    """theta, and a row for each step. state: a file that keeps the run, for going on from it."""
+    rng = random.Random(settings.seed)
+    divergence = _Divergence(live, tokenizer, rng)
+    order = list(settings.wordings)
+    rng.shuffle(order)
+    theta = torch.zeros(live.size, dtype=torch.float64, requires_grad=True)
+    middle = text.curvature.median()
+    shorter = (2 * middle / (text.curvature + middle)).sqrt()
+    momentum, spread = torch.zeros_like(shorter), torch.zeros_like(shorter)
+    multiplier, average, rows, start = settings.multiplier, None, [], time.perf_counter()
+    if state is not None and state.exists():
+        kept = torch.load(state)
+        if kept["settings"] == asdict(settings):
+            theta.data.copy_(kept["theta"])
+            momentum, spread, rows = kept["momentum"], kept["spread"], kept["rows"]
+            multiplier, average = kept["multiplier"], kept["average"]
+    for step in range(len(rows), settings.steps):
+        item = _context(settings, step, order[step % len(order)])
+        live.set(theta)
+        loss = answer_loss(live.model, pack(tokenizer, item))
+        (gain,) = torch.autograd.grad(loss, theta)
+        far = divergence(step, theta)
+        (away,) = torch.autograd.grad(far, theta)
+        here = float(far.detach())
+        average = here if average is None else _AVERAGE * average + (1 - _AVERAGE) * here
+        with torch.no_grad():
+            cost = float(text.gradient @ theta) + average
+            gradient = gain + multiplier * (text.gradient + away) + settings.prior * theta
+            if step >= _FREE:
+                excess = max(-1.0, min(2.0, (cost - settings.aim) / 0.01))
+                multiplier *= math.exp(settings.dual * excess)
+            momentum = _BETAS[0] * momentum + (1 - _BETAS[0]) * gradient
+            spread = _BETAS[1] * spread + (1 - _BETAS[1]) * gradient**2
+            mean = momentum / (1 - _BETAS[0] ** (step + 1))
+            size = (spread / (1 - _BETAS[1] ** (step + 1))).sqrt() + 1e-8
+            decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+            rate = settings.rate * min(1.0, (step + 1) / _WARM) * decay
+            theta -= rate * shorter * mean / size
+        rows.append(
+            {
+                "step": step,
+                "wording": item.wording,
+                "loss": float(loss.detach()),
+                "divergence": here,
+                "cost": cost,
+                "multiplier": multiplier,
+                "coldest": float(theta.detach().min().exp()),
+                "hottest": float(theta.detach().max().exp()),
+            }
+        )
+        print(
+            f"step {step}: {item.wording}, loss {float(loss.detach()):.3f}, divergence {here:.4f}, "
+            f"cost {cost:+.4f}, multiplier {multiplier:.2f}, {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        if state is not None:
+            kept = {"settings": asdict(settings), "theta": theta.detach(), "rows": rows}
+            kept |= {"momentum": momentum, "spread": spread}
+            kept |= {"multiplier": multiplier, "average": average}
+            torch.save(kept, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+    return theta.detach(), rows
+
+
+def _context(settings: Settings, step: int, wording: int) -> Any:
+    number = settings.seed * 100_003 + step
+    rng = random.Random(f"choices learn {number}")
+    place = step % len(_SIZES)
+    return recall(
+        number,
+        part="learn",
+        wording=wording,
+        facts=_FACTS[place],
+        questions=min(_QUESTIONS, _FACTS[place]),
+        words=_SIZES[place],
+        text=rng.choice(_TEXTS),
+    )

@@ -1,0 +1,134 @@
+"""What contenders do to recall and to text, beside the untempered model, as rows of evidence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from _recall import Packed, answered, pack
+from _texts import cut, shares, testing, token_losses
+
+from tempering.data.recall import recall
+from tempering.data.recall_pools import WORDINGS
+from tempering.evaluation.evidence import Contender, Row, cluster_bootstrap
+
+# Held back: eight wordings, questions and formats, that no tuning here has seen.
+HELD = (
+    *("question", "belongs", "table", "told", "badge"),
+    *("python", "ticket", "shelf"),
+)
+NAMED = {wording[0]: place for place, wording in enumerate(WORDINGS)}
+# Kinds of the first trials, to which the targets refer.
+BASIC_VALUES, BASIC_KEYS = ("digits", "word", "two words", "code"), ("names", "things")
+Tests = Mapping[str, Sequence[Any]]
+
+
+def recall_tests(tokenizer: Any, contexts: int, single: int, seed: int = 0) -> dict[str, list[Any]]:
+    """{test: packed contexts of 16 facts and 8 questions}: each held-back wording, and the first.
+
+    contexts: of each held-back wording. single: of "The secret code for K is V.", with 4 digits.
+    """
+    found: dict[str, list[Any]] = {}
+    for name in HELD:
+        for place in range(contexts):
+            number = seed * 100_000 + place * 100 + NAMED[name]
+            item = recall(
+                number,
+                wording=NAMED[name],
+                value=BASIC_VALUES[place % 4],
+                keys=BASIC_KEYS[place % 2],
+            )
+            found.setdefault(f"recall, {name}", []).append(pack(tokenizer, item))
+    for place in range(single):
+        item = recall(seed * 100_000 + 70_000 + place, wording=0, value="digits")
+        found.setdefault("recall, secret code", []).append(pack(tokenizer, item))
+    return found
+
+
+def text_tests(tokenizer: Any, length: int, chunks: int | None = None) -> dict[str, list[Any]]:
+    """{test: chunks of token ids}; chunks: of each kind at most, spread evenly."""
+    found = {}
+    for kind, ids in testing(tokenizer).items():
+        own = cut(ids, length)
+        if chunks is not None and chunks < len(own):
+            own = [own[int(i)] for i in torch.linspace(0, len(own) - 1, chunks).round()]
+        found[f"text, {kind}, {length} tokens"] = own
+    return found
+
+
+def measure(
+    model: Any,
+    tests: Tests,
+    rivals: Sequence[Contender],
+    *,
+    few: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Row]:
+    """Rows for every contender on every test, paired with the untempered model.
+
+    few: contexts or chunks of a test that controls are measured on; all without it. Rows of text
+    come for all tokens, and for the last eighth of a chunk.
+    """
+    plain = Contender("", "", 0, contextlib.nullcontext)
+    seen: dict[str, dict[str, Any]] = {}
+    for rival in (plain, *rivals):
+        count = few if rival.family == "control" else None
+        with rival.active(), torch.no_grad():
+            seen[rival.label] = {name: _run(model, own[:count]) for name, own in tests.items()}
+        say(f"{rival.label or 'untempered'}: {_summary(seen[rival.label])}")
+    rows = []
+    for name in tests:
+        for rival in rivals:
+            for metric, after in seen[rival.label][name].items():
+                before = seen[""][name][metric][: len(after)]
+                rows.append(_row(name, metric, rival, before, after))
+    return rows
+
+
+def _run(model: Any, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+    if isinstance(items[0], Packed):
+        both = torch.tensor([answered(model, item) for item in items], dtype=torch.float64)
+        return {"loss": both[:, 0], "accuracy": both[:, 1]}
+    losses = torch.stack([token_losses(model, ids) for ids in items]).double()
+    parts = shares(losses)
+    return {"loss": parts["all"], "loss, last eighth": parts["last eighth"]}
+
+
+def _summary(found: dict[str, Any]) -> str:
+    told = []
+    for name, parts in found.items():
+        metric = "accuracy" if "accuracy" in parts else "loss"
+        told.append(f"{name} {float(parts[metric].mean()):.3f}")
+    return "; ".join(told)
+
+
+def _row(name: str, metric: str, rival: Contender, before: Any, after: Any) -> Row:
+    last = metric == "loss, last eighth"
+    return Row(
+        label=rival.label,
+        family=rival.family,
+        numbers=rival.numbers,
+        test=f"{name}, last eighth" if last else name,
+        metric="loss" if last else metric,
+        untempered=float(before.mean()),
+        value=float(after.mean()),
+        change=cluster_bootstrap(
+            after - before, torch.ones_like(after), torch.arange(len(after)), seed=0
+        ),
+        targets=len(after),
+        seed=0,
+    )
+
+
+def pooled(rows: Sequence[Row], label: str, tests: str, metric: str, draws: int = 4000) -> Any:
+    """Mean change over all tests whose names start so, each test counting alike.
+
+    The interval draws each test's clusters anew: normal, from the tests' own standard errors.
+    """
+    own = [r for r in rows if r.label == label and r.metric == metric and r.test.startswith(tests)]
+    own = [r for r in own if ("last eighth" in r.test) == ("last eighth" in tests)]
+    mean = sum(r.change.value for r in own) / len(own)
+    error = sum(r.change.se**2 for r in own) ** 0.5 / len(own)
+    return mean, mean - 1.96 * error, mean + 1.96 * error, sum(r.value for r in own) / len(own)

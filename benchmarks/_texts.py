@@ -1,0 +1,101 @@
+"""The texts that profiles are tuned on and tested on: halves of the package's, and Python's docs.
+
+Learned from: the first halves of fiction, play and code, all of demo (the same author's other
+book), and the language reference that comes with Python (pydoc_data.topics).
+Tested on: the second halves, and all of reference, of whose kind nothing is learned from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempering import sample_text
+from tempering.attention.tuning import Objective, from_batches
+from tempering.attention.tuning.objective import text_batches
+
+HALVED = ("fiction", "play", "code")
+DOCS_TOKENS = 26_000
+SHORT, LONG = 512, 2048
+
+
+def token_ids(tokenizer: Any, text: str) -> Tensor:
+    """Ids of a text, no special tokens."""
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[
+        0
+    ]
+
+
+def language_reference() -> str:
+    """The topics of Python's help(), one after the other."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def calibration(tokenizer: Any) -> dict[str, Tensor]:
+    """Token ids to learn from, by kind."""
+    found = {}
+    for kind in HALVED:
+        ids = token_ids(tokenizer, sample_text(kind))
+        found[kind] = ids[: len(ids) // 2]
+    found["demo"] = token_ids(tokenizer, sample_text("demo"))
+    found["docs"] = token_ids(tokenizer, language_reference())[:DOCS_TOKENS]
+    return found
+
+
+def testing(tokenizer: Any) -> dict[str, Tensor]:
+    """Token ids to test on, by kind; nothing like `reference` is learned from."""
+    found = {}
+    for kind in HALVED:
+        ids = token_ids(tokenizer, sample_text(kind))
+        found[kind] = ids[len(ids) // 2 :]
+    found["reference"] = token_ids(tokenizer, sample_text("reference"))
+    return found
+
+
+def cut(ids: Tensor, length: int) -> list[Tensor]:
+    """Consecutive chunks; a shorter rest is left out."""
+    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+
+
+def mixed_lengths(texts: Mapping[str, Tensor], seed: int = 0) -> list[tuple[str, Tensor]]:
+    """Chunks of both lengths, about as many tokens of each, in an order of chance."""
+    found = []
+    for kind, ids in texts.items():
+        middle = len(ids) // 2 // SHORT * SHORT
+        found += [(kind, chunk) for chunk in cut(ids[:middle], SHORT)]
+        found += [(kind, chunk) for chunk in cut(ids[middle:], LONG)]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def as_objective(name: str, chunks: list[Tensor], weight: float = 1.0) -> Objective:
+    """Next-token loss on chunks of any lengths."""
+    batches = [
+        batch
+        for place, chunk in enumerate(chunks)
+        for batch in text_batches(chunk[None], f"{name} {place}")
+    ]
+    return from_batches(name, batches, weight=weight)
+
+
+def shares(losses: Tensor) -> dict[str, Tensor]:
+    """Mean loss of each row: of all tokens, the first 511, the last eighth."""
+    length = losses.shape[1]
+    return {
+        "all": losses.mean(1),
+        "first 511": losses[:, : SHORT - 1].mean(1),
+        "last eighth": losses[:, -(length // 8) :].mean(1),
+    }
+
+
+def token_losses(model: Any, ids: Tensor) -> Tensor:
+    """-log q of every token after the first, float32 on the CPU."""
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").cpu()

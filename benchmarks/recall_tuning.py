@@ -1,0 +1,155 @@
+"""Recall tuned over many wordings under a limit on text, and what it does on wordings never seen.
+
+    python benchmarks/recall_tuning.py [--keep DIR] [--measure PROFILE] [--contexts 6] [--single 6]
+
+Tunes one temperature a head on 42 wordings, six kinds of keys and nine of values (loss on the
+answers), while text of five kinds may lose next to nothing (see _constrained), and measures at
+about 1k tokens and 16 facts: accuracy on eight wordings held back, with keys and filler never
+learned from; on the wording "The secret code for K is V."; the cost on text of four kinds, one of
+them never learned from. Beside it: negated, and shuffled over heads ten times.
+
+--measure takes a profile instead of tuning one. --keep DIR keeps the pass over the text and the
+fit there. Writes benchmarks/results/recall_tuning.json, and the profile with its evidence to
+--out (the package's gallery by default).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import _bench
+import torch
+from _constrained import Settings, fit, text_gradient
+from _measuring import HELD, NAMED, measure, pooled, recall_tests, text_tests
+from _passes import text_pass
+
+from tempering import Profile, load_model
+from tempering.attention import layout
+from tempering.attention.tuning import make_basis
+from tempering.attention.tuning.live import live
+from tempering.evaluation.evidence import contenders
+
+GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
+LEARNED = tuple(place for name, place in NAMED.items() if name not in HELD)
+
+
+def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
+    """theta and the rows of the fit, and the profile."""
+    model, tokenizer = load_model("smollm2", dtype=dtype)
+    basis = make_basis(model, layout(model), "head")
+    with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
+        _, run = text_pass(tempering, tokenizer, keep and keep / "text_pass.pt")
+        text = text_gradient(run.losses, run.gradients, run.counts)
+        state = keep and keep / f"recall_fit_{settings.steps}_{settings.aim:g}.pt"
+        theta, rows = fit(tempering, tokenizer, text, settings, state)
+        profile = tempering.profile(theta)
+    return profile, rows
+
+
+def report(rows) -> dict:
+    """The targets, printed and returned."""
+    mean, low, high, value = pooled(rows, "tuned", "recall, ", "accuracy")
+    held = [r for r in rows if r.metric == "accuracy" and r.test != "recall, secret code"]
+    each = [r for r in held if r.label == "tuned"]
+    rise, rise_low, rise_high, reached = pooled(held, "tuned", "recall, ", "accuracy")
+    print(
+        f"\nwordings held back ({len(each)}): {reached - rise:.3f} -> {reached:.3f}, rise "
+        f"{rise:+.3f} [{rise_low:+.3f}, {rise_high:+.3f}]; the target is +.25"
+    )
+    for r in each:
+        print(
+            f"  {r.test}: {r.untempered:.3f} -> {r.value:.3f} "
+            f"[{r.change.low:+.3f}, {r.change.high:+.3f}], {r.change.n} contexts"
+        )
+    controls = {}
+    for label in dict.fromkeys(r.label for r in rows if r.family == "control"):
+        controls[label] = pooled(held, label, "recall, ", "accuracy")[3]
+    print("  controls: " + ", ".join(f"{label} {x:.3f}" for label, x in controls.items()))
+    single = {
+        r.label: r for r in rows if r.test == "recall, secret code" and r.metric == "accuracy"
+    }
+    if single:
+        own = single["tuned"]
+        print(
+            f"secret code, unseen keys: {own.untempered:.3f} -> {own.value:.3f} "
+            f"[{own.change.low:+.3f}, {own.change.high:+.3f}]; the target is .90; controls: "
+            + ", ".join(f"{k} {r.value:.3f}" for k, r in single.items() if k != "tuned")
+        )
+    cost = pooled(rows, "tuned", "text, ", "loss")
+    print(
+        f"cost on text: {cost[0]:+.4f} [{cost[1]:+.4f}, {cost[2]:+.4f}] nats per token; "
+        "the target is at most .010"
+    )
+    for r in rows:
+        if r.label == "tuned" and r.metric == "loss" and r.test.startswith("text"):
+            print(f"  {r.test}: {r.change.value:+.4f} [{r.change.low:+.4f}, {r.change.high:+.4f}]")
+    return {
+        "rise on wordings held back": [rise, rise_low, rise_high],
+        "accuracy on wordings held back": [reached - rise, reached],
+        "controls": controls,
+        "secret code": {k: [r.untempered, r.value] for k, r in single.items()},
+        "cost on text": cost[:3],
+        "all recall": [value - mean, value, low, high],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--measure")
+    parser.add_argument("--contexts", type=int, default=6, help="of each wording held back")
+    parser.add_argument("--single", type=int, default=6, help="contexts of the one wording")
+    parser.add_argument("--chunks", type=int, default=10, help="of each kind of text")
+    parser.add_argument("--few", type=int, help="contexts and chunks that controls run on")
+    parser.add_argument("--shuffles", type=int, default=10)
+    parser.add_argument("--fit-dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32", help="of the measurement")
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--aim", type=float, default=0.004)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fit-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=GALLERY / "smollm2" / "recall.json")
+    options = parser.parse_args()
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    settings = Settings(LEARNED, steps=options.steps, aim=options.aim, seed=options.seed)
+    history: list = []
+    if options.measure:
+        profile = Profile.load(options.measure)
+        history = profile.evidence.get("fit", [])
+    else:
+        profile, history = tuned(settings, getattr(torch, options.fit_dtype), options.keep)
+    model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.dtype))
+    evidence = {
+        "made by": "benchmarks/recall_tuning.py",
+        "tuned for": "answers to questions about facts strewn over a text, "
+        f"{len(LEARNED)} wordings",
+        "settings": {k: v for k, v in asdict(settings).items() if k != "wordings"},
+        "seed": settings.seed,
+        "fit": history,
+    }
+    profile = replace(profile, evidence=evidence).adopt(model)
+    if options.fit_only:
+        profile.save(options.out)
+        return
+    rivals = contenders(model, profile, shuffles=options.shuffles)
+    tests = recall_tests(tokenizer, options.contexts, options.single, seed=options.seed)
+    tests |= text_tests(tokenizer, 512, options.chunks)
+    rows = measure(model, tests, rivals, few=options.few)
+    targets = report(rows)
+    evidence |= {"targets": targets, "measured": [row.to_json() for row in rows]}
+    replace(profile, evidence=evidence).save(options.out)
+    _bench.write(
+        "recall_tuning",
+        {
+            "settings": vars(options) | {"keep": None, "out": None},
+            "targets": targets,
+            "measured": evidence["measured"],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Temperatures tuned on text alone: what they gain on text that was not learned from.
+
+    python benchmarks/text_tuning.py [--steps 2] [--keep DIR] [--measure PROFILE]
+
+Tunes one temperature a head by damped Newton steps on five kinds of text, half of the tokens in
+chunks of 512 and half in chunks of 2048, with a weak prior, and measures on text of four kinds, one
+of them never learned from, at both lengths: nats per token, the last eighth of the context by
+itself, and the same temperatures negated and shuffled over heads.
+
+--for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the first pass.
+Writes benchmarks/results/text_tuning.json, and the profile with its evidence to --out (the
+package's gallery by default).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import _bench
+import torch
+from _measuring import measure, pooled, recall_tests, text_tests
+from _passes import text_pass
+from _texts import LONG, SHORT, as_objective, calibration, mixed_lengths
+from recall_tuning import GALLERY
+
+from tempering import Profile, load_model
+from tempering.attention import layout
+from tempering.attention.tuning import make_basis
+from tempering.attention.tuning.live import live
+from tempering.attention.tuning.passes import gradient_pass
+from tempering.attention.tuning.steps import damped_step, quadratic, weighted_sum
+from tempering.evaluation.evidence import contenders
+
+PRIOR_SD, DAMPING, RADIUS = 0.5, 1.0, 0.15
+
+
+def tuned(options) -> tuple[Profile, list]:
+    """The profile after the Newton steps, and a row for each."""
+    model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.fit_dtype))
+    basis = make_basis(model, layout(model), "head")
+    rows = []
+    with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
+        kinds, run = text_pass(tempering, tokenizer, options.keep and options.keep / "text_pass.pt")
+        pieces = as_objective("", [ids for _, ids in mixed_lengths(calibration(tokenizer))]).pieces
+        theta = torch.zeros(tempering.size, dtype=torch.float64)
+        for step in range(options.steps):
+            if step:
+                run = gradient_pass(tempering, theta, pieces, step=step)
+            here = quadratic(run.losses, run.gradients, run.counts)
+            if options.kind:
+                own = [i for i, kind in enumerate(kinds) if kind == options.kind]
+                part = quadratic(run.losses[own], run.gradients[own], run.counts[own])
+                here = weighted_sum([(1.0, here), (options.weight, part)])
+            prior = 1 / (PRIOR_SD**2 * float(run.counts.sum()))
+            delta = damped_step(here, theta, prior=prior, damping=DAMPING, radius=RADIUS)
+            theta = theta + delta
+            rows.append(
+                {
+                    "step": step + 1,
+                    "loss before": here.value,
+                    "predicted change": here.at(delta) - here.value,
+                    "coldest": float(theta.min().exp()),
+                    "hottest": float(theta.max().exp()),
+                }
+            )
+            print(rows[-1], flush=True)
+        profile = tempering.profile(theta)
+    return profile, rows
+
+
+def report(rows) -> dict:
+    """The targets, printed and returned."""
+    found = {}
+    for length in (SHORT, LONG):
+        own = [r for r in rows if f"{length} tokens" in r.test]
+        if not own:
+            continue
+        for metric in ("", ", last eighth"):
+            chosen = [r for r in own if r.test.endswith("last eighth") == bool(metric)]
+            plain = [replace(r, test=r.test.removesuffix(", last eighth")) for r in chosen]
+            mean, low, high, _ = pooled(plain, "tuned", "text, ", "loss")
+            found[f"{length}{metric}"] = [mean, low, high]
+            print(f"{length} tokens{metric}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; target -.015")
+            for r in chosen:
+                if r.label == "tuned":
+                    span = f"[{r.change.low:+.4f}, {r.change.high:+.4f}]"
+                    print(f"  {r.test}: {r.change.value:+.4f} {span}, {r.change.n} chunks")
+            for label in dict.fromkeys(r.label for r in plain if r.family == "control"):
+                print(f"  {label}: {pooled(plain, label, 'text, ', 'loss')[0]:+.4f}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--measure")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--for", dest="kind")
+    parser.add_argument("--weight", type=float, default=3.0)
+    parser.add_argument("--chunks", type=int, help="of each kind of text and length; all without")
+    parser.add_argument("--few", type=int, default=3, help="chunks that controls run on")
+    parser.add_argument("--shuffles", type=int, default=3)
+    parser.add_argument("--contexts", type=int, default=1, help="of recall, of each wording")
+    parser.add_argument("--fit-dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32", help="of the measurement")
+    parser.add_argument("--fit-only", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    name = options.kind or "text"
+    out = options.out or GALLERY / "smollm2" / f"{name}.json"
+    if options.measure:
+        profile = Profile.load(options.measure)
+        history = profile.evidence.get("fit", [])
+    else:
+        profile, history = tuned(options)
+    model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.dtype))
+    evidence = {
+        "made by": "benchmarks/text_tuning.py",
+        "tuned for": "the next token of five kinds of text"
+        + (f", and {options.weight:g} times that of {options.kind}" if options.kind else ""),
+        "settings": {"prior_sd": PRIOR_SD, "damping": DAMPING, "radius": RADIUS},
+        "fit": history,
+    }
+    profile = replace(profile, evidence=evidence).adopt(model)
+    if options.fit_only:
+        profile.save(out)
+        return
+    rivals = contenders(model, profile, shuffles=options.shuffles)
+    tests = text_tests(tokenizer, SHORT, options.chunks)
+    tests |= text_tests(tokenizer, LONG, options.chunks)
+    tests |= recall_tests(tokenizer, options.contexts, 0)
+    rows = measure(model, tests, rivals, few=options.few)
+    targets = report(rows)
+    evidence |= {"targets": targets, "measured": [row.to_json() for row in rows]}
+    replace(profile, evidence=evidence).save(out)
+    settings = {**vars(options), "keep": None, "out": None, "measure": None}
+    _bench.write(
+        f"{name}_tuning",
+        {"settings": settings, "targets": targets, "measured": evidence["measured"]},
+    )
+
+
+if __name__ == "__main__":
+    main()
