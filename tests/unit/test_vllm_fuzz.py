@@ -1,0 +1,99 @@
+"""Random policies of requests: refused when they come in, or carried out; no engine dies.
+
+An exception while an engine samples ends it for everybody, so whatever passes admission has to
+work on every kind of logits.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from tempering.engines.vllm.policies import policy_of
+from tempering.engines.vllm.streams import Stream, temper_rows
+from tests.unit.test_tokens_request import TOKENIZER
+from tests.unit.test_vllm_streams import Frontend, Params, admit
+
+TEXTS = (
+    "phases(thinking=1, answer=0.2)|clip(0.1,2)",
+    "support(throb(12,3,1,12), length=256)",
+    "schedule(linear(1,2)|room(0.5), length=9)",
+    "entropy(T0=1.2, theta=0.5)",
+    "dynatemp(0.5, exponent=2, temperature=0.8)",
+    "ladder(0.5,2, n=3)",
+    'phases(x=between(1.3, "a", "b"), y=between(2, ids(3)), answer=0)',
+    "constant(inf)|room(2)",
+)
+CHARACTERS = "()|,=\"'.0123456789einfa -x\\\x00é"
+
+
+def mutated(draw: random.Random) -> str:
+    text = draw.choice(TEXTS)
+    for _ in range(draw.randrange(4)):
+        place = draw.randrange(len(text) + 1)
+        kind = draw.randrange(3)
+        if kind == 0:
+            text = text[:place] + draw.choice(CHARACTERS) + text[place:]
+        elif kind == 1:
+            text = text[:place] + text[place + 1 :]
+        else:
+            text = text[:place] + text[draw.randrange(len(text) + 1) :]
+    return text
+
+
+def arguments(draw: random.Random) -> dict[str, Any]:
+    text = mutated(draw)
+    if draw.random() < 0.9:
+        return {"tempering": text}
+    return draw.choice(
+        (
+            {"dynatemp_range": draw.choice((text, 1, -1, math.nan, 1e9, True))},
+            {"post_thinking": draw.choice((text, '{"temperature": 1}', "[1]", '{"a": 1e999}'))},
+            {"temperature_thinking": draw.choice((text, 1, -1, None))},
+            {"tempering": draw.choice((None, 3, [text], {}))},
+            {"tempering": text, "tempering_sample": draw.choice((0, 2, text, -1, None))},
+            {"tempering_profile": draw.choice(("hot", text, 0, None, ["hot"]))},
+        )
+    )
+
+
+def logits_of(draw: random.Random, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.randn(1, 128, generator=generator) * draw.choice((0, 1, 30, 1e4, 1e30))
+    if draw.random() < 0.5:
+        row[0, draw.randrange(128) :] = -math.inf
+    return row
+
+
+def test_random_policies_are_refused_or_carried_out():
+    draw = random.Random(0)
+    carried = refused = 0
+    for number in range(800):
+        own = draw.choice((1.0, 1.0, 1.0, 0.0, 0.5))
+        params = Params(arguments(draw), own, draw.choice((1, 1, 3)))
+        try:
+            admit(params, None, Frontend(TOKENIZER))
+        except ValueError as error:
+            assert len(str(error)) > 15
+            refused += 1
+            continue
+        carried += 1
+        policy = policy_of(params, TOKENIZER)
+        if policy is None:
+            continue
+        stream = Stream(policy, draw.randrange(policy.samples or 1), params.temperature)
+        tokens = [ord(draw.choice("ab<think>/")) for _ in range(3)]
+        for count in range(4):
+            logits = logits_of(draw, number)
+            state = stream.at(count, lambda: [97], tokens.__getitem__)
+            result = temper_rows(logits.clone(), [0], [stream], [state], divided=True)
+            if bool(torch.isfinite(logits.max())):
+                total = float(result.softmax(-1).sum())
+                assert total == pytest.approx(1, abs=1e-4), params
+            else:
+                assert torch.equal(result, logits)
+    assert carried > 60 and refused > 300
