@@ -74,6 +74,8 @@ def _check_mixed(llm: Any, model: Any, tokenizer: Any, profiles: dict[str, Any])
 
 @pytest.mark.parametrize("how", ["two ranks", "compiled"])
 def test_profiles_of_requests_in_one_batch(tiny, engines, tmp_path, monkeypatch, how):
+    from vllm.exceptions import VLLMValidationError
+
     directory, model, tokenizer = tiny
     profiles, settings = _named(model, tmp_path)
     if how == "two ranks":
@@ -90,7 +92,7 @@ def test_profiles_of_requests_in_one_batch(tiny, engines, tmp_path, monkeypatch,
     _check_mixed(llm, model, tokenizer, profiles)
     swap_profile(llm, None)
     assert worst(llm, model, prompts, None) < CLOSE
-    with pytest.raises(ValueError, match="no profile 'three'; it has one, two"):
+    with pytest.raises(VLLMValidationError, match="no profile 'three'; it has one, two"):
         ask(llm, prompts, extra_args={"tempering_profile": "three"})
     # Requests that are under way would change profile in the middle.
     llm.llm_engine.add_request(
