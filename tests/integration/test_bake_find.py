@@ -10,6 +10,8 @@ from tempering.attention.bake import bake, foldable
 from tempering.attention.baking.isolate import Isolated, capture_calls
 from tempering.attention.baking.search import search
 from tempering.attention.layout import layout
+from tempering.attention.survey.families import tasks
+from tempering.attention.survey.models import small_model
 from tempering.errors import BakeError, ProfileError, RefusedError
 from tests.integration.bake_tiny import FOLDS, HEADS, LAYERS, REFUSED, temperatures, tiny
 
@@ -106,7 +108,19 @@ def test_weights_that_take_no_part():
     assert "extra takes no part in a short forward pass" in found.reason
 
 
-def test_queries_that_choose_keys():
+def test_position_biases_that_other_layers_use():
+    """T5's first layer computes the bias of all, LongT5's with a finite mask inside."""
+    for name in ("t5", "longt5"):
+        (task,) = tasks([name])
+        found = foldable(small_model(task, "eager"))
+        assert found.verdict == "no"
+        assert "added part that it shares with other layers" in found.plan[0].reason
+        crossing = [layer for layer in found.plan if "EncDecAttention" in layer.name]
+        assert [layer.verdict for layer in crossing] == ["per head"] * 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_queries_that_choose_keys(masked):
     """Queries that also rank keys can't be scaled, though few tokens let all keys through."""
     model = tiny("llama")
     attention = model.model.layers[0].self_attn
@@ -114,7 +128,11 @@ def test_queries_that_choose_keys():
 
     def choosing(hidden_states, **kwargs):
         scores = attention.q_proj(hidden_states).view(*hidden_states.shape[:2], HEADS, -1)
-        hidden_states = hidden_states + 0 * scores.sum(-1).sum(-1).topk(1, -1).values[..., None]
+        scores = scores.sum(-1).sum(-1)
+        if masked:
+            hidden = torch.arange(scores.shape[1]) < 2
+            scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        hidden_states = hidden_states + 0 * scores.topk(1, -1).values[..., None]
         return forward(hidden_states=hidden_states, **kwargs)
 
     calls = capture_calls(model, ["model.layers.0.self_attn"])["model.layers.0.self_attn"]

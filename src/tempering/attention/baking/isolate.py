@@ -54,6 +54,8 @@ def sample_with_types(model: Any) -> dict[str, Any]:
     """
     inputs = sample_inputs(model)
     types = int(getattr(model.config, "type_vocab_size", 2) or 1)
+    if hasattr(model.config, "type_vocab_sizes"):  # TAPAS has seven types for each token
+        types = 1
     if "token_type_ids" in inspect.signature(model.forward).parameters and types > 1:
         ids = inputs["input_ids"]
         halves = torch.arange(ids.shape[1], device=ids.device) * 2 // ids.shape[1]

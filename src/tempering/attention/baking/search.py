@@ -63,7 +63,7 @@ def search(layer: Isolated) -> Found:
             # Why not is read off the queries, without what is added to their products.
             alone = not any(fold.parameter in paths["logits"] for fold in folds)
             if path == "queries" and (alone or verdict in ("clamped", "outputs", "choices")):
-                verdicts.append(verdict)
+                verdicts.append("lent" if verdict == "outputs" and not alone else verdict)
     return Found("no", _why_not(layer, verdicts, paths["logits"]))
 
 
@@ -143,9 +143,10 @@ def _proved(
         if _logits_agree(base, runs, torch.ones(heads), 1e-2):
             return "undone"
         return "affine" if not explained and _affine(layer, base, folds) else "other"
-    if not _outputs_agree(layer.run(beta), runs):
+    floor = max(layer.layer.mask_floor, torch.finfo(torch.float32).min / 2)
+    if not _outputs_agree(layer.run(beta), runs, floor):
         return "outputs"
-    if not _choices_agree(base, runs, beta):
+    if not _choices_agree(base, runs, beta, floor):
         return "choices"
     # 1 + w' can't be small without rounding, so a fold of that form is tried upwards alone.
     tiny = () if any(fold.form == "1+w" for fold in folds) else (1 / _EXTREME,)
@@ -203,24 +204,25 @@ def _affine(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...]) -> bool:
     return bool(error <= 1e-3 * slopes[0].abs().max())
 
 
-def _outputs_agree(expected: list[Seen], runs: list[Seen]) -> bool:
+def _outputs_agree(expected: list[Seen], runs: list[Seen], floor: float) -> bool:
+    """Whether the layer returns the same; masking in it (a position bias may hold some) aside."""
     for one, two in zip(expected, runs, strict=True):
         if len(one.outputs) != len(two.outputs):
             return False
         for wanted, got in zip(one.outputs, two.outputs, strict=True):
-            wanted, got = wanted.nan_to_num(), got.nan_to_num()
             if wanted.shape != got.shape:
                 return False
+            wanted, got = (x.nan_to_num().masked_fill(x <= floor, 0.0) for x in (wanted, got))
             if bool((wanted - got).abs().max() > _TOLERANCE * wanted.abs().max()):
                 return False
     return True
 
 
-def _choices_agree(base: list[Seen], runs: list[Seen], beta: Tensor) -> bool:
+def _choices_agree(base: list[Seen], runs: list[Seen], beta: Tensor, floor: float) -> bool:
     """Whether ranked tensors are the old ones, or one positive multiple of them."""
     for old, new in zip(base, runs, strict=True):
         for before, after in zip(old.choices, new.choices, strict=True):
-            seen = before.isfinite()
+            seen = before.isfinite() & (before > floor)
             one, two = before[seen], after[seen]
             if not bool(one.any()):
                 factor = 1.0
@@ -249,6 +251,8 @@ def _why_not(layer: Isolated, verdicts: list[str], added: dict[str, Reach]) -> s
         return "its queries or logits are clamped, which no weight of the layer scales"
     if "choices" in verdicts:
         return "its queries also choose which keys it sees, so scaling them would change the choice"
+    if "lent" in verdicts:
+        return "its logits hold an added part that it shares with other layers"
     if "outputs" in verdicts:
         return "the weights of its queries have another effect on what the layer returns"
     hidden = next((name for name, reach in added.items() if reach.dead), None)
