@@ -52,14 +52,14 @@ def profiles(layers: int, heads: int, home: Path) -> dict[str, str]:
     return paths
 
 
-def engine(directory: str, options: Any, tempering: dict[str, Any] | None) -> Any:
+def engine(directory: str, room: int, options: Any, tempering: dict[str, Any] | None) -> Any:
     """An engine; `tempering` is what --additional-config holds, None for nothing at all."""
     from vllm import LLM
 
     return LLM(
         directory,
         dtype=options.dtype,
-        max_model_len=1024,
+        max_model_len=room,
         max_num_seqs=max(8, options.batch),
         enforce_eager=options.eager,
         # Repeated prompts would be read from the cache.
@@ -68,13 +68,15 @@ def engine(directory: str, options: Any, tempering: dict[str, Any] | None) -> An
     )
 
 
-def runs(llm: Any, options: Any, extra: dict[str, Any] | None) -> dict[str, Callable[[], object]]:
+def runs(
+    llm: Any, room: int, options: Any, extra: dict[str, Any] | None
+) -> dict[str, Callable[[], object]]:
     """The two measures of one engine and one kind of request."""
     from vllm import SamplingParams
 
     def work(length: int, tokens: int) -> Callable[[], object]:
         prompts = [
-            {"prompt_token_ids": [100 + (7 * i + 13 * j) % 20_000 for j in range(length)]}
+            {"prompt_token_ids": [9 + (7 * i + 13 * j) % 200 for j in range(length)]}
             for i in range(options.batch)
         ]
         params = SamplingParams(
@@ -82,7 +84,7 @@ def runs(llm: Any, options: Any, extra: dict[str, Any] | None) -> dict[str, Call
         )
         return lambda: llm.generate(prompts, params, use_tqdm=False)
 
-    return {"decoding": work(8, options.tokens), "prefill": work(512, 1)}
+    return {"decoding": work(8, options.tokens), "prefill": work(room // 2, 1)}
 
 
 def main() -> None:
@@ -99,23 +101,24 @@ def main() -> None:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory)
+    room = min(1024, config.max_position_embeddings)
     with tempfile.TemporaryDirectory() as home:
         paths = profiles(config.num_hidden_layers, config.num_attention_heads, Path(home))
         own = paths.pop("own")
-        base = engine(directory, options, None)
-        one = engine(directory, options, {"profile": own})
-        named = engine(directory, options, {"profile": own, "profiles": paths})
+        base = engine(directory, room, options, None)
+        one = engine(directory, room, options, {"profile": own})
+        named = engine(directory, room, options, {"profile": own, "profiles": paths})
     measured = {
-        BASE: runs(base, options, None),
-        "a profile": runs(one, options, None),
-        "named profiles": runs(named, options, {"tempering_profile": "hot"}),
-        **{text: runs(base, options, {"tempering": text}) for text in POLICIES},
+        BASE: runs(base, room, options, None),
+        "a profile": runs(one, room, options, None),
+        "named profiles": runs(named, room, options, {"tempering_profile": "hot"}),
+        **{text: runs(base, room, options, {"tempering": text}) for text in POLICIES},
     }
     results: dict[str, Any] = {"settings": vars(options)}
     for what in ("decoding", "prefill"):
         fns = {name: own_runs[what] for name, own_runs in measured.items()}
         report = ratios(interleave(fns, options.repeats), BASE)
-        done = options.batch * (options.tokens if what == "decoding" else 512)
+        done = options.batch * (options.tokens if what == "decoding" else room // 2)
         for row in report.values():
             row["tokens_per_second"] = done / row["seconds"]
         print(f"\n{what}, {options.batch} requests: time over that with {BASE}")

@@ -213,6 +213,16 @@ def log_softmax_at_end(model: Any, ids: list[int], profile: Any) -> torch.Tensor
         return model(torch.tensor([ids])).logits[0, -1].float()
 
 
+def test_beam_search_is_refused_rather_than_untempered(server):
+    from openai import BadRequestError
+
+    ids = server.tokenizer(TEXTS[2]).input_ids[:20]
+    beams = {"extra_body": {"use_beam_search": True}, "temperature": 0.0, "n": 2}
+    with pytest.raises(BadRequestError, match="beam search makes requests of its own"):
+        complete(server, ids, {"tempering": "support(3)"}, **beams)
+    assert len(complete(server, ids, **beams).choices) == 2
+
+
 def test_a_ladder_gives_each_sample_its_own(server):
     ids = server.tokenizer(TEXTS[2]).input_ids[:20]
     raw = log_softmax_at_end(server.model, ids, server.profiles["own"])

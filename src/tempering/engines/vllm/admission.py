@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tempering.engines.vllm.policies import (
+    KEYS,
     PROFILE,
     SAMPLE,
     asks_policy,
@@ -76,6 +77,19 @@ def child_params(original: Callable[..., Any], self: Any, index: int) -> Any:
         child = copy.copy(child)
         child.extra_args = {**child.extra_args, SAMPLE: index}
     return child
+
+
+def beam_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's parameters of beam search, which leave `vllm_xargs` out: refused, not ignored."""
+    asked = [key for key in getattr(self, "vllm_xargs", None) or {} if key in KEYS]
+    if asked:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"vLLM's beam search makes requests of its own and would ignore {asked[0]!r}; send it "
+            "without use_beam_search"
+        )
+    return original(self, *args, **kwargs)
 
 
 def check_request(params: Any) -> None:

@@ -19,6 +19,7 @@ def register() -> None:
 
     from tempering.engines.vllm import admission
 
+    wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
     wrap(WorkerBase, "__init__", _init_worker)
@@ -43,6 +44,18 @@ def wrap(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
 
     method._tempering = True  # type: ignore[attr-defined]
     setattr(owner, name, method)
+
+
+def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """vLLM's `InputProcessor.__init__`: this process takes in requests, perhaps over HTTP."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    from tempering.engines.vllm import admission
+
+    original(self, *args, **kwargs)
+    for kind in (ChatCompletionRequest, CompletionRequest):
+        wrap(kind, "to_beam_search_params", admission.beam_params)
 
 
 def _init_worker(
