@@ -6,14 +6,17 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from tempering import Profile, load_model
 from tempering.agents.tasks import generate_tasks, write_tasks
 from tempering.cli import _run
 from tempering.reports import Record, figure_stages, render_html
@@ -87,6 +90,25 @@ def test_a_plan_is_saved_edited_and_run(tmp_path, capsys):
     assert {body["messages"][0]["content"] for body in first} == {"Say hello"}
     assert len({body["temperature"] for body in first}) == 5, "explorers differ in temperature"
     assert len(workers_of(record_of(tmp_path))) == 16
+
+
+@pytest.mark.parametrize("command", [["throb"], ["explore", "--generate", 2, "-k", 3]])
+def test_profiles_are_written_for_a_server_that_tempers_attention(tiny, tmp_path, capsys, command):
+    code = call(*command, "--save-profiles", tmp_path, "--model", tiny, "--amplitude", 1.5)
+    assert code == 0
+    served = {}
+    for line in capsys.readouterr().out.splitlines():
+        option, item = shlex.split(line)
+        name, path = item.rsplit("=", 1)
+        assert option == "--named" and name not in served
+        served[name] = Profile.load(path)
+    model, _ = load_model(tiny)
+    for name, profile in served.items():
+        expected = Profile.from_schedule(name, model).temperature
+        assert torch.equal(profile.temperature, expected)
+    assert len(served) == (15 if command == ["throb"] else 2)
+    assert call(*command, "--save-profiles", tmp_path, "--model", tiny, "--amplitude", 1) == 2
+    assert "no worker tempers attention" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ class Plan:
     stages: tuple[Stage, ...]
     attention: str | None = None
 
+    def patterns(self, stage: Stage) -> list[str | None]:
+        """The attention pattern of each worker of a stage, or None for the model's own."""
+        return [
+            None
+            if self.attention is None or amplitude <= 1
+            else str(as_schedule(self.attention).amplitude(round(amplitude, 4)))
+            for _, amplitude in stage.rungs()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as the YAML holds them and `from_data` reads them."""
         stages = []

@@ -19,7 +19,6 @@ from tempering.agents import prompts
 from tempering.agents.contract import Call, Engine, Ledger, Memory, Reply, StageError, Stop, never
 from tempering.agents.plan import Plan, Stage
 from tempering.errors import InputError
-from tempering.schedules import as_schedule
 
 Row = dict[str, Any]
 # (round, stage, worker, state, count); states as in `Progress`, and "done", "failed", "kept".
@@ -225,10 +224,8 @@ class _Runner:
         template = _template(turn, stage)
         read = prompts.deal(notes, workers)
         found = []
-        for worker, (normalised, amplitude) in enumerate(stage.rungs()[:workers]):
-            attention = None
-            if self.plan.attention is not None and amplitude > 1:
-                attention = str(as_schedule(self.plan.attention).amplitude(amplitude))
+        patterns = self.plan.patterns(stage)
+        for worker, (normalised, _) in enumerate(stage.rungs()[:workers]):
             found.append(
                 Call(
                     key=_name(turn, stage, worker),
@@ -236,7 +233,7 @@ class _Runner:
                     system=stage.system,
                     temperature=self.engine.temperature(normalised),
                     top_p=stage.top_p,
-                    attention=attention,
+                    attention=patterns[worker],
                     tokens=stage.tokens,
                     seed=worker_seed(self.seed, turn, stage.name, worker),
                 )

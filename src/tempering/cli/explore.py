@@ -39,6 +39,7 @@ def explore(
     save_tasks: Annotated[
         Path | None, typer.Option(help="Write the generated tasks, and leave.")
     ] = None,
+    save_profiles: options.SaveProfiles = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave broken lines of the file out.")
     ] = False,
@@ -92,7 +93,7 @@ def explore(
 
     if tasks is not None:
         common.unread(context, ("kinds", "levels"), "--tasks is a file of tasks")
-    if save_tasks is None:
+    if save_tasks is None and save_profiles is None:
         options.unread_by_engine(context, engine)
     found, broken = _tasks(tasks, generate, kinds, levels, seed, keep_going)
     if save_tasks is not None:
@@ -118,6 +119,12 @@ def explore(
         attention=attention,
         amplitude=amplitude,
     )
+    if save_profiles is not None:
+        patterns = [rung.attention for strategy in chosen for rung in strategy.rungs]
+        options.write_profiles(
+            patterns, {"model": model, "device": device, "dtype": dtype}, save_profiles
+        )
+        return
     common.check_out(out)
     settings: dict[str, Any] = {
         "samples": samples,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +28,13 @@ EPILOG = """Examples:
   tempering throb --resume runs/throb-20261122T101500.json
 """
 
+SaveProfiles = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the attention profiles for --model here, print options of `tempering serve` "
+        "that offer them, and leave."
+    ),
+]
 Engine_ = Annotated[
     str,
     typer.Option(
@@ -69,6 +78,7 @@ def throb(
     save_plan: Annotated[
         Path | None, typer.Option(help="Write the plan to edit, and leave.")
     ] = None,
+    save_profiles: SaveProfiles = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds; 1 by default.", min=1)] = None,
     budget_tokens: Annotated[
         int | None, typer.Option(help="Tokens in and out, at most.", min=1)
@@ -123,11 +133,15 @@ def throb(
         return
     if plan is not None:
         common.unread(context, ("pattern", "amplitude", "tokens"), "--plan says it all; edit it")
-    if save_plan is None:
+    if save_plan is None and save_profiles is None:
         unread_by_engine(context, engine)
     steps = _plan(plan, pattern, amplitude, tokens, engine)
     if save_plan is not None:
         common.note(f"plan: {steps.save(save_plan)}")
+        return
+    if save_profiles is not None:
+        patterns = [pattern for stage in steps.stages for pattern in steps.patterns(stage)]
+        write_profiles(patterns, chosen, save_profiles)
         return
     if task is None:
         raise InputError('say what is to be done: tempering throb "task"')
@@ -253,6 +267,20 @@ def _run(
     if outcome.stopped == "interrupted":
         common.note("interrupted; --resume RECORD goes on")
         raise typer.Exit(130)
+
+
+def write_profiles(patterns: Iterable[str | None], chosen: dict[str, Any], out: Path) -> None:
+    """A profile for each pattern, under whose name `tempering serve` gives it to requests."""
+    from tempering.attention.profile import Profile
+    from tempering.errors import InputError
+
+    names = list(dict.fromkeys(pattern for pattern in patterns if pattern is not None))
+    if not names:
+        raise InputError("no worker tempers attention; give an --amplitude above 1")
+    network, _ = common.open_model(chosen["model"], chosen["device"], chosen["dtype"])
+    for i, name in enumerate(names, 1):
+        path = Profile.from_schedule(name, network).save(out / f"{i:03d}.json")
+        print(f"--named {shlex.quote(f'{name}={path}')}")
 
 
 def build_engine(chosen: dict[str, Any], score: bool = False) -> tuple[Engine, dict[str, Any]]:
