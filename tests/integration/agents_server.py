@@ -85,12 +85,12 @@ def reply(path: str, body: dict[str, Any], text: str) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    fault: Callable[[dict[str, Any]], Fault | None] | None = None,
+    fault: Callable[[dict[str, Any]], Fault | None] | None = None, slow: float = 1.0
 ) -> Iterator[tuple[str, Log]]:
     """Serve on a free port: (address, log).
 
     fault: asked at each request; None for a good reply, "slow", "cut", "malformed", "shape", or
-    (status, headers, body).
+    (status, headers, body). slow: seconds that a slow reply takes.
     """
     log = Log()
 
@@ -107,7 +107,7 @@ def serving(
             entry["n"] = log.add(entry)
             entry["fault"] = wanted = None if fault is None else fault(entry)
             if wanted == "slow":
-                time.sleep(1.0)
+                time.sleep(slow)
             if wanted == "cut":
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
@@ -175,6 +175,6 @@ def at_random(seed: int, share: float) -> Callable[[dict[str, Any]], Fault | Non
         with lock:
             if rng.random() >= share:
                 return None
-            return "slow" if rng.random() < 0.05 else rng.choice(kinds)
+            return "slow" if rng.random() < 0.03 else rng.choice(kinds)
 
     return fault
