@@ -5,8 +5,10 @@ Profile                           T[layer, head], relative to the model's own te
 tempered(model, profile)          a handle and context manager
 measure(model, tokenizer, text)   support, entropy, peak, sink share of every head
 profile_for_support(...)          temperatures under which support follows a pattern
+adaptive_profile(rule, model)     temperatures that depend on the query
 """
 
+from tempering.attention.adaptive import adaptive_profile
 from tempering.attention.control import Tempering, tempered
 from tempering.attention.fingerprint import fingerprint
 from tempering.attention.layout import AttentionLayer, Layout, layout
@@ -21,6 +23,7 @@ __all__ = [
     "Profile",
     "SupportProfile",
     "Tempering",
+    "adaptive_profile",
     "fingerprint",
     "layout",
     "measure",

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention import interface, routes, softmaxes
+from tempering.attention import adaptive, interface, routes, softmaxes
 from tempering.attention.layout import Layout, layout, unwrapped
 from tempering.attention.profile import Profile, check_values
+from tempering.attention.rules import rules_for
 from tempering.errors import ProfileError, RefusedError
 
 BAKED_MARK = "tempering"
@@ -90,6 +91,7 @@ class Tempering:
         try:
             for module, layer, temperature in zip(self._modules, plan.layers, rows, strict=True):
                 _attach(module, layer).set(self, temperature)
+            self._set_rules(profiles)
         except BaseException:
             self.remove()
             raise
@@ -102,6 +104,25 @@ class Tempering:
         if model is not None:
             _check(profiles, model, self._layout)
         self.set_rows(_stack(profiles, self._layout))
+        self._set_rules(profiles)
+
+    def _set_rules(self, profiles: Sequence[Profile]) -> None:
+        rules = [rules_for(profile, self._layout) for profile in profiles]
+        for module, texts in zip(self._modules, zip(*rules, strict=True), strict=True):
+            adaptive.attach(self, module, getattr(module, routes.STATE), texts)
+
+    def rules(self) -> dict[str, list[adaptive.RuleCount]]:
+        """For each layer with rules: how often each acted, and how often T was at its bounds."""
+        self._require_active()
+        states = {
+            layer.name: getattr(module, routes.STATE)
+            for layer, module in zip(self._layout.layers, self._modules, strict=True)
+        }
+        return {
+            name: list(state.rule.counts.values())
+            for name, state in states.items()
+            if state.rule_owner is self
+        }
 
     def set_rows(self, rows: Iterable[Tensor]) -> None:
         """Set Float[Tensor, "rows heads"] for each layer; gradients flow to those that need one.
@@ -170,12 +191,12 @@ def _check(profiles: Sequence[Profile], model: nn.Module, plan: Layout) -> None:
     for item in made_for.values():
         item.check_model(model)
     for item in profiles:
-        item.resolve(plan)
+        item.resolve(plan, rules=True)
 
 
 def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
     """For each layer, Float[Tensor, "rows heads"] over the profiles."""
-    resolved = [profile.resolve(plan) for profile in profiles]
+    resolved = [profile.resolve(plan, rules=True) for profile in profiles]
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]
 
 
@@ -197,6 +218,7 @@ def _detach(module: nn.Module, owner: object) -> None:
     state = getattr(module, routes.STATE, None)
     if state is None:
         return
+    adaptive.detach(owner, state)
     state.drop(owner)
     if state.parts:
         return

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tempering.attention.layout import layout, unwrapped
 from tempering.errors import ModelError
 
 # Fields that decide what the weights compute. A fixed list, so that a new default in a later
@@ -100,3 +101,16 @@ def _sample(weights: torch.Tensor) -> bytes:
     values = weights.reshape(-1)[index].float().cpu()
     values[values.abs() < _FLOOR] = 0.0
     return values.bfloat16().view(torch.int16).numpy().tobytes()
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Architecture, shape and fingerprint: what ties a profile or a record to its model."""
+    model = unwrapped(model)
+    plan = layout(model)
+    config: Any = model.config
+    return {
+        "name": str(getattr(config, "_name_or_path", "") or "").rstrip("/").rsplit("/", 1)[-1],
+        "architecture": type(model).__name__,
+        "shape": plan.describe(),
+        "fingerprint": fingerprint(model),
+    }

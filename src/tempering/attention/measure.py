@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention import routes
+from tempering.attention.adaptive import RuleCount
 from tempering.attention.control import Tempering, tempered
 from tempering.attention.layout import AttentionLayer, Layout, layout, unwrapped
 from tempering.attention.logits import Call
@@ -63,6 +64,7 @@ class Measurement:
     entropy_by_chunk: Float[Tensor, "chunks layers heads"], for intervals.
     by_position: each quantity as Float[Tensor, "layers heads buckets"] over equal parts of the
         queries' positions; positions: the first and last position of each part.
+    rules: for each layer with rules of the profile, how often they acted and T met its bounds.
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -81,6 +83,7 @@ class Measurement:
     chunk_length: int
     by_position: dict[str, Tensor]
     positions: tuple[tuple[int, int], ...]
+    rules: dict[str, list[RuleCount]] = field(default_factory=dict)
 
     @property
     def layer_support(self) -> Float[Tensor, "layers"]:
@@ -179,6 +182,7 @@ def measure_tokens(
                 totals[name].merge(sums)
             if progress is not None:
                 progress(index + 1, len(chunks))
+        rules = observer.rules()
     edges = [int((buckets_of(length, buckets) < bucket).sum()) for bucket in range(buckets + 1)]
     return Measurement(
         layers=plan.layers,
@@ -187,6 +191,7 @@ def measure_tokens(
         chunk_length=length,
         by_position={name: _table(plan, totals, name, buckets) for name in QUANTITIES},
         positions=tuple((low, high - 1) for low, high in itertools.pairwise(edges)),
+        rules=rules,
     )
 
 
@@ -221,6 +226,7 @@ class Observer:
     def __init__(self, names: dict[int, str]) -> None:
         self.names = names
         self.sums: dict[str, Sums] = {}
+        self.rules: Callable[[], dict[str, list[RuleCount]]] = dict
 
     def see_call(
         self, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
@@ -291,6 +297,7 @@ def watching(
         try:
             for state in states:
                 state.observer = observer
+            observer.rules = handle.rules
             yield observer
         finally:
             for state, old in zip(states, before, strict=True):

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.attention.layout import Layout, layout, unwrapped
+from tempering.attention.fingerprint import describe_model
+from tempering.attention.layout import Layout, layout
 from tempering.attention.profile_format import fields_of, json_of
-from tempering.errors import DataError, ProfileError, TemperatureError
+from tempering.errors import DataError, ProfileError, RefusedError, TemperatureError
 from tempering.files import read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
 
@@ -36,6 +37,7 @@ class Profile:
     model: architecture and fingerprint of the model it was made for, if any.
     pattern: the schedule it was read from, if any.
     evidence: what was measured about it, if anything (see `tune`).
+    rules: for each row a rule that adapts T to the query, or None (see `adaptive_profile`).
     """
 
     rows: tuple[Tensor, ...]
@@ -45,6 +47,7 @@ class Profile:
     model: Mapping[str, Any] | None = None
     pattern: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    rules: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -56,6 +59,8 @@ class Profile:
             )
         for index, row in enumerate(self.rows):
             _check_row(row, self.names[index] if self.names else f"layer {index}")
+        if self.rules:
+            _rules().check_rules(self.rules, len(self.rows))
 
     # -- making one
 
@@ -196,8 +201,13 @@ class Profile:
         heads = str(counts[0]) if len(counts) == 1 else f"{counts[0]}..{counts[-1]}"
         return f"{len(self.rows)} layers x {heads} heads"
 
-    def resolve(self, plan: Layout) -> list[Tensor]:
-        """One row for each attention layer of a layout, or a ProfileError with both shapes."""
+    def resolve(self, plan: Layout, *, rules: bool = False) -> list[Tensor]:
+        """One row for each attention layer of a layout, or a ProfileError with both shapes.
+
+        RefusedError when the profile has rules, unless the caller minds them (rules=True).
+        """
+        if not rules:
+            self._refuse_rules("temperatures that depend on the query act in transformers alone")
         if self.names is None:
             if [len(row) for row in self.rows] != list(plan.heads):
                 raise ProfileError(
@@ -228,6 +238,11 @@ class Profile:
             rows.append(row)
         return rows
 
+    def _refuse_rules(self, why: str) -> None:
+        if any(self.rules):
+            named = ", ".join(dict.fromkeys(item for item in self.rules if item))
+            raise RefusedError(f"this profile has rules ({named}): {why}")
+
     def _refuse_name(self, name: str, plan: Layout) -> None:
         if any(name == other or name.startswith(other + ".") for other in plan.untempered):
             raise ProfileError(
@@ -257,19 +272,24 @@ class Profile:
     def adopt(self, model: nn.Module) -> Profile:
         """The same temperatures bound to `model`; ProfileError when the shapes differ."""
         plan = layout(model)
-        rows = self.resolve(plan)
+        rows = self.resolve(plan, rules=True)
         return replace(
-            Profile._for(plan, rows, model), pattern=self.pattern, evidence=self.evidence
+            Profile._for(plan, rows, model),
+            pattern=self.pattern,
+            evidence=self.evidence,
+            rules=_rules().rules_for(self, plan) if any(self.rules) else (),
         )
 
     # -- changing one
 
     def scaled(self, room: float) -> Profile:
         """T ** room: 0 is the untempered model, 1 this profile, -1 its mirror image."""
+        self._refuse_rules("they can't be scaled; change their level or their bounds")
         return replace(self, rows=tuple(row**room for row in self.rows), pattern=None, evidence={})
 
     def shuffled(self, seed: int) -> Profile:
         """The same values permuted over all heads of all layers: a control."""
+        self._refuse_rules("they can't be shuffled over heads")
         generator = torch.Generator().manual_seed(seed)
         values = torch.cat(self.rows)
         values = values[torch.randperm(len(values), generator=generator)]
@@ -312,19 +332,10 @@ class Profile:
             raise type(error)(f"{where}: {error}") from error
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Architecture, shape and fingerprint: what ties a profile or a record to its model."""
-    from tempering.attention.fingerprint import fingerprint
+def _rules() -> Any:
+    from tempering.attention import rules  # reads profiles itself
 
-    model = unwrapped(model)
-    plan = layout(model)
-    config: Any = model.config
-    return {
-        "name": str(getattr(config, "_name_or_path", "") or "").rstrip("/").rsplit("/", 1)[-1],
-        "architecture": type(model).__name__,
-        "shape": plan.describe(),
-        "fingerprint": fingerprint(model),
-    }
+    return rules
 
 
 def _naming(model: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""The JSON of a profile, version 1: written, and read with nothing taken on trust."""
+"""The JSON of a profile, version 1: written, and read with nothing taken on trust.
+
+A profile with rules is version 2, so that what reads version 1 alone refuses it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 
 from tempering.errors import ProfileError
 
-FORMAT, VERSION = "tempering-profile", 1
+FORMAT, VERSION, VERSION_WITH_RULES = "tempering-profile", 1, 2
 
 
 def json_of(profile: Any) -> dict[str, Any]:
@@ -17,14 +20,16 @@ def json_of(profile: Any) -> dict[str, Any]:
     names = profile.names or tuple(f"layer {i}" for i in range(len(profile.rows)))
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION_WITH_RULES if any(profile.rules) else VERSION,
         "model": dict(profile.model) if profile.model else None,
         "pattern": profile.pattern,
         "named": profile.names is not None,
         "partial": profile.partial,
         "layers": [
-            {"name": name, "temperature": row.tolist()}
-            for name, row in zip(names, profile.rows, strict=True)
+            {"name": name, "temperature": row.tolist(), **({"rule": rule} if rule else {})}
+            for name, row, rule in zip(
+                names, profile.rows, profile.rules or [None] * len(names), strict=True
+            )
         ],
         "untempered": list(profile.untempered),
         "evidence": dict(profile.evidence),
@@ -35,9 +40,10 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
     """The fields of a profile from `json_of`; ProfileError names `where` and what is wrong."""
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise ProfileError(f"{where} is not a profile (its format is not '{FORMAT}')")
-    if data.get("version") != VERSION:
+    if data.get("version") not in (VERSION, VERSION_WITH_RULES):
         raise ProfileError(
-            f"{where} has version {data.get('version')!r}; this tempering reads {VERSION}"
+            f"{where} has version {data.get('version')!r}; this tempering reads {VERSION} and "
+            f"{VERSION_WITH_RULES}"
         )
 
     def field(name: str, *kinds: Any, among: Any = data, of: str = "") -> Any:
@@ -49,7 +55,7 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
             )
         return among[name]
 
-    names, rows = [], []
+    names, rows, rules = [], [], []
     for index, item in enumerate(field("layers", list)):
         of = f"layer {index}"
         names.append(field("name", str, among=item, of=of))
@@ -57,6 +63,7 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
         if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             raise ProfileError(f"{where} is damaged: the temperatures of {of} are not all numbers")
         rows.append(torch.tensor(values, dtype=torch.float64))
+        rules.append(field("rule", str, among=item, of=of) if "rule" in item else None)
     untempered = field("untempered", list)
     return {
         "rows": tuple(rows),
@@ -66,4 +73,5 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
         "model": field("model", dict, type(None)),
         "pattern": field("pattern", str, type(None)),
         "evidence": field("evidence", dict),
+        "rules": tuple(rules) if any(rules) else (),
     }

@@ -39,7 +39,8 @@ class TemperatureState:
 
     beta: Float[Tensor, "rows heads 1 1"], rows = 1 (all rows alike) or the batch size.
     uniform: beta as a number when all rows and heads share it, else None.
-    rule: a function (query, key, mask, kwargs) -> beta, for temperatures that depend on the query.
+    rule: a function (query, key, mask, kwargs) -> beta, for temperatures that depend on the query;
+        rule_owner: the handle that gave it, if one did.
     observer: an object whose `see_call` or `see_logits` is shown what reaches the softmax.
     trial: an object that compares softmax inputs before and after with a reference, in the
         self-check.
@@ -54,6 +55,7 @@ class TemperatureState:
             self.beta: Tensor = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
         self.uniform: float | None = 1.0
         self.rule: Callable[..., Tensor] | None = None
+        self.rule_owner: object = None
         self.observer: Any = None
         self.trial: Any = None
         self.parts: dict[object, Tensor] = {}

@@ -131,8 +131,15 @@ def pattern_profile(
 ) -> Profile:
     """A profile from the options of a command; text is the sample for patterns of support."""
     from tempering.attention.profile import Profile
+    from tempering.attention.rules import is_rule
     from tempering.schedules import schedule
 
+    if is_rule(pattern):
+        from tempering.attention.adaptive import adaptive_profile
+
+        if amplitude is not None or reading != "temperature" or heads is not None:
+            raise InputError(f"{pattern} is a rule for every query; only --layers goes with it")
+        return adaptive_profile(pattern, model, layers=numbers(layers, "--layers"))
     plan = schedule(pattern)
     if reading == "temperature":
         if amplitude is not None:
@@ -216,10 +223,21 @@ def check_context(model: Any, tokens: int, what: str, *, beyond: bool = False) -
     raise InputError(f"{what}: the model reads at most {longest} tokens at once")
 
 
+def note_rules(rules: list[dict[str, Any]]) -> None:
+    """Say where a level could not be held."""
+    for row in rules:
+        for end in ("coldest", "hottest"):
+            if row[end]:
+                note(
+                    f"note: {row['rule']}: T stands at its {end} for {row[end]:.1%} of the "
+                    "queries, which can't reach the level"
+                )
+
+
 def model_section(model: Any, name: str) -> dict[str, Any]:
     """The model's part of a record."""
+    from tempering.attention.fingerprint import describe_model
     from tempering.attention.layout import layout
-    from tempering.attention.profile import describe_model
 
     plan = layout(model)
     return {

@@ -13,6 +13,8 @@ EPILOG = """Examples:
 
   tempering compare --text notes.txt --pattern 'throb(12,3,1,12)|amplitude(1.2)' --controls
 
+  tempering compare --text notes.txt --pattern 'support(12,0.8,1.25)' --pattern 'polynomial()'
+
   tempering compare --text notes.txt --pattern 'throb(12,3,1,12)' --budget 0.01
 
   tempering compare --pattern 'linear(1.1,0.9)' --profile tuned.json --samples 8
@@ -57,6 +59,7 @@ def compare(
 
     Ctrl-C keeps what was finished; the same command goes on from there.
     """
+    from tempering.attention.rules import is_rule
     from tempering.errors import InputError
     from tempering.evaluation.compare import compare as run
     from tempering.evaluation.journal import Journal
@@ -71,6 +74,8 @@ def compare(
         raise InputError("--samples 1 has no diversity; give 2 or more, or 0 to leave it out")
     if budget is not None and not 0 < budget < float("inf"):
         raise InputError(f"--budget is a positive number of nats per token, not {budget:g}")
+    if budget is not None and any(is_rule(item) for item in pattern or ()):
+        raise InputError("--budget finds the amplitude of a pattern over depth; a rule has none")
     if budget is not None and (amplitude is not None or reading != "temperature"):
         raise InputError("--budget finds the amplitude itself; leave --amplitude and --read-as out")
     if engine not in ("transformers", "vllm"):
@@ -169,11 +174,12 @@ def _patterns(
 ) -> list[Any]:
     """Schedules as they are; supports and files as labelled profiles."""
     from tempering.attention.profile import Profile
+    from tempering.attention.rules import is_rule
     from tempering.schedules import schedule
 
     chosen: list[Any] = []
     for text in patterns or ():
-        if reading == "temperature":
+        if reading == "temperature" and not is_rule(text):
             plan = schedule(text)
             chosen.append(plan if amplitude is None else plan.amplitude(amplitude))
             continue

@@ -137,7 +137,7 @@ def side_by_side(
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")
     neutral = Profile.neutral(layout(network))
-    alone = all(bool((row == 1).all()) for row in profile.rows)
+    alone = all(bool((row == 1).all()) for row in profile.rows) and not any(profile.rules)
     if alone:
         labels = labels[:1]
     ids = prompt_ids(tokenizer, prompt, chat=chat)

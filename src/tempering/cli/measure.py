@@ -16,6 +16,8 @@ EPILOG = """Examples:
 
   tempering measure --text notes.txt --pattern 'throb(12,3,1,12)' --amplitude 1.3 --heatmap s.png
 
+  tempering measure --text notes.txt --pattern 'support(12,0.5,2)'
+
   tempering measure --text notes.txt --table heads.parquet
 
   tempering measure --text book.txt --chunk 8192 --chunks 1 --parts 16 --table heads.csv
@@ -24,7 +26,9 @@ EPILOG = """Examples:
 
 def measure(
     text: common.TextFile = None,
-    pattern: Annotated[str | None, typer.Option(help="Measure under this pattern as well.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Measure under this pattern or rule as well.")
+    ] = None,
     profile: Annotated[str | None, typer.Option(help="Profile file, instead.")] = None,
     amplitude: common.Amplitude = None,
     reading: common.Reading = "temperature",
@@ -57,6 +61,7 @@ def measure(
         UNTEMPERED,
         pattern_section,
         positions_section,
+        rules_section,
         support_section,
     )
     from tempering.reports import Record, figure_support_heatmap, save_figure, write_table
@@ -89,7 +94,7 @@ def measure(
             chunk=chunk,
             limit=limit,
         )
-        chosen.resolve(layout(network))
+        chosen.resolve(layout(network), rules=True)
         chosen.check_model(network)
     with common.counted("measure") as report:
         before = measure_tokens(network, chunks, buckets=parts, progress=report)
@@ -100,6 +105,9 @@ def measure(
                 network, chunks, profile=chosen, buckets=parts, progress=report
             )
         results["pattern"] = pattern_section({label: chosen})
+        if rules := rules_section(after[label]):
+            results["rules"] = rules
+            common.note_rules(rules)
     results["support"] = support_section(before, after)
     results["support"]["positions"] = positions_section(before, after)
     record = Record.new(

@@ -1,8 +1,9 @@
-"""tempering profile: look at profiles, and at how two of them differ."""
+"""tempering profile: look at profiles, at how two of them differ, and make one from a rule."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,9 @@ import typer
 from tempering.cli import common
 
 app = typer.Typer(
-    help="Show profiles, and how two of them differ.", no_args_is_help=True, rich_markup_mode=None
+    help="Show profiles, and how two of them differ; make one from a rule.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 SHOW = """Examples:
@@ -18,6 +21,14 @@ SHOW = """Examples:
   tempering profile show tuned.json
 
   tempering profile show tuned.json --json
+"""
+RULE = """Examples:
+
+  tempering profile rule 'support(12,0.5,2)' --out held.json
+
+  tempering profile rule 'support(throb(12,3,2,12))' --layers 8-20 --out held.json
+
+  tempering profile rule 'log_length(2048)' --base tuned.json --out longer.json
 """
 DIFF = """Examples:
 
@@ -48,8 +59,10 @@ def show(profile: File, as_json: common.Json = False) -> None:
         )
     names = chosen.names or tuple(f"layer {i}" for i in range(len(chosen.rows)))
     width = max(len(name) for name in names)
-    for name, row in zip(names, chosen.rows, strict=True):
-        print(f"{name:{width}}  " + " ".join(f"{value:.3f}" for value in row.tolist()))
+    rules = chosen.rules or (None,) * len(names)
+    for name, row, rule in zip(names, chosen.rows, rules, strict=True):
+        temperatures = " ".join(f"{value:.3f}" for value in row.tolist())
+        print(f"{name:{width}}  {temperatures}" + (f"  {rule}" if rule else ""))
     for name in chosen.untempered:
         print(f"{name:{width}}  no softmax")
     _print_evidence(chosen.evidence)
@@ -68,6 +81,37 @@ def _print_evidence(evidence: Any) -> None:
         print_grid(grid, Console())
 
 
+@app.command(epilog=RULE)
+def rule(
+    text: Annotated[
+        str,
+        typer.Argument(
+            help="support(N), entropy(S), polynomial(), log_length(n); bounds of T may follow N "
+            "and S."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Profile file to write.")],
+    layers: common.Layers = None,
+    base: Annotated[
+        str | None, typer.Option(help="Profile whose temperatures stand beneath the rule.")
+    ] = None,
+    model: common.Model = "smollm2",
+) -> None:
+    """Write a profile whose temperatures depend on the query, by a rule."""
+    from tempering.attention.adaptive import adaptive_profile
+    from tempering.attention.profile import Profile
+
+    common.check_file(out, "--out", ".json")
+    beneath = None if base is None else Profile.load(base)
+    network, _ = common.open_model(model)
+    if beneath is not None:
+        beneath.check_model(network)
+    chosen = adaptive_profile(
+        text, network, layers=common.numbers(layers, "--layers"), base=beneath
+    )
+    common.note(f"profile: {chosen.save(out)}")
+
+
 @app.command(epilog=DIFF)
 def diff(first: File, second: File, as_json: common.Json = False) -> None:
     """Print the ratio of two profiles' temperatures, layer by layer."""
@@ -75,6 +119,9 @@ def diff(first: File, second: File, as_json: common.Json = False) -> None:
     from tempering.errors import ProfileError
 
     one, two = Profile.load(first), Profile.load(second)
+    for path, one_of in ((first, one), (second, two)):
+        if any(one_of.rules):
+            raise ProfileError(f"{path} has rules; only temperatures have a ratio")
     if [len(row) for row in one.rows] != [len(row) for row in two.rows] or (
         one.names and two.names and one.names != two.names
     ):

@@ -63,6 +63,23 @@ def support_section(
     }
 
 
+def rules_section(measured: Measurement) -> list[dict[str, Any]]:
+    """For each rule: in how many layers, and the share of queries with T at a bound."""
+    found: dict[str, list[Any]] = {}
+    for counts in measured.rules.values():
+        for count in counts:
+            found.setdefault(count.rule, []).append(count)
+    rows = []
+    for text, counts in found.items():
+        queries = sum(count.queries for count in counts)
+        ends = {
+            end: sum(getattr(count, end) for count in counts) / max(queries, 1)
+            for end in ("coldest", "hottest")
+        }
+        rows.append({"rule": text, "layers": len(counts), "queries": queries, **ends})
+    return rows
+
+
 def positions_section(before: Measurement, after: dict[str, Measurement]) -> dict[str, Any]:
     """Every quantity by layer, head and part of the text, to six digits."""
     return {
