@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import math
-from pathlib import Path
-from unittest import mock
-
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertModel,
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalLM
 
 from tempering.attention import adaptive_profile, measure_tokens, tempered
 from tempering.attention.profile import Profile
-from tempering.errors import (
-    ArchitectureError,
-    ProfileError,
-    RefusedError,
+from tempering.errors import ProfileError, RefusedError
+from tests.integration.rule_oracle import (
+    IDS,
+    ORACLES,
+    PADDED,
+    close,
+    expected,
+    oracle,
+    softmax_with,
+    velickovic,
 )
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
-
-IDS = oracle.tokens(1, 2, 13)
-PADDED = torch.ones(2, 13, dtype=torch.long)
-PADDED[1, :4] = 0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,92 +27,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def entropy_at(x, t):
-    r = torch.softmax(x / t, 0)
-    return float(torch.special.entr(r).sum())
-
-
-def held(level, coldest=1e-3, hottest=1e3):
-    """The temperature of one query by bisection; level in nats."""
-
-    def temperature(x):
-        if len(x) == 0 or bool((x == x[0]).all()):
-            return 1.0
-        if entropy_at(x, coldest) >= level:
-            return coldest
-        if entropy_at(x, hottest) <= level:
-            return hottest
-        low, high = math.log(coldest), math.log(hottest)
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = (middle, high) if entropy_at(x, math.exp(middle)) < level else (low, middle)
-        return math.exp((low + high) / 2)
-
-    return temperature
-
-
-def velickovic(x):
-    s = entropy_at(x, 1.0) if len(x) else 0.0
-    beta = -0.037 * s**4 + 0.481 * s**3 - 2.3 * s**2 + 4.917 * s - 1.791
-    return 1 / max(beta, 1.0) if s > 0.5 else 1.0
-
-
-def by_length(x):
-    return 1 / max(1.0, math.log(max(len(x), 1)) / math.log(4))
-
-
-ORACLES = {
-    "support(3)": held(math.log(3)),
-    "entropy(0.7)": held(0.7),
-    "support(3,0.8,1.25)": held(math.log(3), 0.8, 1.25),
-    "support(1)": held(0.0),
-    "polynomial()": velickovic,
-    "log_length(4)": by_length,
-}
-
-
-@contextlib.contextmanager
-def softmax_with(temperature, chosen=lambda call: True, base=None):
-    """Divide each row of each 4-D softmax by its own temperature; eager attention only."""
-    original, calls = torch.nn.functional.softmax, []
-
-    def divided(x, *args, **kwargs):
-        if x.ndim != 4:
-            return original(x, *args, **kwargs)
-        call = len(calls) % oracle.LAYERS
-        calls.append(call)
-        if base is not None:
-            x = x / base[call][:, None, None].to(x.dtype)
-        if not chosen(call):
-            return original(x, dim=-1)
-        rows = x.clone().flatten(0, 2)
-        for row in rows:
-            seen = row > -1e30
-            row[seen] = (row[seen].double() / temperature(row[seen].double())).to(row)
-        # Without the rounding to float32 that models ask for here.
-        return original(rows.view(x.shape), dim=-1)
-
-    with mock.patch.object(torch.nn.functional, "softmax", divided):
-        yield
-
-
-def expected(model, temperature, ids=IDS, **more):
-    """The logits of an eager copy of the model, tempered by the oracle."""
-    keep = {key: more.pop(key) for key in ("chosen", "base") if key in more}
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with softmax_with(temperature, **keep), torch.no_grad():
-            return model(ids, use_cache=False, **more).logits
-    finally:
-        model.set_attn_implementation(implementation)
-
-
-def close(ours, exact, relative=2e-5):
-    plain = exact.double().std()
-    assert (ours.double() - exact.double()).abs().max() < relative * plain
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -331,105 +224,3 @@ def test_handles():
             handle.update(profile)
             assert torch.equal(model(IDS, use_cache=False).logits, held_at_3)
         assert torch.equal(model(IDS, use_cache=False).logits, plain)
-
-
-def test_what_cannot_be_exact_is_refused():
-    torch.manual_seed(0)
-    shape = {"vocab_size": 61, "hidden_size": 32}
-    bloom = BloomForCausalLM(BloomConfig(**shape, n_layer=2, n_head=4)).eval()
-    with pytest.raises(ArchitectureError, match="attention code of its own"):
-        adaptive_profile("support(3)", bloom)
-    shape |= {
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    sinks = GptOssForCausalLM(
-        GptOssConfig(**shape, num_local_experts=2, num_experts_per_tok=1)
-    ).eval()
-    with pytest.raises(ArchitectureError, match="sink logits shared by all queries"):
-        adaptive_profile("support(3)", sinks)
-    config = Gemma2Config(**shape, attn_logit_softcapping=2.0, sliding_window=64)
-    config._attn_implementation = "eager"
-    capped = Gemma2ForCausalLM(config).eval()
-    with tempered(capped, adaptive_profile("support(3)", capped)), torch.no_grad():
-        ours = capped(IDS, use_cache=False).logits
-    with softmax_with(held(math.log(3))), torch.no_grad():
-        close(ours, capped(IDS, use_cache=False).logits, 2e-4)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("support", "no rule"),
-        ("warmth(3)", "'warmth.3.' is no rule.*support.keys"),
-        ("support(keys)", "'keys' is no number"),
-        ("support()", "takes a level"),
-        ("support(3,1)", "takes a level, or a level and two bounds"),
-        ("support(0.5)", "at least 1"),
-        ("entropy(-1)", "at least 0"),
-        ("support(nan)", "'nan' is no number"),
-        ("support(3,2,1)", "the colder one first; not 2, 1"),
-        ("support(3,0,1)", "0.001 to 1000"),
-        ("support(wave(1))", "neither a number nor a pattern"),
-        ("support(throb(12,3,1,12)", "brackets"),
-        ("log_length(1)", "at least 2"),
-        ("log_length(3.5)", "one whole number"),
-        ("polynomial(x)", "'x' is no number"),
-    ],
-)
-def test_bad_texts(text, words):
-    with pytest.raises(ProfileError, match=words):
-        adaptive_profile(text, oracle.tiny_llama())
-
-
-def test_bad_places():
-    model = oracle.tiny_llama()
-    with pytest.raises(ProfileError, match="layer 4: the model has layers 0 to 3"):
-        adaptive_profile("support(3)", model, layers=[0, 4])
-    with pytest.raises(ProfileError, match=r"layer \(none\)"):
-        adaptive_profile("support(3)", model, layers=[])
-    with pytest.raises(ProfileError, match="no stack 'encoder'"):
-        adaptive_profile("support(3)", model, stack="encoder")
-    with pytest.raises(RefusedError, match="has rules itself .support.2."):
-        adaptive_profile("support(3)", model, base=adaptive_profile("support(2)", model))
-
-
-def test_files(tmp_path):
-    """A profile with rules is another version, so that no reader drops them in silence."""
-    model = oracle.tiny_llama()
-    profile = adaptive_profile("support(linear(5,2),0.1,10)", model, layers=[1, 2])
-    path = profile.save(tmp_path / "p.json")
-    found = Profile.load(path)
-    assert found.rules == profile.rules
-    assert profile.to_json()["version"] == 2
-    assert Profile.neutral(model).to_json()["version"] == 1
-    with torch.no_grad(), tempered(model, found):
-        ours = model(IDS, use_cache=False).logits
-    with torch.no_grad(), tempered(model, profile):
-        assert torch.equal(ours, model(IDS, use_cache=False).logits)
-    other = oracle.tiny_llama(seed=1)
-    assert found.adopt(other).rules == profile.rules
-    damaged = profile.to_json()
-    damaged["layers"][1]["rule"] = "warmth(3)"
-    with pytest.raises(ProfileError, match="p.json: 'warmth.3.' is no rule"):
-        Profile.from_json(damaged, "p.json")
-    damaged["layers"][1]["rule"] = 3
-    with pytest.raises(ProfileError, match="'rule' of layer 1 is 3"):
-        Profile.from_json(damaged, "p.json")
-
-
-def test_what_takes_matrices_alone_refuses_rules():
-    from tempering.attention.bake import bake
-
-    model = oracle.tiny_llama()
-    profile = adaptive_profile("support(3)", model)
-    for attempt in (
-        lambda: bake(model, profile),
-        lambda: profile.scaled(0.5),
-        lambda: profile.shuffled(0),
-    ):
-        with pytest.raises(RefusedError, match=r"has rules \(support\(3\)\)"):
-            attempt()

@@ -18,6 +18,7 @@ COMMANDS = (
     "generate",
     "measure",
     "compare",
+    "depth",
     "tune",
     "bake",
     "architectures",

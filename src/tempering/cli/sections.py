@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tempering.attention.measure import Measurement
     from tempering.attention.profile import Profile
     from tempering.evaluation.compare import Comparison
+    from tempering.evaluation.depth import DepthStudy
 
 UNTEMPERED = "untempered"
 
@@ -167,6 +168,68 @@ def frontier_section(comparison: Comparison, metric: str = "spread") -> list[dic
             }
         )
     return points
+
+
+def depth_section(study: DepthStudy) -> list[dict[str, Any]]:
+    """One row a case: where it runs, its cost, its controls' cost, the difference, the spread."""
+    spread = {item.label: item.estimate for item in study.benefits if item.metric == "spread"}
+    rows = []
+    for case, cost, shuffled, difference in zip(
+        study.cases, study.costs, study.shuffled, study.difference, strict=True
+    ):
+        row = {
+            "label": case.label,
+            "family": case.family,
+            "place": case.place,
+            "cycles": case.cycles,
+            "first": case.first,
+            "last": case.last,
+            "layers": case.layers,
+            "layers_a_stage": case.layers_a_stage,
+            "cost": cost.cost.value,
+            "se": _number(cost.cost.se),
+            "low": _number(cost.cost.low),
+            "high": _number(cost.cost.high),
+            "shuffled": shuffled.value,
+            "difference": difference.value,
+            "difference_low": _number(difference.low),
+            "difference_high": _number(difference.high),
+            "n": cost.cost.n,
+            "unit": "nats/token",
+            "level": 0.95,
+        }
+        if case.label in spread:
+            found = spread[case.label]
+            row |= {
+                "spread": found.value,
+                "spread_low": _number(found.low),
+                "spread_high": _number(found.high),
+            }
+        rows.append(row)
+    return rows
+
+
+def depth_answer(study: DepthStudy) -> dict[str, Any]:
+    """The study in a few lines: what more cycles cost, and whether the order of values told."""
+    cycles = [i for i, case in enumerate(study.cases) if case.family == "cycles"]
+    first, last = cycles[0], cycles[-1]
+    told = [
+        case.label
+        for case, item in zip(study.cases, study.difference, strict=True)
+        if item.low > 0 or item.high < 0
+    ]
+    answer: dict[str, Any] = {
+        f"cost of {study.cases[first].label}": study.costs[first].cost.value,
+        f"cost of {study.cases[last].label}": study.costs[last].cost.value,
+        "cases whose order over depth told": f"{len(told)} of {len(study.cases)}",
+        "told by chance alone, on average": 0.05 * len(study.cases),
+    }
+    if told:
+        answer["they are"] = ", ".join(told)
+    spread = [item.estimate for item in study.benefits if item.metric == "spread"]
+    if spread:
+        answer["spread of samples, untempered"] = spread[0].value
+    return answer
 
 
 def budget_section(comparison: Comparison) -> list[dict[str, Any]]:

@@ -119,6 +119,19 @@ def measure_costs(
 
     Returns costs in the order of `variants`. Raises InputError for two variants of one label.
     """
+    rows, complete = cost_rows(model, chunks, variants, journal=journal, progress=progress)
+    return summarised(rows, variants, chunks.shape[1] - 1), complete
+
+
+def cost_rows(
+    model: nn.Module,
+    chunks: Int[Tensor, "chunks length"],
+    variants: Sequence[Variant],
+    *,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[dict[str, list[float]]], bool]:
+    """The numbers that `measure_costs` sums up: {label: [mean nll, mean KL]} of each chunk."""
     check_labels(variants)
     if len(chunks) == 0:
         raise InputError("a cost needs at least one chunk of text")
@@ -135,7 +148,7 @@ def measure_costs(
     finally:
         if journal is not None:
             journal.close()
-    return summarised(rows, variants, chunks.shape[1] - 1), len(rows) == len(chunks)
+    return rows, len(rows) == len(chunks)
 
 
 def _chunk(

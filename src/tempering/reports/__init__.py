@@ -26,6 +26,7 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "FIGURES",
         "figure_benefit",
         "figure_cost",
+        "figure_depth",
         "figure_frontier",
         "figure_pattern",
         "figure_pattern_heatmap",

@@ -27,6 +27,7 @@ from tempering.reports.figures_results import (
     figure_stages,
     figure_training,
 )
+from tempering.reports.figures_study import figure_depth
 from tempering.reports.record import Record
 from tempering.reports.style import CARD, RC
 
@@ -34,6 +35,7 @@ __all__ = [
     "FIGURES",
     "figure_benefit",
     "figure_cost",
+    "figure_depth",
     "figure_frontier",
     "figure_pattern",
     "figure_pattern_heatmap",
@@ -58,6 +60,7 @@ FIGURES: dict[str, tuple[str, Callable[[Record], Figure]]] = {
     "reliability": ("reliability", figure_reliability),
     "training": ("training", figure_training),
     "stages": ("stages", figure_stages),
+    "depth": ("depth", figure_depth),
 }
 
 _FORMATS = (".png", ".svg", ".pdf")

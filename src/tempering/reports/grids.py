@@ -78,6 +78,31 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
     )
 
 
+def depth_grid(rows: Sequence[Row]) -> Grid:
+    """One way to lay a pattern over depth a row, beside its own control."""
+    return _grid(
+        f"Depth, {rows[0]['unit']}",
+        "cost of each case, of the same values in another order (shuffled), and the difference: "
+        "what the pattern owes to its course over depth" + _stated(rows),
+        rows,
+        {
+            "case": lambda row: row["label"],
+            "layers": lambda row: f"{row['first']}-{row['last']}",
+            "layers a stage": lambda row: shown(row["layers_a_stage"]),
+            "cost": lambda row: signed(row["cost"]),
+            "interval": interval,
+            "shuffled": lambda row: signed(row["shuffled"]),
+            "difference": lambda row: signed(row.get("difference")),
+            "its interval": lambda row: interval(row, "difference_low", "difference_high"),
+            "spread": lambda row: shown(row.get("spread")),
+            "n": lambda row: shown(row.get("n")),
+        },
+        {"label", "family", "place", "cycles", "first", "last", "layers", "layers_a_stage", "cost",
+         "se", "low", "high", "n", "unit", "level", "shuffled", "difference", "difference_low",
+         "difference_high", "spread", "spread_low", "spread_high"},
+    )  # fmt: skip
+
+
 def _span(row: Row, low: str = "low", high: str = "high") -> str:
     if row.get(low) is None or row.get(high) is None:
         return "–"

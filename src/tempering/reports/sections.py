@@ -26,6 +26,10 @@ be added under any name and become columns. A trailing ? marks an optional field
     reliability   {before: [bin], after?: [bin],
                    metrics?: [row {metric, before, after?, low?, high?}]}
                   bin: row {confidence, accuracy, n, low?, high?}
+    depth         [row {label, family, place, cycles, first, last, layers, layers_a_stage, cost,
+                  se?, low?, high?, n?, unit, level?, shuffled, difference?, difference_low?,
+                  difference_high?, spread?, spread_low?, spread_high?}]
+                  family: "cycles" or "sub-stack"; shuffled: cost of the same values in other orders
     training      {history: [row {step, loss, held_out?}], trade_off?: [row {label, objective, cost,
                   chosen?}]}
 """
@@ -181,6 +185,25 @@ SECTIONS = {
         fields(
             {"label": text, "family": text, "cost": number, "benefit": number},
             {"cost_se": _value, "benefit_low": _value, "benefit_high": _value, "metric": text},
+            extra=scalar,
+        )
+    ),
+    "depth": listed(
+        fields(
+            {
+                "label": text,
+                "family": text,
+                "place": text,
+                "cycles": count,
+                "first": count,
+                "last": count,
+                "layers": count,
+                "layers_a_stage": number,
+                "cost": _value,
+                "shuffled": _value,
+                "unit": text,
+            },
+            {**_interval, "se": _value},
             extra=scalar,
         )
     ),

@@ -70,6 +70,7 @@ def _tables(record: Record, console: Console) -> list[Grid]:
         "cost": grids.cost_grid,
         "benefit": grids.benefit_grid,
         "frontier": grids.frontier_grid,
+        "depth": grids.depth_grid,
         "stages": grids.stages_grid,
     }
     tables += [make(results[name]) for name, make in made.items() if results.get(name)]
