@@ -48,6 +48,7 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "Measurement",
         "Profile",
         "Tempering",
+        "adaptive_profile",
         "fingerprint",
         "layout",
         "measure",

@@ -130,8 +130,9 @@ class Polynomial:
 class LogLength:
     """beta = max(1, log(keys seen) / log(trained)): sharper beyond the length of training.
 
-    trained: tokens, at least 2. Source: Su, "Scale invariance of attention" (2021), and
-    scalable-softmax (Nakanishi, 2025), here relative to the model's own temperature.
+    trained: tokens, at least 2. Source: Su Jianlin, "Attention's scale from entropy invariance"
+    (2021); Nakanishi, "Scalable-softmax is superior for attention" (2025). Here relative to the
+    model's own temperature, and never hotter than that.
     """
 
     trained: int
