@@ -1,6 +1,6 @@
 """What a profile costs where a model calls softmax itself, and that call is rewritten.
 
-    python benchmarks/rewriting_overhead.py [--repeats 12] [--device cuda]
+    python benchmarks/rewriting_overhead.py [--repeats 9] [--device cuda]
 
 Models with attention code of their own, of random weights and in the shape of a published one
 but for fewer layers and a small vocabulary (both hide nothing of what attention costs): prefill
@@ -20,7 +20,7 @@ import torch
 
 from tempering import layout, tempered
 
-LAYERS, VOCABULARY = 6, 2048
+LAYERS, VOCABULARY = 8, 2048
 
 
 def bloom():
@@ -51,7 +51,7 @@ def falcon():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     works = {

@@ -202,7 +202,7 @@ def test_modules_the_model_does_not_have():
     with pytest.raises(ProfileError, match="4 heads, the profile has 3"):
         Profile.by_module({"model.layers.1.self_attn": [1.0, 2.0, 3.0]}).resolve(plan())
     hybrid = plan((4,), places=(1,), depth=2, untempered=("model.layers.0",))
-    with pytest.raises(ProfileError, match="has no softmax and so no temperature"):
+    with pytest.raises(ProfileError, match="has no temperature: it has no softmax"):
         Profile.by_module({"model.layers.0.mixer": 2.0}).resolve(hybrid)
 
 

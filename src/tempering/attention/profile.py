@@ -246,7 +246,8 @@ class Profile:
     def _refuse_name(self, name: str, plan: Layout) -> None:
         if any(name == other or name.startswith(other + ".") for other in plan.untempered):
             raise ProfileError(
-                f"{name} has no softmax and so no temperature; leave it out of the profile"
+                f"{name} has no temperature: it has no softmax, or text does not reach it; "
+                "leave it out of the profile"
             )
         if not self.partial:
             raise ProfileError(
