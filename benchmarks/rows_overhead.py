@@ -53,7 +53,7 @@ def main() -> None:
             found = generate_rows(model, rows)
             if options.device.startswith("cuda"):
                 torch.cuda.synchronize()
-            assert found is not None and all(len(own.tokens) == options.tokens for own in found)
+            assert all(len(own.tokens) == options.tokens for own in found)
 
         return run
 

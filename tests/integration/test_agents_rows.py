@@ -101,14 +101,12 @@ def test_each_row_says_what_it_says_alone(tiny):
     model, tokenizer = tiny
     rows = some_rows(model, tokenizer)
     found = generate_rows(model, rows)
-    assert found is not None
     expected = [alone(model, row) for row in rows]
     assert [(own.tokens, own.end) for own in found] == expected
     # The comparison has what it needs: rows that stopped, rows that didn't, profiles that tell.
     ends = [end for _, end in expected]
     assert None in ends and len(set(ends)) > 1
     plain = generate_rows(model, [replace(row, profile=None) for row in rows])
-    assert plain is not None
     changed = [i for i, row in enumerate(rows) if plain[i] != found[i]]
     assert changed and all(rows[i].profile is not None for i in changed)
 
@@ -128,7 +126,6 @@ def test_a_common_beginning_is_read_once_for_each_profile(tiny):
         found = generate_rows(model, rows)
     finally:
         handle.remove()
-    assert found is not None
     start, rest = shapes[:2]
     assert start[0] == 2 and rest[0] == 8 and start[1] + rest[1] == max(map(len, prompts))
     assert rest[1] < start[1]
@@ -149,7 +146,6 @@ def test_rows_that_end_early_leave_the_batch_and_the_others_alone(tiny):
         mixed = generate_rows(model, [*long, *short])
     finally:
         handle.remove()
-    assert mixed is not None
     assert shapes[0] == 2, "a prompt is read once for each profile"
     going = [(row.profile is None, own.tokens[0]) for row, own in
              zip([*long, *short], mixed, strict=True) if own.tokens and row.tokens > 1]  # fmt: skip
@@ -163,7 +159,6 @@ def test_tokens_come_as_often_as_their_probabilities_say(tiny):
     prompt = tokenizer("Hot", return_tensors="pt").input_ids[0]
     n = 4000
     found = generate_rows(model, [Row(prompt, 0.7, seed=i, tokens=1) for i in range(n)])
-    assert found is not None
     with torch.no_grad():
         p = (model(input_ids=prompt[None]).logits[0, -1].double() / 0.7).softmax(0)
     counts = torch.zeros(len(p), dtype=torch.float64)
@@ -193,16 +188,26 @@ def test_scores_are_the_untempered_likelihoods(tiny):
     )
 
 
-def test_a_stop_gives_the_batch_up_and_progress_is_told(tiny):
+def test_progress_is_told_after_every_token(tiny):
     model, tokenizer = tiny
     prompt = tokenizer("Hot", return_tensors="pt").input_ids[0]
-    rows = [Row(prompt, 1.0, seed=i, tokens=9) for i in range(2)]
     told: list[tuple[int, int]] = []
-    stopped = generate_rows(
-        model, rows, progress=lambda *change: told.append(change), stop=lambda: len(told) >= 4
-    )
-    assert stopped is None and told[:4] == [(0, 1), (1, 1), (0, 2), (1, 2)]
-    assert not hasattr(model, "_tempering") and generate_rows(model, rows) is not None
+    rows = [Row(prompt, 1.0, seed=i, tokens=3 + 2 * i) for i in range(2)]
+    found = generate_rows(model, rows, progress=lambda *change: told.append(change))
+    for i, own in enumerate(found):
+        going = [count for row, count in told if row == i]
+        last = len(own.tokens) if own.end is not None else rows[i].tokens - 1
+        assert going == list(range(1, last + 1))
+
+
+def test_a_stop_lets_the_batch_finish_and_starts_no_other(tiny):
+    model, tokenizer = tiny
+    engine = LocalEngine(model, tokenizer, name="tiny", batch=2)
+    calls = [Call(f"k{i}", "Hot", 1.0, 5, i, raw=True) for i in range(6)]
+    found: dict[int, Reply] = {}
+    begun: list[int] = []
+    engine.run(calls, found.__setitem__, lambda index, *_: begun.append(index), lambda: bool(begun))
+    assert sorted(found) == [0, 1] and all(reply.output for reply in found.values())
 
 
 @pytest.mark.parametrize(

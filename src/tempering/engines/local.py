@@ -78,7 +78,10 @@ class LocalEngine:
         return len(self.ids(call))
 
     def run(self, calls: Sequence[Call], done: Done, progress: Progress, stop: Stop) -> None:
-        """Run the calls in batches; one that can't run is a reply with its error."""
+        """Run the calls in batches; one that can't run is a reply with its error.
+
+        A batch that has begun is finished.
+        """
         ready: list[tuple[int, Row]] = []
         room = getattr(self.network.config.get_text_config(), "max_position_embeddings", math.inf)
         for index, call in enumerate(calls):
@@ -101,9 +104,7 @@ class LocalEngine:
                 progress(part[row][0], "running", count)
 
             rows = [row for _, row in part]
-            written = generate_rows(self.network, rows, progress=told, stop=stop)
-            if written is None:
-                return
+            written = generate_rows(self.network, rows, progress=told)
             scores: list[float | None] = [None] * len(rows)
             if self.score:
                 outputs = [own.tokens + ([] if own.end is None else [own.end]) for own in written]

@@ -64,15 +64,13 @@ def generate_rows(
     rows: Sequence[Row],
     *,
     progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> list[Written] | None:
+) -> list[Written]:
     """Generate all rows in one batch, padded on the left.
 
     Rows alike in prompt, profile and what they wrote so far are one row to the model, whatever
     their temperatures and seeds, and rows that ended leave the batch.
 
-    progress: (row, tokens so far), after every token. stop: asked before every token; when it
-    says so the batch is given up and None returned.
+    progress: (row, tokens so far), after every token.
 
     Raises TemperatureError or InputError for a row that can't be sampled, before any work.
     """
@@ -85,8 +83,6 @@ def generate_rows(
     lengths = torch.zeros(len(rows), dtype=torch.long, device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     place = torch.arange(len(rows), device=device)  # the rows still being written
-    if stop is not None and stop():
-        return None
     logits, past, node, mask, own = read_prompts(model, rows)
     options = forward_options(model)
     with _profiles(model, own) as handle, torch.no_grad():
@@ -103,8 +99,6 @@ def generate_rows(
                     progress(row, step + 1)
             if not len(place):
                 break
-            if stop is not None and stop():
-                return None
             if selectable(past):
                 (parent, token), node = torch.stack([node, token]).unique(
                     dim=1, return_inverse=True
