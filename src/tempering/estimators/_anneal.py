@@ -83,8 +83,7 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
             state, gone = _joined(state, *pair), born.pop(pair[1])
             breaks = [parting for parting in breaks if parting.child != gone]
         seen = survey(rows, state, ANNEALED)
-        values, vectors = torch.linalg.eigh(seen.scatter)
-        values, vectors = values[:, -1], vectors[:, :, -1]
+        values, vectors = _largest(seen.scatter)
         yield Stage(variance, state, seen, passes, tuple(breaks))
         order = torch.argsort(values, descending=True).tolist()
         critical = variance * (1 - _ROUNDING)
@@ -134,6 +133,17 @@ def _single(rows: Rows) -> Components:
 
 def _at(state: Components, variance: float) -> Components:
     return state._replace(covariances=torch.full_like(state.log_mass, variance))
+
+
+def _largest(scatter: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue of each matrix, and its eigenvector; the largest entry is positive.
+
+    The sign decides which of two components keeps the number, so it mustn't be left to rounding.
+    """
+    values, vectors = torch.linalg.eigh(scatter)
+    top = vectors[:, :, -1]
+    entry = top.gather(1, top.abs().argmax(1, keepdim=True))
+    return values[:, -1], top * torch.sign(entry)
 
 
 def _cooler(seen: Survey, variance: float, complete: bool) -> float | None:
