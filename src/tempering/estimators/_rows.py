@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +118,12 @@ class Rows:
         weights = values[:, -1] * (self.total / values[:, -1].sum())
         kept = values[:, :-1].to(self.values.dtype)
         return Rows(kept, weights, pivot=self.pivot)
+
+    def alone(self) -> Rows:
+        """This rank's rows without the group, which must not outlive the program that made it."""
+        mine = copy.copy(self)
+        mine.group = None
+        return mine
 
     def divide(self, share: float, generator: torch.Generator) -> tuple[Rows, Rows]:
         """(the rest, that share of the distinct rows), drawn by what is in a row.

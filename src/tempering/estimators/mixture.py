@@ -145,6 +145,11 @@ class AnnealedMixture(FittedMixture):
         Warns MixtureConvergenceWarning when EM did not converge. Ctrl-C returns the best so far
         with that warning and `converged_` False.
         """
+        self._fit(X, sample_weight, responsibilities)
+        return self
+
+    def _fit(self, X: Any, sample_weight: Any, responsibilities: Any) -> Rows:
+        """`fit`; returns the rows, with their process group."""
         count = whole(self.n_components, "n_components", "how many components to fit")
         max_iter = whole(self.max_iter, "max_iter", "the most passes of EM")
         tol = real(self.tol, "tol", "nats per row, above 0", np.finfo(float).tiny)
@@ -181,15 +186,15 @@ class AnnealedMixture(FittedMixture):
             warn(
                 "interrupted: this is the best mixture so far, not a converged one; fit again, "
                 "with a larger tol or fewer rows if it takes too long",
-                2,
+                3,
             )
         elif not trace.converged:
             warn(
                 f"EM did not converge within max_iter = {max_iter} passes at T = 1; raise "
                 "max_iter, or tol, or scale the columns to similar spreads",
-                2,
+                3,
             )
-        return self
+        return rows
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> AnnealedMixture:
         """Learn from one more chunk of rows; the first one is annealed, by `fit`.
@@ -201,8 +206,7 @@ class AnnealedMixture(FittedMixture):
         Parameters, errors: as for `fit`. Returns self.
         """
         if not hasattr(self, "_seen"):
-            self.fit(X, sample_weight=sample_weight)
-            rows = self._fitted_rows
+            rows = self._fit(X, sample_weight, None)
             self._seen = Seen.of(rows, self._components(rows), self._family())
             self.n_samples_seen_ = rows.count
             return self
@@ -215,7 +219,7 @@ class AnnealedMixture(FittedMixture):
         self.lower_bound_ = expect(rows, components, family).objective / rows.total
         self.n_samples_seen_ += rows.count
         self.n_iter_ += 1
-        self._fitted_rows = rows
+        self._fitted_rows = rows.alone()
         return self
 
     def plot_path(self, feature: int = 0, axes: Any = None) -> Any:
@@ -311,7 +315,7 @@ class AnnealedMixture(FittedMixture):
         self.converged_ = trace.converged
         self.n_iter_ = trace.passes
         self.n_moves_ = trace.moves
-        self._fitted_rows = rows
+        self._fitted_rows = rows.alone()
         for stale in ("_seen", "n_samples_seen_"):
             self.__dict__.pop(stale, None)
         if self.criterion is None:
