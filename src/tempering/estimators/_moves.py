@@ -104,7 +104,9 @@ def best_split(
     best = int(gains.argmax())
     if not math.isfinite(float(gains[best])):
         return None
-    children = pick(pair, [2 * best, 2 * best + 1], family)
+    # Cuts that mirror each other gain the same to rounding, which mustn't decide who comes first.
+    order = torch.argsort(pair.means[2 * best : 2 * best + 2, 0])
+    children = pick(pair, 2 * best + order, family)
     children = children._replace(log_mass=children.log_mass + components.log_mass[k])
     return Split(k, float(gains[best]), children)
 
