@@ -7,8 +7,9 @@ from typing import Any
 
 from tempering.attention.bake import Foldable, foldable
 from tempering.attention.baking.apply import betas
+from tempering.attention.baking.widened import widened
 from tempering.attention.profile import Profile
-from tempering.engines.bake_checkpoint import read_config
+from tempering.engines.bake_checkpoint import open_checkpoint
 from tempering.engines.bake_gguf import load_gguf
 from tempering.engines.hub import load_model
 from tempering.errors import BakeError
@@ -26,16 +27,17 @@ def check_model(name: str | Path, profile: Profile | None = None) -> Foldable:
     if str(name).endswith(".gguf"):
         model, _ = load_gguf(Path(name).expanduser())
     else:
-        config = read_config(name)
-        if config.get("quantization_config"):
-            method = config["quantization_config"].get("quant_method", "unknown method")
+        checkpoint = open_checkpoint(name)
+        if checkpoint.config.get("quantization_config"):
+            method = checkpoint.config["quantization_config"].get("quant_method", "unknown method")
             reason = f"its weights are quantised ({method})"
             if profile is not None:
                 raise BakeError(f"{name}: {reason}")
             return Foldable("no", reason)
-        model, _ = load_model(name)
-    found = foldable(model)
-    if profile is not None:
-        profile.check_model(model)
-        betas(found, model, profile)
+        model, _ = load_model(name, dtype=checkpoint.main_dtype)
+    with widened(model):
+        found = foldable(model)
+        if profile is not None:
+            profile.check_model(model)
+            betas(found, model, profile)
     return found

@@ -40,9 +40,7 @@ from tempering.attention.layout import layout
 from tempering.attention.profile import Profile
 from tempering.engines.bake_card import model_card
 from tempering.engines.bake_files import Checkpoint
-from tempering.engines.embedded import MODELS, embedded_directory
-from tempering.engines.hub import load_model
-from tempering.engines.model_files import check_directory
+from tempering.engines.hub import find_model, load_model
 from tempering.errors import BakeError, ModelError, OutputError
 
 # Share of a head's folded weights that rounding to the stored dtype may lose: twice what
@@ -90,9 +88,7 @@ def bake_checkpoint(
     missing, ...), CheckError (the result disagrees), OutputError. Nothing is written then.
     """
     out = free_place(out)
-    local = local_directory(name)
-    refuse_checkpoint(read_config(name), str(name))
-    checkpoint = Checkpoint(local if local is not None else _hub_directory(str(name)))
+    checkpoint = open_checkpoint(name)
     refuse_checkpoint(checkpoint.config, str(name))
     say("loading the model")
     model, tokenizer = load_model(name, dtype=checkpoint.main_dtype)
@@ -143,8 +139,7 @@ def undo_checkpoint(name: str | Path, out: str | Path) -> int:
     Raises BakeError when it carries no mark of a bake, OutputError when `out` exists.
     """
     out = free_place(out)
-    local = local_directory(name)
-    checkpoint = Checkpoint(local if local is not None else _hub_directory(str(name)))
+    checkpoint = open_checkpoint(name)
     _, folds = read_mark(checkpoint.config.get(BAKED_MARK), str(name))
     missing = [key for key in folds if key not in checkpoint.tensors]
     if missing:
@@ -162,22 +157,10 @@ def undo_checkpoint(name: str | Path, out: str | Path) -> int:
     return len(folds)
 
 
-def local_directory(name: str | Path) -> Path | None:
-    """The directory with a model's files; None for what can only be a hub id."""
-    text = str(name)
-    path = Path(text).expanduser()
-    if text in MODELS:
-        return embedded_directory(MODELS[text])
-    if path.exists():
-        check_directory(path)
-        return path
-    return None
-
-
-def read_config(name: str | Path) -> dict[str, Any]:
-    """The configuration of a model on this machine; empty for a hub id."""
-    local = local_directory(name)
-    return {} if local is None else json.loads((local / "config.json").read_bytes())
+def open_checkpoint(name: str | Path) -> Checkpoint:
+    """The files of a model: a known one, a directory, or a hub id."""
+    place, remote = find_model(name)
+    return Checkpoint(_hub_directory(place) if remote else Path(place))
 
 
 def _hub_directory(name: str) -> Path:
@@ -189,7 +172,7 @@ def _hub_directory(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=kept))
     except Exception as error:
         raise ModelError(
-            f"no model {name!r}: no such directory here, and it can't be fetched from the hub "
+            f"the model {name!r} can't be fetched from the hub whole "
             f"({' '.join(str(error).split())[:200]})"
         ) from error
 

@@ -51,19 +51,8 @@ def load_model(
     never run.
     """
     _check_device(device)
+    place, bars = find_model(name)  # a download takes a while
     text = str(name)
-    path = Path(text).expanduser()
-    place, bars = text, False
-    if text in MODELS:
-        place = str(embedded_directory(MODELS[text]))
-    elif text and path.exists():
-        place = str(path)
-        check_directory(path)
-    elif _HUB_ID.fullmatch(text):
-        bars = True  # a download takes a while
-        _check_hub(text)
-    else:
-        raise ModelError(f"no model {text!r}: there is no such directory; {_known(text)}")
     with quiet(bars=bars):
         model = _model(place, text, dtype, attn_implementation)
         tokenizer = _tokenizer(place, text)
@@ -72,6 +61,21 @@ def load_model(
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.to(device) if device is not None else model, tokenizer
+
+
+def find_model(name: str | Path) -> tuple[str, bool]:
+    """Where a model's files are, as transformers takes it, and whether that is the hub."""
+    text = str(name)
+    path = Path(text).expanduser()
+    if text in MODELS:
+        return str(embedded_directory(MODELS[text])), False
+    if text and path.exists():
+        check_directory(path)
+        return str(path), False
+    if _HUB_ID.fullmatch(text):
+        _check_hub(text)
+        return text, True
+    raise ModelError(f"no model {text!r}: there is no such directory; {_known(text)}")
 
 
 def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:
