@@ -53,5 +53,12 @@ docs: $(READY)
 architectures: $(READY)
 	$(BIN)/tempering architectures --jobs $(JOBS) --write docs/architectures.md
 
+# The profiles that come with the package, tuned anew and measured; about two hours on two cores.
+gallery: $(READY)
+	$(BIN)/python benchmarks/recall_tuning.py --keep runs/gallery
+	$(BIN)/python benchmarks/text_tuning.py --keep runs/gallery
+	for kind in play code; do \
+	  $(BIN)/python benchmarks/text_tuning.py --keep runs/gallery --for $$kind || exit 1; done
+
 clean:
 	rm -rf $(VENV) runs build dist

@@ -52,39 +52,58 @@ def text_tests(tokenizer: Any, length: int, chunks: int | None = None) -> dict[s
     found = {}
     for kind, ids in testing(tokenizer).items():
         own = cut(ids, length)
+        if chunks == 0:
+            continue
         if chunks is not None and chunks < len(own):
             own = [own[int(i)] for i in torch.linspace(0, len(own) - 1, chunks).round()]
-        found[f"text, {kind}, {length} tokens"] = own
+        found[f"text, {length}, {kind}"] = own
     return found
 
 
-def measure(
-    model: Any,
-    tests: Tests,
-    rivals: Sequence[Contender],
-    *,
-    few: int | None = None,
-    say: Callable[[str], None] = print,
-) -> list[Row]:
-    """Rows for every contender on every test, paired with the untempered model.
+class Measurer:
+    """Runs contenders on tests; the untempered model's runs serve all of them.
 
-    few: contexts or chunks of a test that controls are measured on; all without it. Rows of text
-    come for all tokens, and for the last eighth of a chunk.
+    few: contexts or chunks of a test that controls are measured on; all without it.
     """
-    plain = Contender("", "", 0, contextlib.nullcontext)
-    seen: dict[str, dict[str, Any]] = {}
-    for rival in (plain, *rivals):
-        count = few if rival.family == "control" else None
-        with rival.active(), torch.no_grad():
-            seen[rival.label] = {name: _run(model, own[:count]) for name, own in tests.items()}
-        say(f"{rival.label or 'untempered'}: {_summary(seen[rival.label])}")
-    rows = []
-    for name in tests:
+
+    def __init__(
+        self,
+        model: Any,
+        tests: Tests,
+        *,
+        few: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.model, self.tests, self.few, self.say = model, tests, few, say
+        self.before = self._seen(Contender("", "", 0, contextlib.nullcontext))
+
+    def rows(self, rivals: Sequence[Contender]) -> list[Row]:
+        """Rows for every contender on every test, paired with the untempered model.
+
+        Rows of text come for all tokens, and for the last eighth of a chunk.
+        """
+        found = []
         for rival in rivals:
-            for metric, after in seen[rival.label][name].items():
-                before = seen[""][name][metric][: len(after)]
-                rows.append(_row(name, metric, rival, before, after))
-    return rows
+            seen = self._seen(rival)
+            for name in self.tests:
+                for metric, after in seen[name].items():
+                    before = self.before[name][metric][: len(after)]
+                    found.append(_row(name, metric, rival, before, after))
+        return found
+
+    def _seen(self, rival: Contender) -> dict[str, Any]:
+        count = self.few if rival.family == "control" else None
+        with rival.active(), torch.no_grad():
+            seen = {name: _run(self.model, own[:count]) for name, own in self.tests.items()}
+        self.say(f"{rival.label or 'untempered'}: {_summary(seen)}")
+        return seen
+
+
+def measure(
+    model: Any, tests: Tests, rivals: Sequence[Contender], *, few: int | None = None
+) -> list[Row]:
+    """Rows for every contender on every test; see `Measurer`."""
+    return Measurer(model, tests, few=few).rows(rivals)
 
 
 def _run(model: Any, items: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -110,7 +129,7 @@ def _row(name: str, metric: str, rival: Contender, before: Any, after: Any) -> R
         label=rival.label,
         family=rival.family,
         numbers=rival.numbers,
-        test=f"{name}, last eighth" if last else name,
+        test=f"last eighth of {name}" if last else name,
         metric="loss" if last else metric,
         untempered=float(before.mean()),
         value=float(after.mean()),
@@ -122,13 +141,23 @@ def _row(name: str, metric: str, rival: Contender, before: Any, after: Any) -> R
     )
 
 
-def pooled(rows: Sequence[Row], label: str, tests: str, metric: str, draws: int = 4000) -> Any:
-    """Mean change over all tests whose names start so, each test counting alike.
+def pooled(
+    rows: Sequence[Row], label: str, tests: str, metric: str
+) -> tuple[float, float, float, float]:
+    """Mean change over all tests whose names start so, each counting alike; interval; mean value.
 
-    The interval draws each test's clusters anew: normal, from the tests' own standard errors.
+    "recall, " leaves out the one wording that was learned from. The interval is normal, from the
+    tests' own standard errors; NaN where one has a single cluster.
     """
-    own = [r for r in rows if r.label == label and r.metric == metric and r.test.startswith(tests)]
-    own = [r for r in own if ("last eighth" in r.test) == ("last eighth" in tests)]
-    mean = sum(r.change.value for r in own) / len(own)
-    error = sum(r.change.se**2 for r in own) ** 0.5 / len(own)
-    return mean, mean - 1.96 * error, mean + 1.96 * error, sum(r.value for r in own) / len(own)
+    own = [
+        row
+        for row in rows
+        if row.label == label
+        and row.metric == metric
+        and row.test.startswith(tests)
+        and not (tests == "recall, " and row.test.endswith("secret code"))
+    ]
+    mean = sum(row.change.value for row in own) / len(own)
+    error = sum(row.change.se**2 for row in own) ** 0.5 / len(own)
+    value = sum(row.value for row in own) / len(own)
+    return mean, mean - 1.96 * error, mean + 1.96 * error, value

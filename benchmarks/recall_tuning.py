@@ -50,10 +50,9 @@ def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
 
 def report(rows) -> dict:
     """The targets, printed and returned."""
-    mean, low, high, value = pooled(rows, "tuned", "recall, ", "accuracy")
     held = [r for r in rows if r.metric == "accuracy" and r.test != "recall, secret code"]
     each = [r for r in held if r.label == "tuned"]
-    rise, rise_low, rise_high, reached = pooled(held, "tuned", "recall, ", "accuracy")
+    rise, rise_low, rise_high, reached = pooled(rows, "tuned", "recall, ", "accuracy")
     print(
         f"\nwordings held back ({len(each)}): {reached - rise:.3f} -> {reached:.3f}, rise "
         f"{rise:+.3f} [{rise_low:+.3f}, {rise_high:+.3f}]; the target is +.25"
@@ -65,7 +64,7 @@ def report(rows) -> dict:
         )
     controls = {}
     for label in dict.fromkeys(r.label for r in rows if r.family == "control"):
-        controls[label] = pooled(held, label, "recall, ", "accuracy")[3]
+        controls[label] = pooled(rows, label, "recall, ", "accuracy")[3]
     print("  controls: " + ", ".join(f"{label} {x:.3f}" for label, x in controls.items()))
     single = {
         r.label: r for r in rows if r.test == "recall, secret code" and r.metric == "accuracy"
@@ -91,7 +90,6 @@ def report(rows) -> dict:
         "controls": controls,
         "secret code": {k: [r.untempered, r.value] for k, r in single.items()},
         "cost on text": cost[:3],
-        "all recall": [value - mean, value, low, high],
     }
 
 
@@ -106,7 +104,8 @@ def main() -> None:
     parser.add_argument("--shuffles", type=int, default=10)
     parser.add_argument("--fit-dtype", default="bfloat16")
     parser.add_argument("--dtype", default="float32", help="of the measurement")
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=36)
+    parser.add_argument("--rate", type=float, default=0.035)
     parser.add_argument("--aim", type=float, default=0.004)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit-only", action="store_true")
@@ -114,7 +113,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
-    settings = Settings(LEARNED, steps=options.steps, aim=options.aim, seed=options.seed)
+    settings = Settings(
+        LEARNED, steps=options.steps, rate=options.rate, aim=options.aim, seed=options.seed
+    )
     history: list = []
     if options.measure:
         profile = Profile.load(options.measure)

@@ -74,21 +74,17 @@ def report(rows) -> dict:
     """The targets, printed and returned."""
     found = {}
     for length in (SHORT, LONG):
-        own = [r for r in rows if f"{length} tokens" in r.test]
-        if not own:
-            continue
-        for metric in ("", ", last eighth"):
-            chosen = [r for r in own if r.test.endswith("last eighth") == bool(metric)]
-            plain = [replace(r, test=r.test.removesuffix(", last eighth")) for r in chosen]
-            mean, low, high, _ = pooled(plain, "tuned", "text, ", "loss")
-            found[f"{length}{metric}"] = [mean, low, high]
-            print(f"{length} tokens{metric}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; target -.015")
-            for r in chosen:
-                if r.label == "tuned":
-                    span = f"[{r.change.low:+.4f}, {r.change.high:+.4f}]"
-                    print(f"  {r.test}: {r.change.value:+.4f} {span}, {r.change.n} chunks")
-            for label in dict.fromkeys(r.label for r in plain if r.family == "control"):
-                print(f"  {label}: {pooled(plain, label, 'text, ', 'loss')[0]:+.4f}")
+        for start in (f"text, {length}", f"last eighth of text, {length}"):
+            mean, low, high, _ = pooled(rows, "tuned", start, "loss")
+            found[start] = [mean, low, high]
+            print(f"{start}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; the target is -.015")
+            own = [row for row in rows if row.test.startswith(start)]
+            for row in own:
+                if row.label == "tuned":
+                    span = f"[{row.change.low:+.4f}, {row.change.high:+.4f}]"
+                    print(f"  {row.test}: {row.change.value:+.4f} {span}, {row.change.n} chunks")
+            for label in dict.fromkeys(row.label for row in own if row.family == "control"):
+                print(f"  {label}: {pooled(rows, label, start, 'loss')[0]:+.4f}")
     return found
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tempering.attention.fingerprint import describe_model
 from tempering.attention.layout import Layout, layout
 from tempering.attention.profile_format import fields_of, json_of
+from tempering.data.gallery import gallery_text, names_gallery
 from tempering.errors import DataError, ProfileError, RefusedError, TemperatureError
 from tempering.files import read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
@@ -308,8 +309,11 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile; DataError or ProfileError says what is wrong with the file."""
-        text = read_text(path)
+        """Read a profile: a file, or one of the package by name, "smollm2/recall".
+
+        DataError or ProfileError says what is wrong with the file.
+        """
+        text = gallery_text(str(path)) if names_gallery(path) else read_text(path)
         try:
             data = json.loads(text)
         except RecursionError as error:

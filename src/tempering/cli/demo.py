@@ -20,10 +20,14 @@ def demo(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Run a model hot and cold by layer beside the same model untouched: answers, support, cost."""
+    """Run a model hot and cold by layer beside the same model untouched: answers, support, cost.
+
+    A model with a profile for recall in the package answers questions about a long text too.
+    """
     from tempering.attention.measure import measure_tokens
     from tempering.attention.profile import Profile
     from tempering.chunks import token_chunks
+    from tempering.cli.answers import answers
     from tempering.cli.generate import side_by_side
     from tempering.cli.sections import (
         benefit_section,
@@ -31,6 +35,7 @@ def demo(
         pattern_section,
         support_section,
     )
+    from tempering.data.gallery import gallery
     from tempering.evaluation.compare import compare
     from tempering.reports import Record
     from tempering.schedules import schedule
@@ -77,6 +82,12 @@ def demo(
         "cost": cost_section(comparison),
         "benefit": benefit_section(comparison),
     }
+    tuned = f"{model}/recall"
+    if tuned in gallery():
+        with common.counted("questions", "questions") as report:
+            results |= answers(
+                network, tokenizer, Profile.load(tuned), tuned, seed=seed, progress=report
+            )
     record = Record.new(
         "demo",
         settings={"pattern": label, "prompt": PROMPT, "text": name, "chunk": 512, "chunks": 8},

@@ -25,7 +25,7 @@ def generate(
     pattern: Annotated[
         str | None, typer.Option(help="Schedule over depth, e.g. throb(12,3,1,12).")
     ] = None,
-    profile: Annotated[str | None, typer.Option(help="Profile file, instead.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile: file or name.")] = None,
     amplitude: common.Amplitude = None,
     reading: common.Reading = "temperature",
     layers: common.Layers = None,

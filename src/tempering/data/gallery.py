@@ -1,0 +1,50 @@
+"""Profiles that come with the package, by name: "smollm2/recall" is `gallery/smollm2/recall.json`.
+
+Each was tuned for the model before the slash, and carries how, and what was measured about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+from tempering.errors import DataError
+
+
+def gallery() -> tuple[str, ...]:
+    """The names of the profiles in the package, as MODEL/PROFILE."""
+    found = []
+    for model in resources.files(__package__).joinpath("gallery").iterdir():
+        if model.is_dir():
+            found += [
+                f"{model.name}/{item.name.removesuffix('.json')}"
+                for item in model.iterdir()
+                if item.name.endswith(".json")
+            ]
+    return tuple(sorted(found))
+
+
+def gallery_text(name: str) -> str:
+    """The file of the gallery's profile `name`; DataError for an unknown name."""
+    known = gallery()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(
+            f"no file {name!r}, and no profile of that name in the package; {hint}"
+            f"there are: {', '.join(known)}"
+        )
+    model, _, profile = name.partition("/")
+    path = resources.files(__package__).joinpath("gallery", model, f"{profile}.json")
+    return path.read_text(encoding="utf-8")
+
+
+def names_gallery(path: str | Path) -> bool:
+    """Whether this can only mean a profile of the package: no such file, and named MODEL/PROFILE.
+
+    A file goes first, so a profile of one's own is never hidden.
+    """
+    parts = Path(path).parts
+    models = {name.split("/")[0] for name in gallery()}
+    return len(parts) == 2 and parts[0] in models and not Path(path).exists()

@@ -1,0 +1,55 @@
+"""Profiles that come with the package: found by name, never in place of a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tempering import Profile
+from tempering.data.gallery import gallery, gallery_text, names_gallery
+from tempering.errors import DataError
+
+
+@pytest.mark.parametrize("name", gallery())
+def test_every_profile_loads_with_its_evidence(name):
+    profile = Profile.load(name)
+    assert profile.temperature.shape == (30, 9)
+    assert ((profile.temperature > 0.2) & (profile.temperature < 5)).all()
+    assert (profile.temperature != 1).any()
+    evidence = profile.evidence
+    rows = evidence["measured"]
+    assert {row["family"] for row in rows} == {"tuned", "control"}
+    kinds = {row["test"].split(", ")[-1] for row in rows if row["test"].startswith("text, ")}
+    assert kinds == {"fiction", "play", "code", "reference"}
+    for row in rows:
+        if row["n"] > 1:
+            assert row["low"] <= row["change"] <= row["high"]
+    assert len(gallery_text(name)) < 1_000_000
+    assert json.loads(gallery_text(name))["layers"]
+
+
+def test_the_gallery_holds_text():
+    assert "smollm2/text" in gallery()
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(DataError, match="did you mean 'smollm2/text'.* there are: .*smollm2/text"):
+        Profile.load("smollm2/texts")
+
+
+def test_a_file_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert names_gallery("smollm2/text")
+    (tmp_path / "smollm2").mkdir()
+    own = Profile.from_matrix([[1.0, 2.0]])
+    own.save("smollm2/text")
+    assert not names_gallery("smollm2/text")
+    assert Profile.load("smollm2/text").rows[0].tolist() == [1.0, 2.0]
+
+
+def test_other_paths_are_files():
+    for path in ("text", "smollm2/text/deep", "other/text", "smollm2"):
+        assert not names_gallery(path)
+        with pytest.raises(DataError, match="can't read|cannot read|no such|No such"):
+            Profile.load(path)
