@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from tempering.engines.vllm.identity import (
 )
 from tempering.engines.vllm.requests import Assignment, follow_requests
 from tempering.engines.vllm.scoring import VllmScorer
+from tempering.engines.vllm.settings import PerEngine
 from tempering.engines.vllm.swap import swap_profile
 from tempering.errors import ArchitectureError, InputError, ProfileError, RefusedError
 from tempering.evaluation.cost import Variant, measure_costs
@@ -75,16 +79,22 @@ class Layer:
         self.tempering_beta = torch.ones(heads)
 
 
+@dataclass(eq=False)
+class Config:
+    """What is read of vLLM's configuration."""
+
+    parallel_config: Any
+    model_config: Any
+    layers: Any
+
+
 class Engine:
     """What is used of vllm.LLM: workers that answer, and a prefix cache."""
 
     def __init__(self, monkeypatch, directory, ranks=2):
         self.layers = [[Layer(0), Layer(1)] for _ in range(ranks)]
         parallel = SimpleNamespace(pipeline_parallel_size=1)
-        self.configs = [
-            SimpleNamespace(parallel_config=parallel, model_config=served(directory), layers=own)
-            for own in self.layers
-        ]
+        self.configs = [Config(parallel, served(directory), own) for own in self.layers]
         monkeypatch.setattr(layers, "layers_of", lambda config: config.layers)
         monkeypatch.setattr(
             layers, "slots_of", lambda own: [layers.Slot(x.layer_name, x.num_heads) for x in own]
@@ -111,8 +121,7 @@ class Engine:
 
 @pytest.fixture
 def engine(monkeypatch, tiny):
-    yield Engine(monkeypatch, tiny[0])
-    worker._STATES.clear()
+    return Engine(monkeypatch, tiny[0])
 
 
 def test_a_swap_changes_all_workers_or_none(engine, tiny):
@@ -145,9 +154,21 @@ def test_a_restarted_worker_does_not_commit_what_it_never_saw(engine, tiny):
     worker.state_of(engine.configs[1]).pop("staged")  # it died and came back
     answers = engine.collective_rpc("tempering_commit", args=(worker.digest(profile),))
     assert answers[1][0] == "RefusedError" and "is staged in this worker" in answers[1][1]
-    worker._STATES.clear()
+    for config in engine.configs:
+        worker.state_of(config).clear()
     with pytest.raises(InputError, match="started without tempering"):
         swap_profile(engine, profile)
+
+
+def test_engines_of_one_process_share_nothing():
+    kept = PerEngine()
+    one, two = Config(1, 1, 1), Config(1, 1, 1)
+    kept.set(one, "a")
+    kept.set(two, "b")
+    assert (kept.get(one), kept.get(two)) == ("a", "b")
+    del one
+    gc.collect()
+    assert list(kept._values.values()) == ["b"]
 
 
 # -- layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -69,7 +70,8 @@ def server(tiny, tmp_path_factory) -> Iterator[Server]:
         client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120)
         yield Server(url, client, model, tokenizer, profiles, process)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -278,3 +280,36 @@ def test_a_swap_waits_for_requests_in_flight(server):
     answer = complete(server, ids, temperature=0.0, max_tokens=12, **AS_IDS)
     assert ids_of(server, answer.choices[0]) == greedy(server.model, ids, None, 12)
     swap_remote(server.url, server.profiles["own"], KEY)
+
+
+def test_a_server_that_dies_in_the_middle_of_a_swap(server):
+    """The last test: whoever swapped is told, and nothing waits for ever."""
+    ids = server.tokenizer(TEXTS[0]).input_ids
+    started = threading.Event()
+    errors: list[BaseException] = []
+
+    def long() -> None:
+        try:
+            for _ in server.client.completions.create(
+                model="tiny", prompt=ids, max_tokens=400, stream=True, extra_body={"ignore_eos": 1}
+            ):
+                started.set()
+        except Exception as error:
+            errors.append(error)
+
+    def swap() -> None:
+        try:
+            swap_remote(server.url, None, KEY)
+        except RefusedError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=long), threading.Thread(target=swap)]
+    threads[0].start()
+    assert started.wait(60)
+    threads[1].start()
+    time.sleep(0.1)
+    os.killpg(server.process.pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert any("all workers or none" in str(error) for error in errors)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tempering.attention.profile import Profile
 from tempering.engines.vllm.rows import Slot, betas
-from tempering.engines.vllm.settings import Settings, configured, named_profiles
+from tempering.engines.vllm.settings import PerEngine, Settings, configured, named_profiles
 from tempering.errors import ArchitectureError, RefusedError
 
 _BUFFER, _ROWS = "tempering_beta", "tempering_rows"
@@ -137,22 +137,22 @@ def _add_buffers(layer: Any, config: Any) -> None:
         layer.register_buffer(_ROWS, _rows_of(config), persistent=False)
 
 
-_ROWS_OF: dict[int, Tensor] = {}
+_ROWS_OF: PerEngine[Tensor] = PerEngine()
 
 
 def _rows_of(config: Any) -> Tensor:
     """One index of token -> profile for all layers of an engine, at a fixed address."""
-    known = _ROWS_OF.get(id(config))
-    if known is None:
-        graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
-        most = max(config.scheduler_config.max_num_batched_tokens, graphs)
-        known = _ROWS_OF[id(config)] = torch.zeros(most, dtype=torch.long)
-    return known
+    known = _ROWS_OF.get(config)
+    if known is not None:
+        return known
+    graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
+    most = max(config.scheduler_config.max_num_batched_tokens, graphs)
+    return _ROWS_OF.set(config, torch.zeros(most, dtype=torch.long))
 
 
 def token_rows(config: Any) -> Tensor | None:
     """The index of token -> row of the profiles' tables; None with one profile for all."""
-    return _ROWS_OF.get(id(config))
+    return _ROWS_OF.get(config)
 
 
 def layers_of(config: Any) -> list[Any]:

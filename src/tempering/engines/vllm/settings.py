@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tempering.attention.profile import Profile
 from tempering.errors import InputError
 
 KEYS = ("profile", "profiles")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,20 @@ def named_profiles(config: Any) -> tuple[str, ...]:
     own = config.additional_config["tempering"] if configured(config) else None
     named = own.get("profiles") if isinstance(own, Mapping) else None
     return tuple(named) if isinstance(named, Mapping) else ()
+
+
+class PerEngine(Generic[Value]):
+    """One value for each engine's configuration in this process, forgotten with it."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, Value] = {}
+
+    def get(self, config: Any) -> Value | None:
+        return self._values.get(id(config))
+
+    def set(self, config: Any, value: Value) -> Value:
+        # vLLM's configuration has no hash, so its identity is the key for as long as it lives.
+        if id(config) not in self._values:
+            weakref.finalize(config, self._values.pop, id(config), None)
+        self._values[id(config)] = value
+        return value

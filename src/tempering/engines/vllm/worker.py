@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tempering.attention.profile import Profile
+from tempering.engines.vllm.settings import PerEngine
 from tempering.errors import InputError, RefusedError, TemperingError
 
 UNTEMPERED = "untempered"
@@ -48,12 +49,13 @@ def start(config: Any, settings: Any, rank: int) -> None:
     state_of(config)["active"] = digest(settings.profile)
 
 
-_STATES: dict[int, dict[str, Any]] = {}
+_STATES: PerEngine[dict[str, Any]] = PerEngine()
 
 
 def state_of(config: Any) -> dict[str, Any]:
     """What is active and what is staged in the engine of a configuration, in this process."""
-    return _STATES.setdefault(id(config), {})
+    known = _STATES.get(config)
+    return _STATES.set(config, {}) if known is None else known
 
 
 Answer = tuple[str, str]  # (name of the error, "" for none; digest or message)
