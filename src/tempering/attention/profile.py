@@ -208,7 +208,7 @@ class Profile:
         RefusedError when the profile has rules, unless the caller minds them (rules=True).
         """
         if not rules:
-            self._refuse_rules("temperatures that depend on the query act in transformers alone")
+            self.refuse_rules("temperatures that depend on the query act in transformers alone")
         if self.names is None:
             if [len(row) for row in self.rows] != list(plan.heads):
                 raise ProfileError(
@@ -239,7 +239,8 @@ class Profile:
             rows.append(row)
         return rows
 
-    def _refuse_rules(self, why: str) -> None:
+    def refuse_rules(self, why: str) -> None:
+        """RefusedError that says why, when the profile has rules."""
         if any(self.rules):
             named = ", ".join(dict.fromkeys(item for item in self.rules if item))
             raise RefusedError(f"this profile has rules ({named}): {why}")
@@ -286,12 +287,12 @@ class Profile:
 
     def scaled(self, room: float) -> Profile:
         """T ** room: 0 is the untempered model, 1 this profile, -1 its mirror image."""
-        self._refuse_rules("they can't be scaled; change their level or their bounds")
+        self.refuse_rules("they can't be scaled; change their level or their bounds")
         return replace(self, rows=tuple(row**room for row in self.rows), pattern=None, evidence={})
 
     def shuffled(self, seed: int) -> Profile:
         """The same values permuted over all heads of all layers: a control."""
-        self._refuse_rules("they can't be shuffled over heads")
+        self.refuse_rules("they can't be shuffled over heads")
         generator = torch.Generator().manual_seed(seed)
         values = torch.cat(self.rows)
         values = values[torch.randperm(len(values), generator=generator)]

@@ -58,9 +58,11 @@ def betas(
 
     Raises
     ------
+    RefusedError: a profile with rules.
     ProfileError: a row without a layer, a layer without a row, or another number of heads; says
     both sides.
     """
+    profile.refuse_rules("vLLM takes temperatures that are numbers")
     if not slots:
         raise ProfileError("this worker has no attention layer, so it has no attention temperature")
     ordered = sorted(slots, key=lambda slot: slot.place)
