@@ -25,6 +25,7 @@ from tempering.reports.style import LIGHT, palette
 from tempering.reports.views import (
     Number,
     done,
+    is_support,
     numeric,
     order,
     present,
@@ -100,7 +101,11 @@ def _has(results: dict[str, Any], section: str) -> bool:
 
 
 def _support_figures(record: Record) -> list[Figure]:
-    """After the untempered heatmap: each pattern and what it changed, then the other quantities."""
+    """After the untempered heatmap: each pattern and what it changed, then the other quantities.
+
+    Heads are told apart for the supports and the sink; drawing a heatmap takes a good part of a
+    second.
+    """
     drawn = []
     for label in record.results["support"]["after"]:
         drawn.append(figures.figure_support_heatmap(record, label))
@@ -108,7 +113,8 @@ def _support_figures(record: Record) -> list[Figure]:
     for name in quantities(record.results["support"]):
         if name != "support":
             drawn.append(figures.figure_support_by_layer(record, quantity=name))
-            drawn.append(figures.figure_support_heatmap(record, quantity=name))
+            if is_support(name) or name == "sink_share":
+                drawn.append(figures.figure_support_heatmap(record, quantity=name))
     return drawn
 
 
