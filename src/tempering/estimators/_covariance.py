@@ -39,6 +39,13 @@ class Shape(ABC):
     ) -> tuple[Float[Tensor, "components rows"], Tensor]:
         """Squared Mahalanobis distances, and an intermediate that `moments` takes."""
 
+    def logits(
+        self, x: Tensor, means: Tensor, factor: Factor, offset: Tensor, slope: float
+    ) -> tuple[Float[Tensor, "components rows"], Tensor]:
+        """offset + slope * squared distances, and the same intermediate."""
+        squared, middle = self.distances(x, means, factor)
+        return squared.mul_(slope).add_(offset.to(x.dtype).unsqueeze(1)), middle
+
     @abstractmethod
     def moments(self, middle: Tensor, pulls: Float[Tensor, "components rows"]) -> Moments:
         """Sums over the rows of a chunk, weighted by w r u; they add up over chunks and ranks."""
@@ -184,7 +191,36 @@ class Tied(Shape):
         return covariances
 
 
-class Diagonal(Shape):
+class Expanded(Shape):
+    """Axes are not mixed, so |x - mu|^2 is expanded: linear in columns that x has in common."""
+
+    @abstractmethod
+    def _expanded(
+        self, x: Tensor, means: Tensor, precision: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(constants [K, 1], coefficients [K, C], columns [N, C]) of the squared distances."""
+
+    def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+        # Rounding may leave a row on its mean a little below 0.
+        squared, columns = self.logits(x, means, factor, means.new_zeros(len(means)), 1.0)
+        return squared.clamp_min_(0), columns
+
+    def logits(
+        self, x: Tensor, means: Tensor, factor: Factor, offset: Tensor, slope: float
+    ) -> tuple[Tensor, Tensor]:
+        # One product of matrices, and no pass of its own for the offset and the slope.
+        constant, linear, columns = self._expanded(x, means, factor.whitener.square())
+        constant = (offset.unsqueeze(1) + slope * constant).to(x.dtype)
+        return torch.addmm(constant, (slope * linear).to(x.dtype), columns.mT), columns
+
+    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
+        return (pulls @ middle,)
+
+    def widen(self, covariances: Tensor, variance: float) -> Tensor:
+        return covariances + variance
+
+
+class Diagonal(Expanded):
     """Every component has variances of its own, [K, D], and no correlation."""
 
     name = "diag"
@@ -193,16 +229,12 @@ class Diagonal(Shape):
         root = covariances.sqrt()
         return Factor(1 / root, root, -root.log().sum(1))
 
-    def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([x, x.square()], 1)
-        precision = factor.whitener.square()
-        linear = torch.cat([-2 * precision * means, precision], 1).to(x.dtype)
-        squares = (precision * means.square()).sum(1, keepdim=True).to(x.dtype)
-        # Rounding may leave a row on its mean a little below 0.
-        return torch.addmm(squares, linear, both.mT).clamp_min_(0), both
-
-    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
-        return (pulls @ middle,)
+    def _expanded(
+        self, x: Tensor, means: Tensor, precision: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        linear = torch.cat([-2 * precision * means, precision], 1)
+        squares = (precision * means.square()).sum(1, keepdim=True)
+        return squares, linear, torch.cat([x, x.square()], 1)
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
@@ -211,9 +243,6 @@ class Diagonal(Shape):
         moved = first / pulled.unsqueeze(1)
         # Not below 0 but by rounding, where all of a component's rows agree in a column.
         return moved, ((second - first * moved) / mass.unsqueeze(1)).clamp_min(0)
-
-    def widen(self, covariances: Tensor, variance: float) -> Tensor:
-        return covariances + variance
 
     def from_full(self, full: Tensor, mass: Tensor) -> Tensor:
         return torch.diagonal(full, dim1=-2, dim2=-1).clone()
@@ -228,7 +257,7 @@ class Diagonal(Shape):
         return weights.unsqueeze(1) * gaps.square()
 
 
-class Spherical(Shape):
+class Spherical(Expanded):
     """Every component has one variance, [K]."""
 
     name = "spherical"
@@ -237,15 +266,13 @@ class Spherical(Shape):
         root = covariances.sqrt()
         return Factor(1 / root, root, -means.shape[1] * root.log())
 
-    def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([x, x.square().sum(1, keepdim=True)], 1)
-        precision = factor.whitener.square().unsqueeze(1)
-        linear = torch.cat([-2 * precision * means, precision], 1).to(x.dtype)
-        squares = (precision * means.square()).sum(1, keepdim=True).to(x.dtype)
-        return torch.addmm(squares, linear, both.mT).clamp_min_(0), both
-
-    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
-        return (pulls @ middle,)
+    def _expanded(
+        self, x: Tensor, means: Tensor, precision: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        precision = precision.unsqueeze(1)
+        linear = torch.cat([-2 * precision * means, precision], 1)
+        squares = (precision * means.square()).sum(1, keepdim=True)
+        return squares, linear, torch.cat([x, x.square().sum(1, keepdim=True)], 1)
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
@@ -254,9 +281,6 @@ class Spherical(Shape):
         moved = first / pulled.unsqueeze(1)
         spread = (second - (first * moved).sum(1)) / (mass * means.shape[1])
         return moved, spread.clamp_min(0)
-
-    def widen(self, covariances: Tensor, variance: float) -> Tensor:
-        return covariances + variance
 
     def from_full(self, full: Tensor, mass: Tensor) -> Tensor:
         return torch.diagonal(full, dim1=-2, dim2=-1).mean(1)

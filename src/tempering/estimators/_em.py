@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tempering.errors import DataError
 from tempering.estimators._covariance import Factor, Moments, Shape
-from tempering.estimators._radial import Radial
+from tempering.estimators._radial import Gaussian, Radial
 from tempering.estimators._rows import Rows
 
 # A chunk's largest intermediate: 2^18 numbers are 2 MB in float64, about a core's cache.
@@ -134,14 +134,18 @@ def log_likelihoods(rows: Rows, components: Components, family: Family) -> Float
 def expect(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Sums:
     """The E-step over all rows, of all ranks: sums that the M-step needs."""
     total: list[Tensor] | None = None
-    for x, weights, density, squared, middle in densities(rows, components, family):
-        r, log_sum = posterior(tempered(density, components.log_mass, temperature))
+    factor = factor_of(components, family)
+    dtype = rows.working_dtype(factor.whitener)
+    for x, weights in rows.chunks(chunk_size(components, family), dtype):
+        logits, pull, middle = _logits(x, components, factor, family, temperature)
+        highest = logits.amax(0)
+        r = logits.sub_(highest).exp_()
+        sums = r.sum(0)
         weight = weights.to(x.dtype)
-        r *= weight
-        pull = family.kernel.pull(squared, x.shape[1])
+        r *= weight / sums
         pulls = r if pull is None else r * pull
         moments = family.shape.moments(middle, pulls)
-        objective = (log_sum * weight).sum()
+        objective = ((highest + sums.log()) * weight).sum()
         mass = r.sum(1)
         part = (objective, mass, mass if pull is None else pulls.sum(1), *moments)
         double = [piece.double() for piece in part]
@@ -150,6 +154,21 @@ def expect(rows: Rows, components: Components, family: Family, temperature: floa
         raise DataError("there are no rows; give at least one on every rank")
     objective, mass, pulled, *rest = rows.reduce(total)
     return Sums(temperature * float(objective), mass, pulled, tuple(rest))
+
+
+def _logits(
+    x: Tensor, components: Components, factor: Factor, family: Family, temperature: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """log(mass_k) + log p_k / T, the pulls of the kernel, and what `Shape.moments` takes."""
+    if isinstance(family.kernel, Gaussian):  # linear in the squared distances: fewer passes
+        constant = factor.log_det - family.kernel.log_normaliser(x.shape[1])
+        offset = constant / temperature + components.log_mass
+        slope = -0.5 / temperature
+        logits, middle = family.shape.logits(x, components.means, factor, offset, slope)
+        return logits, None, middle
+    density, squared, middle = log_density(x, components, factor, family)
+    logits = tempered(density, components.log_mass, temperature)
+    return logits, family.kernel.pull(squared, x.shape[1]), middle
 
 
 def maximise(
