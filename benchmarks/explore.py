@@ -76,6 +76,7 @@ def main() -> None:
     start = time.perf_counter()
     plans = chosen(options)
     journal = Journal(options.journal, "explore-benchmark", vars(options))
+    resumed = len(journal.entries)
     # A third at a time, so that a run that has to end early leaves whole, well mixed tasks.
     for part in (1, 2, 3):
         some = tasks[: len(tasks) * part // 3]
@@ -103,10 +104,11 @@ def main() -> None:
     write(
         "explore",
         {
-            "settings": vars(options),
+            "settings": {k: v for k, v in vars(options).items() if k != "journal"},
             "model": "SmolLM2-135M-Instruct",
             "device": options.device,
             "seconds": seconds,
+            "resumed_samples": resumed,  # made earlier, not in these seconds
             "samples": len(found.rows),
             "n_tasks": len(found.tasks),
             "strategies": {

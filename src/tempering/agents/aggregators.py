@@ -113,7 +113,8 @@ def difficulty_aware(answers: Sequence[Answer], *, settled: float = 2.0) -> Verd
 
     Source: the difficulty-aware aggregation of "Thermometer of Thoughts" (ACL 2026) in spirit:
     higher attention temperatures help on hard problems, lower ones on easy ones. Departure: their
-    measure of difficulty is replaced by the support of the cold answers.
+    measure of difficulty is replaced by the support of the cold answers. On the embedded model it
+    was right less often than the majority (docs/agents.md).
     """
     order = sorted({(a.heat, a.temperature or 0.0) for a in answers})
     if len(order) < 2:
