@@ -10,8 +10,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
+# Speed is never asserted: a busy machine is no defect.
+settings.register_profile("tempering", deadline=None)
+settings.load_profile("tempering")
 install_import_hook("tempering", "beartype.beartype")
 
 
