@@ -87,6 +87,7 @@ def test_compiled_before_tempering(model):
         assert torch.equal(logits(run), plain)
 
 
+@pytest.mark.slow
 def test_decoding_with_a_static_cache(model):
     run = torch.compile(model, fullgraph=True, backend="eager")
     T = temperatures(4, 3)
