@@ -55,6 +55,12 @@ def test_names_of_other_engines_take_the_requests_temperature():
     for after in ({"temperature": 0.2}, '{"temperature": 0.2}'):
         given = policy_of(asked(0.9, post_thinking=after), TOKENIZER)
         assert str(given) == "phases(thinking=0.9, answer=0.2)"
+    # Requests that ask for the same share one policy, and only those.
+    assert policy_of(asked(0.3, temperature_thinking=1.2), TOKENIZER) is policy_of(
+        asked(0.3, temperature_thinking=1.2), TOKENIZER
+    )
+    other = policy_of(asked(0.4, temperature_thinking=1.2), TOKENIZER)
+    assert str(other) == "phases(thinking=1.2, answer=0.4)"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from tempering.errors import InputError
@@ -67,7 +68,7 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
                 f"temperature={temperature:g} of the request or of the model's generation_config; "
                 "send temperature=1"
             )
-        return policy_from_request(request, tokenizer)
+        return _made(request, tokenizer)
     after = request.get("post_thinking")
     if isinstance(after, str):
         try:
@@ -76,7 +77,22 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
             raise InputError(
                 f"post_thinking is JSON such as '{{\"temperature\": 0.2}}', got {after!r:.60}"
             ) from error
-    return policy_from_request({**request, "temperature": temperature}, tokenizer)
+    return _made({**request, "temperature": temperature}, tokenizer)
+
+
+def _made(request: Mapping[str, Any], tokenizer: Any) -> Policy:
+    """The policy of these arguments; one object for all requests that ask for the same."""
+    try:
+        text = json.dumps(request, sort_keys=True)
+    except (TypeError, ValueError):  # what isn't JSON is refused by name
+        return policy_from_request(request, tokenizer)
+    return _kept(text, tokenizer)
+
+
+# Reading a tokenizer's chat template for the phases takes milliseconds, in the engine's own loop.
+@lru_cache(maxsize=1024)
+def _kept(text: str, tokenizer: Any) -> Policy:
+    return policy_from_request(json.loads(text), tokenizer)
 
 
 def sample_of(params: Any, policy: Policy, *, child: bool = False) -> int:
