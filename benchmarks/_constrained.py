@@ -53,7 +53,7 @@ class Settings:
     steps: int = 36
     rate: float = 0.035
     aim: float = 0.004
-    multiplier: float = 4.0
+    multiplier: float = 8.0
     dual: float = 0.15
     prior: float = 1e-3
     seed: int = 0
@@ -113,7 +113,10 @@ class _Divergence:
 def fit(
     live: Any, tokenizer: Any, text: TextGradient, settings: Settings, state: Path | None = None
 ) -> tuple[Tensor, list]:
-    """theta, and a row for each step. state: a file that keeps the run, for going on from it."""
+    """theta, brought back to where the limit holds, and a row for each step.
+
+    state: a file that keeps the run, for going on from it.
+    """
     rng = random.Random(settings.seed)
     divergence = _Divergence(live, tokenizer, rng)
     order = list(settings.wordings)
@@ -174,7 +177,15 @@ def fit(
             kept |= {"multiplier": multiplier, "average": average}
             torch.save(kept, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
-    return theta.detach(), rows
+    linear = rows[-1]["cost"] - average
+    return _room(linear, average, settings.aim) * theta.detach(), rows
+
+
+def _room(linear: float, average: float, aim: float) -> float:
+    """The largest r up to 1 for which theta r is expected to cost the aim: l r + d r^2 <= aim."""
+    if average == 0:
+        return 1.0
+    return min(1.0, (math.sqrt(linear * linear + 4 * average * aim) - linear) / (2 * average))
 
 
 def _context(settings: Settings, step: int, wording: int) -> Any:

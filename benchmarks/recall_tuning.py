@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the measurement")
     parser.add_argument("--steps", type=int, default=36)
     parser.add_argument("--rate", type=float, default=0.035)
+    parser.add_argument("--multiplier", type=float, default=8.0, help="where it starts")
     parser.add_argument("--aim", type=float, default=0.004)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit-only", action="store_true")
@@ -114,7 +115,12 @@ def main() -> None:
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
     settings = Settings(
-        LEARNED, steps=options.steps, rate=options.rate, aim=options.aim, seed=options.seed
+        LEARNED,
+        steps=options.steps,
+        rate=options.rate,
+        aim=options.aim,
+        multiplier=options.multiplier,
+        seed=options.seed,
     )
     history: list = []
     if options.measure:

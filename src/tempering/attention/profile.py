@@ -310,7 +310,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile: a file, or one of the package by name, "smollm2/recall".
+        """Read a profile: a file, or one of the package by name, "smollm2/text".
 
         DataError or ProfileError says what is wrong with the file.
         """

@@ -1,4 +1,4 @@
-"""Profiles that come with the package, by name: "smollm2/recall" is `gallery/smollm2/recall.json`.
+"""Profiles that come with the package, by name: "smollm2/text" is `gallery/smollm2/text.json`.
 
 Each was tuned for the model before the slash, and carries how, and what was measured about it.
 """
