@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# What the tuning of smollm2/recall never saw: this wording, these keys, this part of the text.
-WORDING, FACTS, WORDS, QUESTIONS = "ticket", 12, 300, 5
+# The keys, the values and this part of the text were never tuned on.
+WORDING, FACTS, WORDS, QUESTIONS = "secret code", 12, 300, 5
 
 
 def answers(
