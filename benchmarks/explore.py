@@ -2,7 +2,7 @@
 
     python benchmarks/explore.py [--k 12] [--mix KIND:LEVELS:TASKS,...] [--journal DIR]
 
-Single temperatures (the coldest, the middle and the hottest of the ladder), a ladder of sampling
+Single temperatures (five, from the coldest to the hottest of the ladder), a ladder of sampling
 temperatures, a ladder of attention temperatures at the middle one, and both at once, at the same
 number of samples, with the same seeds: pass@k without bias, the accuracy of each aggregator,
 tokens, and paired bootstrap intervals against each single temperature. Sampled text depends on the
@@ -38,7 +38,8 @@ def chosen(options) -> list[Strategy]:
     middle = round((low * high) ** 0.5, 2)
     common = {"temperature": middle, "ladder": (low, high), "amplitude": options.amplitude}
     single, *ladders = strategies(options.k, attention=options.attention, **common)
-    others = [Strategy(f"single T {t:g}", (Rung(t),) * options.k) for t in (low, high)]
+    steps = [low, round((low * middle) ** 0.5, 2), round((middle * high) ** 0.5, 2), high]
+    others = [Strategy(f"single T {t:g}", (Rung(t),) * options.k) for t in steps]
     return [single, *others, *ladders]
 
 
