@@ -115,7 +115,7 @@ def test_the_command(directory, tmp_path, capsys):
                    "--max-tokens", 3, "--figure", drawn) == 0  # fmt: skip
     out = capsys.readouterr().out
     assert "Depth, nats/token" in out and "4 layers, upper" in out
-    assert "cases whose order over depth told" in out
+    assert "cases that differ from their shuffled values" in out
     record = json.loads(next((tmp_path / "runs").glob("depth-*.json")).read_text())
     rows = record["results"]["depth"]
     assert [row["label"] for row in rows][:2] == ["1 cycle", "2 cycles"]

@@ -4,8 +4,9 @@ Two families of cases share the values of one pattern. In `cycles` it runs 1, 2,
 the first layer to the last, so that each stage has ever fewer layers; in `sub-stack` it runs once
 over part of the layers, in the lower, middle or upper part, and the others keep T = 1.
 
-Every case stands beside its own control, the same values in the same layers in another order:
-what a pattern owes to its course over depth is its cost less the control's, paired over chunks.
+Every case stands beside its own controls, the same values in the same layers in other orders.
+The difference of the costs is paired over chunks; its interval knows nothing of how far random
+orders lie from each other, so that few shuffles show that orders differ, not which course is good.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def depth_grid(rows: Sequence[Row]) -> Grid:
     """One way to lay a pattern over depth a row, beside its own control."""
     return _grid(
         f"Depth, {rows[0]['unit']}",
-        "cost of each case, of the same values in another order (shuffled), and the difference: "
-        "what the pattern owes to its course over depth" + _stated(rows),
+        "cost of each case, of the same values in other orders (shuffled), and the difference; "
+        "intervals are over chunks, not over orders: more shuffles tell more" + _stated(rows),
         rows,
         {
             "case": lambda row: row["label"],
