@@ -83,7 +83,8 @@ def on_a_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_weights_growth_chunks_and_errors_on_two_ranks(tmp_path):
+def test_weights_growth_chunks_and_errors_on_two_ranks(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)  # where the spawned processes find this module
     torch.multiprocessing.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
     first, second = (np.load(tmp_path / f"rank{rank}.npz") for rank in range(2))
     x, weights = rows(), np.random.default_rng(1).uniform(0, 2, 403)

@@ -13,8 +13,12 @@ from tempering.errors import DataError, InputError
 T = TypeVar("T")
 
 
-def process_group(distributed: Any) -> Any:
-    """torch.distributed's default group, or None; InputError when there is none."""
+def process_group(distributed: Any) -> bool | None:
+    """True for torch.distributed's default group, None for one process alone.
+
+    The group itself is never kept: one that outlives `destroy_process_group`, in a fitted object
+    or a traceback, ends the interpreter with SIGABRT. InputError when there is none.
+    """
     if not isinstance(distributed, bool | np.bool_):
         raise InputError(f"distributed = {distributed!r}; expected True or False")
     if not distributed:
@@ -24,19 +28,19 @@ def process_group(distributed: Any) -> Any:
             "distributed = True, but torch.distributed has no process group; call "
             "torch.distributed.init_process_group in every process, started by torchrun"
         )
-    return torch.distributed.group.WORLD
+    return True
 
 
-def gathered(group: Any, mine: T) -> list[T]:
+def gathered(group: bool | None, mine: T) -> list[T]:
     """What every rank has to say, in rank order."""
     if group is None:
         return [mine]
-    told: list[Any] = [None] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(told, mine, group=group)
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, mine)
     return told
 
 
-def agreed(group: Any, check: Callable[[], T]) -> T:
+def agreed(group: bool | None, check: Callable[[], T]) -> T:
     """The result of a check of this rank's part; an error on one rank is raised on all.
 
     Else the others would wait for that rank until their time-out.

@@ -22,15 +22,15 @@ class Rows:
     """Rows x [N, D] with weights, measured from a pivot; this rank's part of them.
 
     total: sum of the weights over all ranks. count: rows over all ranks. pivot: the weighted
-    mean, [D] float64. reach: the largest |x - pivot|. group: a torch.distributed process group,
-    or None.
+    mean, [D] float64. reach: the largest |x - pivot|. group: True where torch.distributed
+    holds the other parts, or None.
     """
 
     def __init__(
         self,
         values: Float[Tensor, "rows features"],
         weights: Float64[Tensor, " rows"] | None = None,
-        group: Any = None,
+        group: bool | None = None,
         pivot: Float64[Tensor, " features"] | None = None,
     ) -> None:
         self.values = values
@@ -93,7 +93,7 @@ class Rows:
         if self.group is None:
             return parts
         flat = torch.cat([part.reshape(-1) for part in parts])
-        torch.distributed.all_reduce(flat, group=self.group)
+        torch.distributed.all_reduce(flat)
         pieces = flat.split([part.numel() for part in parts])
         return [piece.view(part.shape) for piece, part in zip(pieces, parts)]
 
@@ -120,7 +120,7 @@ class Rows:
         return Rows(kept, weights, pivot=self.pivot)
 
     def alone(self) -> Rows:
-        """This rank's rows without the group, which must not outlive the program that made it."""
+        """This rank's rows by themselves."""
         mine = copy.copy(self)
         mine.group = None
         return mine
@@ -137,7 +137,7 @@ class Rows:
             everywhere = torch.zeros(self.count, dtype=torch.int64, device=self.device)
             start = self._start()
             everywhere[start : start + len(keys)] = keys
-            torch.distributed.all_reduce(everywhere, group=self.group)
+            torch.distributed.all_reduce(everywhere)
         distinct = torch.unique(everywhere)
         few = round(share * len(distinct))
         if few == 0:
@@ -171,15 +171,15 @@ class Rows:
     @property
     def rank(self) -> int:
         """Which part of the rows this is."""
-        return 0 if self.group is None else torch.distributed.get_rank(self.group)
+        return 0 if self.group is None else torch.distributed.get_rank()
 
     @property
     def ranks(self) -> int:
-        return 1 if self.group is None else torch.distributed.get_world_size(self.group)
+        return 1 if self.group is None else torch.distributed.get_world_size()
 
     def _greatest(self, value: Tensor) -> Tensor:
         if self.group is not None:
-            torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.group)
+            torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
         return value
 
     def _parts(self, size: int = 2**16) -> Iterator[tuple[Tensor, Tensor]]:
