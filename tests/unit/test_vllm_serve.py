@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.machinery import ModuleSpec
@@ -55,6 +56,15 @@ def test_a_server_is_vllms_own(installed, profile):
     assert environment["VLLM_PLUGINS"] == "x,tempering"
 
 
+@pytest.mark.parametrize("option", ["--additional_config", "--additional-conf", "--ad"])
+def test_every_spelling_that_vllm_takes_for_its_option_is_kept(installed, profile, option):
+    """vLLM lets the last one win: left among the arguments, it would serve untempered."""
+    for given in ([option, '{"other": 1}'], [option + '={"other": 1}']):
+        command, _ = made(["--port", "9", *given], profile)
+        assert config_of(command) == {"other": 1, "tempering": {"profile": str(profile)}}
+        assert command[-2:] == ["--port", "9"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,7 +73,10 @@ def test_a_server_is_vllms_own(installed, profile):
         (["--additional-config=[1]"], "is a JSON object"),
         (["--additional-config.a", "1"], "as one JSON text"),
         (['--additional-config={"tempering": {}}'], "give --profile instead"),
+        (["--additional_config.a", "1"], "as one JSON text"),
         (["--worker-extension-cls=x.Y"], "vLLM takes one"),
+        (["--worker_extension_cls", "x.Y"], "vLLM takes one"),
+        (["--worker-ext", "x.Y"], "vLLM takes one"),
     ],
 )
 def test_arguments_that_tempering_sets_itself(installed, arguments, message):
@@ -154,7 +167,10 @@ def test_a_server_is_asked_and_swapped(server, profile, capsys):
         ((404, "{}"), RefusedError, "start it by `tempering serve`"),
         ((401, "{}"), RefusedError, "give --api-key"),
         ((500, "oh"), RefusedError, "failed: 500"),
-        ((200, "oh"), RefusedError, "not as a tempering server"),
+        ((500, "[]"), RefusedError, "failed: 500"),
+        ((200, "oh"), RefusedError, "not as a tempering server: b'oh'"),
+        ((200, "{}"), RefusedError, "not as a tempering server"),
+        ((200, "[1]"), RefusedError, "not as a tempering server"),
     ],
 )
 def test_a_servers_refusals(server, answer, kind, message):
@@ -168,6 +184,29 @@ def test_no_server():
         active_profile("localhost:8000")
     with pytest.raises(RefusedError, match="all workers or none"):
         active_profile("http://127.0.0.1:9")
+    for url in ("http://localhost:abc", "http://local host:80", "http://[::1", "http://x/é"):
+        with pytest.raises(InputError, match="is no url of a server"):
+            active_profile(url)
+    with pytest.raises(InputError, match="characters that no header can carry$"):
+        active_profile("http://127.0.0.1:9", "secret\n")
     with pytest.raises(SystemExit) as left:
         main(["swap", "p.json", "--none"])
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "reply", [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_a_port_that_speaks_something_else(reply):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            with listening.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RefusedError, match="no server answers"):
+            active_profile(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()

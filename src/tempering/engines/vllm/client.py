@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from typing import Any
+from http.client import HTTPException, InvalidURL
 
 from tempering.attention.profile import Profile
 from tempering.errors import InputError, RefusedError
@@ -15,7 +15,7 @@ PATH = "/v1/tempering/profile"
 
 def active_profile(url: str, key: str | None = None) -> str:
     """The digest of the profile that a server uses ("untempered" for none)."""
-    return str(_asked(url, key, None)["active"])
+    return _asked(url, key, None)
 
 
 def swap_remote(url: str, profile: Profile | None, key: str | None = None) -> str:
@@ -29,41 +29,51 @@ def swap_remote(url: str, profile: Profile | None, key: str | None = None) -> st
 
     Raises
     ------
-    InputError: the profile is for another model, or the url is none. RefusedError: the server
-    can't be reached or has no tempering; says which.
+    InputError: the profile is for another model, or the url or key can't be sent. RefusedError: the
+    server can't be reached or has no tempering; says which.
     """
     data = None if profile is None else profile.to_json()
-    return str(_asked(url, key, json.dumps({"profile": data}).encode())["active"])
+    return _asked(url, key, json.dumps({"profile": data}).encode())
 
 
-def _asked(url: str, key: str | None, body: bytes | None) -> dict[str, Any]:
+def _asked(url: str, key: str | None, body: bytes | None) -> str:
     if not url.startswith(("http://", "https://")):
         raise InputError(f"a server's url begins with http:// or https://, got {url!r}")
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"Content-Type": "application/json"}
     if key is not None:
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("the server's key has characters that no header can carry")
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(base + PATH, body, headers)
     try:
+        request = urllib.request.Request(base + PATH, body, headers)
         # No limit of time: a swap waits for the requests in flight.
         with urllib.request.urlopen(request) as answer:
-            return dict(json.load(answer))
+            text = answer.read()
     except urllib.error.HTTPError as error:
         raise _told(error, base) from error
-    except (urllib.error.URLError, ConnectionError) as error:
+    except (InvalidURL, ValueError) as error:
+        raise InputError(
+            f"{url!r} is no url of a server ({error}); expected one such as http://localhost:8000"
+        ) from error
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise RefusedError(
             f"no server answers at {base} ({reason}); a swap that was cut off has changed all "
             "workers or none, ask again which profile is in use"
         ) from error
-    except ValueError as error:
-        raise RefusedError(f"{base} answers, but not as a tempering server: {error}") from error
+    try:
+        return str(json.loads(text)["active"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RefusedError(
+            f"{base} answers, but not as a tempering server: {text[:60]!r}"
+        ) from error
 
 
 def _told(error: urllib.error.HTTPError, base: str) -> Exception:
     try:
-        message = json.load(error)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
+        message = str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError, OSError, HTTPException):
         message = ""
     if error.code == 400 and message:
         return InputError(message)

@@ -16,7 +16,7 @@ from tempering.engines.embedded import MODELS, embedded_directory
 from tempering.errors import InputError, MissingExtraError
 
 EXTENSION = "tempering.engines.vllm.worker.Worker"
-_OPTION = "--additional-config"
+_CONFIG, _EXTENSION = "--additional-config", "--worker-extension-cls"
 
 
 def server_command(
@@ -43,13 +43,11 @@ def server_command(
     own: dict[str, Any] = {"profile": None if profile is None else _checked(profile)}
     if profiles:
         own["profiles"] = {name: _checked(path) for name, path in profiles.items()}
-    if any(argument.startswith("--worker-extension-cls") for argument in arguments):
-        raise InputError(
-            "--worker-extension-cls is tempering's here; vLLM takes one worker extension"
-        )
+    if any(_means(argument, _EXTENSION) for argument in arguments):
+        raise InputError(f"{_EXTENSION} is tempering's here; vLLM takes one worker extension")
     rest, config = _without_config(arguments)
     if "tempering" in config:
-        raise InputError(f"{_OPTION} has 'tempering' already; give --profile instead")
+        raise InputError(f"{_CONFIG} has 'tempering' already; give --profile instead")
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm")
     place = str(embedded_directory(MODELS[model])) if model in MODELS else model
@@ -59,9 +57,9 @@ def server_command(
         sys.executable,
         "-m",
         *_entry(place),
-        "--worker-extension-cls",
+        _EXTENSION,
         EXTENSION,
-        _OPTION,
+        _CONFIG,
         json.dumps({**config, "tempering": own}),
         *rest,
     ]
@@ -79,21 +77,30 @@ def _without_config(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     config: dict[str, Any] = {}
     waiting = iter(arguments)
     for argument in waiting:
-        name, _, value = argument.partition("=")
-        if name.startswith(_OPTION + "."):
-            raise InputError(f"give {_OPTION} as one JSON text, not {argument}")
-        if name != _OPTION:
+        if not _means(argument, _CONFIG):
             rest.append(argument)
             continue
+        name, _, value = argument.partition("=")
+        if "." in name:
+            raise InputError(f"give {_CONFIG} as one JSON text, not {argument}")
         text = value or next(waiting, "")
         try:
             given = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{_OPTION} is a JSON object, got {text!r:.60}") from error
+            raise InputError(f"{_CONFIG} is a JSON object, got {text!r:.60}") from error
         if not isinstance(given, dict):
-            raise InputError(f"{_OPTION} is a JSON object, got {text!r:.60}")
+            raise InputError(f"{_CONFIG} is a JSON object, got {text!r:.60}")
         config.update(given)
     return rest, config
+
+
+def _means(argument: str, option: str) -> bool:
+    """Whether vLLM takes an argument for this option, the later of two replacing the earlier.
+
+    It reads "_" as "-", an abbreviation as the whole, and ".key" as a part of a JSON option.
+    """
+    name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
+    return len(name) > len("--a") and option.startswith(name)
 
 
 def _entry(model: str) -> list[str]:
