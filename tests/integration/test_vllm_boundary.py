@@ -49,7 +49,12 @@ def test_a_checkpoint_has_the_fingerprint_of_its_model(tiny, tmp_path):
     assert (shards / "model.safetensors.index.json").is_file()
     assert checkpoint_fingerprint(shards, "LlamaForCausalLM") == fingerprint(model)
     assert checkpoint_fingerprint(directory, "GPT2LMHeadModel") is None
-    assert checkpoint_fingerprint(directory, "NoSuchModel") is None
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "config.json").write_text(
+        '{"model_type": "no_such", "architectures": ["NoSuchModel"]}'
+    )
+    assert checkpoint_fingerprint(newer, "NoSuchModel") is None
     assert checkpoint_directory(str(directory)) == directory
     assert checkpoint_directory(str(tmp_path)) is None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tempering import posterior
-from tempering.errors import ScheduleError
+from tempering.errors import InputError, ScheduleError
 from tempering.estimators import AnnealedMixture
 from tempering.estimators._anneal import ANNEALED
 from tempering.estimators._em import Components, expect, maximise
@@ -181,5 +181,6 @@ def test_plot_of_the_path(fitted):
     curve = figure.axes[0].lines[0]
     np.testing.assert_array_equal(curve.get_ydata(), fitted.path_["information"])
     np.testing.assert_array_equal(curve.get_xdata(), fitted.path_["distortion"])
-    with pytest.raises(ValueError, match=r"feature = 2; expected a column, 0\.\.1"):
-        fitted.plot_path(feature=2)
+    for feature in (2, -1):
+        with pytest.raises(InputError, match=r"feature = .*; expected a column, 0\.\.1"):
+            fitted.plot_path(feature=feature)

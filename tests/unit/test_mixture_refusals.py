@@ -97,6 +97,8 @@ def test_numbers_of_components(count):
         ({"distributed": True}, "no process group; call torch.distributed.init_process_group"),
         ({"means_init": X[:3]}, r"means_init has shape \(3, 3\); expected \(2, 3\)"),
         ({"means_init": with_value(np.nan)[6:8]}, r"means_init\[1, 2\] is not finite"),
+        ({"means_init": [["a", "b", "c"]] * 2}, "means_init can't be read as numbers; give a row"),
+        ({"means_init": [[1, 2], [3]]}, "means_init can't be read as numbers"),
         ({"means_init": X[:2], "criterion": "bic"}, "chooses how many components"),
     ],
     ids=str,

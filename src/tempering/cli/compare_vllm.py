@@ -25,28 +25,25 @@ def compare_vllm(
     from tempering.attention.profile import Profile
     from tempering.chunks import token_chunks
     from tempering.engines.vllm.scoring import VllmScorer
-    from tempering.evaluation.compare import SHUFFLES, Comparison
+    from tempering.evaluation.compare import Comparison, pattern_variants
     from tempering.evaluation.cost import Variant
-    from tempering.schedules import controls as controls_of
     from tempering.schedules import schedule
 
+    # All that may be wrong is read first: an engine takes minutes to start.
+    wanted = [schedule(text) for text in patterns]
+    if amplitude is not None:
+        wanted = [pattern.amplitude(amplitude) for pattern in wanted]
+    kept = [(path.stem, Profile.load(path)) for path in profiles]
     with VllmScorer(model, chunk, dtype=dtype) as engine:
         plan = engine.layout()
         chunks = token_chunks(engine.tokenizer, words, chunk, limit)
-        variants = []
-        for text in patterns:
-            pattern = schedule(text) if amplitude is None else schedule(text).amplitude(amplitude)
-            own = {str(pattern): ("attention pattern", pattern)}
-            if controls:
-                found = controls_of(pattern, max(plan.depths.values()), SHUFFLES)
-                own |= {f"{name}: {pattern}": ("control", item) for name, item in found.items()}
-            variants += [
-                Variant(label, Profile.from_schedule(item, plan), 1.0, family, str(item))
-                for label, (family, item) in own.items()
-            ]
-        for path in profiles:
-            profile = Profile.load(path)
-            variants.append(Variant(path.stem, profile, text=profile.pattern or ""))
+        depth = max(plan.depths.values())
+        variants = [
+            variant
+            for pattern in wanted
+            for variant in pattern_variants(pattern, plan, depth, controls)
+        ]
+        variants += [Variant(label, profile, text=profile.pattern or "") for label, profile in kept]
         with common.staged() as report:
             costs = engine.costs(chunks, variants, lambda done, total: report("cost", done, total))
         section = _model_section(engine, plan, model, dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import sklearn.exceptions
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tempering import errors
@@ -174,6 +174,18 @@ def check_distinct(rows: Rows, count: int) -> None:
         size = min(rows.count, size * 100)
 
 
+def as_numbers(
+    given: Any, device: torch.device, name: str, expected: str
+) -> Float64[Tensor, "..."]:
+    """A tensor, or what numpy reads as an array of numbers; DataError for anything else."""
+    if isinstance(given, Tensor):
+        return given.detach().to(device, torch.float64)
+    try:
+        return torch.as_tensor(np.asarray(given, dtype=np.float64), device=device)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} can't be read as numbers; give {expected}") from None
+
+
 def warn(message: str, level: int) -> None:
     """A MixtureConvergenceWarning, pointed at the caller `level` frames up."""
     warnings.warn(message, MixtureConvergenceWarning, stacklevel=level + 1)
@@ -183,14 +195,7 @@ def _weights(given: Any, values: Tensor) -> Tensor | None:
     """Weights as numbers of rows, float64 on the rows' device."""
     if given is None:
         return None
-    try:
-        weights = torch.as_tensor(
-            np.asarray(given, dtype=np.float64) if not isinstance(given, Tensor) else given,
-            dtype=torch.float64,
-            device=values.device,
-        ).detach()
-    except (TypeError, ValueError):
-        raise DataError("sample_weight can't be read as numbers; give one for each row") from None
+    weights = as_numbers(given, values.device, "sample_weight", "one for each row")
     if weights.ndim == 0:
         weights = weights.expand(len(values))
     if weights.shape != (len(values),):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tempering.estimators._survey import Survey
-
-if TYPE_CHECKING:
-    pass
 
 FIELDS = [
     ("temperature", "f8"),

@@ -13,6 +13,7 @@ from tempering.errors import DataError, InputError
 from tempering.estimators._anneal import ANNEALED
 from tempering.estimators._covariance import Full
 from tempering.estimators._em import Components, Family
+from tempering.estimators._mixture_input import as_numbers
 from tempering.estimators._ranks import agreed
 from tempering.estimators._rows import Rows
 from tempering.estimators._survey import survey
@@ -20,7 +21,7 @@ from tempering.estimators._survey import survey
 
 def from_means(rows: Rows, means_init: Any, count: int, family: Family) -> Components:
     """Components at given means, sharing one covariance: that of the rows about their nearest."""
-    means = torch.as_tensor(np.asarray(means_init, dtype=np.float64), device=rows.device)
+    means = as_numbers(means_init, rows.device, "means_init", "a row for each component")
     if means.shape != (count, rows.features):
         raise InputError(
             f"means_init has shape {tuple(means.shape)}; expected ({count}, {rows.features}), a "
@@ -80,14 +81,7 @@ def _distributions(
     given: Any, size: int, count: int, device: torch.device
 ) -> Float64[Tensor, "rows components"]:
     """Responsibilities as a tensor; DataError names the row that can't be."""
-    try:
-        r = torch.as_tensor(
-            given if isinstance(given, Tensor) else np.asarray(given, dtype=np.float64),
-            dtype=torch.float64,
-            device=device,
-        )
-    except (TypeError, ValueError):
-        raise DataError("responsibilities can't be read as numbers") from None
+    r = as_numbers(given, device, "responsibilities", "a row for each sample")
     if r.shape != (size, count):
         raise DataError(
             f"responsibilities have shape {tuple(r.shape)}; expected ({size}, {count}), a "

@@ -235,9 +235,9 @@ class AnnealedMixture(FittedMixture):
         The matplotlib figure.
         """
         check_is_fitted(self)
-        if not 0 <= feature < self.n_features_in_:
+        if feature not in range(self.n_features_in_):
             raise InputError(
-                f"feature = {feature}; expected a column, 0..{self.n_features_in_ - 1}"
+                f"feature = {feature!r}; expected a column, 0..{self.n_features_in_ - 1}"
             )
         return plot(self.path_, self.positions_, feature, axes)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempering.attention.layout import layout
+from tempering.attention.layout import Layout, layout
 from tempering.attention.profile import Profile
 from tempering.chunks import token_chunks
 from tempering.errors import InputError
@@ -21,7 +21,7 @@ from tempering.schedules import Schedule, as_schedule, controls
 
 UNTEMPERED = "untempered"
 SAMPLING_CONTROLS = (0.8, 0.9, 1.1, 1.2)
-SHUFFLES = (0, 1, 2)
+_SHUFFLES = (0, 1, 2)
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,12 +102,7 @@ def compare(
             variants.append(Variant(item[0], item[1], text=item[1].pattern or ""))
             continue
         pattern = as_schedule(item)
-        variants.append(_variant(model, str(pattern), pattern))
-        if with_controls:
-            variants += [
-                _variant(model, f"{name}: {pattern}", control, "control")
-                for name, control in controls(pattern, depth, SHUFFLES).items()
-            ]
+        variants += pattern_variants(pattern, model, depth, with_controls)
         if budget is not None:
             found = _within(model, chunks, pattern, budget, journal, report)
             budgets[str(pattern)] = found
@@ -148,8 +143,21 @@ def compare(
     )
 
 
+def pattern_variants(
+    pattern: Schedule, model: nn.Module | Layout, depth: int, with_controls: bool
+) -> list[Variant]:
+    """A pattern read as relative temperatures over depth, and its controls if asked."""
+    variants = [_variant(model, str(pattern), pattern)]
+    if with_controls:
+        variants += [
+            _variant(model, f"{name}: {pattern}", control, "control")
+            for name, control in controls(pattern, depth, _SHUFFLES).items()
+        ]
+    return variants
+
+
 def _variant(
-    model: nn.Module, label: str, pattern: Schedule, family: str = "attention pattern"
+    model: nn.Module | Layout, label: str, pattern: Schedule, family: str = "attention pattern"
 ) -> Variant:
     return Variant(label, Profile.from_schedule(pattern, model), 1.0, family, str(pattern))
 

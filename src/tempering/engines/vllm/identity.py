@@ -77,8 +77,10 @@ def checkpoint_fingerprint(directory: Path, architecture: str) -> str | None:
     import transformers
 
     kind = getattr(transformers, architecture, None)
+    if kind is None:  # newer than this transformers, which can't read its configuration either
+        return None
     config = transformers.AutoConfig.from_pretrained(directory)
-    if kind is None or not isinstance(config, kind.config_class):
+    if not isinstance(config, kind.config_class):
         return None
     with torch.device("meta"):
         empty = kind(config)
