@@ -76,16 +76,16 @@ def _f_softmax(
     state = _CURRENT.state
     if state is None or dim is None:
         return _F_SOFTMAX(input, dim, _stacklevel, dtype)
-    logits = tempered_logits(state, input, dim)
-    # What the function replaced does; calling it would lead back here under a function mode.
-    return logits.softmax(dim) if dtype is None else logits.softmax(dim, dtype=dtype)
+    return _tempered_softmax(state, input, dim, dtype)
 
 
 def _torch_softmax(input: Tensor, dim: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
     state = _CURRENT.state
-    if state is not None:
-        input = tempered_logits(state, input, dim)
-    return _TORCH_SOFTMAX(input, dim, dtype=dtype, **kwargs)
+    if state is None:
+        return _TORCH_SOFTMAX(input, dim, dtype=dtype, **kwargs)
+    if not kwargs:
+        return _tempered_softmax(state, input, dim, dtype)
+    return _TORCH_SOFTMAX(tempered_logits(state, input, dim), dim, dtype=dtype, **kwargs)
 
 
 def _product(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -102,8 +102,63 @@ SOFTMAXES = (F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softm
 PRODUCTS = (F.scaled_dot_product_attention,)
 
 
+# Logits that are tempered and normalised at a time where all is computed on a CPU: few enough to
+# stay in its cache, since a pass more over 2048 x 2048 logits a head costs a fifth of a layer.
+_PIECE = 2**18
+
+
+def _tempered_softmax(state: TemperatureState, logits: Tensor, dim: int, dtype: Any) -> Tensor:
+    """What the functions replaced do, of the tempered logits."""
+    learned = torch.is_grad_enabled() and (logits.requires_grad or state.beta.requires_grad)
+    watched = state.trial is not None or state.observer is not None
+    at_once = (
+        watched
+        or learned
+        or torch.compiler.is_compiling()
+        or logits.device.type != "cpu"
+        or logits.numel() < 2 * _PIECE
+        or not logits.is_contiguous()
+    )
+    # The method: calling the function would lead back here under a function mode.
+    if at_once:
+        return tempered_logits(state, logits, dim).softmax(dim, dtype=dtype)
+    reading = _read(state, logits, dim)
+    if reading is None:
+        return logits.softmax(dim, dtype=dtype)
+    _, beta, floor = reading
+    rows = logits.view(-1, logits.shape[-1])
+    betas = beta.expand(*logits.shape[:-1], 1).reshape(-1, 1)
+    step = max(1, _PIECE // rows.shape[1])
+    found = None
+    for start in range(0, len(rows), step):
+        own = slice(start, start + step)
+        cool = divided(rows[own], betas[own], floor, state.layer.masking)
+        piece = cool.softmax(-1, dtype=dtype)
+        if found is None:  # its dtype is known only now: under autocast it is float32
+            found = torch.empty(rows.shape, dtype=piece.dtype)
+        found[own] = piece
+    assert found is not None
+    return found.view(logits.shape)
+
+
 def tempered_logits(state: TemperatureState, logits: Tensor, dim: int) -> Tensor:
     """The logits divided by T, if they are attention; ArchitectureError where that is unknown."""
+    reading = _read(state, logits, dim)
+    if reading is None:
+        return logits
+    pattern, beta, floor = reading
+    layer = state.layer
+    cool = divided(logits, beta, floor, layer.masking)
+    if state.trial is not None:
+        state.trial.softmax(state, pattern, logits, cool)
+    if state.observer is not None:
+        state.observer.see_logits(layer, axes.standard(cool, pattern, layer.heads))
+    return cool
+
+
+def _read(state: TemperatureState, logits: Tensor, dim: int) -> tuple[str, Tensor, float] | None:
+    """The axes of attention logits, beta shaped to multiply them, and the floor below which they
+    mask; None if they are known not to be attention."""
     layer = state.layer
     last = dim in (-1, logits.ndim - 1)
     pattern = next(
@@ -111,7 +166,7 @@ def tempered_logits(state: TemperatureState, logits: Tensor, dim: int) -> Tensor
     )
     if pattern is None:
         if (logits.ndim, last) in layer.other_softmaxes:
-            return logits
+            return None
         raise ArchitectureError(
             f"{layer.name} calls softmax over axis {dim} of logits {list(logits.shape)}, which it "
             f"did not when it was examined ({' or '.join(layer.axes)}, {layer.heads} heads), so "
@@ -123,12 +178,7 @@ def tempered_logits(state: TemperatureState, logits: Tensor, dim: int) -> Tensor
         state.meet(count, logits.device)
     beta = axes.spread(state.beta[:, :, 0, 0], pattern, count)
     floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
-    cool = divided(logits, beta, floor, layer.masking)
-    if state.trial is not None:
-        state.trial.softmax(state, pattern, logits, cool)
-    if state.observer is not None:
-        state.observer.see_logits(layer, axes.standard(cool, pattern, layer.heads))
-    return cool
+    return pattern, beta, floor
 
 
 def tempered_product(
