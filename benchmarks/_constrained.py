@@ -54,7 +54,7 @@ class Settings:
     rate: float = 0.035
     aim: float = 0.004
     multiplier: float = 8.0
-    dual: float = 0.15
+    dual: float = 0.05
     prior: float = 1e-3
     seed: int = 0
 

@@ -14,11 +14,14 @@ from tempering.data.recall import recall
 from tempering.data.recall_pools import WORDINGS
 from tempering.evaluation.evidence import Contender, Row, cluster_bootstrap
 
-# Held back: eight wordings, questions and formats, that no tuning here has seen.
-HELD = (
-    *("question", "belongs", "table", "told", "badge"),
-    *("python", "ticket", "shelf"),
-)
+# Held back: wordings that no tuning here has seen. Five drawn by chance from the sentences that are
+# asked about in their own words, five notations, and six that are asked about in other words.
+HELD = {
+    "sentence": ("score", "note", "said", "capital", "means"),
+    "notation": ("xml", "csv", "arrow", "table", "python"),
+    "rephrased": ("question", "belongs", "told", "badge", "ticket", "shelf"),
+}
+SINGLE = "recall, secret code"
 NAMED = {wording[0]: place for place, wording in enumerate(WORDINGS)}
 # Kinds of the first trials, to which the targets refer.
 BASIC_VALUES, BASIC_KEYS = ("digits", "word", "two words", "code"), ("names", "things")
@@ -26,12 +29,12 @@ Tests = Mapping[str, Sequence[Any]]
 
 
 def recall_tests(tokenizer: Any, contexts: int, single: int, seed: int = 0) -> dict[str, list[Any]]:
-    """{test: packed contexts of 16 facts and 8 questions}: each held-back wording, and the first.
+    """{test: packed contexts of 16 facts and 8 questions}: wordings held back, and the first one.
 
     contexts: of each held-back wording. single: of "The secret code for K is V.", with 4 digits.
     """
     found: dict[str, list[Any]] = {}
-    for name in HELD:
+    for kind, name in ((kind, name) for kind, own in HELD.items() for name in own):
         for place in range(contexts):
             number = seed * 100_000 + place * 100 + NAMED[name]
             item = recall(
@@ -40,10 +43,12 @@ def recall_tests(tokenizer: Any, contexts: int, single: int, seed: int = 0) -> d
                 value=BASIC_VALUES[place % 4],
                 keys=BASIC_KEYS[place % 2],
             )
-            found.setdefault(f"recall, {name}", []).append(pack(tokenizer, item))
+            found.setdefault(f"recall, {kind}, {name}", []).append(pack(tokenizer, item))
     for place in range(single):
-        item = recall(seed * 100_000 + 70_000 + place, wording=0, value="digits")
-        found.setdefault("recall, secret code", []).append(pack(tokenizer, item))
+        item = recall(
+            seed * 100_000 + 70_000 + place, wording=0, value="digits", keys=BASIC_KEYS[place % 2]
+        )
+        found.setdefault(SINGLE, []).append(pack(tokenizer, item))
     return found
 
 
@@ -146,16 +151,12 @@ def pooled(
 ) -> tuple[float, float, float, float]:
     """Mean change over all tests whose names start so, each counting alike; interval; mean value.
 
-    "recall, " leaves out the one wording that was learned from. The interval is normal, from the
-    tests' own standard errors; NaN where one has a single cluster.
+    The interval is normal, from the tests' own standard errors; NaN where one has a single cluster.
     """
     own = [
         row
         for row in rows
-        if row.label == label
-        and row.metric == metric
-        and row.test.startswith(tests)
-        and not (tests == "recall, " and row.test.endswith("secret code"))
+        if row.label == label and row.metric == metric and row.test.startswith(tests)
     ]
     mean = sum(row.change.value for row in own) / len(own)
     error = sum(row.change.se**2 for row in own) ** 0.5 / len(own)

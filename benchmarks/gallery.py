@@ -2,10 +2,10 @@
 
     python benchmarks/gallery.py [NAME ...] [--contexts 4] [--chunks 8] [--long 3]
 
-For each profile: recall (eight wordings held back, and "The secret code for K is V."), text of four
-kinds at 512 and 2048 tokens (one never learned from), all of it data that no profile was tuned on,
-with intervals from a bootstrap over contexts and chunks; the same temperatures negated and shuffled
-over heads. Tune them first: recall_tuning.py, text_tuning.py, text_tuning.py --for KIND.
+For each profile: recall (16 wordings held back, and "The secret code for K is V."), text of
+four kinds at 512 and 2048 tokens (one never learned from), all of it data that no profile was tuned
+on, with intervals from a bootstrap over contexts and chunks; the same temperatures negated and
+shuffled over heads. Tune them first: recall_tuning.py, text_tuning.py, text_tuning.py --for KIND.
 Writes each profile with its evidence, and benchmarks/results/gallery.json.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import _bench
 import torch
-from _measuring import Measurer, pooled, recall_tests, text_tests
+from _measuring import HELD, SINGLE, Measurer, pooled, recall_tests, text_tests
 from _texts import LONG, SHORT
 from recall_tuning import GALLERY
 
@@ -24,8 +24,8 @@ from tempering import Profile, load_model
 from tempering.evaluation.evidence import contenders
 
 TABLE = (
-    ("recall, new wordings", "recall, ", "accuracy"),
-    ("recall, secret code", "recall, secret code", "accuracy"),
+    *((f"recall, {kind}", f"recall, {kind}", "accuracy") for kind in HELD),
+    ("recall, secret code", SINGLE, "accuracy"),
     ("text, 512 tokens", "text, 512", "loss"),
     ("text, 2048 tokens", "text, 2048", "loss"),
     ("last eighth of 2048", "last eighth of text, 2048", "loss"),

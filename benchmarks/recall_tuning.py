@@ -2,11 +2,12 @@
 
     python benchmarks/recall_tuning.py [--keep DIR] [--measure PROFILE] [--contexts 6] [--single 6]
 
-Tunes one temperature a head on 42 wordings, six kinds of keys and nine of values (loss on the
+Tunes one temperature a head on 34 wordings, six kinds of keys and nine of values (loss on the
 answers), while text of five kinds may lose next to nothing (see _constrained), and measures at
-about 1k tokens and 16 facts: accuracy on eight wordings held back, with keys and filler never
-learned from; on the wording "The secret code for K is V."; the cost on text of four kinds, one of
-them never learned from. Beside it: negated, and shuffled over heads ten times.
+about 1k tokens and 16 facts, with keys and filler never learned from: accuracy on 16 wordings held
+back (sentences asked about in their own words, notations, and questions in other words), and on
+"The secret code for K is V."; the cost on text of four kinds, one of them never learned from.
+Beside it: negated, and shuffled over heads ten times.
 
 --measure takes a profile instead of tuning one. --keep DIR keeps the pass over the text and the
 fit there. Writes benchmarks/results/recall_tuning.json, and the profile with its evidence to
@@ -22,7 +23,15 @@ from pathlib import Path
 import _bench
 import torch
 from _constrained import Settings, fit, text_gradient
-from _measuring import HELD, NAMED, measure, pooled, recall_tests, text_tests
+from _measuring import (
+    HELD,
+    NAMED,
+    SINGLE,
+    measure,
+    pooled,
+    recall_tests,
+    text_tests,
+)
 from _passes import text_pass
 
 from tempering import Profile, load_model
@@ -32,7 +41,7 @@ from tempering.attention.tuning.live import live
 from tempering.evaluation.evidence import contenders
 
 GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
-LEARNED = tuple(place for name, place in NAMED.items() if name not in HELD)
+LEARNED = tuple(place for name, place in NAMED.items() if name not in sum(HELD.values(), ()))
 
 
 def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
@@ -50,32 +59,30 @@ def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
 
 def report(rows) -> dict:
     """The targets, printed and returned."""
-    held = [r for r in rows if r.metric == "accuracy" and r.test != "recall, secret code"]
-    each = [r for r in held if r.label == "tuned"]
-    rise, rise_low, rise_high, reached = pooled(rows, "tuned", "recall, ", "accuracy")
-    print(
-        f"\nwordings held back ({len(each)}): {reached - rise:.3f} -> {reached:.3f}, rise "
-        f"{rise:+.3f} [{rise_low:+.3f}, {rise_high:+.3f}]; the target is +.25"
-    )
-    for r in each:
-        print(
-            f"  {r.test}: {r.untempered:.3f} -> {r.value:.3f} "
-            f"[{r.change.low:+.3f}, {r.change.high:+.3f}], {r.change.n} contexts"
-        )
-    controls = {}
-    for label in dict.fromkeys(r.label for r in rows if r.family == "control"):
-        controls[label] = pooled(rows, label, "recall, ", "accuracy")[3]
-    print("  controls: " + ", ".join(f"{label} {x:.3f}" for label, x in controls.items()))
-    single = {
-        r.label: r for r in rows if r.test == "recall, secret code" and r.metric == "accuracy"
+    labels = list(dict.fromkeys(r.label for r in rows if r.family == "control"))
+    found: dict = {}
+    goals = {
+        **dict.fromkeys((f"recall, {kind}" for kind in HELD), "a rise of .25"),
+        SINGLE: "an accuracy of .90",
     }
-    if single:
-        own = single["tuned"]
+    for start, goal in goals.items():
+        own = [r for r in rows if r.metric == "accuracy" and r.test.startswith(start)]
+        if not own:
+            continue
+        rise, low, high, reached = pooled(rows, "tuned", start, "accuracy")
+        found[start] = {"untempered": reached - rise, "tuned": reached, "rise": [rise, low, high]}
+        found[start] |= {label: pooled(rows, label, start, "accuracy")[3] for label in labels}
         print(
-            f"secret code, unseen keys: {own.untempered:.3f} -> {own.value:.3f} "
-            f"[{own.change.low:+.3f}, {own.change.high:+.3f}]; the target is .90; controls: "
-            + ", ".join(f"{k} {r.value:.3f}" for k, r in single.items() if k != "tuned")
+            f"\n{start}: {reached - rise:.3f} -> {reached:.3f}, {rise:+.3f} [{low:+.3f}, "
+            f"{high:+.3f}]; the target is {goal}"
         )
+        print("  controls: " + ", ".join(f"{x} {found[start][x]:.3f}" for x in labels))
+        for r in own:
+            if r.label == "tuned":
+                print(
+                    f"  {r.test}: {r.untempered:.3f} -> {r.value:.3f} "
+                    f"[{r.change.low:+.3f}, {r.change.high:+.3f}], {r.change.n} contexts"
+                )
     cost = pooled(rows, "tuned", "text, ", "loss")
     print(
         f"cost on text: {cost[0]:+.4f} [{cost[1]:+.4f}, {cost[2]:+.4f}] nats per token; "
@@ -84,13 +91,7 @@ def report(rows) -> dict:
     for r in rows:
         if r.label == "tuned" and r.metric == "loss" and r.test.startswith("text"):
             print(f"  {r.test}: {r.change.value:+.4f} [{r.change.low:+.4f}, {r.change.high:+.4f}]")
-    return {
-        "rise on wordings held back": [rise, rise_low, rise_high],
-        "accuracy on wordings held back": [reached - rise, reached],
-        "controls": controls,
-        "secret code": {k: [r.untempered, r.value] for k, r in single.items()},
-        "cost on text": cost[:3],
-    }
+    return found | {"cost on text": cost[:3]}
 
 
 def main() -> None:
