@@ -161,6 +161,56 @@ def test_a_layer_that_is_not_reached_is_named(monkeypatch):
         self_check(model)
 
 
+def test_one_temperature_for_all_is_tried_too(monkeypatch):
+    """It reaches the logits through the scaling factor, which a function may ignore."""
+    from transformers.models.llama import modeling_llama
+
+    before = modeling_llama.eager_attention_forward
+
+    def deaf(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+        return before(module, query, key, value, attention_mask, module.scaling, dropout, **kwargs)
+
+    deaf.__module__ = before.__module__
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", deaf)
+    with pytest.raises(CheckError, match="layers.0.self_attn disagrees with the reference"):
+        self_check(build("llama"))
+
+
+def test_a_model_without_a_cache_is_tried_under_a_handle_as_well(monkeypatch):
+    model = build("bloom")
+    forward = type(model).forward
+
+    def without_cache(self, *args, use_cache=None, **kwargs):
+        if use_cache:
+            raise ValueError("no cache here")
+        return forward(self, *args, use_cache=use_cache, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", without_cache)
+    assert self_check(model).share < 1e-4
+    forget(model)
+    layout(model)
+    monkeypatch.setattr(*beta_changed(lambda beta: beta.roll(1, 1)))
+    with pytest.raises(CheckError, match="disagrees with the reference: a logit"):
+        self_check(model)
+
+
+def test_a_second_softmax_that_is_not_reached_is_told():
+    model = build("bloom")
+    attention = model.transformer.h[0].self_attention
+    original = type(attention).forward
+
+    def forward(self, hidden_states, *args, **kwargs):
+        output = original(self, hidden_states, *args, **kwargs)
+        rows, length = hidden_states.shape[:2]
+        logits = torch.zeros(rows, 4, length, 12).index_fill(-1, torch.tensor([3]), -torch.inf)
+        torch.special.softmax(logits, -1)
+        return output
+
+    attention.forward = forward.__get__(attention)
+    with pytest.raises(CheckError, match=r"h\.0\..* temperature in 1 of 2 softmaxes"):
+        self_check(model)
+
+
 def test_nothing_is_proven_where_nothing_moves():
     model = build("llama")
     with torch.no_grad():

@@ -62,7 +62,7 @@ def tempered(
     if check:
         from tempering.attention.check import ensure_checked
 
-        ensure_checked(model, plan, sample)
+        ensure_checked(model, sample)
     return Tempering(model, plan, profiles)
 
 
@@ -91,7 +91,7 @@ class Tempering:
         try:
             for module, layer, temperature in zip(self._modules, plan.layers, rows, strict=True):
                 _attach(module, layer).set(self, temperature)
-            self._set_rules(profiles)
+            self._set_rules(self._rules_of(profiles))
         except BaseException:
             self.remove()
             raise
@@ -103,12 +103,19 @@ class Tempering:
         model = self._model()
         if model is not None:
             _check(profiles, model, self._layout)
+        rules = self._rules_of(profiles)
+        for module, texts in rules:
+            adaptive.check_attach(self, getattr(module, routes.STATE), texts)
         self.set_rows(_stack(profiles, self._layout))
-        self._set_rules(profiles)
+        self._set_rules(rules)
 
-    def _set_rules(self, profiles: Sequence[Profile]) -> None:
+    def _rules_of(self, profiles: Sequence[Profile]) -> list[tuple[nn.Module, Sequence[Any]]]:
+        """Each module with the rule of every row of the batch."""
         rules = [rules_for(profile, self._layout) for profile in profiles]
-        for module, texts in zip(self._modules, zip(*rules, strict=True), strict=True):
+        return list(zip(self._modules, zip(*rules, strict=True), strict=True))
+
+    def _set_rules(self, rules: list[tuple[nn.Module, Sequence[Any]]]) -> None:
+        for module, texts in rules:
             adaptive.attach(self, module, getattr(module, routes.STATE), texts)
 
     def rules(self) -> dict[str, list[adaptive.RuleCount]]:

@@ -8,6 +8,7 @@ while it is at hand (`trial.py`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,13 +46,14 @@ class Observation:
     """What one forward pass showed.
 
     layers: in the order of their first call. trial: what the reference made of each call.
-    output: the first tensor of the model's output. memory: its cache, if it keeps one.
+    memory: the model's cache, if it keeps one.
+    softmaxes: how many softmaxes in the shape of its attention a tempered module called itself.
     """
 
     layers: list[AttentionLayer] = field(default_factory=list)
     trial: Trial = field(default_factory=Trial)
-    output: Tensor | None = None
     memory: Any = None
+    softmaxes: Counter[str] = field(default_factory=Counter)
 
 
 def observe(
@@ -75,7 +77,7 @@ def observe(
                 "that it takes: layout(model, sample={...})"
             ) from error
         # A few architectures can't make a cache; what fails for another reason fails again.
-        return observe(model, sample, cache=False)
+        return observe(model, sample, cache=False, trial=trial)
     if watcher.unmasked and trial is None:
         if cache:
             # A few mask what comes later only where they keep no cache.
@@ -109,6 +111,7 @@ class _Watcher:
         self.others: dict[str, set[tuple[int, bool]]] = {}
         # Modules with softmaxes in the shape of attention that mask nothing -> the shape.
         self.unmasked: dict[str, torch.Size] = {}
+        self.softmaxes: Counter[str] = Counter()
         self.trial = trial
         named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
         given = [*named, *inputs.values()]
@@ -129,9 +132,8 @@ class _Watcher:
             replace(layer, other_softmaxes=tuple(sorted(self.others.get(layer.name, ()))))
             for layer in self.found.values()
         ]
-        output = next((item for item in _values(result) if isinstance(item, Tensor)), None)
         memory = getattr(result, "past_key_values", None)
-        return Observation(layers, self.trial, output, memory)
+        return Observation(layers, self.trial, memory, self.softmaxes)
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
         self.stack.append(module)
@@ -233,10 +235,15 @@ class _Watcher:
         owner = next(
             (m for m in reversed(self.stack) if not isinstance(m, nn.Softmax)), self.stack[-1]
         )
-        if getattr(owner, STATE, None) is not None:
+        last = dim in (-1, logits.ndim - 1)
+        state = getattr(owner, STATE, None)
+        if state is not None:
+            own = state.layer
+            if own.route == "softmax" and last:
+                fit = any(axes.fits(pattern, logits.shape, own.heads) for pattern in own.axes)
+                self.softmaxes[own.name] += fit
             return None
         name = self.names.get(id(owner), "")
-        last = dim in (-1, logits.ndim - 1)
         readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
         if not last or not readings or not bool((logits <= _MASKED).any()):
             if last and readings and (name in self.found or attends(owner)):
@@ -286,12 +293,6 @@ class _Watcher:
             stated = {getattr(config.get_text_config(), name, None) for name in _HEAD_FIELDS}
             counts = {item for item in stated if type(item) is int and item > 0}
         return counts
-
-
-def _values(result: Any) -> list[Any]:
-    if isinstance(result, Tensor):
-        return [result]
-    return list(result.values()) if hasattr(result, "values") else list(result)
 
 
 def _mask_floor(mask: Any) -> float:

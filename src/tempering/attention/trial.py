@@ -1,7 +1,8 @@
 """Every attention call of a forward pass, tried: is it softmax(l / T) V for random T?
 
 A call is repeated on the same arguments with temperatures 1 in all rows of the batch but the
-last, whose heads have random ones, and compared with the reference (`reference.py`). Since
+last, whose heads have random ones, and compared with the reference (`reference.py`); once more
+with one temperature for all, which reaches the logits through the scaling factor. Since
 each call is judged by its own arguments, nothing adds up over depth, and rounding is all that
 may differ. What can run in float64 does, so that a model in half precision is judged as
 sharply as any.
@@ -26,11 +27,12 @@ from tempering.attention.state import STATE, TemperatureState
 # Disagreement allowed, as a share of what the temperatures changed; exact control leaves 1e-6,
 # a bias or a sink left undivided 1e-2 and more (measured by the mutations of the tests).
 SHARE = 1e-3
-# What rounding may do besides: single precision of logits of this size ...
-EPS, FACTOR = torch.finfo(torch.float32).eps, 32
-# ... and, for kernels that know half precision alone, a multiple of what they do untempered.
+# What rounding may do besides (`Reference.noise`) for kernels that know half precision alone: a
+# multiple of what it does untempered.
 FUSED, FUSED_SHARE = 6.0, 0.02
 _WIDE = ("eager", "sdpa")
+# For all heads and rows alike; any but 1 would do.
+UNIFORM = 0.6
 
 
 def random_temperatures(name: str, heads: int) -> Float[Tensor, "heads"]:
@@ -67,7 +69,7 @@ class Trial:
     disagreement: the first one, in words. share: the largest error, as a share of what the
     temperatures changed. moved: the largest relative change that temperatures made.
     spread: the largest standard deviation of a layer's logits: what there is to divide.
-    calls: attention calls tried, by layer.
+    calls: trials of attention calls, by layer.
     """
 
     disagreement: str | None = None
@@ -124,8 +126,10 @@ def try_interface(
     try:
         if not torch.equal(call().nan_to_num(), original.nan_to_num()):
             trial.object(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
-        state.set(trial, row_temperatures(layer, len(original)))
-        _tempered(trial, call, reference, state)
+        one = torch.full((1, layer.heads), UNIFORM, dtype=torch.float64)
+        for table in (one, row_temperatures(layer, len(original))):
+            state.set(trial, table)
+            _tempered(trial, call, reference, state)
     finally:
         delattr(module, STATE)
 
@@ -170,11 +174,12 @@ class _Call:
         return config._attn_implementation in _WIDE
 
     def __call__(self, wide: bool = False) -> Tensor:
-        arguments, kwargs = self.arguments, self.kwargs
-        if wide and self.widens:
-            arguments = tuple(widened(item) for item in arguments)
-            kwargs = {name: widened(item) for name, item in kwargs.items()}
-        return self.function(self.module, *arguments, **kwargs)[0]
+        if not (wide and self.widens):
+            return self.function(self.module, *self.arguments, **self.kwargs)[0]
+        arguments = tuple(widened(item) for item in self.arguments)
+        kwargs = {name: widened(item) for name, item in self.kwargs.items()}
+        with _wide_sinks(self.module):
+            return self.function(self.module, *arguments, **kwargs)[0]
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[None]:
@@ -185,3 +190,21 @@ class _Call:
             yield
         finally:
             setattr(self.module, STATE, state)
+
+
+@contextlib.contextmanager
+def _wide_sinks(module: nn.Module) -> Iterator[None]:
+    """The sink logits that a module keeps in float64 for a while."""
+    own: list[tuple[dict[str, Any], str, Tensor]] = [
+        (place, name, item)
+        for place in (module._parameters, module._buffers)
+        for name, item in place.items()
+        if "sink" in name and item is not None
+    ]
+    for place, name, item in own:
+        place[name] = item.detach().double()
+    try:
+        yield
+    finally:
+        for place, name, item in own:
+            place[name] = item
