@@ -17,9 +17,12 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from tempering.attention import axes
 from tempering.attention.control import tempered
 from tempering.attention.measure import measure, measure_tokens
 from tempering.attention.profile import Profile
+from tempering.attention.survey.families import CAUSAL, ENCODER, Task
+from tempering.attention.survey.models import small_model
 from tempering.errors import DataError, InputError, ProfileError
 
 _spec = importlib.util.spec_from_file_location(
@@ -142,6 +145,36 @@ def test_attention_code_of_its_own():
         model(CHUNKS)
     inputs = [x.masked_fill(x < -1e30, float("-inf")) for x in inputs]
     agree(measure_tokens(model, CHUNKS, profile=Profile.from_matrix(T)), inputs, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "layer"),
+    [
+        (Task(ENCODER, "longformer", "LongformerForMaskedLM"), 0),  # keys of a window
+        (Task(CAUSAL, "prophetnet", "ProphetNetForCausalLM"), 0),  # keys of two streams
+        (Task(CAUSAL, "deepseek_v4", "DeepseekV4ForCausalLM"), 3),  # compressed keys as well
+    ],
+)
+def test_what_depends_on_the_place_of_keys_is_not_guessed(task, layer):
+    model = small_model(task, "eager")
+    found = measure_tokens(model, CHUNKS + 5)
+    assert found.distance[layer].isnan().all()
+    assert found.distance_without_sink[layer].isnan().all()
+    learned = (
+        task.model_type == "deepseek_v4"
+    )  # the logit of a learned sink is known wherever keys are
+    assert found.sink_share[layer].isnan().all() == (not learned)
+    assert found.support_without_sink[layer].isnan().all() == (not learned)
+    assert not found.entropy.isnan().any()
+    if learned:
+        assert not found.distance[:layer].isnan().any()
+
+
+def test_streams_of_one_token_count_at_its_position():
+    logits = torch.randn(2, 3, 4, 5, 7)  # b n h q k
+    found = axes.standard(logits, axes.STREAMS, 4)
+    for stream, query in ((0, 0), (2, 1), (1, 4)):
+        torch.testing.assert_close(found[:, :, query * 3 + stream], logits[:, stream, :, query])
 
 
 def test_chunks_layers_and_intervals():

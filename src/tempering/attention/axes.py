@@ -17,7 +17,6 @@ STANDARD, FOLDED, STREAMS, BLOCKS, WINDOWS = (
     "b h n q k",
     "b q h k",
 )
-PATTERNS = (STANDARD, FOLDED, STREAMS, BLOCKS, WINDOWS)
 
 
 def candidates(shape: Collection[int], batch: int, heads: Collection[int]) -> list[tuple[str, int]]:
@@ -62,7 +61,10 @@ def spread(table: Tensor, pattern: str, count: int) -> Tensor:
 
 
 def standard(logits: Tensor, pattern: str, heads: int) -> Tensor:
-    """The same logits as [rows, heads, queries, keys]; streams and blocks count as queries."""
+    """The same logits as [rows, heads, queries, keys]; streams and blocks count as queries.
+
+    Queries stay in the order of their tokens: the streams of one token follow each other.
+    """
     if pattern == STANDARD:
         return logits
     if pattern == FOLDED:
@@ -70,5 +72,5 @@ def standard(logits: Tensor, pattern: str, heads: int) -> Tensor:
     if pattern == WINDOWS:
         return logits.transpose(1, 2)
     if pattern == STREAMS:
-        logits = logits.transpose(1, 2)
+        logits = logits.permute(0, 2, 3, 1, 4)
     return logits.flatten(2, 3)

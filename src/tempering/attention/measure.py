@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from tempering.attention import routes
 from tempering.attention.adaptive import RuleCount
+from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.control import Tempering, tempered
 from tempering.attention.layout import AttentionLayer, Layout, layout, unwrapped
 from tempering.attention.logits import Call
 from tempering.attention.modes import evaluation_mode
 from tempering.attention.profile import Profile
-from tempering.attention.statistics import Kept, Sums, buckets_of, kept
+from tempering.attention.statistics import OF_DISTANCE, OF_SINK, Kept, Sums, buckets_of, kept
 from tempering.attention.streaming import first_key, moments, moments_of_logits
 from tempering.chunks import token_chunks
 from tempering.errors import EnergyError, InputError
@@ -59,12 +60,16 @@ class Measurement:
     peak: mean of max r. sink_share: mean r of the sink.
     mean_energy: mean U/T = -mean sum r x for logits x, nats. heat_capacity: mean Var_r(d)/T^2.
     saturation: mean of 1 - sum r^2, the trace of the softmax's Jacobian: near 0 it is saturated.
-    distance: mean of sum r |i - j|, tokens between a query and the keys it attends to (NaN in
-        cross attention); distance_without_sink: the same with the sink left out.
+    distance: mean of sum r |i - j|, tokens between a query and the keys it attends to;
+        distance_without_sink: the same with the sink left out.
     entropy_by_chunk: Float[Tensor, "chunks layers heads"], for intervals.
     by_position: each quantity as Float[Tensor, "layers heads buckets"] over equal parts of the
         queries' positions; positions: the first and last position of each part.
     rules: for each layer with rules of the profile, how often they acted and T met its bounds.
+
+    Where keys are not the tokens of the queries, in their order (cross attention; windows, blocks
+    and compressed keys), distances are NaN; but for cross attention, so is what the first key
+    would be the sink of.
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -212,8 +217,6 @@ def _table(plan: Layout, sums: dict[str, Sums], quantity: str, buckets: int = 0)
     table = torch.full(shape, math.nan, dtype=torch.float64)
     summed = _EXPONENTIALS.get(quantity, quantity)
     for index, layer in enumerate(plan.layers):
-        if layer.stack == "cross" and quantity.startswith("distance"):
-            continue
         own = sums[layer.name]
         values = own.mean(summed) if buckets else own.overall(summed)
         table[index, : layer.heads] = values.exp() if quantity in _EXPONENTIALS else values
@@ -223,8 +226,8 @@ def _table(plan: Layout, sums: dict[str, Sums], quantity: str, buckets: int = 0)
 class Observer:
     """Sums the statistics of the posteriors that it is shown."""
 
-    def __init__(self, names: dict[int, str]) -> None:
-        self.names = names
+    def __init__(self, layers: dict[int, AttentionLayer]) -> None:
+        self.layers = layers
         self.sums: dict[str, Sums] = {}
         self.rules: Callable[[], dict[str, list[RuleCount]]] = dict
 
@@ -233,20 +236,20 @@ class Observer:
     ) -> None:
         """Called with the arguments of an attention function, temperatures applied."""
         # A module with tempered sinks comes wrapped; its own identity is inside.
-        name = self.names[id(getattr(module, "_module", module))]
-        with _named(name):
-            self.sums[name].add(posteriors(Call.of(module, query, key, mask, kwargs)))
+        layer = self.layers[id(getattr(module, "_module", module))]
+        with _named(layer.name):
+            call = Call.of(module, query, key, mask, kwargs)
+            self._add(layer, posteriors(call), call.sinks is not None, key.shape[2])
 
     def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
         """Called with the input of a softmax, temperatures applied."""
-        if logits.ndim == 3:
-            logits = logits.view(-1, layer.heads, *logits.shape[-2:])
         floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
         first = logits[..., 0].masked_fill(logits[..., 0] <= floor, -math.inf)
         before = logits.shape[3] - logits.shape[2]
         with _named(layer.name):
             found = moments_of_logits(logits, floor, 1)
-            self.sums[layer.name].add(kept(found, first, learned=False, first=before))
+            statistics = kept(found, first, learned=False, first=before)
+            self._add(layer, statistics, False, logits.shape[3])
 
     def see_product(
         self, layer: AttentionLayer, args: Sequence[Any], kwargs: dict[str, Any]
@@ -256,7 +259,16 @@ class Observer:
         causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
         own = {"scaling": kwargs.get("scale"), "is_causal": causal}
         with _named(layer.name):
-            self.sums[layer.name].add(posteriors(Call.of(None, args[0], args[1], mask, own)))
+            call = Call.of(None, args[0], args[1], mask, own)
+            self._add(layer, posteriors(call), False, args[1].shape[2])
+
+    def _add(self, layer: AttentionLayer, statistics: Kept, learned: bool, keys: int) -> None:
+        of_tokens = keys == statistics.seen.shape[2] and {*layer.axes} <= {STANDARD, FOLDED}
+        if layer.stack == "cross":
+            statistics = statistics.without(OF_DISTANCE)
+        elif not of_tokens:
+            statistics = statistics.without(OF_DISTANCE if learned else (*OF_DISTANCE, *OF_SINK))
+        self.sums[layer.name].add(statistics)
 
 
 @contextlib.contextmanager
@@ -284,8 +296,7 @@ def watching(
     """Temper a model and show an observer what reaches its softmaxes."""
     modules = [model.get_submodule(layer.name) for layer in plan.layers]
     if observer is None:
-        names = {id(m): layer.name for m, layer in zip(modules, plan.layers, strict=True)}
-        observer = Observer(names)
+        observer = Observer({id(m): own for m, own in zip(modules, plan.layers, strict=True)})
     handle = (
         tempered(model, profile)
         if profile is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -44,6 +46,15 @@ class Kept(NamedTuple):
     distance: Tensor
     entropy_without_sink: Tensor
     distance_without_sink: Tensor
+
+    def without(self, names: Iterable[str]) -> Kept:
+        """The same with NaN for some of them."""
+        return self._replace(**{name: torch.full_like(self.seen, math.nan) for name in names})
+
+
+# What depends on where the keys stand, and on which of them is the sink.
+OF_DISTANCE = ("distance", "distance_without_sink")
+OF_SINK = ("sink_share", "entropy_without_sink")
 
 
 def kept(found: Moments, sink: Tensor, *, learned: bool, first: int = 0) -> Kept:
