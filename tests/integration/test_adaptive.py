@@ -223,6 +223,12 @@ def test_handles():
             assert handle.rules() == {}
             handle.update(profile)
             assert torch.equal(model(IDS, use_cache=False).logits, held_at_3)
+            with tempered(model, Profile.neutral(model)) as inner:
+                cold = Profile.from_schedule("constant(0.5)", model)
+                with pytest.raises(RefusedError, match="has a rule already"):
+                    inner.update(adaptive_profile("support(2)", model, layers=[3], base=cold))
+                # Nothing of it is in force.
+                assert torch.equal(model(IDS, use_cache=False).logits, held_at_3)
         assert torch.equal(model(IDS, use_cache=False).logits, plain)
 
 

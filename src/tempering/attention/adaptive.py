@@ -197,10 +197,9 @@ def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     return (seen & shown).sum(-1).expand(batch, -1, q_seq)
 
 
-def attach(handle: Any, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
-    """Give a tempered module its rules; RefusedError where another handle gave it some."""
+def check_attach(handle: Any, state: Any, texts: Sequence[str | None]) -> None:
+    """Raise what `attach` would, and change nothing."""
     if all(text is None for text in texts):
-        detach(handle, state)
         return
     check_layer(state.layer)
     if state.rule is not None and state.rule_owner is not handle:
@@ -208,7 +207,15 @@ def attach(handle: Any, module: nn.Module, state: Any, texts: Sequence[str | Non
             f"{state.layer.name} has a rule already ({', '.join(state.rule.counts)}); rules don't "
             "nest: remove the other handle first"
         )
-    state.rule, state.rule_owner = LayerRule(module, state, texts), handle
+
+
+def attach(handle: Any, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
+    """Give a tempered module its rules; RefusedError where another handle gave it some."""
+    check_attach(handle, state, texts)
+    if all(text is None for text in texts):
+        detach(handle, state)
+    else:
+        state.rule, state.rule_owner = LayerRule(module, state, texts), handle
 
 
 def detach(handle: Any, state: Any) -> None:
