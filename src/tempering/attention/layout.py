@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempering.attention.axes import FOLDED, STANDARD
+from tempering.attention.axes import STANDARD
 from tempering.errors import ArchitectureError
 
 
@@ -46,11 +46,6 @@ class AttentionLayer:
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
     masking: float | None = None
     features: tuple[str, ...] = ()
-
-    @property
-    def folded(self) -> bool:
-        """Whether heads are folded into the batch axis of the logits."""
-        return FOLDED in self.axes
 
 
 @dataclass(frozen=True)

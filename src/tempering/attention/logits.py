@@ -18,8 +18,6 @@ from tempering.errors import ArchitectureError
 # Entries of a slice of logits formed at once: 64 MB in float32.
 _ENTRIES = 1 << 24
 
-Observer = Callable[..., None]
-
 
 @dataclass(frozen=True, eq=False)
 class Call:

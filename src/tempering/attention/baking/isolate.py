@@ -166,8 +166,6 @@ class _Observer:
         self._see(None, args[0], args[1], mask, own)
 
     def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
-        if layer.folded:
-            logits = logits.view(-1, layer.heads, *logits.shape[-2:])
         floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
         self.seen.logits.append(logits)
         self.seen.visible.append(logits > floor)
