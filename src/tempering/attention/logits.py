@@ -48,17 +48,26 @@ class Call:
             )
         scaling = kwargs.get("scaling")
         # Flash kernels take a mask of real keys, and hide the future and what left the window.
-        padding = mask is not None and mask.ndim == 2
-        causal = _is_causal(module, None if padding else mask, kwargs, query.shape[2])
+        if mask is not None and mask.ndim == 2:
+            mask = mask.bool()[:, None, None, : key.shape[2]]
+            hiding = True
+        else:
+            hiding = mask is None
+        causal = hiding and _is_causal(module, kwargs)
+        window = kwargs.get("sliding_window") if hiding else None
+        if _is_flash(module) and (not causal or query.shape[2] != key.shape[2]):
+            seen = _flash_sees(query, key, causal, window)
+            mask, causal = seen if mask is None else mask & seen, False
+        causal = causal and query.shape[2] > 1
         return cls(
             query,
             key,
             query.shape[-1] ** -0.5 if scaling is None else scaling,
             kwargs.get("softcap"),
             kwargs.get("position_bias"),
-            mask.bool()[:, None, None] if mask is not None and padding else mask,
+            mask,
             causal,
-            kwargs.get("sliding_window") if causal else None,
+            window if causal else None,
             _sinks(module, kwargs),
         )
 
@@ -169,10 +178,27 @@ def _sink_column(sinks: Tensor, heads: int, queries: Tensor) -> Tensor:
     return column[:, :, queries] if column.shape[2] > 1 else column
 
 
-def _is_causal(module: Any, mask: Any, kwargs: dict[str, Any], q_seq: int) -> bool:
+def _is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
     causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    return bool(causal) and mask is None and q_seq > 1
+    return bool(getattr(module, "is_causal", True) if causal is None else causal)
+
+
+def _is_flash(module: Any) -> bool:
+    config = getattr(module, "config", None)
+    return "flash" in str(getattr(config, "_attn_implementation", None))
+
+
+def _flash_sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+    """What flash kernels show a query: causality and windows are aligned with the last key."""
+    queries, keys = query.shape[2], key.shape[2]
+    seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+    if causal:
+        seen = seen.tril(keys - queries)
+    if window is not None and keys > window:
+        seen = seen.triu(keys - queries - window + 1)
+        # Without causality a window reaches as far ahead.
+        seen = seen if causal else seen.tril(keys - queries + window - 1)
+    return seen
 
 
 def _hides(mask: Tensor) -> bool:
