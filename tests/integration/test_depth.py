@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_costs_against_the_oracle(llama):
         spread = float((own - others).std() / math.sqrt(3))
         assert difference.se == pytest.approx(spread, abs=2e-5)
     assert study.complete and study.benefits == ()
+
+
+def test_equal_values_differ_by_nothing(llama):
+    (case,) = depth_cases("linear(3,0.4)", llama, cycles=1)[:1]
+    study = study_depth(llama, CHUNKS, [replace(case, controls=(case.profile,) * 3)])
+    assert (study.difference[0].value, study.difference[0].se) == (0, 0)
+    assert study.shuffled[0] == study.costs[0].cost
 
 
 def test_bad_studies(llama):

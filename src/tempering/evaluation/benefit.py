@@ -122,6 +122,14 @@ def _unguided(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
+def cut_prompts(
+    chunks: Int[Tensor, "chunks length"], prompts: int, tokens: int
+) -> Int[Tensor, "prompts tokens"]:
+    """The first tokens of so many chunks, spread evenly; of all of them where there are fewer."""
+    places = torch.linspace(0, len(chunks) - 1, min(prompts, len(chunks))).round().long()
+    return chunks[places, :tokens]
+
+
 def measure_benefits(
     model: Any,
     prompts: Int[Tensor, "prompts length"],

@@ -13,7 +13,7 @@ from tempering.attention.layout import Layout, layout
 from tempering.attention.profile import Profile
 from tempering.chunks import token_chunks
 from tempering.errors import InputError
-from tempering.evaluation.benefit import Benefit, check_samples, measure_benefits
+from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
 from tempering.evaluation.budget import Budget, largest_amplitude
 from tempering.evaluation.cost import Cost, Variant, check_labels, measure_costs
 from tempering.evaluation.journal import Journal
@@ -120,10 +120,9 @@ def compare(
     )
     benefits: list[Benefit] = []
     if samples and complete:
-        rows = torch.linspace(0, len(chunks) - 1, min(prompts, len(chunks))).round().long()
         benefits, complete = measure_benefits(
             model,
-            chunks[rows, :prompt_tokens],
+            cut_prompts(chunks, prompts, prompt_tokens),
             [Variant(UNTEMPERED), *variants],
             k=samples,
             tokens=new_tokens,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tempering.attention.layout import Layout, layout
 from tempering.attention.profile import Profile
 from tempering.errors import DepthWarning, InputError, ScheduleError
-from tempering.evaluation.benefit import Benefit, check_samples, measure_benefits
+from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
 from tempering.evaluation.cost import Cost, Variant, cost_rows, summarised
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, mean_estimate, paired_difference
@@ -205,15 +205,16 @@ def study_depth(
     shuffled, difference = [], []
     for variant, group in zip(variants, controls, strict=True):
         own = torch.tensor([row[variant.label][0] for row in rows], dtype=torch.float64)
-        others = torch.tensor([[row[item.label][0] for item in group] for row in rows]).mean(1)
+        others = torch.tensor(
+            [[row[item.label][0] for item in group] for row in rows], dtype=torch.float64
+        ).mean(1)
         shuffled.append(mean_estimate(others - base))
         difference.append(paired_difference(own, others))
     benefits: list[Benefit] = []
     if samples and complete:
-        places = torch.linspace(0, len(chunks) - 1, min(prompts, len(chunks))).round().long()
         benefits, complete = measure_benefits(
             model,
-            chunks[places, :prompt_tokens],
+            cut_prompts(chunks, prompts, prompt_tokens),
             [Variant("untempered"), *variants],
             k=samples,
             tokens=new_tokens,
