@@ -1,6 +1,8 @@
 """Adam on a few pieces at a time, with dual ascent on the constraint's multiplier:
 
-m <- m exp(rate clip((c - aim)/within, -1, 1)),     c: a running mean of the cost
+m <- m exp(rate clip((c + gap - within)/within, -1, 3))
+
+c: a running mean of the cost; gap: what held-out data cost more, at most MARGIN within
 """
 
 from __future__ import annotations

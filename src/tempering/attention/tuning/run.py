@@ -61,7 +61,7 @@ def _crossing(whole: float, r: float, cost: float, goal: float) -> float:
         inside = line * line + 4 * curve * goal
         if curve > 0 and inside > 0:
             return min((math.sqrt(inside) - line) / (2 * curve), _FARTHEST)
-    return r * math.sqrt(goal / cost) if cost > 0 else r
+    return min(r * math.sqrt(goal / cost), _FARTHEST) if cost > 0 else r
 
 
 class Run:
@@ -208,7 +208,7 @@ class Run:
     def _stale(self, patience: int) -> bool:
         """Whether the last `patience` evaluations brought nothing better.
 
-        Under a constraint a run may start outside it and has all its steps to come back.
+        Under a constraint the first steps may leave it; a run has all its steps to come back.
         """
         merits = [self._merit(Option("", 0, 1.0, *point)) for point in self.trail]
         best = merits.index(min(merits))
