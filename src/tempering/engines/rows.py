@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -211,7 +212,9 @@ class _Sampler:
         temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
         nucleus = None
         if any(row.top_p is not None for row in rows):
-            nucleus = torch.tensor([row.top_p or 1.0 for row in rows], device=device)
+            # Sums may round to more than 1: without a nucleus nothing is cut off.
+            whole = [math.inf if row.top_p is None else row.top_p for row in rows]
+            nucleus = torch.tensor(whole, device=device)
         keys = torch.tensor([_key(row.seed) for row in rows], device=device)
         return cls(keys, temperature.to(device, torch.float32), nucleus)
 
