@@ -323,6 +323,21 @@ def test_an_interrupted_explore_goes_on_with_the_same_command(tasks, tmp_path, c
     assert f"resuming: {asked} finished samples" in capsys.readouterr().err
 
 
+def test_failed_samples_are_tried_again_by_the_same_command(tasks, tmp_path, capsys):
+    def fault(entry: dict[str, Any]) -> tuple[int, dict[str, str], str] | None:
+        solving(entry)
+        return (400, {}, "{}") if entry["n"] == 4 else None
+
+    own = ["explore", "--tasks", tasks, "-k", 2]
+    with serving(fault) as (address, log):
+        assert call(*own, *remote(address, tmp_path / "o")) == 0
+        assert "1 samples failed and count as wrong" in capsys.readouterr().err
+        assert len(log.requests) == 5 * 2 * 2
+        assert call(*own, *remote(address, tmp_path / "o")) == 0
+        assert len(log.requests) == 5 * 2 * 2 + 1
+    assert not list((tmp_path / "o").glob("*.partial.jsonl"))
+
+
 def test_a_broken_line_is_named_and_the_rest_runs_when_asked(tasks, tmp_path, capsys):
     tasks.write_text(tasks.read_text() + '{"id": "half", "prompt": \n')
     with serving(solving) as (address, log):

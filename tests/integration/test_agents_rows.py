@@ -12,6 +12,7 @@ import torch
 
 from tempering import Profile, load_model, tempered
 from tempering.agents.contract import Call, Reply, never, quiet
+from tempering.agents.temperatures import rule_for
 from tempering.engines.local import LocalEngine
 from tempering.engines.row_scores import score_rows
 from tempering.engines.rows import Row, generate_rows
@@ -267,6 +268,19 @@ def test_the_engine_gives_each_call_its_own(tiny):
             assert reply.tokens_in == len(row.prompt)
             assert reply.tokens_out == len(tokens) + (end is not None)
         assert whole[i].score == pytest.approx(parts[i].score, abs=1e-5)
+
+
+def test_a_users_rule_binds_the_model_in_this_process(tiny):
+    model, tokenizer = tiny
+    rule = replace(rule_for("local", "tiny"), range=(0.0, 1.0), scale=(0.0, 1.0))
+    hot = Call("hot", "Hot", 1.5, 6, 3, raw=True)
+    with pytest.raises(TemperatureError, match="tiny takes 0 to 1; asked for temperature 1.5"):
+        LocalEngine(model, tokenizer, name="tiny", rule=rule).check([hot])
+    clamp = LocalEngine(model, tokenizer, name="tiny", rule=rule, policy="clamp")
+    (reply,) = answers(clamp, [hot]).values()
+    assert reply.temperature_sent == 1.0 and reply.note == "clamped from 1.5"
+    plain = LocalEngine(model, tokenizer, name="tiny")
+    assert reply.output == answers(plain, [replace(hot, temperature=1.0)])[0].output
 
 
 def test_a_call_that_can_not_run_is_a_reply_and_the_others_run(tiny):

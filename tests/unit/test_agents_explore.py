@@ -16,7 +16,7 @@ from tempering.agents.contract import Call, EngineError, Memory
 from tempering.agents.ladder import across, attention_rungs, spread, strategies
 from tempering.agents.tasks import generate_tasks
 from tempering.errors import InputError, ScheduleError, TemperatureError
-from tempering.evaluation.explore import explore
+from tempering.evaluation.explore import HOPELESS, explore
 from tempering.evaluation.passk import compared, pass_at_k
 from tests.unit.agents_fake import FakeEngine
 
@@ -191,6 +191,38 @@ def test_failed_samples_count_as_wrong_and_are_tried_again():
     assert len(healed.asked) == 8
     with pytest.raises(EngineError, match="all 24 samples of 'single T 0.6' failed: down"):
         explore(FakeEngine(lambda call: ValueError("down")), TASKS[:4], CHECKERS[:4], chosen())
+
+
+def test_one_failed_sample_leaves_the_votes_by_likelihood():
+    def flaky(call: Call) -> str | Exception:
+        return ValueError("lost") if call.key.endswith("/3") else hot_is_right(call)
+
+    found = explore(FakeEngine(flaky), TASKS[:4], CHECKERS[:4], chosen())
+    assert {"accuracy, tempered vote", "accuracy, best of n"} <= {r.metric for r in found.compared}
+
+
+def test_an_engine_that_goes_down_leaves_tasks_unfinished():
+    """Nothing settles the tasks, and every sample after the first wave fails."""
+    engine = FakeEngine(
+        lambda call: str(call.seed) if int(call.key[-1]) < 3 else ValueError("down")
+    )
+    found = explore(engine, TASKS, CHECKERS, chosen(6), stop_support=1.5)
+    assert len(engine.asked) == 2 * 3 * len(TASKS) + HOPELESS
+    assert not found.complete and found.failed == HOPELESS and len(found.tasks) < len(TASKS)
+
+
+def test_a_synthesis_that_failed_is_counted_and_asked_again():
+    ledger = Memory()
+
+    def flaky(call: Call) -> str | Exception:
+        return ValueError("lost") if "Several" in call.prompt else hot_is_right(call)
+
+    first = explore(FakeEngine(flaky), TASKS[:3], CHECKERS[:3], chosen(4), synthesise=True,
+                    ledger=ledger)  # fmt: skip
+    assert first.failed == 2 * 3
+    engine = FakeEngine(lambda call: "5")
+    second = explore(engine, TASKS[:3], CHECKERS[:3], chosen(4), synthesise=True, ledger=ledger)
+    assert second.failed == 0 and len(engine.asked) == 2 * 3
 
 
 def test_answers_that_no_checker_can_read_are_wrong_and_counted():

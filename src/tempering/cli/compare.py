@@ -60,6 +60,7 @@ def compare(
     Ctrl-C keeps what was finished; the same command goes on from there.
     """
     from tempering.attention.rules import is_rule
+    from tempering.cli.keeping import conclude, resumable
     from tempering.errors import InputError
     from tempering.evaluation.compare import compare as run
     from tempering.evaluation.journal import Journal
@@ -128,37 +129,25 @@ def compare(
         "profile rows": [item[1].to_json() for item in chosen if isinstance(item, tuple)],
     }
     journal = Journal(out, "compare", key)
-    if journal.entries:
-        common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
-    try:
-        with common.staged() as report:
-            comparison = run(
-                network,
-                tokenizer,
-                words,
-                chosen,
-                chunk=chunk,
-                limit=limit,
-                with_controls=controls,
-                budget=budget,
-                samples=samples,
-                prompts=prompts,
-                new_tokens=max_tokens,
-                seed=seed,
-                journal=journal,
-                progress=report,
-            )
-    except KeyboardInterrupt:
-        if not journal.entries:
-            raise
-        common.note(f"what was finished is kept in {journal.path}; run it again to go on")
-        raise typer.Exit(130) from None
+    with resumable(journal) as report:
+        comparison = run(
+            network,
+            tokenizer,
+            words,
+            chosen,
+            chunk=chunk,
+            limit=limit,
+            with_controls=controls,
+            budget=budget,
+            samples=samples,
+            prompts=prompts,
+            new_tokens=max_tokens,
+            seed=seed,
+            journal=journal,
+            progress=report,
+        )
     record = _record(comparison, settings, section, seed, device)
-    common.finish(record, out, as_json)
-    if not comparison.complete:
-        common.note("the numbers rest on what was finished; run it again to go on")
-        raise typer.Exit(130)
-    journal.finish()
+    conclude(record, out, as_json, journal, comparison.complete)
 
 
 def _patterns(

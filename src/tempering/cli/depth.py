@@ -50,6 +50,7 @@ def depth(
     what was finished; the same command goes on from there.
     """
     from tempering.chunks import token_chunks
+    from tempering.cli.keeping import conclude, resumable
     from tempering.errors import InputError
     from tempering.evaluation.depth import depth_cases, study_depth
     from tempering.evaluation.journal import Journal
@@ -81,38 +82,26 @@ def depth(
     key = {**settings, "seed": seed, "dtype": dtype, "ids": chunks.tolist(),
            "fingerprint": section["fingerprint"]}  # fmt: skip
     journal = Journal(out, "depth", key)
-    if journal.entries:
-        common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
-    try:
-        with common.staged() as report:
-            study = study_depth(
-                network,
-                chunks,
-                cases,
-                samples=samples,
-                prompts=prompts,
-                prompt_tokens=min(32, chunk),
-                new_tokens=max_tokens,
-                seed=seed,
-                journal=journal,
-                progress=report,
-            )
-    except KeyboardInterrupt:
-        if not journal.entries:
-            raise
-        common.note(f"what was finished is kept in {journal.path}; run it again to go on")
-        raise typer.Exit(130) from None
+    with resumable(journal) as report:
+        study = study_depth(
+            network,
+            chunks,
+            cases,
+            samples=samples,
+            prompts=prompts,
+            prompt_tokens=min(32, chunk),
+            new_tokens=max_tokens,
+            seed=seed,
+            journal=journal,
+            progress=report,
+        )
     record = _record(study, settings, section, seed, device)
     if figure is not None:
         from tempering.reports import figure_depth
 
         save_figure(figure_depth(record), figure)
         common.note(f"figure: {figure}")
-    common.finish(record, out, as_json)
-    if not study.complete:
-        common.note("the numbers rest on what was finished; run it again to go on")
-        raise typer.Exit(130)
-    journal.finish()
+    conclude(record, out, as_json, journal, study.complete)
 
 
 def _record(

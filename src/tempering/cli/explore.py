@@ -86,6 +86,7 @@ def explore(
     from tempering.agents.checkers import checker as read_checker
     from tempering.agents.ladder import strategies
     from tempering.cli.keeping import Kept, finish, interruptible, write_somewhere
+    from tempering.cli.sections import explore_sections
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
     from tempering.evaluation.journal import Journal
@@ -137,22 +138,12 @@ def explore(
         "stop support": stop_support,
         "synthesis": synthesis,
     }
-    setup = {
-        "engine": engine,
-        "model": model,
-        "policy": policy,
-        "models": None if models is None else str(models),
-        "device": device,
-        "dtype": dtype,
-        "batch": batch,
-        "concurrency": concurrency,
-        "timeout": timeout,
-        "retries": retries,
-    }
+    setup = options.engine_options(context)
     worker, section = options.build_engine(setup, score=True)
     # What changes no sample: samples stay good when it changes.
     same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries")
     key = {**settings, **setup, "seed": seed, "tasks": found, **dict.fromkeys(same)}
+    key["fingerprint"] = section.get("fingerprint")
     journal = Journal(out, "explore", key)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished samples in {journal.path}")
@@ -182,19 +173,24 @@ def explore(
             "complete": result.complete,
             **worker.describe(),
         },
-        results=_sections(result, samples),
+        results=explore_sections(result, samples),
         model=section,
         seed=seed,
         device=device or "cpu",
     )
     if not result.complete and ledger.failed is None:
         common.finish(record, out, as_json)
-        common.note("interrupted; the numbers rest on what was finished. Run it again to go on")
+        why = "interrupted" if asked() else "given up, since nothing but failures came back"
+        common.note(f"{why}; the numbers rest on what was finished. Run it again to go on")
         raise typer.Exit(130)
     stem = f"explore-{record.created[:19].replace(':', '').replace('-', '')}.samples.jsonl"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
     common.note(f"samples: {write_somewhere(out / stem, lines)}")
-    finish(record, out, as_json, journal)
+    finish(record, out, as_json, None if result.failed else journal)
+    if result.failed:
+        common.note(
+            f"{result.failed} samples failed and count as wrong; the same command tries them again"
+        )
     if ledger.failed is not None:
         raise ledger.failed
 
@@ -227,37 +223,3 @@ def _ladder(text: str) -> tuple[float, float]:
     except ValueError:
         raise InputError(f"--ladder takes two temperatures, e.g. 0.4,1.2; not '{text}'") from None
     return low, high
-
-
-def _sections(result: Any, k: int) -> dict[str, Any]:
-    """The record's sections: means, paired differences from the first strategy, kinds."""
-    means = [
-        {
-            "label": row.label,
-            "metric": row.metric,
-            "value": row.estimate.value,
-            "low": row.estimate.low,
-            "high": row.estimate.high,
-            "n": row.estimate.n,
-            "k": k,
-            "level": 0.95,
-        }
-        for row in result.compared
-    ]
-    differences = [
-        {
-            "strategy": row.label,
-            "against": result.compared[0].label,
-            "metric": row.metric,
-            "difference": row.difference.value,
-            "low": row.difference.low,
-            "high": row.difference.high,
-            "tasks": row.difference.n,
-        }
-        for row in result.compared
-        if row.difference is not None
-    ]
-    sections: dict[str, Any] = {"benefit": means, "paired_differences": differences}
-    if result.by_kind:
-        sections["right_samples_and_solved_tasks"] = result.by_kind
-    return sections

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from tempering.cli import common
 from tempering.errors import OutputError
 
@@ -63,13 +65,38 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def finish(record: Record, out: Path, as_json: bool, journal: Journal) -> None:
-    """Save and show a record, elsewhere if it must be; then the journal has done its work."""
+def finish(record: Record, out: Path, as_json: bool, journal: Journal | None) -> None:
+    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with."""
     try:
         common.finish(record, out, as_json)
     except OutputError as error:
         place = _rescue(record)
         raise OutputError(f"{error} The record was written to {place} instead") from error
+    if journal is not None:
+        journal.finish()
+
+
+@contextlib.contextmanager
+def resumable(journal: Journal) -> Iterator[Callable[[str, int, int], None]]:
+    """The stages of a run whose finished pieces are kept; Ctrl-C says where."""
+    if journal.entries:
+        common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
+    try:
+        with common.staged() as report:
+            yield report
+    except KeyboardInterrupt:
+        if not journal.entries:
+            raise
+        common.note(f"what was finished is kept in {journal.path}; run it again to go on")
+        raise typer.Exit(130) from None
+
+
+def conclude(record: Record, out: Path, as_json: bool, journal: Journal, complete: bool) -> None:
+    """Save and show a record; the journal stays, for the next run, where this one was cut short."""
+    common.finish(record, out, as_json)
+    if not complete:
+        common.note("the numbers rest on what was finished; run it again to go on")
+        raise typer.Exit(130)
     journal.finish()
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tempering.attention.profile import Profile
     from tempering.evaluation.compare import Comparison
     from tempering.evaluation.depth import DepthStudy
+    from tempering.evaluation.explore import Exploration
 
 UNTEMPERED = "untempered"
 
@@ -234,6 +235,40 @@ def depth_answer(study: DepthStudy) -> dict[str, Any]:
     if spread:
         answer["spread of samples, untempered"] = spread[0].value
     return answer
+
+
+def explore_sections(result: Exploration, k: int) -> dict[str, Any]:
+    """Means, paired differences from the first strategy, and what was solved of each kind."""
+    means = [
+        {
+            "label": row.label,
+            "metric": row.metric,
+            "value": row.estimate.value,
+            "low": _number(row.estimate.low),
+            "high": _number(row.estimate.high),
+            "n": row.estimate.n,
+            "k": k,
+            "level": 0.95,
+        }
+        for row in result.compared
+    ]
+    differences = [
+        {
+            "strategy": row.label,
+            "against": result.compared[0].label,
+            "metric": row.metric,
+            "difference": row.difference.value,
+            "low": _number(row.difference.low),
+            "high": _number(row.difference.high),
+            "tasks": row.difference.n,
+        }
+        for row in result.compared
+        if row.difference is not None
+    ]
+    sections: dict[str, Any] = {"benefit": means, "paired_differences": differences}
+    if result.by_kind:
+        sections["right_samples_and_solved_tasks"] = result.by_kind
+    return sections
 
 
 def budget_section(comparison: Comparison) -> list[dict[str, Any]]:

@@ -110,16 +110,7 @@ def throb(
     from tempering.errors import InputError
 
     chosen: dict[str, Any] = {
-        "engine": engine,
-        "model": model,
-        "policy": policy,
-        "models": None if models is None else str(models),
-        "device": device,
-        "dtype": dtype,
-        "batch": batch,
-        "concurrency": concurrency,
-        "timeout": timeout,
-        "retries": retries,
+        **engine_options(context),
         "seed": seed,
         "rounds": rounds,
         "budget": budget_tokens,
@@ -209,6 +200,7 @@ def _run(
     worker, section = build_engine(chosen)
     # What changes no row: rows stay good when it changes.
     key = {"task": task, "plan": plan.to_json(), **chosen, **dict.fromkeys(CARRIED.values())}
+    key["fingerprint"] = section.get("fingerprint")
     journal = Journal(out, "throb", key)
     for name, row in kept.items():
         journal.entries.setdefault(name, row)
@@ -283,6 +275,17 @@ def write_profiles(patterns: Iterable[str | None], chosen: dict[str, Any], out: 
         print(f"--named {shlex.quote(f'{name}={path}')}")
 
 
+# What says which engine runs, and how; parameters of each command that runs one.
+ENGINE = ("engine", "model", "policy", "models", "device", "dtype", "batch", "concurrency",
+          "timeout", "retries")  # fmt: skip
+
+
+def engine_options(context: common.Context) -> dict[str, Any]:
+    """The values of `ENGINE` on the command line, as a record keeps them."""
+    values = {name: context.params[name] for name in ENGINE}
+    return {**values, "models": None if values["models"] is None else str(values["models"])}
+
+
 def build_engine(chosen: dict[str, Any], score: bool = False) -> tuple[Engine, dict[str, Any]]:
     """An engine from the options of a command, and the model's section of the record."""
     if chosen["engine"] != "local":
@@ -305,5 +308,6 @@ def build_engine(chosen: dict[str, Any], score: bool = False) -> tuple[Engine, d
         batch=chosen["batch"],
         score=score,
         rule=rule,
+        policy=chosen["policy"],
     )
     return local, section

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.agents.contract import Call, Done, Progress, Reply, Stop
-from tempering.agents.temperatures import Rule, rule_for
+from tempering.agents.temperatures import Rule, Sent, rule_for
 from tempering.attention.profile import Profile
 from tempering.engines.row_scores import score_rows
 from tempering.engines.rows import Row, Written, generate_rows
@@ -28,7 +28,7 @@ class LocalEngine:
     name: what a record calls the model.
     batch: rows at once.
     score: also tell each output's likelihood under the untempered model (one more pass).
-    rule: its row in the table of temperatures.
+    rule: its row in the table of temperatures. policy: strict, clamp or omit, for what it refuses.
     """
 
     name = "local"
@@ -43,6 +43,7 @@ class LocalEngine:
         batch: int = 64,
         score: bool = False,
         rule: Rule | None = None,
+        policy: str = "strict",
     ) -> None:
         if batch < 1:
             raise InputError(f"a batch has 1 row or more, got {batch}")
@@ -52,6 +53,7 @@ class LocalEngine:
         self.batch = batch
         self.score = score
         self.rule = rule_for("local", name) if rule is None else rule
+        self.policy = policy
         self._profiles: dict[str, Profile] = {}
         self._stopping: dict[str, tuple[int, ...]] = {}
 
@@ -65,6 +67,7 @@ class LocalEngine:
         for call in calls:
             if call.temperature is not None and not 0 <= call.temperature < math.inf:
                 raise InputError(f"{call.key}: temperature {call.temperature} is no temperature")
+            self._sent(call)
             self.profile(call)
             needed = self.count(call) + call.tokens
             if needed > room:
@@ -117,6 +120,7 @@ class LocalEngine:
                         output=text,
                         error=None if text else "the model wrote nothing",
                         temperature_sent=row.temperature,
+                        note=self._sent(calls[index]).note,
                         seed_sent=True,
                         tokens_in=len(row.prompt),
                         tokens_out=len(own.tokens) + (own.end is not None),
@@ -149,14 +153,18 @@ class LocalEngine:
         found = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
         return found.to(torch.long)
 
+    def _sent(self, call: Call) -> Sent:
+        return self.rule.settle(call.temperature, call.top_p, self.policy, self.model)
+
     def _row(self, call: Call) -> Row:
+        sent = self._sent(call)
         return Row(
             prompt=self.ids(call),
-            temperature=1.0 if call.temperature is None else call.temperature,
+            temperature=1.0 if sent.temperature is None else sent.temperature,
             profile=self.profile(call),
             seed=call.seed,
             tokens=call.tokens,
-            top_p=call.top_p,
+            top_p=sent.top_p,
             stop=() if call.stop is None else self._stops(call.stop),
         )
 

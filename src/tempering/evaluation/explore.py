@@ -15,7 +15,17 @@ from tempering.agents.aggregators import (
     synthesis_prompt,
 )
 from tempering.agents.checkers import Checker
-from tempering.agents.contract import Call, Engine, EngineError, Ledger, Memory, Reply, Stop, never
+from tempering.agents.contract import (
+    Call,
+    Engine,
+    EngineError,
+    Ledger,
+    Memory,
+    Reply,
+    Stop,
+    never,
+    quiet,
+)
 from tempering.agents.ladder import Strategy
 from tempering.agents.run import worker_seed
 from tempering.errors import InputError
@@ -33,7 +43,8 @@ class Exploration:
 
     rows: one a sample, also of unfinished tasks. tasks: those that every strategy finished.
     compared: means and paired differences, by metric and strategy. complete: False after Ctrl-C
-    or a failed disk. failed: samples that the engine could not make.
+    or a failed disk, or when an engine that answers nothing was given up. failed: samples and
+    syntheses that the engine could not make; they count as wrong.
     """
 
     rows: list[Row]
@@ -94,7 +105,7 @@ def explore(
     if synthesise and not stop():
         for strategy in chosen:
             run.synthesise(strategy)
-    return _compare(run, chosen, stop_support is None, synthesise, seed)
+    return _compare(run, chosen, stop_support, synthesise, seed)
 
 
 @dataclass
@@ -162,7 +173,7 @@ class _Run:
             # Nothing but failures: the engine is down, the rest would fail as well.
             return self.stop() or (count == lost and count >= HOPELESS)
 
-        self.engine.run(calls, done, _quiet, halted)
+        self.engine.run(calls, done, quiet, halted)
 
     def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
         rung, own = strategy.rungs[i], self.tasks[task]
@@ -195,6 +206,12 @@ class _Run:
                 f"all {len(rows)} samples of '{strategy.name}' failed: {'; '.join(reasons[:3])}"
             )
 
+    def finished(self, strategy: Strategy, task: int, stop_support: float | None) -> bool:
+        """Whether a task has all its samples, or as many as settle it."""
+        if len(self.rows(strategy, task)) == len(strategy.rungs):
+            return True
+        return stop_support is not None and settled(self.answers(strategy, task), stop_support)
+
     def rows(self, strategy: Strategy, task: int) -> list[Row]:
         """The samples of a task, with the answer that its checker reads, and whether it's right."""
         own, checker = self.tasks[task], self.checkers[task]
@@ -226,54 +243,62 @@ class _Run:
 
     def synthesise(self, strategy: Strategy) -> None:
         """One cold call a task that merges its answers."""
-        todo = []
         calls = []
         for task, own in enumerate(self.tasks):
             name = self.name(strategy, task, "synthesis")
             answers = self.answers(strategy, task)
-            if name in self.ledger or all(answer.text is None for answer in answers):
+            if self.synthesised(strategy, task) or all(a.text is None for a in answers):
                 continue
-            todo.append(task)
             prompt = synthesis_prompt(answers, own["prompt"])
             calls.append(Call(name, prompt, self.engine.temperature(0.0), self.tokens, 0))
 
+        count = 0
+
         def done(index: int, reply: Reply) -> None:
+            nonlocal count
+            count += 1
             kept = {"output": reply.output, "tokens_out": reply.tokens_out}
             self.ledger.put(calls[index].key, {**kept, "tokens_in": reply.tokens_in})
-            self.report(f"synthesis, {strategy.name}", index + 1, len(todo))
+            self.report(f"synthesis, {strategy.name}", count, len(calls))
 
         if calls:
-            self.engine.run(calls, done, _quiet, self.stop)
+            self.engine.run(calls, done, quiet, self.stop)
+
+    def synthesised(self, strategy: Strategy, task: int) -> bool:
+        """Whether a synthesis is there; one that failed is tried again by a later run."""
+        name = self.name(strategy, task, "synthesis")
+        return name in self.ledger and self.ledger[name]["output"] is not None
 
     def merged(self, strategy: Strategy, task: int) -> Verdict:
         """The verdict of the synthesis that `synthesise` asked for."""
         own, checker = self.tasks[task], self.checkers[task]
-        name = self.name(strategy, task, "synthesis")
-        output = self.ledger[name]["output"] if name in self.ledger else None
+        output = ""
+        if self.synthesised(strategy, task):
+            output = self.ledger[self.name(strategy, task, "synthesis")]["output"]
         return synthesis(
             self.answers(strategy, task),
-            ask=lambda prompt: output or "",
+            ask=lambda prompt: output,
             read=lambda text: checker.read(text, own),
             task=own["prompt"],
         )
 
 
 def _compare(
-    run: _Run, chosen: Sequence[Strategy], whole: bool, synthesise: bool, seed: int
+    run: _Run,
+    chosen: Sequence[Strategy],
+    stop_support: float | None,
+    synthesise: bool,
+    seed: int,
 ) -> Exploration:
     k = len(chosen[0].rungs)
-    finished = [
-        task
-        for task in range(len(run.tasks))
-        if all(
-            len(run.rows(strategy, task)) == k if whole else run.rows(strategy, task)
-            for strategy in chosen
-        )
-    ]
     every = range(len(run.tasks))
+    finished = [task for task in every if all(run.finished(s, task, stop_support) for s in chosen)]
     rows = [row for strategy in chosen for task in every for row in run.rows(strategy, task)]
     complete = len(finished) == len(run.tasks) and not run.stop()
     failed = sum(row["output"] is None for row in rows)
+    if synthesise:
+        keys = [run.name(s, task, "synthesis") for s in chosen for task in every]
+        failed += sum(key in run.ledger and run.ledger[key]["output"] is None for key in keys)
     if not finished:
         return Exploration(rows, [], [], False, failed)
     found: list[Compared] = []
@@ -281,13 +306,13 @@ def _compare(
         s.name: [sum(row["correct"] for row in run.rows(s, task)) for task in finished]
         for s in chosen
     }
-    if whole:
+    if stop_support is None:
         for size in sorted({1, max(1, k // 3), k}):
             values = {
                 name: [pass_at_k(k, c, size) for c in counts] for name, counts in right.items()
             }
             found += compared(values, f"pass@{size}", seed=seed)
-    scored = all(row["score"] is not None for row in rows)
+    scored = all(row["score"] is not None for row in rows if row["answer"] is not None)
     for label, aggregator in AGGREGATORS.items():
         if not scored and label in ("tempered vote", "best of n"):
             continue
@@ -353,8 +378,4 @@ def _by_kind(
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
-def _quiet(index: int, state: str, count: int) -> None:
     pass
