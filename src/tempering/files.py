@@ -64,6 +64,14 @@ def replace_atomic(path: str | Path, fill: Callable[[Path], None]) -> Path:
     return path
 
 
+def check_utf8(text: str, what: str) -> None:
+    """DataError for a text with half a character, as bytes that are not UTF-8 leave behind."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{what} is not UTF-8 text; write it in UTF-8") from None
+
+
 def read_text(path: str | Path) -> str:
     """The UTF-8 text of a file; DataError when it is missing, empty, binary or not UTF-8."""
     path = Path(path)

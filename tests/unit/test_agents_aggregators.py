@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,6 @@ from tempering.agents.aggregators import (
     synthesis,
     synthesis_prompt,
     tempered_vote,
-    with_options,
 )
 from tempering.errors import InputError
 
@@ -113,7 +113,7 @@ def test_likelihood_beats_number_when_cold():
 
 def test_a_scorer_of_ones_own():
     answers = given_by(("a", -0.1), ("bbb", -9.0), ("cc", -1.0))
-    longest = with_options(best_of_n, scorer=lambda answer: float(len(answer.text or "")))
+    longest = partial(best_of_n, scorer=lambda answer: float(len(answer.text or "")))
     assert longest(answers).answer == "bbb"
     with pytest.raises(InputError, match="score of sample 0 is NaN"):
         best_of_n(answers, scorer=lambda answer: math.nan)
@@ -159,13 +159,13 @@ def test_synthesis_asks_once_and_reads_the_answer():
         return "It is b."
 
     answers = given_by(("a", -1.0), ("a", -1.0), ("b", -1.0))
-    merge = with_options(synthesis, ask=ask, read=lambda text: text[-2], task="Which?")
+    merge = partial(synthesis, ask=ask, read=lambda text: text[-2], task="Which?")
     verdict = merge(answers)
     assert verdict.answer == "b" and verdict.index == 2
     assert asked == [synthesis_prompt(answers, "Which?")]
     assert "- a (given 2 of 3 times)" in asked[0] and "- b (given 1 of 3 times)" in asked[0]
     assert merge([Answer(None)]).answer is None and len(asked) == 1, "nothing to merge"
-    new = with_options(synthesis, ask=lambda p: "z", read=lambda text: text, task="Which?")(answers)
+    new = partial(synthesis, ask=lambda p: "z", read=lambda text: text, task="Which?")(answers)
     assert new.answer == "z" and new.index is None
 
 

@@ -141,6 +141,9 @@ stages:
         ("- name", "- nm: [\n- name", "line .* not YAML"),
         ("prompt:", "top_p: 0\n  prompt:", "top_p: expected more than 0"),
         ("prompt:", "tokens: 0\n  prompt:", "tokens: expected a whole number"),
+        ("version: 1", "version: 1\nday: 2026-13-45", "a value that can't be read: month"),
+        ("version: 1", "version: " + "[" * 5000, "a value that can't be read: .*recursion"),
+        ('"{task}"', '"{task} \\ud800"', "prompt is not UTF-8"),
         ("name: explore", "name: 7", "name: expected a text, got 7"),
     ],
 )

@@ -32,6 +32,11 @@ def test_twelve_three_one_and_again():
     assert "said 1/execute/1" in again.prompt and "do it" in again.prompt
 
 
+def test_a_task_of_broken_text_is_refused():
+    with pytest.raises(InputError, match="the task is not UTF-8"):
+        run_plan(PLAN, "half \udcff", FakeEngine())
+
+
 def test_workers_differ_in_temperature_attention_and_seed():
     engine = FakeEngine()
     run_plan(PLAN, "do it", engine)

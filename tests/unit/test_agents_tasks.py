@@ -30,6 +30,11 @@ def test_kinds_and_levels_come_in_turn_and_nothing_twice():
     assert first == ["arithmetic", "recall", "words"]
 
 
+def test_any_number_of_levels_comes_in_turn():
+    tasks = generate_tasks(4, kinds=["recall", "words"], levels=range(1, 100_001))
+    assert [task["id"] for task in tasks] == ["recall-1-1", "words-1-2", "recall-2-3", "words-2-4"]
+
+
 def test_arithmetic_answers_are_right():
     for task in generate_tasks(60, kinds=["arithmetic"], seed=1):
         lines = task["prompt"].split("\n")
@@ -104,6 +109,9 @@ def test_one_broken_line_is_named_and_the_rest_can_run(tmp_path):
         json.dumps({**good, "id": "w", "checker": 3}),
         json.dumps({**good, "id": "v", "raw": "yes"}),
         json.dumps({**good, "id": "u", "tokens": 0}),
+        json.dumps({**good, "id": "t", "level": "hard"}),
+        json.dumps({**good, "id": "s", "kind": 3}),
+        json.dumps({**good, "id": "r", "prompt": "half \ud800"}),
         json.dumps({**good, "id": "last"}),
     ]
     path.write_text("\n".join(lines))
@@ -112,8 +120,13 @@ def test_one_broken_line_is_named_and_the_rest_can_run(tmp_path):
     tasks, broken = load_tasks(path, keep_going=True)
     assert [task["id"] for task in tasks] == ["x", "last"] and tasks[0]["answer"] == "4"
     numbers = [int(re.search(r"line (\d+):", line).group(1)) for line in broken]
-    assert numbers == [2, 4, 5, 6, 7, 8, 9, 10]
+    assert numbers == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
     assert "'answer' is missing" in broken[2] and "the id 'x' is that of line 1" in broken[3]
+
+
+def test_a_line_ends_only_where_json_lines_do(tmp_path):
+    own = [{"id": "x", "prompt": "one\u2028two\x85three\x0cfour", "answer": "4"}]
+    assert load_tasks(write_tasks(tmp_path / "t.jsonl", own)).tasks == own
 
 
 def test_a_file_without_a_task(tmp_path):
@@ -137,6 +150,10 @@ def test_a_file_without_a_task(tmp_path):
         ("x2 is not a number, 7 is", "7"),
         ("1000.0", "1000"),
         ("-0", "0"),
+        ("-0.0", "0"),
+        ("007", "7"),
+        ("0.00000010", "0.0000001"),
+        ("= 1234567890123456789012345678901234567890", "1234567890123456789012345678901234567890"),
         ("no number", None),
         ("", None),
     ],
@@ -158,6 +175,7 @@ def test_choices_are_read():
     assert choice.read("I think Dark red. Not blue.", task) == "dark red"
     assert choice.correct("dark red", task)
     assert choice.read("reddish", task) is None
+    assert choice.read("12 or so", {"choices": [1, 12]}) == "12"
     with pytest.raises(InputError, match="needs 'choices' in the task 't'"):
         choice.read("red", {"id": "t"})
 

@@ -9,7 +9,7 @@ At T = inf every sample weighs the same, which is the majority vote; at T = 0 on
 sample counts, which is best of n; in between lies the tempered vote. The support of the shares,
 exp(entropy), says how settled the vote is: 1 when all agree.
 
-Samples without a readable answer (`text` None) abstain.
+Samples without a readable answer (`text` None) abstain. Options are set with functools.partial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -191,11 +190,6 @@ def settled(answers: Sequence[Answer], threshold: float) -> bool:
             "6 samples that agree"
         )
     return bool(_counts(answers)) and support_so_far(answers) < threshold
-
-
-def with_options(aggregator: Callable[..., Verdict], **options: object) -> Aggregator:
-    """An aggregator with options set, e.g. with_options(tempered_vote, temperature=0.3)."""
-    return partial(aggregator, **options)
 
 
 # Those that need nothing but the answers.

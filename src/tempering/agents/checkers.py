@@ -61,9 +61,11 @@ def _read_number(output: str, task: Mapping[str, Any]) -> str | None:
 
 def _plain(text: str) -> str:
     """One form for equal numbers: 1,000.0 and 1000 are the same answer."""
-    value = Decimal(text.replace(",", "").replace("−", "-"))
-    whole = value.to_integral_value()
-    return str(whole + 0) if value == whole else str(value.normalize())
+    # Not arithmetic of Decimal, which rounds to 28 digits.
+    plain = format(Decimal(text.replace(",", "").replace("−", "-")), "f")
+    if "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
+    return "0" if plain == "-0" else plain
 
 
 def _read_choice(output: str, task: Mapping[str, Any]) -> str | None:
@@ -71,7 +73,7 @@ def _read_choice(output: str, task: Mapping[str, Any]) -> str | None:
     choices = task.get("choices")
     if not isinstance(choices, list) or not choices:
         raise InputError(f"the checker choice needs 'choices' in the task {task.get('id')!r}")
-    words = "|".join(re.escape(str(c)) for c in sorted(choices, key=len, reverse=True))
+    words = "|".join(re.escape(c) for c in sorted(map(str, choices), key=len, reverse=True))
     pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
     for sentence in re.split(r"(?<=[.!?\n])\s+", output):
         if found := pattern.findall(sentence):

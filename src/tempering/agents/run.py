@@ -19,6 +19,7 @@ from tempering.agents import prompts
 from tempering.agents.contract import Call, Engine, Ledger, Memory, Reply, StageError, Stop, never
 from tempering.agents.plan import Plan, Stage
 from tempering.errors import InputError
+from tempering.files import check_utf8
 
 Row = dict[str, Any]
 # (round, stage, worker, state, count); states as in `Progress`, and "done", "failed", "kept".
@@ -71,6 +72,7 @@ def run_plan(
     """
     if not task.strip():
         raise InputError("the task is empty; say what is to be done")
+    check_utf8(task, "the task")
     if rounds < 1:
         raise InputError(f"rounds are 1 or more, got {rounds}")
     runner = _Runner(plan, task, engine, seed, budget, Memory() if ledger is None else ledger,

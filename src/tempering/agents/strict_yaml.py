@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tempering.errors import DataError, InputError
+from tempering.files import check_utf8
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,6 +38,9 @@ def load(text: str, where: str) -> Any:
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise DataError(f"{where}: {line}not YAML: {reason}") from None
+    except (ValueError, RecursionError) as error:
+        # Of the values: a 13th month, a number of 5,000 digits, ten thousand brackets.
+        raise DataError(f"{where}: a value that can't be read: {error}") from None
 
 
 def fields(
@@ -79,6 +83,7 @@ def text(value: Any, where: str) -> str:
     """A text with something in it."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: expected a text, got {shown(value)}")
+    check_utf8(value, where)
     return value
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tempering.agents import generators
 from tempering.errors import DataError, InputError
-from tempering.files import read_text, write_atomic
+from tempering.files import check_utf8, read_text, write_atomic
 
 Task = dict[str, Any]
 NEEDED = ("id", "prompt", "answer")
@@ -63,20 +64,19 @@ def generate_tasks(
             raise InputError(f"no kind of task '{kind}'; there are {', '.join(KINDS)}")
     if n < 1 or not kinds:
         raise InputError(f"give at least one task and one kind, not {n} of {list(kinds)}")
-    places = [
-        (kind, level)
+    # Levels in turn within a kind, kinds in turn.
+    columns = [
+        [(kind, level) for level in (KINDS[kind].levels if levels is None else levels)]
         for kind in kinds
-        for level in (KINDS[kind].levels if levels is None else levels)
     ]
+    places = [place for row in zip_longest(*columns) for place in row if place is not None]
     if wrong := [level for _, level in places if level < 1]:
         raise InputError(f"a level is 1 or more, got {wrong[0]}")
     rng = random.Random(f"tasks/{seed}")
     tasks: list[Task] = []
     seen: set[str] = set()
-    # Levels in turn within a kind, kinds in turn.
-    order = sorted(range(len(places)), key=lambda i: (_rank(places, i), i))
     for i in range(n):
-        kind, level = places[order[i % len(places)]]
+        kind, level = places[i % len(places)]
         for _ in range(1000):
             made = KINDS[kind].make(rng, level)
             if made["prompt"] not in seen:
@@ -91,11 +91,6 @@ def generate_tasks(
         form = {"raw": True, "stop": "\n", "checker": KINDS[kind].checker}
         tasks.append({**head, **made, **form})
     return tasks
-
-
-def _rank(places: Sequence[tuple[str, int]], i: int) -> int:
-    """How many places of the same kind come before."""
-    return sum(kind == places[i][0] for kind, _ in places[:i])
 
 
 def write_tasks(path: str | Path, tasks: Sequence[Task]) -> Path:
@@ -117,7 +112,7 @@ def load_tasks(path: str | Path, *, keep_going: bool = False) -> Loaded:
     tasks: list[Task] = []
     broken: list[str] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -153,14 +148,17 @@ def _task(line: str) -> Task:
             task[name] = str(task[name])
         if not isinstance(task[name], str) or not task[name].strip():
             raise DataError(f"the field '{name}' is to be a text, got {task[name]!r}")
+        check_utf8(task[name], f"the field '{name}'")
     for name, kind, word in (
         ("checker", str, "a text"),
+        ("kind", str, "a text"),
         ("stop", str, "a text"),
         ("raw", bool, "true or false"),
     ):
         if not isinstance(task.get(name, kind()), kind):
             raise DataError(f"the field '{name}' is to be {word}, got {task[name]!r}")
-    tokens = task.get("tokens", 1)
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise DataError(f"the field 'tokens' is to be a whole number above 0, got {tokens!r}")
+    for name in ("tokens", "level"):
+        count = task.get(name, 1)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise DataError(f"the field '{name}' is to be a whole number above 0, got {count!r}")
     return task

@@ -12,6 +12,7 @@ from torch import Tensor
 from tempering.attention.control import tempered
 from tempering.attention.profile import Profile
 from tempering.errors import DataError, InputError
+from tempering.files import check_utf8
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
 from tempering.tokens.trace import Step as Known
@@ -38,8 +39,7 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool = True) -> Int[Tensor,
     """Token ids of a prompt, as a chat turn when the tokenizer has a template and `chat` asks."""
     if not prompt.strip():
         raise DataError("the prompt is empty; give some text to continue")
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise DataError("the prompt is not UTF-8 text; write it in UTF-8")
+    check_utf8(prompt, "the prompt")
     if chat and tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)

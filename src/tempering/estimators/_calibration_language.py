@@ -131,7 +131,7 @@ def read_questions(path: str | Path) -> list[Question]:
     answer: the index of a choice, from 0, or its text. DataError names the line that is off.
     """
     questions = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             questions.append(_question(line, f"{path}, line {number}"))
     return questions

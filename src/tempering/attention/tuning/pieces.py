@@ -212,7 +212,7 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     Raises DataError naming the line that isn't one, or whose answer is empty.
     """
     pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
