@@ -101,6 +101,12 @@ def test_what_stays_broken_fails_alone_and_bounded(tmp_path):
     assert len(log.requests) == 10 + 10 * 3
 
 
+UNCOUNTED = (
+    '{"choices": [{"message": {"content": "hello"}}], '
+    '"usage": {"prompt_tokens": null, "completion_tokens": 3}}'
+)
+
+
 @pytest.mark.parametrize(
     ("wanted", "reason", "tries"),
     [
@@ -111,6 +117,7 @@ def test_what_stays_broken_fails_alone_and_bounded(tmp_path):
         ("cut", "Connection|Protocol|incomplete|peer", 3),
         ("malformed", "malformed reply", 3),
         ("shape", "malformed reply: no choices", 3),
+        ((200, {}, UNCOUNTED), "malformed reply: a count of tokens is no number but None", 3),
         ("slow", "timed out", 3),
     ],
 )

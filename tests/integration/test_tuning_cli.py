@@ -247,6 +247,14 @@ def test_refusals_are_one_line_and_come_before_the_work(model, files, tmp_path, 
         assert not out.exists() and not list(out.parent.glob("*"))
 
 
+def test_the_profile_takes_the_place_of_no_text(tmp_path, capsys):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert call("tune", "--data", notes, "--out", notes) == 2
+    assert "--out takes a file that ends in .json" in error_of(capsys)
+    assert notes.read_text() == "mine"
+
+
 def test_help_ends_with_examples(capsys):
     assert call("tune", "--help") == 0
     shown = capsys.readouterr().out

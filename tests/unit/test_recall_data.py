@@ -63,6 +63,11 @@ def test_no_space_after_an_open_quote():
         ({"wording": 99}, f"wording is one of 0 to {len(WORDINGS) - 1}; not 99"),
         ({"facts": 0}, "got 0 facts"),
         ({"facts": 2, "questions": 3}, "questions for some of the facts"),
+        (
+            {"facts": 60, "value": "word", "keys": "people"},
+            "50 different values of the kind 'word'",
+        ),
+        ({"words": 100_000}, "the test part of the text 'fiction' has no 100000 words"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message):

@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key in seen:
                 line = key_node.start_mark.line + 1
-                what = "given twice" if isinstance(key, Hashable) else "not a name"
+                what = "given twice; keep one" if isinstance(key, Hashable) else "no name"
                 raise DataError(f"line {line}: the key {key!r} is {what}")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -32,7 +32,7 @@ def load(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: plain values only
     except DataError as error:
-        raise DataError(f"{where}: {error}; keep one of them") from None
+        raise DataError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# The keys, the values and this part of the text were never tuned on.
+# The keys and this part of the text were never tuned on.
 WORDING, FACTS, WORDS, QUESTIONS = "secret code", 12, 300, 5
 
 

@@ -88,7 +88,7 @@ def tune(
     from tempering.cli.tuning import Plan, Results, gather, objective
     from tempering.errors import InputError
 
-    common.check_out(out.parent)
+    common.check_file(out, "--out", ".json")  # another suffix may be that of the data
     weights = weight or [1.0] * len(data)
     if len(weights) != len(data):
         raise InputError(f"{len(data)} --data and {len(weights)} --weight; give one for each")

@@ -19,6 +19,7 @@ from tempering.errors import InputError
 # Ends of questions that the answer follows without a space.
 _OPEN = ('"', "(", "# ", ">", '","', "=", "\n")
 _LONGEST = 60  # words of a sentence of the filler
+_PATIENCE = 1000  # draws without a new value; the last of 100 values is missed so once in 20,000
 PARTS = ("learn", "test")
 
 
@@ -86,11 +87,7 @@ def recall(
     kind = rng.choice(sorted(VALUES)) if value is None else value
     pool = _keys(rng.choice(sorted(KEYS)) if keys is None else keys, part)
     chosen = rng.sample(pool, min(facts, len(pool)))
-    values: list[str] = []
-    while len(values) < len(chosen):
-        drawn = VALUES[kind](rng)
-        if drawn not in values:
-            values.append(drawn)
+    values = _values(kind, len(chosen), rng)
     body = _filler(text, part, rng, words)
     stated = [fact.format(k=k, v=v) for k, v in zip(chosen, values, strict=True)]
     place = rng.choice(("strewn", "strewn", "block")) if layout is None else layout
@@ -109,6 +106,23 @@ def recall(
         name,
         kind,
     )
+
+
+def _values(kind: str, count: int, rng: random.Random) -> list[str]:
+    """So many different values of a kind."""
+    values: list[str] = []
+    missed = 0
+    while len(values) < count:
+        drawn = VALUES[kind](rng)
+        missed = missed + 1 if drawn in values else 0
+        if not missed:
+            values.append(drawn)
+        elif missed == _PATIENCE:
+            raise InputError(
+                f"there are {len(values)} different values of the kind '{kind}', too few for "
+                f"{count} facts; give fewer facts, or another kind"
+            )
+    return values
 
 
 def _keys(kind: str, part: str) -> list[str]:
@@ -136,4 +150,6 @@ def _filler(text: str, part: str, rng: random.Random, words: int) -> list[str]:
             break
         found.append(line)
         count += len(line.split())
+    if count < words:
+        raise InputError(f"the {part} part of the text '{text}' has no {words} words of filler")
     return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from tempering.agents.contract import Call, Done, EngineError, Progress, Reply, Stop
 from tempering.agents.temperatures import Rule, Sent
 from tempering.engines.providers.keys import redacted
-from tempering.engines.providers.retry import Backoff, classify
+from tempering.engines.providers.retry import Backoff, MalformedError, classify
 from tempering.errors import InputError
 
 NO_PATTERN = "no pattern at all"  # what a server that tempers attention answers 400 to
@@ -46,6 +46,14 @@ class Client(Protocol):
 
     def open(self, timeout: float) -> AbstractAsyncContextManager[Session]:
         """Connect, with the SDK's own retries off."""
+
+
+def _counted(completion: Completion) -> Completion:
+    """A completion whose tokens are numbers; what they cost is summed up later."""
+    for count in (completion.tokens_in, completion.tokens_out):
+        if not isinstance(count, int):
+            raise MalformedError(f"a count of tokens is no number but {count!r}")
+    return completion
 
 
 class RemoteEngine:
@@ -188,7 +196,7 @@ class RemoteEngine:
             progress(index, "running" if attempt == 1 else "retrying", attempt - 1)
             try:
                 made = session.send(call, sent, self.model, self.rule.seed, name)
-                completion = await asyncio.wait_for(made, self.timeout)
+                completion = _counted(await asyncio.wait_for(made, self.timeout))
             except Exception as error:
                 failure = classify(error)
                 wait = self.backoff.wait(attempt, failure, rng)
