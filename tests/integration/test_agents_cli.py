@@ -190,6 +190,21 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(tmp_path, capsys):
     assert call("throb", "--resume", path, "--out", tmp_path / "c", "--rounds", 0) == 2
 
 
+def test_a_record_goes_on_with_its_own_model_only(tiny, tmp_path, capsys):
+    own = ["--model", tiny, "--pattern", "throb(2,1)", "--amplitude", 1, "--tokens", 2]
+    assert call("throb", "Hot", *own, "--out", tmp_path) == 0
+    (path,) = tmp_path.glob("throb-*.json")
+    data = json.loads(path.read_text())
+    data["model"]["fingerprint"] = "of other weights"
+    path.write_text(json.dumps(data))
+    assert call("throb", "--resume", path, "--out", tmp_path / "b") == 2
+    assert "not the one that the record began with" in capsys.readouterr().err
+    del data["settings"]["run"]
+    path.write_text(json.dumps(data))
+    assert call("throb", "--resume", path, "--out", tmp_path / "b") == 2
+    assert "no whole record of throb" in capsys.readouterr().err
+
+
 def test_a_stage_that_fails_whole_is_kept_and_resumed(tmp_path, capsys):
     def fault(entry: dict[str, Any]) -> Any:
         text = entry["body"]["messages"][-1]["content"]
@@ -332,7 +347,6 @@ def test_failed_samples_are_tried_again_by_the_same_command(tasks, tmp_path, cap
     with serving(fault) as (address, log):
         assert call(*own, *remote(address, tmp_path / "o")) == 0
         assert "1 samples failed and count as wrong" in capsys.readouterr().err
-        assert len(log.requests) == 5 * 2 * 2
         assert call(*own, *remote(address, tmp_path / "o")) == 0
         assert len(log.requests) == 5 * 2 * 2 + 1
     assert not list((tmp_path / "o").glob("*.partial.jsonl"))

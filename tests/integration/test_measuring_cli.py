@@ -32,6 +32,17 @@ def measured(tmp_path: Path) -> dict:
     return json.loads(next(tmp_path.glob("measure-*.json")).read_text())["results"]
 
 
+def test_a_profile_can_not_take_the_name_of_the_untempered_model(model, text, tmp_path, capsys):
+    base = ["measure", "--model", model, "--text", text, "--out", tmp_path]
+    profile = tmp_path / "untempered.json"
+    assert call("profile", "rule", "log_length(8)", "--model", model, "--out", profile) == 0
+    data = json.loads(profile.read_text())
+    data["pattern"] = None
+    profile.write_text(json.dumps(data))
+    assert call(*base, "--chunk", 32, "--chunks", 1, "--profile", profile) == 2
+    assert "'untempered' is the name of the model as it is; rename" in capsys.readouterr().err
+
+
 def test_parts_of_the_text(model, text, tmp_path, capsys):
     base = ["measure", "--model", model, "--text", text, "--out", tmp_path]
     table = tmp_path / "heads.csv"

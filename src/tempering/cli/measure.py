@@ -96,10 +96,12 @@ def measure(
         )
         chosen.resolve(layout(network), rules=True)
         chosen.check_model(network)
+        label = chosen.pattern or Path(profile or "profile").stem
+        if label == UNTEMPERED:
+            raise InputError(f"'{label}' is the name of the model as it is; rename {profile}")
     with common.counted("measure") as report:
         before = measure_tokens(network, chunks, buckets=parts, progress=report)
     if chosen is not None:
-        label = chosen.pattern or Path(profile or "profile").stem
         with common.counted(label) as report:
             after[label] = measure_tokens(
                 network, chunks, profile=chosen, buckets=parts, progress=report

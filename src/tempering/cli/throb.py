@@ -137,7 +137,7 @@ def throb(
     if task is None:
         raise InputError('say what is to be done: tempering throb "task"')
     chosen["rounds"] = rounds or 1
-    _run(steps, task, chosen, {}, out, as_json)
+    _run(steps, task, chosen, out, as_json)
 
 
 def _plan(
@@ -171,38 +171,48 @@ def _resume(path: Path, chosen: dict[str, Any], given: set[str], out: Path, as_j
     from tempering.reports import Record
 
     record = Record.load(path)
-    if record.kind != "throb" or "plan" not in record.settings:
-        raise DataError(f"{path} is the record of '{record.kind}', not of throb; it can't go on")
     settings = record.settings
+    if record.kind != "throb" or not {"plan", "run", "task"} <= settings.keys():
+        raise DataError(
+            f"{path} is no whole record of throb but of '{record.kind}'; it can't go on"
+        )
     changed = {CARRIED[name]: chosen[CARRIED[name]] for name in given.intersection(CARRIED)}
     chosen = {**chosen, **settings["run"], **changed}
     kept = dict(rows_of(record.results.get("stages", [])))
     plan = Plan.from_data(settings["plan"], f"the plan in {path}")
-    _run(plan, settings["task"], chosen, kept, out, as_json)
+    _run(plan, settings["task"], chosen, out, as_json, kept, record.model)
 
 
 def _run(
     plan: Plan,
     task: str,
     chosen: dict[str, Any],
-    kept: dict[str, Any],
     out: Path,
     as_json: bool,
+    kept: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
 ) -> None:
+    """Run a plan; kept, model: the rows and the model of a record to go on with."""
     from tempering.agents.contract import StageError
     from tempering.agents.run import Outcome, collect, run_plan, spent
     from tempering.cli.keeping import Kept, finish, interruptible
     from tempering.cli.live import Live
+    from tempering.errors import InputError
     from tempering.evaluation.journal import Journal
     from tempering.reports import Record
 
     common.check_out(out)
     worker, section = build_engine(chosen)
+    if model is not None and model.get("fingerprint") != section.get("fingerprint"):
+        raise InputError(
+            f"the model {chosen['model']} is not the one that the record began with; its weights "
+            "or its shape have changed"
+        )
     # What changes no row: rows stay good when it changes.
     key = {"task": task, "plan": plan.to_json(), **chosen, **dict.fromkeys(CARRIED.values())}
     key["fingerprint"] = section.get("fingerprint")
     journal = Journal(out, "throb", key)
-    for name, row in kept.items():
+    for name, row in (kept or {}).items():
         journal.entries.setdefault(name, row)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} workers are done")
