@@ -47,6 +47,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         (["--pattern", PATTERN, "--temperature", "-1"], 2, ["temperature", "-1"]),
         (["--pattern", PATTERN, "--dtype", "int3"], 2, ["--dtype"]),
         (["--pattern", PATTERN, "--tokens", "support("], 2, ["column"]),
+        (["--pattern", PATTERN, "--tokens", "ladder(0.5,2,n=2)"], 2, ["each of 2 samples"]),
         (["--tokens", "support(3)", "--temperature", "1"], 2, ["--temperature"]),
         (["--nonsense"], 2, ["--nonsense", "--help"]),
     ],

@@ -69,6 +69,11 @@ def generate(
     common.check_out(out)
     network, tokenizer = common.open_model(model, device, dtype)
     policy = parse_policy(tokens or f"constant({sampled})", tokenizer)
+    if policy.samples is not None:
+        raise InputError(
+            f"--tokens {policy} has a temperature for each of {policy.samples} samples of a "
+            "prompt; this command writes one with each attention, to be compared at one temperature"
+        )
     if tokens is not None and pattern is None and profile is None:
         # A policy alone: the attention stays untouched, and there is one row.
         chosen = Profile.neutral(layout(network))
