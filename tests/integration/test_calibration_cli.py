@@ -140,6 +140,45 @@ def test_files_that_don_t_match(files):
         call(files / "logits.npz", *options)
 
 
+@pytest.mark.parametrize("row", [100, 101, 102, 103])
+def test_messages_name_the_row_of_the_file_not_of_the_share(files, row):
+    z, y = np.load(files / "logits.npz")["logits"], np.load(files / "labels.npy")
+    options = ("--labels", files / "labels.npy", "--out", files)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    z[row, 3] = np.nan
+    np.save(files / "bad.npy", z)
+    with pytest.raises(DataError, match=f"NaN at row {row}, column 3"):
+        call(files / "bad.npy", *options)
+    z[row] = 0
+    z[row, y[row]] = -np.inf
+    np.save(files / "bad.npy", z)
+    with pytest.raises(DataError, match=f"row {row} rules out its own label"):
+        call(files / "bad.npy", *options)
+    p[row] = 7
+    np.save(files / "bad.npy", p)
+    with pytest.raises(DataError, match=rf"row {row} of .*bad\.npy is no distribution"):
+        call(files / "bad.npy", *options, "--probabilities")
+    y[row] = -1
+    np.save(files / "labels.npy", y)
+    with pytest.raises(DataError, match=rf"y\[{row}\] = -1 is out of range"):
+        call(files / "logits.npz", *options)
+
+
+def test_labels_from_one_are_told_from_all_rows(files):
+    """A share of the rows that lacks the last label alone would read 1..K-1 as columns."""
+    z, y = np.load(files / "logits.npz")["logits"], np.load(files / "labels.npy")
+    last = np.flatnonzero(y == 4)
+    keep = np.r_[np.flatnonzero(y != 4), last[:1]]  # one row of the last class, in one share only
+    np.save(files / "few.npy", z[keep])
+    np.save(files / "few_y.npy", y[keep] + 1)
+    for seed in range(4):
+        options = ("--report", files / "out.html", "--seed", seed)
+        result = call(files / "few.npy", "--labels", files / "few_y.npy", *options)
+        assert "label k was read as column k-1" in result.stderr.replace("\n", " ")
+        (row,) = Record.load(files / "out.json").results["temperature"]
+        assert row["temperature"] == pytest.approx(2.0, rel=0.2)
+
+
 def test_next_tokens_of_a_text(model, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     options = ("--text", tmp_path / "text.txt", "--report", tmp_path / "out.html")

@@ -217,10 +217,13 @@ def _fit_and_report(
     scaler: TemperatureScaler, logits: Logits, y: Any, groups: Any, fraction: float, seed: int
 ) -> CalibrationReport:
     """Fit on a random share of the rows, report on the rest."""
-    from tempering.estimators._calibration_check import vector
+    from tempering.estimators._calibration_check import encode_labels, vector
     from tempering.estimators._calibration_source import Part
 
     y = vector(y, "labels", logits.n_rows)
+    # From all rows: a share of them may miss the label by which 1..K is told from 0..K-1.
+    _, classes = encode_labels(y, logits.n_rows, logits.n_columns, None)
+    scaler.set_params(classes=classes)
     groups = None if groups is None else vector(groups, "groups", logits.n_rows)
     fit, rest = _split(logits.n_rows, fraction, seed, "rows")
     of = groups if scaler.per == "group" else None

@@ -40,16 +40,15 @@ class Problem:
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "rows columns"]]]:
         """(span of rows, their logits) in order; probabilities are checked and become logs."""
         for first, z in self.logits.chunks():
-            rows = range(first, first + len(z))
-            yield slice(rows.start, rows.stop), as_logits(z, self.inputs, rows, self.logits.name)
+            span = slice(first, first + len(z))
+            yield span, as_logits(z, self.inputs, self._places(span), self.logits.name)
+
+    def _places(self, span: slice) -> Rows:
+        return self.logits.places(range(span.start, span.stop))
 
     def weight(self, span: slice) -> Float[Tensor, "rows"] | None:
         """Weights of a span of rows in float64, None where all are 1."""
         return None if self.weights is None else self.weights[span].double()
-
-    def total_weight(self) -> float:
-        """Sum of the weights."""
-        return float(self.labels.numel() if self.weights is None else self.weights.double().sum())
 
     def sample(self, size: int, seed: int) -> Sample:
         """About `size` rows spread over the table, in memory, as logits."""
@@ -58,8 +57,9 @@ class Problem:
             self._refuse_if_probabilities()
         index = torch.as_tensor(rows, device=self.labels.device)
         weights = None if self.weights is None else self.weights[index].double()
-        z = as_logits(z, self.inputs, rows, self.logits.name)
-        return Sample(z, self.labels[index].long(), weights, rows)
+        places = self.logits.places(rows)
+        z = as_logits(z, self.inputs, places, self.logits.name)
+        return Sample(z, self.labels[index].long(), weights, places)
 
     def _refuse_if_probabilities(self) -> None:
         """A sample looks like probabilities: so does every row, or they are logits after all."""
@@ -73,8 +73,8 @@ class Problem:
         labels = self.labels[span].long()
         if self.buffer.numel() < 2 * z.numel() or self.buffer.dtype != z.dtype:
             self.buffer = z.new_empty(2 * z.numel())
-        rows = range(span.start, span.stop)
-        return row_moments(z, labels, log_beta, self.buffer, rows, self.logits.name)
+        places = self._places(span)
+        return row_moments(z, labels, log_beta, self.buffer, places, self.logits.name)
 
 
 @dataclass
@@ -110,7 +110,7 @@ def row_moments(
         excess    max_k z_k - z_y, 0 where the label is on top
 
     log_beta: one number, or one a row. buffer: scratch of at least twice the size of z.
-    indices: of the rows in the whole table, for messages.
+    indices: of the rows in what the user gave, for messages.
 
     Raises DataError that names the row of a NaN, +inf, a row of -inf alone, or a label whose
     logit is -inf.

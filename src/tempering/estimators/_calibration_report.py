@@ -163,7 +163,7 @@ def calibration_report(
     for span, z, log_temperature in scaler._tempered(logits, groups):
         at = labels[span].long()
         own = z.gather(1, at[:, None]).squeeze(1)
-        check_label_logits(own, at, range(span.start, span.stop))
+        check_label_logits(own, at, logits.places(range(span.start, span.stop)))
         scores.put(span, z, at, log_temperature)
     w = np.ones(logits.n_rows) if weights is None else weights.astype(np.float64)
     cluster = None if clusters is None else _codes(clusters, "clusters", logits.n_rows)[1]

@@ -93,6 +93,10 @@ class Logits(ABC):
             first += len(piece)
         return wanted, torch.cat(found)
 
+    def places(self, rows: range | np.ndarray) -> range | np.ndarray:
+        """Where these rows stand in what the user gave, for messages."""
+        return rows
+
 
 class ArrayLogits(Logits):
     """A numpy array, in memory or memory-mapped, of any real dtype, byte order and strides."""
@@ -149,6 +153,9 @@ class Part(Logits):
         for first, rows in self.whole.chunks():
             keep = torch.from_numpy(self.keep[first : first + len(rows)]).to(rows.device)
             yield rows[keep]
+
+    def places(self, rows: range | np.ndarray) -> range | np.ndarray:
+        return self.whole.places(np.flatnonzero(self.keep)[np.asarray(rows)])
 
 
 def strata(n_rows: int, size: int, seed: int) -> np.ndarray:

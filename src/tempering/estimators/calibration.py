@@ -16,7 +16,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from tempering.errors import DataError, InputError, TemperatureError
-from tempering.estimators._calibration_check import check_rows, check_weights, encode_labels, vector
+from tempering.estimators._calibration_check import (
+    Rows,
+    check_rows,
+    check_weights,
+    encode_labels,
+    vector,
+)
 from tempering.estimators._calibration_designs import Blocks, ByGroup, ByPrediction, OneBlock
 from tempering.estimators._calibration_files import check_table, open_logits
 from tempering.estimators._calibration_input import InputModel, fit_inputs
@@ -198,10 +204,10 @@ class TemperatureScaler(BaseEstimator):
         logits = self._open(X, reset=False)
         top = np.empty(logits.n_rows, np.int64)
         for first, chunk in logits.chunks():
-            rows = range(first, first + len(chunk))
-            z = as_logits(chunk, self.inputs, rows, logits.name)
-            check_rows(z, rows, logits.name)
-            top[rows.start : rows.stop] = z.argmax(1).cpu().numpy()
+            places = logits.places(range(first, first + len(chunk)))
+            z = as_logits(chunk, self.inputs, places, logits.name)
+            check_rows(z, places, logits.name)
+            top[first : first + len(chunk)] = z.argmax(1).cpu().numpy()
         return self.classes_[top]
 
     @passes
@@ -291,14 +297,15 @@ class TemperatureScaler(BaseEstimator):
         """(span, logits, log T of each row), checked, chunk by chunk."""
         codes = self._group_codes(groups, logits.n_rows)
         for first, chunk in logits.chunks():
-            rows = range(first, first + len(chunk))
-            z = as_logits(chunk, self.inputs, rows, logits.name)
-            check_rows(z, rows, logits.name)
-            span = slice(rows.start, rows.stop)
-            yield span, z, self._log_temperature(z, rows, codes)
+            span = slice(first, first + len(chunk))
+            places = logits.places(range(first, first + len(chunk)))
+            z = as_logits(chunk, self.inputs, places, logits.name)
+            check_rows(z, places, logits.name)
+            own = None if codes is None else codes[span]
+            yield span, z, self._log_temperature(z, places, own)
 
     def _log_temperature(
-        self, z: Float[Tensor, "rows columns"], rows: range, codes: np.ndarray | None
+        self, z: Float[Tensor, "rows columns"], places: Rows, codes: np.ndarray | None
     ) -> Float[Tensor, "rows 1"]:
         if self.per == "input":
             parts = (self.coef_, self.feature_mean_, self.feature_sd_)
@@ -308,15 +315,15 @@ class TemperatureScaler(BaseEstimator):
         if self.per == "global":
             log_temperature = math.log(self.temperature_)
             return torch.full((len(z), 1), log_temperature, dtype=torch.float64, device=z.device)
-        index = z.argmax(1).cpu().numpy() if codes is None else codes[rows.start : rows.stop]
+        index = z.argmax(1).cpu().numpy() if codes is None else codes
         temperature = np.asarray(self.temperature_)[index]
         unknown = np.flatnonzero(np.isnan(temperature))
         if len(unknown):
             row = int(unknown[0])
             name = (self.classes_ if codes is None else self.groups_)[index[row]]
             raise TemperatureError(
-                f"the temperature of {self.per} {name}, which row {rows[row]} needs, is not known: "
-                "no row of the fit says anything about it; fit with a prior on log T"
+                f"the temperature of {self.per} {name}, which row {places[row]} needs, is not "
+                "known: no row of the fit says anything about it; fit with a prior on log T"
             )
         return torch.from_numpy(np.log(temperature)[:, None]).to(z.device)
 
