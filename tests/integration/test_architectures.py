@@ -15,8 +15,17 @@ import transformers
 from tempering.attention.survey import run as survey_run
 from tempering.attention.survey.families import CAUSAL, tasks
 from tempering.attention.survey.table import row, summary
-from tempering.attention.survey.verdict import EXACT, NO_SOFTMAX, NOT_BUILT, REFUSED, judge
-from tempering.errors import InputError
+from tempering.attention.survey.verdict import (
+    EXACT,
+    NO_SOFTMAX,
+    NOT_BUILT,
+    REFUSED,
+    WRONG,
+    Verdict,
+    judge,
+)
+from tempering.cli import _run
+from tempering.errors import CheckError, InputError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
 LINES = [line for line in PAGE.splitlines() if re.match(r"\| [a-z0-9]", line)]
@@ -79,7 +88,7 @@ def test_a_wrong_model_is_told(monkeypatch):
     assert "rows with different profiles give the same output" in found.reason
 
 
-def test_a_process_that_hangs_or_dies_loses_one_verdict(monkeypatch):
+def test_a_process_that_hangs_loses_one_verdict():
     hung = survey_run.survey(tasks(["mamba"]), workers=1, limit=0.0)
     assert [item.eager for item in hung] == [NOT_BUILT]
     assert hung[0].reason == "it took more than 0 s"
@@ -104,3 +113,20 @@ def test_the_command():
     )
     assert both.returncode == 2
     assert "leave out --only" in both.stderr
+
+
+def test_what_is_wrong_in_either_attention_fails_the_command(monkeypatch, capsys):
+    task = tasks(["llama"])[0]
+    found = [Verdict(*task, eager=EXACT, sdpa=WRONG, reason="off")]
+    monkeypatch.setattr(survey_run, "survey", lambda chosen, **options: found)
+    assert _run(["architectures", "--only", "llama"], debug=False) == CheckError.exit_code
+    assert "wrong without a refusal: llama" in capsys.readouterr().err
+
+
+def test_a_place_that_takes_no_page_is_refused_before_the_work(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(survey_run, "survey", None)
+    assert _run(["architectures", "--write", str(tmp_path / "page.txt")], False) == 2
+    assert "--write takes a file that ends in .md" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert _run(["architectures", "--write", str(tmp_path / "file" / "page.md")], False) != 0
+    assert "can't write into" in capsys.readouterr().err

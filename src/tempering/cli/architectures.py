@@ -44,6 +44,7 @@ def architectures(
 
     if write is not None and only:
         raise InputError("--write is for the table of all architectures; leave out --only")
+    common.check_file(write, "--write", ".md")
     chosen = tasks(only)
 
     def progress(done: int, total: int, verdict: Verdict) -> None:
@@ -56,7 +57,7 @@ def architectures(
         print(json.dumps([verdict.to_json() for verdict in verdicts], indent=1))
     elif write is None:
         _show(verdicts)
-    wrong = [verdict.model_type for verdict in verdicts if verdict.eager == WRONG]
+    wrong = [one.model_type for one in verdicts if WRONG in (one.eager, one.sdpa)]
     if wrong:
         raise CheckError(f"wrong without a refusal: {', '.join(wrong)}; this is a defect")
 
@@ -65,11 +66,10 @@ def _write(path: Path, verdicts: list[Verdict]) -> None:
     from importlib.metadata import version
 
     from tempering.attention.survey.table import document
-    from tempering.files import write_atomic
+    from tempering.cli.keeping import write_somewhere
 
     versions = {name: version(name).split("+")[0] for name in ("torch", "transformers")}
-    write_atomic(path, document(verdicts, versions))
-    common.note(f"wrote {path}")
+    common.note(f"wrote {write_somewhere(path, document(verdicts, versions))}")
 
 
 def _show(verdicts: list[Verdict]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ def _serve(pipe: Connection) -> None:
     """A worker: tasks in, verdicts out, on one thread."""
     import torch
 
+    # Ctrl-C reaches every process; the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     while True:
         try:
