@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 LAYERS, HEADS, VOCABULARY = 4, 4, 61
 
@@ -47,6 +47,21 @@ def tiny_llama(
             if "norm" in name:
                 parameter.copy_(0.7 + 0.6 * torch.rand_like(parameter))
     return model.to(dtype)
+
+
+def tiny_bert() -> Any:
+    """A random encoder of 2 layers and 4 heads."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        initializer_range=0.2,
+    )
+    config._attn_implementation = "eager"
+    return BertModel(config).eval()
 
 
 def in_double(model: Any) -> Any:

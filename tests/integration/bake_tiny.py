@@ -33,6 +33,18 @@ _MLA = {
     "first_k_dense_replace": LAYERS,
 }
 _GPT2 = {"n_embd": 32, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128, "n_inner": 48}
+# Of Qwen3-Next: layer 0 has linear attention, layer 1 a softmax.
+HYBRID: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 _EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 
 # name -> settings beyond the common ones, verdict, what folds in its first layer

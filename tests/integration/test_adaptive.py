@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from tempering.attention import adaptive_profile, measure_tokens, tempered
 from tempering.attention.profile import Profile
@@ -61,16 +61,7 @@ def test_in_float32_padded_and_windowed(text):
 
 
 def test_an_encoder():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        initializer_range=0.2,
-    )
-    model = BertModel(config).eval()
+    model = oracle.tiny_bert()
     for text in ("support(3)", "log_length(4)"):
         model.set_attn_implementation("sdpa")
         with tempered(model, adaptive_profile(text, model)), torch.no_grad():

@@ -13,7 +13,7 @@ from tempering.attention.layout import layout
 from tempering.attention.survey.families import tasks
 from tempering.attention.survey.models import small_model
 from tempering.errors import BakeError, ProfileError, RefusedError
-from tests.integration.bake_tiny import FOLDS, HEADS, LAYERS, REFUSED, temperatures, tiny
+from tests.integration.bake_tiny import FOLDS, HEADS, HYBRID, LAYERS, REFUSED, temperatures, tiny
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,20 +66,7 @@ def test_rows_of_interleaved_layouts():
 
 def test_gates_stay_as_they_are():
     """Qwen3-Next makes queries and an output gate in one projection."""
-    model = tiny(
-        "qwen3_next",
-        {
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 2,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "num_experts": 2,
-            "num_experts_per_tok": 1,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
-        },
-    )
+    model = tiny("qwen3_next", HYBRID)
     (layer,) = foldable(model).plan
     assert layer.verdict == "per layer"
     assert [fold.parameter.rsplit(".", 2)[1] for fold in layer.folds] == ["q_norm"]

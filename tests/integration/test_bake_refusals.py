@@ -15,20 +15,9 @@ from tempering.cli import _run
 from tempering.engines.bake_check import check_model
 from tempering.engines.bake_checkpoint import bake_checkpoint
 from tempering.errors import BakeError, ModelError, OutputError, ProfileError, RefusedError
-from tests.integration.bake_tiny import HEADS, LAYERS, temperatures, tiny
+from tests.integration.bake_tiny import HEADS, HYBRID, LAYERS, temperatures, tiny
 from tests.integration.test_bake_checkpoint import copied, save_like_a_checkpoint
 
-HYBRID = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "num_experts": 2,
-    "num_experts_per_tok": 1,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-}
 PER_HEAD = Profile.from_matrix(temperatures("per head"))
 
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from scipy import stats
 from transformers import (
-    BertConfig,
-    BertModel,
     BloomConfig,
     BloomForCausalLM,
     MistralConfig,
@@ -118,17 +116,7 @@ def agree_windowed(found, inputs):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_an_encoder(implementation):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        initializer_range=0.2,
-    )
-    config._attn_implementation = "eager"
-    model = BertModel(config).eval()
+    model = oracle.tiny_bert()
     with oracle.softmax_divided([torch.ones(4)]) as inputs, torch.no_grad():
         model(CHUNKS)
     model.set_attn_implementation(implementation)
