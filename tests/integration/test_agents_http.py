@@ -102,7 +102,7 @@ def test_what_stays_broken_fails_alone_and_bounded(tmp_path):
 
 
 UNCOUNTED = (
-    '{"choices": [{"message": {"content": "hello"}}], '
+    '{"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}], '
     '"usage": {"prompt_tokens": null, "completion_tokens": 3}}'
 )
 
