@@ -100,6 +100,9 @@ def test_the_command_hands_over_what_it_does_not_know(installed, profile, monkey
     assert left.value.code == 0
     assert seen[0][-3:] == ["--port", "7", "--enforce-eager"]
     assert config_of(seen[0])["tempering"]["profiles"] == {"hot": str(profile)}
+    with pytest.raises(SystemExit) as left:
+        main(["serve", "--port", "7", "m"])
+    assert left.value.code == 2 and len(seen) == 1
     for wrong in ("hot", "=x", "hot="):
         with pytest.raises(SystemExit) as left:
             main(["serve", "m", "--named", wrong])

@@ -41,6 +41,8 @@ def serve(
     from tempering.engines.vllm.serve import server_command
     from tempering.errors import InputError
 
+    if model.startswith("-"):
+        raise InputError(f"the model comes first: tempering serve MODEL {model} ...")
     profiles: dict[str, Path] = {}
     for item in named or ():
         name, equals, path = item.rpartition("=")  # a name may be a pattern, with "=" in it
