@@ -33,7 +33,7 @@ from tempering.attention.tuning.steps import quadratic
 from tempering.data.recall import recall
 
 _AVERAGE = 0.8  # of the running mean of the divergence
-_SIZES = (150, 280, 450)  # words of filler, in turn
+_SIZES = (150, 280, 620)  # words of filler, in turn
 _FACTS = (8, 12, 16)
 _QUESTIONS = 10
 _TEXTS = ("fiction", "play", "reference")  # that filler comes from
@@ -47,15 +47,18 @@ _TRUST = 2 / 3
 @dataclass(frozen=True)
 class Settings:
     """steps, rate: of Adam. aim: of the limit, nats per token. multiplier, dual: where m starts,
-    and how fast it moves. prior: of |theta|^2/2. wordings: indices to learn from."""
+    and how fast it moves. prior: of |theta|^2/2. wordings: indices to learn from. value, keys: the
+    kinds of the facts, any without."""
 
     wordings: tuple[int, ...]
     steps: int = 36
     rate: float = 0.035
     aim: float = 0.004
     multiplier: float = 8.0
-    dual: float = 0.05
+    dual: float = 0.02
     prior: float = 1e-3
+    value: str | None = None
+    keys: tuple[str, ...] | None = None
     seed: int = 0
 
 
@@ -200,4 +203,6 @@ def _context(settings: Settings, step: int, wording: int) -> Any:
         questions=min(_QUESTIONS, _FACTS[place]),
         words=_SIZES[place],
         text=rng.choice(_TEXTS),
+        value=settings.value,
+        keys=settings.keys and rng.choice(settings.keys),
     )

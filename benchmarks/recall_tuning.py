@@ -9,9 +9,10 @@ back (sentences asked about in their own words, notations, and questions in othe
 "The secret code for K is V."; the cost on text of four kinds, one of them never learned from.
 Beside it: negated, and shuffled over heads ten times.
 
---measure takes a profile instead of tuning one. --keep DIR keeps the pass over the text and the
-fit there. Writes benchmarks/results/recall_tuning.json, and the profile with its evidence to
---out (the package's gallery by default).
+--only WORDING tunes on that one, with values of four digits. --measure takes a profile instead of
+tuning one. --keep DIR keeps the pass over the text and the fit there. Writes
+benchmarks/results/recall_tuning.json (or recall_tuning_only.json), and the profile with its
+evidence to --out (the package's gallery by default).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import _bench
 import torch
 from _constrained import Settings, fit, text_gradient
 from _measuring import (
+    BASIC_KEYS,
     HELD,
     NAMED,
     SINGLE,
@@ -51,7 +53,8 @@ def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
     with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
         _, run = text_pass(tempering, tokenizer, keep and keep / "text_pass.pt")
         text = text_gradient(run.losses, run.gradients, run.counts)
-        state = keep and keep / f"recall_fit_{settings.steps}_{settings.aim:g}.pt"
+        name = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.aim:g}.pt"
+        state = keep and keep / name
         theta, rows = fit(tempering, tokenizer, text, settings, state)
         profile = tempering.profile(theta)
     return profile, rows
@@ -110,18 +113,21 @@ def main() -> None:
     parser.add_argument("--multiplier", type=float, default=8.0, help="where it starts")
     parser.add_argument("--aim", type=float, default=0.004)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=list(NAMED), help="tune on one wording")
     parser.add_argument("--fit-only", action="store_true")
     parser.add_argument("--out", type=Path, default=GALLERY / "smollm2" / "recall.json")
     options = parser.parse_args()
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
     settings = Settings(
-        LEARNED,
+        (NAMED[options.only],) if options.only else LEARNED,
         steps=options.steps,
         rate=options.rate,
         aim=options.aim,
         multiplier=options.multiplier,
         seed=options.seed,
+        value="digits" if options.only else None,
+        keys=BASIC_KEYS if options.only else None,
     )
     history: list = []
     if options.measure:
@@ -133,7 +139,7 @@ def main() -> None:
     evidence = {
         "made by": "benchmarks/recall_tuning.py",
         "tuned for": "answers to questions about facts strewn over a text, "
-        f"{len(LEARNED)} wordings",
+        f"{len(settings.wordings)} wordings",
         "settings": {k: v for k, v in asdict(settings).items() if k != "wordings"},
         "seed": settings.seed,
         "fit": history,
@@ -150,7 +156,7 @@ def main() -> None:
     evidence |= {"targets": targets, "measured": [row.to_json() for row in rows]}
     replace(profile, evidence=evidence).save(options.out)
     _bench.write(
-        "recall_tuning",
+        "recall_tuning_only" if options.only else "recall_tuning",
         {
             "settings": vars(options) | {"keep": None, "out": None},
             "targets": targets,
