@@ -51,10 +51,10 @@ class Settings:
     kinds of the facts, any without."""
 
     wordings: tuple[int, ...]
-    steps: int = 36
-    rate: float = 0.035
-    aim: float = 0.004
-    multiplier: float = 8.0
+    steps: int = 90
+    rate: float = 0.03
+    aim: float = 0.015
+    multiplier: float = 4.5
     dual: float = 0.02
     prior: float = 1e-3
     value: str | None = None
