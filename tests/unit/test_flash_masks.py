@@ -9,6 +9,7 @@ import torch
 
 from tempering.attention.logits import Call, sliced_logits
 from tempering.attention.streaming import moments
+from tempering.errors import ArchitectureError
 
 KEYS = 9
 
@@ -42,3 +43,22 @@ def test_the_last_query_stands_at_the_last_key(queries, causal, window, padded):
         moments(call).partition,
         (found - found.amax(-1, keepdim=True)).exp().nan_to_num().sum(-1).double(),
     )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cu_seq_lens_q": torch.tensor([0, 4, 9])},
+        {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])},
+    ],
+    ids=["lengths", "positions"],
+)
+def test_texts_packed_in_one_row_are_refused(given):
+    config = SimpleNamespace(_attn_implementation="flash_attention_2")
+    module = SimpleNamespace(config=config, is_causal=True)
+    query = key = torch.zeros(1, 3, KEYS, 8)
+    with pytest.raises(ArchitectureError, match="a row of its own"):
+        Call.of(module, query, key, None, given)
+    Call.of(module, query, key, None, {"position_ids": torch.arange(KEYS)[None]})
+    config._attn_implementation = "eager"
+    Call.of(module, query, key, None, given)

@@ -46,6 +46,11 @@ class Call:
                 "flex attention hides its mask; load the model with attn_implementation='sdpa' or "
                 "'eager' to measure it"
             )
+        if _is_flash(module) and _is_packed(mask, kwargs):
+            raise ArchitectureError(
+                "flash attention keeps texts packed in one row apart by itself; give each text a "
+                "row of its own, padded, to measure it or to hold rules on it"
+            )
         scaling = kwargs.get("scaling")
         # Flash kernels take a mask of real keys, and hide the future and what left the window.
         if mask is not None and mask.ndim == 2:
@@ -186,6 +191,15 @@ def _is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
 def _is_flash(module: Any) -> bool:
     config = getattr(module, "config", None)
     return "flash" in str(getattr(config, "_attn_implementation", None))
+
+
+def _is_packed(mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
+    """Whether flash attention is told of several texts in one row: by lengths, or by positions
+    that begin anew."""
+    if kwargs.get("cu_seq_lens_q") is not None:
+        return True
+    places = kwargs.get("position_ids")
+    return mask is None and places is not None and bool((places.diff() < 0).any())
 
 
 def _flash_sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
