@@ -33,7 +33,7 @@ from tempering.attention.tuning.steps import quadratic
 from tempering.data.recall import recall
 
 _AVERAGE = 0.8  # of the running mean of the divergence
-_SIZES = (150, 280, 620)  # words of filler, in turn
+_SIZES = (150, 280, 450)  # words of filler, in turn
 _FACTS = (8, 12, 16)
 _QUESTIONS = 10
 _TEXTS = ("fiction", "play", "reference")  # that filler comes from
@@ -53,9 +53,9 @@ class Settings:
     wordings: tuple[int, ...]
     steps: int = 90
     rate: float = 0.03
-    aim: float = 0.015
-    multiplier: float = 4.5
-    dual: float = 0.02
+    aim: float = 0.013
+    multiplier: float = 8.0
+    dual: float = 0.05
     prior: float = 1e-3
     value: str | None = None
     keys: tuple[str, ...] | None = None

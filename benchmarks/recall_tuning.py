@@ -74,12 +74,12 @@ def report(rows) -> dict:
             continue
         rise, low, high, reached = pooled(rows, "tuned", start, "accuracy")
         found[start] = {"untempered": reached - rise, "tuned": reached, "rise": [rise, low, high]}
-        found[start] |= {label: pooled(rows, label, start, "accuracy")[3] for label in labels}
+        found[start] |= {label: pooled(rows, label, start, "accuracy")[0] for label in labels}
         print(
             f"\n{start}: {reached - rise:.3f} -> {reached:.3f}, {rise:+.3f} [{low:+.3f}, "
             f"{high:+.3f}]; the target is {goal}"
         )
-        print("  controls: " + ", ".join(f"{x} {found[start][x]:.3f}" for x in labels))
+        print("  controls: " + ", ".join(f"{x} {found[start][x]:+.3f}" for x in labels))
         for r in own:
             if r.label == "tuned":
                 print(
@@ -110,8 +110,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the measurement")
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--rate", type=float, default=0.03)
-    parser.add_argument("--multiplier", type=float, default=4.5, help="where it starts")
-    parser.add_argument("--aim", type=float, default=0.015)
+    parser.add_argument("--multiplier", type=float, default=8.0, help="where it starts")
+    parser.add_argument("--aim", type=float, default=0.013)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(NAMED), help="tune on one wording")
     parser.add_argument("--fit-only", action="store_true")
