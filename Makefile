@@ -59,7 +59,7 @@ gallery: $(READY)
 	$(BIN)/python benchmarks/recall_tuning.py --keep runs/gallery
 	$(BIN)/python benchmarks/text_tuning.py --keep runs/gallery
 	for kind in play code; do \
-	  $(BIN)/python benchmarks/text_tuning.py --keep runs/gallery --for $$kind || exit 1; done
+	  $(BIN)/python benchmarks/text_tuning.py --keep runs/gallery --steps 1 --for $$kind || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs build dist
