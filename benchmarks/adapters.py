@@ -40,7 +40,7 @@ def main() -> None:
     chunks = [ids for text in calibration(tokenizer).values() for ids in cut(text, SHORT)]
     random.Random(0).shuffle(chunks)
     goal = as_objective("text", chunks[: options.chunks])
-    # The fits multiply in bfloat16, all of them alike; the measurement does not.
+    # Fits and measurements multiply in bfloat16, all of them alike.
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     start = time.monotonic()
     tuned = tune(model, goal, steps=options.passes)
@@ -48,7 +48,6 @@ def main() -> None:
     fitted = fit_alternatives(
         model, goal, which=options.which, passes=options.passes, rates=options.rates
     )
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     seconds |= {item.label: item.seconds for item in fitted}
     rivals = contenders(model, tuned.profile, shuffles=0, alternatives=fitted)
     rivals = [rival for rival in rivals if rival.family != "control"]

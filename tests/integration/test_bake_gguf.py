@@ -251,6 +251,13 @@ def test_undo(source, tmp_path):
         assert np.array_equal(own, got) or "attn_q" in name
     with pytest.raises(BakeError, match="carries no mark"):
         undo_gguf(tmp_path / "plain.gguf", tmp_path / "more.gguf")
+    damaged = tmp_path / "damaged.gguf"
+    baked = (tmp_path / "warm.gguf").read_bytes()
+    assert baked.count(b'"tensors"') == 1
+    damaged.write_bytes(baked.replace(b'"tensors"', b"'tensors'"))
+    for read in (load_gguf, lambda path: undo_gguf(path, tmp_path / "more.gguf")):
+        with pytest.raises(BakeError, match="the mark of .* is damaged: it is not JSON"):
+            read(damaged)
     assert not (tmp_path / "more.gguf").exists()
 
 

@@ -146,12 +146,19 @@ def undo_gguf(source: str | Path, out: str | Path) -> int:
     field = reader.get_field(MARK)
     if field is None:
         raise BakeError(f"{source} carries no mark of a bake; only a baked model can be undone")
-    _, folds = read_mark(json.loads(field.contents()), str(source))
+    _, folds = read_mark(_mark(field, source), str(source))
     inverse = {
         name: [(fold, beta.reciprocal()) for fold, beta in parts] for name, parts in folds.items()
     }
     replace_atomic(out, lambda partial: _discard(_write(reader, partial, inverse, None)))
     return len(inverse)
+
+
+def _mark(field: Any, source: Path) -> Any:
+    try:
+        return json.loads(field.contents())
+    except (TypeError, ValueError) as error:
+        raise BakeError(f"the mark of {source} is damaged: it is not JSON ({error})") from error
 
 
 def _discard(result: object) -> None:
@@ -196,7 +203,7 @@ def load_gguf(source: Path) -> tuple[Any, Any]:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"transformers can't read {source}: {reason}") from error
     if field := _reader(source).get_field(MARK):
-        setattr(model.config, BAKED_MARK, json.loads(field.contents()))
+        setattr(model.config, BAKED_MARK, _mark(field, source))
     return model.eval(), tokenizer
 
 
