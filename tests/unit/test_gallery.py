@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tempering import Profile
+from tempering.cli.evidence import evidence_grids
 from tempering.data.gallery import gallery, gallery_text, names_gallery
 from tempering.errors import DataError
 
@@ -53,3 +54,15 @@ def test_other_paths_are_files():
         assert not names_gallery(path)
         with pytest.raises(DataError, match="can't read|cannot read|no such|No such"):
             Profile.load(path)
+
+
+def test_controls_that_ran_on_less_are_told_apart():
+    evidence = Profile.load("smollm2/recall").evidence
+    own = [row for row in evidence["measured"] if row["test"] == "recall, sentence, means"]
+    first, control = (next(row for row in own if row["label"] == x) for x in ("tuned", "negated"))
+    assert control["targets"] < first["targets"]
+    grids = {grid.heading: grid for grid in evidence_grids(evidence)}
+    told = grids["Accuracy, recall, sentence, means"].remark
+    assert f"controls on {control['targets']} of them" in told
+    steps = next(row for row in grids["How it was found"].rows if row[0] == "fit")
+    assert steps[1].startswith("90 steps; the first: step 0") and len(steps[1]) < 400

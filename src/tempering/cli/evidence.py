@@ -9,6 +9,7 @@ from typing import Any
 from tempering.reports.grids import Grid
 from tempering.reports.views import shown, signed
 
+_STEPS = 6  # of a fit that are all told
 _NEEDED = {"label", "family", "numbers", "test", "metric", "untempered", "value", "change"}
 
 
@@ -54,6 +55,14 @@ def _measured(test: str, metric: str, rows: Sequence[dict[str, Any]]) -> Grid:
         f"untempered {shown(first['untempered'], 4)}; change in {unit}; 95% intervals over "
         f"{shown(first.get('n'))} clusters"
     )
+    few = next(
+        (row for row in rows if (row.get("targets") or 0) < (first.get("targets") or 0)), None
+    )
+    if few is not None:
+        remark += (
+            f"; controls on {few['targets']} of them, where the untempered model has "
+            f"{shown(few['untempered'], 4)}"
+        )
     columns = ["", "numbers", metric, "change", "interval"]
     return Grid(f"{metric.capitalize()}, {test}", remark, columns, table)
 
@@ -69,5 +78,7 @@ def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_told(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        if len(value) > _STEPS:
+            return f"{len(value)} steps; the first: {_told(value[0])}; the last: {_told(value[-1])}"
         return "; ".join(_told(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value)
