@@ -175,6 +175,15 @@ def test_a_fit_that_stops_early_says_what_to_try():
     assert issubclass(MixtureConvergenceWarning, OwnConvergenceWarning)
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal: what a shell starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("passes", [10, 60, 150])
 def test_ctrl_c_keeps_the_best_so_far(monkeypatch, passes):
     x, _ = oracle.clusters(5, rows=300, gap=0.7)
