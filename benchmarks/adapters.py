@@ -61,7 +61,7 @@ def main() -> None:
     )
     for rival in rivals:
         gain = pooled(rows, rival.label, "text, ", "loss")
-        fresh = pooled(rows, rival.label, "text, reference", "loss")
+        fresh = pooled(rows, rival.label, f"text, {SHORT}, reference", "loss")
         recall = pooled(rows, rival.label, "recall, ", "accuracy")
         row = {
             "label": rival.label,
