@@ -158,7 +158,7 @@ def main() -> None:
     _bench.write(
         "recall_tuning_only" if options.only else "recall_tuning",
         {
-            "settings": vars(options) | {"keep": None, "out": None},
+            "settings": vars(options) | {"keep": None, "out": None, "measure": None},
             "targets": targets,
             "measured": evidence["measured"],
         },
