@@ -135,7 +135,7 @@ def _tempered_softmax(state: TemperatureState, logits: Tensor, dim: int, dtype: 
         cool = divided(rows[own], betas[own], floor, state.layer.masking)
         piece = cool.softmax(-1, dtype=dtype)
         if found is None:  # its dtype is known only now: under autocast it is float32
-            found = torch.empty(rows.shape, dtype=piece.dtype)
+            found = piece.new_empty(rows.shape)
         found[own] = piece
     assert found is not None
     return found.view(logits.shape)
