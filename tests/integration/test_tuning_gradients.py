@@ -20,6 +20,7 @@ from tempering.attention.tuning.objective import (
     text_batches,
 )
 from tempering.attention.tuning.passes import gradient_pass, grouped, loss_pass
+from tempering.attention.tuning.steps import quadratic
 from tempering.errors import InputError, RefusedError, TemperatureError
 from tests.integration.tuning_tiny import HEADS, LAYERS, WORDS, tiny_llama
 
@@ -95,6 +96,64 @@ def test_rows_side_by_side_keep_gradients_of_their_own(model):
     assert torch.allclose(one.losses, many.losses, atol=1e-6)
     assert torch.allclose(one.gradients, many.gradients, atol=1e-6)
     assert one.gradients.shape == (5, LAYERS * HEADS)
+
+
+def _fisher_by_hand(model, theta, pieces):
+    """sum_v p_v (d log p_v)(d log p_v)^T, mean over the targets of all pieces, by differences."""
+    basis, size, step = make_basis(model, layout(model), "head"), len(theta), 1e-4
+    fisher, count = torch.zeros(size, size, dtype=torch.float64), 0
+
+    def log_p(tempering, theta, piece):
+        tempering.set(theta)
+        with torch.no_grad():
+            return target_logits(tempering.model, piece.source)[0].double().log_softmax(-1)
+
+    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+        for piece in pieces:
+            p = log_p(tempering, theta, piece).exp()
+            slopes = []
+            for i in range(size):
+                ahead, behind = theta.clone(), theta.clone()
+                ahead[i] += step
+                behind[i] -= step
+                ends = [log_p(tempering, moved, piece) for moved in (ahead, behind)]
+                slopes.append((ends[0] - ends[1]) / (2 * step))
+            fisher += torch.einsum("tv,itv,jtv->ij", p, torch.stack(slopes), torch.stack(slopes))
+            count += len(p)
+    return fisher / count
+
+
+def test_drawn_targets_give_the_fisher_matrix(model):
+    pieces, theta, draws = _pieces(2, length=12), _theta(), 500
+    basis = make_basis(model, layout(model), "head")
+    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+        plain = gradient_pass(tempering, theta, pieces)
+        found = gradient_pass(tempering, theta, pieces, draws=draws, seed=3)
+        again = gradient_pass(tempering, theta, pieces, draws=3, seed=3)
+        other = gradient_pass(tempering, theta, pieces, rows=2, draws=draws, seed=4)
+    assert torch.allclose(found.losses, plain.losses, atol=1e-6)
+    assert torch.allclose(found.gradients, plain.gradients, atol=1e-6)
+    assert found.drawn.shape == other.drawn.shape == (draws, 2, LAYERS * HEADS)
+    assert torch.allclose(again.drawn[:, 0], found.drawn[:3, 0], atol=1e-6)
+    assert not torch.allclose(other.drawn, found.drawn, atol=1e-3)
+    wanted = _fisher_by_hand(model, theta, pieces)
+    for run in (found, other):
+        got = quadratic(run.losses, run.gradients, run.counts, run.drawn).curvature
+        # The relative error of a mean over 1000 squares is some sqrt(2/1000) in each direction.
+        assert float((got - wanted).norm() / wanted.norm()) < 0.15
+        assert float(got.trace() / wanted.trace()) == pytest.approx(1, abs=0.12)
+    empirical = quadratic(plain.losses, plain.gradients, plain.counts).curvature
+    assert float((empirical - wanted).norm() / wanted.norm()) > 0.5
+
+
+def test_a_function_has_no_targets_to_draw(model):
+    objective = from_functions("f", [lambda network: network(torch.tensor([[1, 2]])).logits.mean()])
+    basis = make_basis(model, layout(model), "head")
+    with (
+        live(model, basis, BOUNDS, checkpoint=False) as tempering,
+        pytest.raises(RefusedError, match="f, part 0 is a function: it has no targets to draw"),
+    ):
+        gradient_pass(tempering, _theta(), objective.pieces, draws=2)
 
 
 def test_only_neighbours_of_one_length_are_grouped():

@@ -51,6 +51,18 @@ def test_the_quadratic_is_the_weighted_mean_and_the_fisher_matrix(seed):
     assert torch.allclose(found.curvature, fisher, rtol=1e-12)
 
 
+def test_drawn_gradients_give_the_fisher_matrix():
+    gradients, counts, _ = _data(3)
+    drawn = torch.stack([_data(seed)[0] for seed in range(10, 15)])
+    found = quadratic(gradients[:, 0], gradients, counts, drawn)
+    fisher = torch.zeros(4, 4, dtype=torch.float64)
+    for draw in drawn:
+        for s, n in zip(draw, counts):
+            fisher += torch.outer(s, s) * n * n / counts.sum() / 5
+    assert torch.allclose(found.curvature, fisher, rtol=1e-12)
+    assert torch.equal(found.gradient, quadratic(gradients[:, 0], gradients, counts).gradient)
+
+
 @pytest.mark.parametrize("damping", [0.01, 1.0])
 def test_a_newton_step_solves_its_equation(damping):
     gradients, counts, theta = _data(5)

@@ -38,7 +38,8 @@ def answers(
     asked = recall(
         seed, wording=place, value="digits", facts=FACTS, questions=questions, words=words
     )
-    rows = [Profile.neutral(layout(network)), profile]
+    plan = layout(network)
+    rows = [Profile.neutral(plan), profile]
     table = []
     for done, (prompt, answer) in enumerate(asked.pairs(), 1):
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids[0]
@@ -66,6 +67,10 @@ def answers(
     tokens = len(tokenizer(asked.context, add_special_tokens=False).input_ids)
     return {
         "answers": table,
-        "answered": {"tokens of context": tokens, "questions": len(table)}
+        "answered": {
+            label: f"the same weights, {sum(plan.heads)} temperatures",
+            "tokens of context": tokens,
+            "questions": len(table),
+        }
         | {f"right, {name}": count for name, count in right.items()},
     }

@@ -125,7 +125,9 @@ def _fit(
         method: Method
         if rate is None:
             prior = 1 / (0.25 * problem.targets)
-            method = Newton(problem, tunable, prior=prior, damping=0.1, radius=0.2, rows=1)
+            method = Newton(
+                problem, tunable, prior=prior, damping=0.1, radius=0.2, rows=1, seed=seed
+            )
             count, every = passes, 1
         else:
             count, every = passes * pieces, pieces

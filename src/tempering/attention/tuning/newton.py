@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tempering.attention.tuning.moving import Method, Move
 from tempering.attention.tuning.passes import Report, gradient_pass
+from tempering.attention.tuning.pieces import Objective
 from tempering.attention.tuning.problem import MARGIN, Problem, merit
 from tempering.attention.tuning.steps import (
     Quadratic,
@@ -20,6 +21,8 @@ from tempering.attention.tuning.steps import (
 )
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import DataError
+
+_DRAWS = (2, 8)  # of a piece's targets, fewest and most
 
 
 class Point(NamedTuple):
@@ -47,19 +50,22 @@ class Newton(Method):
         damping: float,
         radius: float,
         rows: int,
+        seed: int,
     ) -> None:
         for goal in (*problem.goals, *([problem.limit] if problem.limit else [])):
-            if len(goal.pieces) < 2:
+            if goal.kind == "function" and len(goal.pieces) < 2:
                 raise DataError(
-                    f"'{goal.name}' has one piece to learn from, and Newton's method takes the "
-                    "curvature from the spread of at least 2: give more data, or method='adam'"
+                    f"'{goal.name}' has one piece to learn from, and Newton's method takes a "
+                    "function's curvature from the spread of at least 2: give more, or "
+                    "method='adam'"
                 )
-        self.problem, self.live, self.rows = problem, live, rows
+        self.problem, self.live, self.rows, self.seed = problem, live, rows, seed
         self.prior, self.damping, self.radius = prior, damping, radius
         self.within = problem.constraint.within if problem.constraint else math.inf
         self.multiplier = 0.0
         self.kept: Point | None = None  # the last point that was not taken back
-        # Of the constraint's text at theta = 0: mean loss, and curvature.
+        # At theta = 0: of each objective the curvature, of the constraint's text also the loss.
+        self.curvatures: list[Tensor] = []
         self.start: tuple[float, Tensor] | None = None
 
     def advance(
@@ -88,48 +94,71 @@ class Newton(Method):
 
     def _goal(self, theta: Tensor, step: int, report: Report | None) -> Quadratic:
         terms = []
-        for item in self.problem.goals:
+        for place, item in enumerate(self.problem.goals):
+            first = place == len(self.curvatures)
             run = gradient_pass(
-                self.live, theta, item.pieces, rows=self.rows, step=step, report=report
+                self.live,
+                theta,
+                item.pieces,
+                rows=self.rows,
+                step=step,
+                draws=self._draws(item) if first else 0,
+                seed=self.seed,
+                report=report,
             )
-            terms.append((item.weight, quadratic(run.losses, run.gradients, run.counts)))
+            found = quadratic(run.losses, run.gradients, run.counts, run.drawn)
+            if first:
+                self.curvatures.append(found.curvature)
+            if item.kind != "function":
+                found = found._replace(curvature=self.curvatures[place])
+            terms.append((item.weight, found))
         return weighted_sum(terms)
+
+    def _draws(self, objective: Objective) -> int:
+        """Of the targets of each piece: twice as many in all as there are numbers, within limits;
+        functions have none."""
+        if objective.kind == "function":
+            return 0
+        wanted = math.ceil(2 * self.live.size / len(objective.pieces))
+        return min(max(wanted, _DRAWS[0]), _DRAWS[1])
 
     def _limit(self, theta: Tensor, step: int, report: Report | None) -> Quadratic | None:
         if self.problem.limit is None:
             return None
         # A divergence and its gradient are 0 at the start: there the losses give its curvature.
-        kind = self.problem.kind if self.start else "loss"
+        first = self.start is None
         run = gradient_pass(
             self.live,
             theta,
             self.problem.limit.pieces,
-            kind=kind,
+            kind="loss" if first else self.problem.kind,
             rows=self.rows,
             step=step,
+            draws=self._draws(self.problem.limit) if first else 0,
+            seed=self.seed,
             report=report,
         )
-        found = quadratic(run.losses, run.gradients, run.counts)
-        first, self.start = self.start is None, self.start or (found.value, found.curvature)
+        found = quadratic(run.losses, run.gradients, run.counts, run.drawn)
+        self.start = self.start or (found.value, found.curvature)
         level, curvature = self.start
+        found = found._replace(curvature=curvature)
         if self.problem.kind == "loss":
             return found._replace(value=found.value - level)
-        if first:
-            return Quadratic(0.0, torch.zeros_like(found.gradient), curvature)
-        return found._replace(curvature=curvature)
+        return Quadratic(0.0, torch.zeros_like(found.gradient), curvature) if first else found
 
     def state(self) -> dict[str, Any]:
         kept = self.kept
         return {
             "radius": self.radius,
             "multiplier": self.multiplier,
+            "curvatures": self.curvatures,
             "start": self.start,
             "kept": kept and (kept.theta, tuple(kept.goal), kept.limit and tuple(kept.limit)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.radius, self.multiplier = state["radius"], state["multiplier"]
-        self.start = state["start"]
+        self.curvatures, self.start = state["curvatures"], state["start"]
         if state["kept"] is not None:
             theta, goal, limit = state["kept"]
             self.kept = Point(theta, Quadratic(*goal), limit and Quadratic(*limit))

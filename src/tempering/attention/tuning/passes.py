@@ -1,8 +1,9 @@
 """One pass over pieces of data: the loss of each row, and its gradient in the numbers.
 
 Every row of a batch has its own copy of theta as the leaf of its temperatures, so one backward
-pass gives the gradient of each row's mean loss by itself; their spread is what Newton steps take
-for curvature.
+pass gives the gradient of each row's mean loss by itself. Gradients of the same forward pass for
+tokens drawn from the model's own distribution are what Newton steps take for curvature: the mean
+of their squares is the Fisher matrix, the Hessian of KL(untempered || tempered) at theta = 0.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ class Pass(NamedTuple):
 
     losses: mean loss of a piece's targets, nats (or KL). counts: its targets.
     gradients: of those means in theta; no rows after a pass without gradients.
+    drawn: the same gradients with targets drawn from the model; None where none were drawn.
     """
 
     losses: Float[Tensor, "pieces"]
     counts: Float[Tensor, "pieces"]
     gradients: Float[Tensor, "pieces_or_none numbers"]
+    drawn: Float[Tensor, "draws pieces numbers"] | None = None
 
     @property
     def mean(self) -> float:
@@ -53,19 +56,27 @@ def gradient_pass(
     kind: Kind = "loss",
     rows: int = 1,
     step: int = 0,
+    draws: int = 0,
+    seed: int = 0,
     report: Report | None = None,
 ) -> Pass:
     """Losses and gradients of the pieces; `rows` equally long ones run side by side.
 
     kind: "loss", or "divergence" for KL(untempered || tempered).
+    draws: times that the targets of every piece are drawn from the tempered model, by the seed;
+    one more backward pass each. Functions have no targets to draw.
     Raises RefusedError for a loss or gradient that is not finite; it names the head and the step.
     """
-    losses, gradients = [], []
-    for group in grouped(pieces, rows):
+    losses, gradients, drawn = [], [], []
+    for place, group in enumerate(grouped(pieces, rows)):
         leaf = theta.detach().expand(group.rows, -1).clone().requires_grad_()
-        values = _losses(live, leaf, group, kind)
+        others: list[Tensor] = []
+        if draws:
+            values, others = _drawn(live, leaf, group, draws, seed * 1_000_003 + place)
+        else:
+            values = _losses(live, leaf, group, kind)
         _check(values, live, theta, group, step)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=bool(others))
         if not bool(gradient.isfinite().all()):
             raise RefusedError(
                 f"step {step}, {group.origin}: the gradient is not finite; "
@@ -73,9 +84,16 @@ def gradient_pass(
             )
         losses.append(values.detach().to("cpu", torch.float64))
         gradients.append(gradient.to("cpu", torch.float64))
+        if others:
+            parts = [
+                torch.autograd.grad(other.sum(), leaf, retain_graph=i + 1 < draws)[0]
+                for i, other in enumerate(others)
+            ]
+            drawn.append(torch.stack(parts).to("cpu", torch.float64))
         if report is not None:
             report(group.rows)
-    return Pass(torch.cat(losses), _counts(pieces), torch.cat(gradients))
+    found = Pass(torch.cat(losses), _counts(pieces), torch.cat(gradients))
+    return found._replace(drawn=torch.cat(drawn, 1)) if drawn else found
 
 
 def loss_pass(
@@ -149,6 +167,24 @@ def _losses(live: Tunable, theta: Tensor | None, piece: Piece, kind: Kind) -> Te
     if reference is None or not isinstance(piece.source, Batch):
         return piece.losses(live.model)
     return row_means(divergences(live.model, piece.source, reference)[0], piece.source)
+
+
+def _drawn(
+    live: Tunable, theta: Tensor, piece: Piece, draws: int, seed: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The mean losses of each row, and those of targets drawn from the model, each time anew."""
+    if not isinstance(piece.source, Batch):
+        raise RefusedError(f"{piece.origin} is a function: it has no targets to draw")
+    live.set(theta)
+    logits, goals = target_logits(live.model, piece.source)
+    log_q = torch.log_softmax(logits.float(), -1)
+    q = log_q.detach().exp()
+    generator = torch.Generator(q.device).manual_seed(seed)
+    picked = [goals] + [torch.multinomial(q, 1, generator=generator)[:, 0] for _ in range(draws)]
+    values, *others = [
+        row_means(-log_q.gather(1, one[:, None])[:, 0], piece.source) for one in picked
+    ]
+    return values, others
 
 
 def _check(values: Tensor, live: Tunable, theta: Tensor | None, piece: Piece, step: int) -> None:

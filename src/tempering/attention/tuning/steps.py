@@ -1,9 +1,14 @@
-"""How the numbers move: damped Newton steps with the empirical Fisher matrix.
+"""How the numbers move: damped Newton steps with the Fisher matrix.
 
-Few numbers (hundreds) and many tokens make second order cheap: with g_b the gradient of the mean
-loss of batch b, over n_b targets, the empirical Fisher matrix of the mean loss is
+Few numbers (hundreds) and many tokens make second order cheap: with s_db the gradient of the mean
+loss of batch b, over n_b targets, were its targets the d-th draw from the model itself,
 
-    F = sum_b w_b n_b (g_b - g)(g_b - g)^T,    g = sum_b w_b g_b,    w_b = n_b / sum n
+    F = 1/D sum_d sum_b w_b n_b s_db s_db^T,    w_b = n_b / sum n
+
+is the Fisher matrix of the mean loss without bias, of a rank up to the number of draws. Where
+nothing can be drawn, the spread of the gradients g_b stands in for it:
+
+    F = sum_b w_b n_b (g_b - g)(g_b - g)^T,    g = sum_b w_b g_b
 
 since the variance of a batch mean is that of one target over n_b. A step solves
 
@@ -43,12 +48,17 @@ def quadratic(
     losses: Float[Tensor, "batches"],
     gradients: Float[Tensor, "batches numbers"],
     counts: Float[Tensor, "batches"],
+    drawn: Float[Tensor, "draws batches numbers"] | None = None,
 ) -> Quadratic:
-    """The mean loss over all targets, its gradient and its empirical Fisher matrix."""
+    """The mean loss over all targets, its gradient and its Fisher matrix.
+
+    drawn: gradients for targets drawn from the model; without them, the empirical Fisher matrix.
+    """
     weights = counts / counts.sum()
     gradient = (gradients * weights[:, None]).sum(0)
-    centred = (gradients - gradient) * (weights * counts).sqrt()[:, None]
-    return Quadratic(float((losses * weights).sum()), gradient, centred.T @ centred)
+    spread = (gradients - gradient)[None] if drawn is None else drawn / len(drawn) ** 0.5
+    scaled = (spread * (weights * counts).sqrt()[:, None]).flatten(0, 1)
+    return Quadratic(float((losses * weights).sum()), gradient, scaled.T @ scaled)
 
 
 def weighted_sum(terms: list[tuple[float, Quadratic]]) -> Quadratic:
