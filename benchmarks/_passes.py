@@ -1,29 +1,86 @@
-"""Gradients of text at T = 1, for each chunk and for drawn tokens: taken once, kept in a file."""
+"""Gradients of text at T = 1: taken once, and kept in files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from _texts import as_objective, calibration, mixed_lengths
+from _texts import LONG, SHORT, as_objective, calibration, in_lengths
 
 from tempering.attention.tuning.passes import Pass, gradient_pass
+from tempering.attention.tuning.pieces import Piece
 from tempering.attention.tuning.steps import Quadratic, quadratic
 
-DRAWS = 3  # of the targets of each chunk, for the Fisher matrix
+# Of the targets of each short chunk, for the Fisher matrix; a long one would tell it no more.
+DRAWS = 3
 
 
-def text_pass(live: Any, tokenizer: Any, keep: Path | None) -> tuple[list[str], Pass]:
-    """The kind of each chunk of the calibration text, and the pass over all of them."""
-    pieces = mixed_lengths(calibration(tokenizer))
-    kinds = [kind for kind, _ in pieces]
-    objective = as_objective("calibration", [ids for _, ids in pieces])
-    key = {"data": objective.digest, "numbers": live.size, "draws": DRAWS}
-    if keep is not None and keep.exists():
-        found = torch.load(keep)
+class Chunks(NamedTuple):
+    """Chunks of one length, their kinds, and the pass over them."""
+
+    kinds: list[str]
+    pieces: tuple[Piece, ...]
+    run: Pass
+
+    def left(self, leave: int | None) -> range:
+        """Places of the chunks that are left out: every so many, so of all kinds alike."""
+        return range(0, 0 if leave is None else len(self.kinds), leave or 1)
+
+
+class Text(NamedTuple):
+    """The calibration text in short and in long chunks."""
+
+    short: Chunks
+    long: Chunks
+
+    def near(self, kind: str | None = None, leave: int | None = None) -> Quadratic:
+        """Its mean loss near T = 1: the gradient of all chunks, the Fisher matrix of the short.
+
+        kind: of that one alone. leave: without every so many chunks (see `Chunks.left`).
+        """
+        runs = []
+        for chunks in self:
+            left = chunks.left(leave)
+            known = [kind in (None, own) for own in chunks.kinds]
+            runs.append(_of(chunks.run, [i for i, k in enumerate(known) if k and i not in left]))
+        both = quadratic(*(torch.cat([getattr(run, name) for run in runs]) for name in _PLAIN))
+        short = quadratic(runs[0].losses, runs[0].gradients, runs[0].counts, runs[0].drawn)
+        return both._replace(curvature=short.curvature)
+
+    @property
+    def tokens(self) -> int:
+        """Targets, of both lengths."""
+        return int(self.short.run.counts.sum() + self.long.run.counts.sum())
+
+
+_PLAIN = ("losses", "gradients", "counts")
+
+
+def _of(run: Pass, places: list[int]) -> Pass:
+    drawn = None if run.drawn is None else run.drawn[:, places]
+    return Pass(run.losses[places], run.counts[places], run.gradients[places], drawn)
+
+
+def text_pass(live: Any, tokenizer: Any, keep: Path | None) -> Text:
+    """Passes over the calibration text; keep: a folder for what they find."""
+    texts = calibration(tokenizer)
+    found = []
+    for length, draws in ((SHORT, DRAWS), (LONG, 0)):
+        cut = in_lengths(texts, length)
+        pieces = as_objective("calibration", [ids for _, ids in cut]).pieces
+        file = keep and keep / f"text_{length}.pt"
+        run = _kept(live, pieces, draws, file)
+        found.append(Chunks([kind for kind, _ in cut], pieces, run))
+    return Text(*found)
+
+
+def _kept(live: Any, pieces: tuple[Piece, ...], draws: int, file: Path | None) -> Pass:
+    key = {"data": [piece.digest for piece in pieces], "numbers": live.size, "draws": draws}
+    if file is not None and file.exists():
+        found = torch.load(file)
         if found["key"] == key:
-            return kinds, Pass(**{name: found[name] for name in Pass._fields})
+            return Pass(**{name: found[name] for name in Pass._fields})
     done = [0]
 
     def say(more: int) -> None:
@@ -31,14 +88,7 @@ def text_pass(live: Any, tokenizer: Any, keep: Path | None) -> tuple[list[str], 
         print(f"text gradient {done[0]} of {len(pieces)}", flush=True)
 
     theta = torch.zeros(live.size, dtype=torch.float64)
-    run = gradient_pass(live, theta, objective.pieces, draws=DRAWS, report=say)
-    if keep is not None:
-        torch.save({"key": key, **run._asdict()}, keep)
-    return kinds, run
-
-
-def part(run: Pass, places: list[int] | None = None) -> Quadratic:
-    """The text's loss near T = 1, of all its chunks or of some."""
-    own = slice(None) if places is None else places
-    drawn = None if run.drawn is None else run.drawn[:, own]
-    return quadratic(run.losses[own], run.gradients[own], run.counts[own], drawn)
+    run = gradient_pass(live, theta, pieces, draws=draws, report=say)
+    if file is not None:
+        torch.save({"key": key, **run._asdict()}, file)
+    return run

