@@ -12,6 +12,10 @@ own Newton step on text that it was not taken from: the rest was noise.
 
 The multiplier m follows by dual ascent, m <- m exp(rate clip((c - aim)/0.01, -1, 2)). A step is
 shortened by how much text feels it, sqrt(2 median(F)/(F + median(F))), F the Fisher diagonal.
+
+It starts from the temperatures that are best for text. The estimate is too low by a little, so the
+cost is measured at the end, on chunks that g_0 was not taken from, and theta brought back towards
+the start until it is within the limit.
 """
 
 from __future__ import annotations
@@ -25,11 +29,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _passes import Text, best_for_text
 from _recall import answer_loss, pack
 from _texts import SHORT, calibration, cut
 from torch import Tensor
 
-from tempering.attention.tuning.steps import quadratic
+from tempering.attention.tuning.passes import loss_pass
 from tempering.data.recall import recall
 
 _AVERAGE = 0.8  # of the running mean of the divergence
@@ -42,42 +47,26 @@ _CHUNKS = 8  # of each kind of text, over and over
 _WARM, _FREE = 6, 8  # steps of warm-up; steps before the multiplier moves
 _BETAS = (0.9, 0.98)
 _TRUST = 2 / 3
+_LEAVE = 6  # every so many short chunks of text are left for measuring the cost
 
 
 @dataclass(frozen=True)
 class Settings:
-    """steps, rate: of Adam. aim: of the limit, nats per token. multiplier, dual: where m starts,
-    and how fast it moves. prior: of |theta|^2/2. wordings: indices to learn from. value, keys: the
-    kinds of the facts, any without."""
+    """steps, rate: of Adam. aim: of the estimated, limit: of the measured cost, nats per token.
+    multiplier, dual: where m starts, and how fast it moves. prior: of |theta|^2/2. wordings:
+    indices that are learned from. value, keys: the kinds of the facts, any without."""
 
     wordings: tuple[int, ...]
-    steps: int = 90
+    steps: int = 130
     rate: float = 0.03
     aim: float = 0.013
+    limit: float = 0.009
     multiplier: float = 8.0
     dual: float = 0.05
     prior: float = 1e-3
     value: str | None = None
     keys: tuple[str, ...] | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class TextGradient:
-    """Of the text's mean loss at theta = 0: the trusted part of its gradient, and the diagonal of
-    the Fisher matrix."""
-
-    gradient: Tensor
-    curvature: Tensor
-    tokens: int
-
-
-def text_gradient(losses: Tensor, gradients: Tensor, counts: Tensor) -> TextGradient:
-    """From a gradient pass over the calibration text at theta = 0."""
-    found = quadratic(losses, gradients, counts)
-    return TextGradient(
-        _TRUST * found.gradient, found.curvature.diagonal().clone(), int(counts.sum())
-    )
 
 
 class _Divergence:
@@ -114,9 +103,9 @@ class _Divergence:
 
 
 def fit(
-    live: Any, tokenizer: Any, text: TextGradient, settings: Settings, state: Path | None = None
+    live: Any, tokenizer: Any, text: Text, settings: Settings, state: Path | None = None
 ) -> tuple[Tensor, list]:
-    """theta, brought back to where the limit holds, and a row for each step.
+    """theta, brought back to where the limit holds, and a row for each step and measured cost.
 
     state: a file that keeps the run, for going on from it.
     """
@@ -124,9 +113,11 @@ def fit(
     divergence = _Divergence(live, tokenizer, rng)
     order = list(settings.wordings)
     rng.shuffle(order)
-    theta = torch.zeros(live.size, dtype=torch.float64, requires_grad=True)
-    middle = text.curvature.median()
-    shorter = (2 * middle / (text.curvature + middle)).sqrt()
+    near = text.near(leave=_LEAVE)
+    best = best_for_text(near, text.tokens)
+    theta = best.clone().requires_grad_()
+    slope, felt = _TRUST * near.gradient, near.curvature.diagonal()
+    shorter = (2 * felt.median() / (felt + felt.median())).sqrt()
     momentum, spread = torch.zeros_like(shorter), torch.zeros_like(shorter)
     multiplier, average, rows, start = settings.multiplier, None, [], time.perf_counter()
     if state is not None and state.exists():
@@ -145,8 +136,8 @@ def fit(
         here = float(far.detach())
         average = here if average is None else _AVERAGE * average + (1 - _AVERAGE) * here
         with torch.no_grad():
-            cost = float(text.gradient @ theta) + average
-            gradient = gain + multiplier * (text.gradient + away) + settings.prior * theta
+            cost = float(slope @ theta) + average
+            gradient = gain + multiplier * (slope + away) + settings.prior * theta
             if step >= _FREE:
                 excess = max(-1.0, min(2.0, (cost - settings.aim) / 0.01))
                 multiplier *= math.exp(settings.dual * excess)
@@ -180,15 +171,29 @@ def fit(
             kept |= {"multiplier": multiplier, "average": average}
             torch.save(kept, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
-    linear = rows[-1]["cost"] - average
-    return _room(linear, average, settings.aim) * theta.detach(), rows
+    room, costs = _room(live, best, theta.detach(), text, settings.limit)
+    return best + room * (theta.detach() - best), rows + costs
 
 
-def _room(linear: float, average: float, aim: float) -> float:
-    """The largest r up to 1 for which theta r is expected to cost the aim: l r + d r^2 <= aim."""
-    if average == 0:
-        return 1.0
-    return min(1.0, (math.sqrt(linear * linear + 4 * average * aim) - linear) / (2 * average))
+def _room(live: Any, best: Tensor, theta: Tensor, text: Text, limit: float) -> tuple[float, list]:
+    """The largest r up to 1 for which best + r (theta - best) costs no more than the limit, and
+    what was measured; from the best for text, cost grows about as r^2."""
+    places = text.short.left(_LEAVE)
+    before = text.short.run.losses[places]
+    pieces = [text.short.pieces[place] for place in places]
+    found: list[dict] = []
+
+    def cost(room: float) -> float:
+        change = loss_pass(live, best + room * (theta - best), pieces).losses - before
+        error = float(change.std() / len(change) ** 0.5)
+        found.append({"room": room, "measured cost": float(change.mean()), "its error": error})
+        print(found[-1], flush=True)
+        return found[-1]["measured cost"]
+
+    start, room = cost(0.0), 1.0
+    while (here := cost(room)) > limit:
+        room *= math.sqrt((0.97 * limit - start) / (here - start))
+    return room, found
 
 
 def _context(settings: Settings, step: int, wording: int) -> Any:

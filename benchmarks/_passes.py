@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 from _texts import LONG, SHORT, as_objective, calibration, in_lengths
+from torch import Tensor
 
 from tempering.attention.tuning.passes import Pass, gradient_pass
 from tempering.attention.tuning.pieces import Piece
-from tempering.attention.tuning.steps import Quadratic, quadratic
+from tempering.attention.tuning.steps import Quadratic, damped_step, quadratic
 
 # Of the targets of each short chunk, for the Fisher matrix; a long one would tell it no more.
 DRAWS = 3
+PRIOR_SD, DAMPING, RADIUS = 0.2, 1.0, 0.4
 
 
 class Chunks(NamedTuple):
@@ -60,6 +62,13 @@ _PLAIN = ("losses", "gradients", "counts")
 def _of(run: Pass, places: list[int]) -> Pass:
     drawn = None if run.drawn is None else run.drawn[:, places]
     return Pass(run.losses[places], run.counts[places], run.gradients[places], drawn)
+
+
+def best_for_text(near: Quadratic, tokens: int) -> Tensor:
+    """The damped Newton step from T = 1, under a weak prior."""
+    zero = torch.zeros_like(near.gradient)
+    prior = 1 / (PRIOR_SD**2 * tokens)
+    return damped_step(near, zero, prior=prior, damping=DAMPING, radius=RADIUS)
 
 
 def text_pass(live: Any, tokenizer: Any, keep: Path | None) -> Text:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import _bench
 import torch
-from _constrained import Settings, fit, text_gradient
+from _constrained import Settings, fit
 from _measuring import (
     BASIC_KEYS,
     HELD,
@@ -51,8 +51,7 @@ def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
     model, tokenizer = load_model("smollm2", dtype=dtype)
     basis = make_basis(model, layout(model), "head")
     with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        _, run = text_pass(tempering, tokenizer, keep and keep / "text_pass.pt")
-        text = text_gradient(run.losses, run.gradients, run.counts)
+        text = text_pass(tempering, tokenizer, keep)
         name = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.aim:g}.pt"
         state = keep and keep / name
         theta, rows = fit(tempering, tokenizer, text, settings, state)
@@ -108,10 +107,9 @@ def main() -> None:
     parser.add_argument("--shuffles", type=int, default=10)
     parser.add_argument("--fit-dtype", default="bfloat16")
     parser.add_argument("--dtype", default="float32", help="of the measurement")
-    parser.add_argument("--steps", type=int, default=90)
-    parser.add_argument("--rate", type=float, default=0.03)
-    parser.add_argument("--multiplier", type=float, default=8.0, help="where it starts")
-    parser.add_argument("--aim", type=float, default=0.013)
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--aim", type=float, default=Settings.aim, help="of the estimated cost")
+    parser.add_argument("--limit", type=float, default=Settings.limit, help="of the measured cost")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(NAMED), help="tune on one wording")
     parser.add_argument("--fit-only", action="store_true")
@@ -122,9 +120,8 @@ def main() -> None:
     settings = Settings(
         (NAMED[options.only],) if options.only else LEARNED,
         steps=options.steps,
-        rate=options.rate,
         aim=options.aim,
-        multiplier=options.multiplier,
+        limit=options.limit,
         seed=options.seed,
         value="digits" if options.only else None,
         keys=BASIC_KEYS if options.only else None,

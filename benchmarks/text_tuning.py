@@ -2,13 +2,13 @@
 
     python benchmarks/text_tuning.py [--keep DIR] [--measure PROFILE]
 
-Tunes one temperature a head by a damped Newton step on six kinds of text, in chunks of 512 and
-half of it in chunks of 2048 too, with a weak prior, and measures on text of four kinds, one
-of them never learned from, at both lengths: nats per token, the last eighth of the context by
-itself, and the same temperatures negated and shuffled over heads.
+Tunes one temperature a head by a damped Newton step on seven texts of six kinds, in chunks of 512,
+and half of it in chunks of 2048 too, with a weak prior, and measures on text of four kinds, one of
+them never learned from, at both lengths: nats per token, the last eighth of the context by itself,
+and the same temperatures negated and shuffled over heads.
 
---for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the pass over the text.
-Writes benchmarks/results/text_tuning.json, and the profile with its evidence to --out (the
+--for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the pass over the
+text. Writes benchmarks/results/text_tuning.json, and the profile with its evidence to --out (the
 package's gallery by default).
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import _bench
 import torch
 from _measuring import measure, pooled, recall_tests, text_tests
-from _passes import text_pass
+from _passes import DAMPING, PRIOR_SD, RADIUS, best_for_text, text_pass
 from _texts import LONG, SHORT
 from recall_tuning import GALLERY
 
@@ -29,10 +29,8 @@ from tempering import Profile, load_model
 from tempering.attention import layout
 from tempering.attention.tuning import make_basis
 from tempering.attention.tuning.live import live
-from tempering.attention.tuning.steps import damped_step, weighted_sum
+from tempering.attention.tuning.steps import weighted_sum
 from tempering.evaluation.evidence import contenders
-
-PRIOR_SD, DAMPING, RADIUS = 0.2, 1.0, 0.4
 
 
 def tuned(options) -> tuple[Profile, list]:
@@ -44,9 +42,7 @@ def tuned(options) -> tuple[Profile, list]:
         here = text.near()
         if options.kind:
             here = weighted_sum([(1.0, here), (options.weight, text.near(options.kind))])
-        theta = torch.zeros(tempering.size, dtype=torch.float64)
-        prior = 1 / (PRIOR_SD**2 * text.tokens)
-        theta = damped_step(here, theta, prior=prior, damping=DAMPING, radius=RADIUS)
+        theta = best_for_text(here, text.tokens)
         row = {
             "loss before": here.value,
             "predicted change": here.at(theta) - here.value,

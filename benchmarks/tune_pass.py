@@ -3,7 +3,8 @@
     python benchmarks/tune_pass.py [--model smollm2] [--chunk 512] [--chunks 4] [--device cuda]
 
 A pass is the loss of every chunk and its gradient in one temperature a head, weights frozen; the
-plain forward is the untempered model on the same chunks, with its next-token loss. Interleaved.
+plain forward is the untempered model on the same chunks, with its next-token loss; draws are for
+the curvature, in the first pass of Newton's method. Interleaved.
 Memory is the peak above the loaded model: allocated by CUDA, or of the process on a CPU (Linux).
 Writes benchmarks/results/tune_pass.json.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import _bench
@@ -89,6 +91,7 @@ def main() -> None:
         "tempered forward": under(loss_pass),
         "gradients": under(gradient_pass),
         "gradients, checkpointed": under(gradient_pass, checkpoint=True),
+        "gradients, two draws": under(partial(gradient_pass, draws=2)),
     }
     report = _bench.ratios(_bench.interleave(fns, options.repeats), "plain forward")
     _bench.show(report, "plain forward")
