@@ -212,6 +212,8 @@ def test_a_checker_of_ones_own(tmp_path):
         ("x = 1", r"defines no read\(output, task\)"),
         ("def read(", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("def read(output, task): raise SystemExit", "read failed on task None: SystemExit"),
         ("def read(output, task): return 7", "read returned 7; expected a text or None"),
     ],
 )

@@ -124,7 +124,7 @@ def _from_file(path: Path) -> Checker:
     names: dict[str, Any] = {"__name__": "checker", "__file__": str(path)}
     try:
         exec(compile(read_text(path), str(path), "exec"), names)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error}") from error
     if not callable(names.get("read")):
         raise InputError(
@@ -146,7 +146,7 @@ def _from_file(path: Path) -> Checker:
 def _guarded(path: Path, function: Callable[..., Any], text: str, task: Mapping[str, Any]) -> Any:
     try:
         return function(text, dict(task))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{path}: {function.__name__} failed on task {task.get('id')!r}: "
             f"{type(error).__name__}: {error}"
