@@ -52,7 +52,7 @@ def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
     basis = make_basis(model, layout(model), "head")
     with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
         text = text_pass(tempering, tokenizer, keep)
-        name = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.aim:g}.pt"
+        name = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.multiplier:g}.pt"
         state = keep and keep / name
         theta, rows = fit(tempering, tokenizer, text, settings, state)
         profile = tempering.profile(theta)
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--fit-dtype", default="bfloat16")
     parser.add_argument("--dtype", default="float32", help="of the measurement")
     parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--aim", type=float, default=Settings.aim, help="of the estimated cost")
+    parser.add_argument("--multiplier", type=float, default=Settings.multiplier)
     parser.add_argument("--limit", type=float, default=Settings.limit, help="of the measured cost")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(NAMED), help="tune on one wording")
@@ -120,7 +120,7 @@ def main() -> None:
     settings = Settings(
         (NAMED[options.only],) if options.only else LEARNED,
         steps=options.steps,
-        aim=options.aim,
+        multiplier=options.multiplier,
         limit=options.limit,
         seed=options.seed,
         value="digits" if options.only else None,
@@ -129,7 +129,7 @@ def main() -> None:
     history: list = []
     if options.measure:
         profile = Profile.load(options.measure)
-        history = profile.evidence.get("fit", [])
+        history = profile.evidence.get("fit", []) + profile.evidence.get("limit", [])
     else:
         profile, history = tuned(settings, getattr(torch, options.fit_dtype), options.keep)
     model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.dtype))
@@ -139,7 +139,8 @@ def main() -> None:
         f"{len(settings.wordings)} wordings",
         "settings": {k: v for k, v in asdict(settings).items() if k != "wordings"},
         "seed": settings.seed,
-        "fit": history,
+        "fit": [row for row in history if "step" in row],
+        "limit": [row for row in history if "room" in row],
     }
     profile = replace(profile, evidence=evidence).adopt(model)
     if options.fit_only:

@@ -41,7 +41,9 @@ def tuned(options) -> tuple[Profile, list]:
         text = text_pass(tempering, tokenizer, options.keep)
         here = text.near()
         if options.kind:
-            here = weighted_sum([(1.0, here), (options.weight, text.near(options.kind))])
+            # A kind's own draws are too few for a Fisher matrix; that of all is close to it.
+            own = text.near(options.kind)._replace(curvature=here.curvature)
+            here = weighted_sum([(1.0, here), (options.weight, own)])
         theta = best_for_text(here, text.tokens)
         row = {
             "loss before": here.value,
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--measure")
     parser.add_argument("--for", dest="kind")
-    parser.add_argument("--weight", type=float, default=3.0)
+    parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("--chunks", type=int, help="of each kind of text and length; all without")
     parser.add_argument("--few", type=int, default=3, help="chunks that controls run on")
     parser.add_argument("--shuffles", type=int, default=3)

@@ -65,4 +65,4 @@ def test_controls_that_ran_on_less_are_told_apart():
     told = grids["Accuracy, recall, sentence, means"].remark
     assert f"controls on {control['targets']} of them" in told
     steps = next(row for row in grids["How it was found"].rows if row[0] == "fit")
-    assert steps[1].startswith("90 steps; the first: step 0") and len(steps[1]) < 400
+    assert steps[1].startswith("130 steps; the first: step 0") and len(steps[1]) < 400
