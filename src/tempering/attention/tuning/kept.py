@@ -14,7 +14,7 @@ import torch
 from tempering.errors import DataError, InputError
 from tempering.files import write_atomic
 
-VERSION = 1
+VERSION = 2
 
 
 class Kept:
