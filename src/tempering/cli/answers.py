@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 # The keys and this part of the text were never tuned on.
-WORDING, FACTS, WORDS, QUESTIONS = "secret code", 12, 300, 5
+WORDING, FACTS, WORDS, QUESTIONS = "secret code", 16, 450, 5
 
 
 def answers(
