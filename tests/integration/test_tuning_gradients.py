@@ -146,6 +146,16 @@ def test_drawn_targets_give_the_fisher_matrix(model):
     assert float((empirical - wanted).norm() / wanted.norm()) > 0.5
 
 
+def test_a_pass_that_draws_names_a_loss_that_is_no_number():
+    model = tiny_llama()
+    basis = make_basis(model, layout(model), "head")
+    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+        with torch.no_grad():
+            model.model.layers[1].self_attn.v_proj.weight[0, 0] = float("nan")
+        with pytest.raises(RefusedError, match=r"step 0, text, chunk 0: the loss is nan; .*ers\.1"):
+            gradient_pass(tempering, _theta(), _pieces(2), draws=2)
+
+
 def test_a_function_has_no_targets_to_draw(model):
     objective = from_functions("f", [lambda network: network(torch.tensor([[1, 2]])).logits.mean()])
     basis = make_basis(model, layout(model), "head")

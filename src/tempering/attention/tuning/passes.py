@@ -70,30 +70,28 @@ def gradient_pass(
     losses, gradients, drawn = [], [], []
     for place, group in enumerate(grouped(pieces, rows)):
         leaf = theta.detach().expand(group.rows, -1).clone().requires_grad_()
-        others: list[Tensor] = []
         if draws:
-            values, others = _drawn(live, leaf, group, draws, seed * 1_000_003 + place)
+            values, *others = _drawn(live, leaf, group, draws, seed * 1_000_003 + place)
         else:
-            values = _losses(live, leaf, group, kind)
+            values, others = _losses(live, leaf, group, kind), []
         _check(values, live, theta, group, step)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=bool(others))
-        if not bool(gradient.isfinite().all()):
-            raise RefusedError(
-                f"step {step}, {group.origin}: the gradient is not finite; "
-                + live.trouble(theta, group, gradient)
-            )
+        found = []
+        for left, value in zip(range(draws, -1, -1), (values, *others), strict=True):
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=left > 0)
+            if not bool(gradient.isfinite().all()):
+                raise RefusedError(
+                    f"step {step}, {group.origin}: the gradient is not finite; "
+                    + live.trouble(theta, group, gradient)
+                )
+            found.append(gradient.to("cpu", torch.float64))
         losses.append(values.detach().to("cpu", torch.float64))
-        gradients.append(gradient.to("cpu", torch.float64))
-        if others:
-            parts = [
-                torch.autograd.grad(other.sum(), leaf, retain_graph=i + 1 < draws)[0]
-                for i, other in enumerate(others)
-            ]
-            drawn.append(torch.stack(parts).to("cpu", torch.float64))
+        gradients.append(found[0])
+        if draws:
+            drawn.append(torch.stack(found[1:]))
         if report is not None:
             report(group.rows)
-    found = Pass(torch.cat(losses), _counts(pieces), torch.cat(gradients))
-    return found._replace(drawn=torch.cat(drawn, 1)) if drawn else found
+    every = torch.cat(drawn, 1) if drawn else None
+    return Pass(torch.cat(losses), _counts(pieces), torch.cat(gradients), every)
 
 
 def loss_pass(
@@ -169,22 +167,22 @@ def _losses(live: Tunable, theta: Tensor | None, piece: Piece, kind: Kind) -> Te
     return row_means(divergences(live.model, piece.source, reference)[0], piece.source)
 
 
-def _drawn(
-    live: Tunable, theta: Tensor, piece: Piece, draws: int, seed: int
-) -> tuple[Tensor, list[Tensor]]:
-    """The mean losses of each row, and those of targets drawn from the model, each time anew."""
+def _drawn(live: Tunable, theta: Tensor, piece: Piece, draws: int, seed: int) -> list[Tensor]:
+    """The mean losses of each row, and those of targets drawn from the model, each time anew.
+
+    Where logits are not finite nothing can be drawn: the losses come alone, to be refused.
+    """
     if not isinstance(piece.source, Batch):
         raise RefusedError(f"{piece.origin} is a function: it has no targets to draw")
     live.set(theta)
     logits, goals = target_logits(live.model, piece.source)
     log_q = torch.log_softmax(logits.float(), -1)
     q = log_q.detach().exp()
-    generator = torch.Generator(q.device).manual_seed(seed)
-    picked = [goals] + [torch.multinomial(q, 1, generator=generator)[:, 0] for _ in range(draws)]
-    values, *others = [
-        row_means(-log_q.gather(1, one[:, None])[:, 0], piece.source) for one in picked
-    ]
-    return values, others
+    picked = [goals]
+    if bool(q.isfinite().all()):
+        generator = torch.Generator(q.device).manual_seed(seed)
+        picked += [torch.multinomial(q, 1, generator=generator)[:, 0] for _ in range(draws)]
+    return [row_means(-log_q.gather(1, one[:, None])[:, 0], piece.source) for one in picked]
 
 
 def _check(values: Tensor, live: Tunable, theta: Tensor | None, piece: Piece, step: int) -> None:
