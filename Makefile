@@ -49,7 +49,7 @@ check: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md docs
 
 docs: $(READY)
-	$(BIN)/python -m tempering.cli.reference > docs/cli.md
+	$(BIN)/python -m tempering.cli.shared.reference > docs/cli.md
 
 architectures: $(READY)
 	$(BIN)/tempering architectures --jobs $(JOBS) --write docs/architectures.md

@@ -23,7 +23,7 @@ from _texts import SHORT, as_objective, calibration, cut
 
 from tempering import load_model
 from tempering.attention.tuning import tune
-from tempering.evaluation.alternatives import ALTERNATIVES, fit_alternatives
+from tempering.attention.tuning.alternatives import ALTERNATIVES, fit_alternatives
 from tempering.evaluation.evidence import contenders
 
 

@@ -23,7 +23,7 @@ from tempering import load_model
 from tempering.agents.checkers import checker
 from tempering.agents.ladder import Rung, Strategy, strategies
 from tempering.agents.tasks import KINDS, generate_tasks
-from tempering.engines.local import LocalEngine
+from tempering.engines.generating.local import LocalEngine
 from tempering.evaluation.explore import explore
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.passk import compared, pass_at_k

@@ -5,7 +5,8 @@
     python benchmarks/measure_stream.py --agreement    # entropy against float64 at 2048 tokens
 
 Time: `plain` is the model's forward with its logits, `layers` the same without the head over the
-vocabulary, `measure` all statistics of `tempering.attention.measure`, interleaved in one process.
+vocabulary, `measure` all statistics of
+`tempering.attention.measuring`, interleaved in one process.
 Memory: the peak of a process that does nothing else. Eager attention holds every layer's weights,
 layers x heads x length^2 numbers: it is run at the longest length that fits --eager-gib, and its
 memory at the full length is reckoned from there.
@@ -31,7 +32,7 @@ def sample(length: int, chunks: int = 1) -> tuple[Any, Any]:
     import torch
 
     from tempering.data import sample_text
-    from tempering.engines.hub import load_model
+    from tempering.engines.loading.hub import load_model
 
     model, tokenizer = load_model("smollm2")
     ids = torch.tensor(tokenizer(sample_text("demo"), verbose=False).input_ids)
@@ -43,7 +44,7 @@ def task(name: str, length: int) -> Any:
     """A function that does one thing once."""
     import torch
 
-    from tempering.attention.measure import measure_tokens
+    from tempering.attention.measuring.measure import measure_tokens
 
     model, ids = sample(length)
 
@@ -129,9 +130,9 @@ def agreement(length: int) -> dict[str, float]:
     """Streamed entropy against float64, from the same queries and keys: the largest errors."""
     import torch
 
-    from tempering.attention.layout import layout
+    from tempering.attention.examining.layout_of import layout
     from tempering.attention.logits import Call, sliced_logits
-    from tempering.attention.measure import posteriors, watching
+    from tempering.attention.measuring.measure import posteriors, watching
 
     model, ids = sample(length)
 

@@ -26,10 +26,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 from threadpoolctl import threadpool_limits
 
-from tempering.estimators._covariance import SHAPES
-from tempering.estimators._em import Components, Family, expect, maximise
-from tempering.estimators._radial import Gaussian
-from tempering.estimators._rows import Rows
+from tempering.estimators.mixture.covariance import SHAPES
+from tempering.estimators.mixture.em import Components, Family, expect, maximise
+from tempering.estimators.mixture.radial import Gaussian
+from tempering.estimators.mixture.rows import Rows
 
 KINDS = ("spherical", "diag", "full", "tied")
 FEATURES, COMPONENTS = 16, 32

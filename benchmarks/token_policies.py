@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from _bench import interleave, ratios, show, write
 
-from tempering.engines.hub import load_model
+from tempering.engines.loading.hub import load_model
 from tempering.tokens import TemperingLogitsProcessor, Trace
 
 POLICIES = (

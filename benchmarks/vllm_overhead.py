@@ -28,8 +28,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from _bench import interleave, ratios, show, write
 
-from tempering.attention.profile import Profile
-from tempering.engines.embedded import MODELS, embedded_directory
+from tempering.attention.profiles.profile import Profile
+from tempering.engines.loading.embedded import MODELS, embedded_directory
 
 BASE = "nothing configured"
 POLICIES = (

@@ -22,6 +22,6 @@ install_import_hook("tempering", "beartype.beartype")
 @pytest.fixture(scope="session")
 def smollm2() -> tuple[Any, Any]:
     """(model, tokenizer) of the embedded model, float32, in eval mode; don't change it."""
-    from tempering.engines.hub import load_model
+    from tempering.engines.loading.hub import load_model
 
     return load_model("smollm2")

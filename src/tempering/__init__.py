@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from tempering.version import __version__ as __version__
 
 # module -> the public names that live in it
 _CONTENTS: dict[str, tuple[str, ...]] = {
@@ -56,8 +56,8 @@ _CONTENTS: dict[str, tuple[str, ...]] = {
         "tempered",
     ),
     "tempering.evaluation": ("Comparison", "Variant", "compare"),
-    "tempering.engines.embedded": ("MODELS",),
-    "tempering.engines.hub": ("load_model",),
+    "tempering.engines.loading.embedded": ("MODELS",),
+    "tempering.engines.loading.hub": ("load_model",),
     "tempering.tokens": (
         "POLICIES",
         "Policy",
@@ -130,8 +130,8 @@ if TYPE_CHECKING:
     from tempering.attention import *  # noqa: F403
     from tempering.chunks import *  # noqa: F403
     from tempering.data import *  # noqa: F403
-    from tempering.engines.embedded import *  # noqa: F403
-    from tempering.engines.hub import *  # noqa: F403
+    from tempering.engines.loading.embedded import *  # noqa: F403
+    from tempering.engines.loading.hub import *  # noqa: F403
     from tempering.errors import *  # noqa: F403
     from tempering.estimators import *  # noqa: F403
     from tempering.evaluation import *  # noqa: F403

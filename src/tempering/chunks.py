@@ -40,10 +40,3 @@ def token_chunks(
     if limit is not None and limit < count:
         chunks = chunks[torch.linspace(0, count - 1, limit).round().long()]
     return chunks
-
-
-def t_quantile(degrees: int, level: float = 0.975) -> float:
-    """Quantile of Student's t distribution, for intervals over chunks."""
-    from scipy.stats import t
-
-    return float(t.ppf(level, degrees))

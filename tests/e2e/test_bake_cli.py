@@ -38,7 +38,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
 
 
 def test_bake_then_undo(model, profile, tmp_path, capsys):
-    from tempering.engines.hub import load_model
+    from tempering.engines.loading.hub import load_model
 
     out = tmp_path / "warm"
     assert call("bake", model, "--profile", profile, "--out", out) == 0

@@ -13,7 +13,7 @@ from gguf.quants import dequantize
 
 from tempering.attention import Profile
 from tempering.cli import _run
-from tempering.engines.bake_gguf import embedded_gguf
+from tempering.engines.checkpoints.gguf import embedded_gguf
 from tests.integration.test_bake_gguf import T, write_llama
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from tempering.attention.fingerprint import fingerprint
+from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.data import sample_text, texts
-from tempering.engines.embedded import MODELS, embedded_directory
-from tempering.engines.hub import load_model
+from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.hub import load_model
 
 pytestmark = pytest.mark.model
 
@@ -139,7 +139,11 @@ def test_loaded_again_it_is_the_same_and_saves_and_in_bfloat16_too(
 
 def test_nothing_is_printed_when_it_is_in_the_cache(smollm2: tuple[Any, Any]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from tempering.engines.hub import load_model as l; l('smollm2')"],
+        [
+            sys.executable,
+            "-c",
+            "from tempering.engines.loading.hub import load_model as l; l('smollm2')",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -149,7 +153,9 @@ def test_nothing_is_printed_when_it_is_in_the_cache(smollm2: tuple[Any, Any]) ->
 
 @pytest.mark.slow
 def test_a_conversion_that_is_killed_heals_and_two_at_once_end_well(tmp_path: Path) -> None:
-    script = "from tempering.engines.hub import load_model as l; l('smollm2'); print('loaded')"
+    script = (
+        "from tempering.engines.loading.hub import load_model as l; l('smollm2'); print('loaded')"
+    )
     environment = os.environ | {"TEMPERING_CACHE": str(tmp_path)}
 
     def start() -> subprocess.Popen[str]:

@@ -7,7 +7,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from tempering.attention import adaptive_profile, measure_tokens, tempered
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError, RefusedError
 from tests.integration.rule_oracle import (
     IDS,

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from tempering.attention import adaptive_profile, tempered
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 from tests.integration import rule_oracle
 from tests.integration.rule_oracle import IDS, oracle
@@ -111,7 +111,7 @@ def test_files(tmp_path):
 
 
 def test_what_takes_matrices_alone_refuses_rules():
-    from tempering.attention.bake import bake
+    from tempering.attention.baking.bake import bake
     from tempering.engines.vllm.rows import Slot, betas
 
     model = oracle.tiny_llama()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.engines import lm_eval_model
+from tempering.engines.generating import lm_eval_model
 from tempering.errors import InputError, MissingExtraError
 from tests.tiny import save_tiny_llama
 

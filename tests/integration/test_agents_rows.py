@@ -13,9 +13,9 @@ import torch
 from tempering import Profile, load_model, tempered
 from tempering.agents.contract import Call, Reply, never, quiet
 from tempering.agents.temperatures import rule_for
-from tempering.engines.local import LocalEngine
-from tempering.engines.row_scores import score_rows
-from tempering.engines.rows import Row, generate_rows
+from tempering.engines.generating.local import LocalEngine
+from tempering.engines.generating.row_scores import score_rows
+from tempering.engines.generating.rows import Row, generate_rows
 from tempering.errors import InputError, TemperatureError
 from tests.tiny import save_tiny_llama
 

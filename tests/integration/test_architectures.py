@@ -12,20 +12,12 @@ import pytest
 import torch
 import transformers
 
-from tempering.attention.survey import run as survey_run
-from tempering.attention.survey.families import CAUSAL, tasks
-from tempering.attention.survey.table import row, summary
-from tempering.attention.survey.verdict import (
-    EXACT,
-    NO_SOFTMAX,
-    NOT_BUILT,
-    REFUSED,
-    WRONG,
-    Verdict,
-    judge,
-)
 from tempering.cli import _run
 from tempering.errors import CheckError, InputError
+from tempering.survey import run as survey_run
+from tempering.survey.families import CAUSAL, tasks
+from tempering.survey.table import row, summary
+from tempering.survey.verdict import EXACT, NO_SOFTMAX, NOT_BUILT, REFUSED, WRONG, Verdict, judge
 
 PAGE = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
 LINES = [line for line in PAGE.splitlines() if re.match(r"\| [a-z0-9]", line)]
@@ -79,7 +71,7 @@ def test_verdicts_that_are_no_success():
 
 
 def test_a_wrong_model_is_told(monkeypatch):
-    from tempering.attention.survey import verdict
+    from tempering.survey import verdict
 
     monkeypatch.setattr(verdict, "self_check", lambda model: None)
     monkeypatch.setattr(verdict, "tempered", lambda model, profile, check: torch.no_grad())

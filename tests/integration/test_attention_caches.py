@@ -13,11 +13,11 @@ import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
-from tempering.attention.control import tempered
-from tempering.attention.layout import layout
-from tempering.attention.profile import Profile
-from tempering.attention.survey.families import tasks
-from tempering.attention.survey.models import small_model
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.profiles.profile import Profile
+from tempering.survey.families import tasks
+from tempering.survey.models import small_model
 from tests.integration import attention_oracle as oracle
 
 LENGTH, PARTS = 14, (5, 3, 1, 1, 1, 1, 1, 1)

@@ -34,8 +34,8 @@ def without_shape_checks():
     checked = {name: sys.modules.pop(name) for name in ours()}
     finders = list(sys.meta_path)
     sys.meta_path[:] = [f for f in finders if "jaxtyping" not in type(f).__module__]
-    tempered = importlib.import_module("tempering.attention.control").tempered
-    Profile = importlib.import_module("tempering.attention.profile").Profile
+    tempered = importlib.import_module("tempering.attention.control.tempered").tempered
+    Profile = importlib.import_module("tempering.attention.profiles.profile").Profile
     yield
     for name in ours():
         del sys.modules[name]
@@ -155,7 +155,9 @@ def test_a_compiled_model_is_given(model, way):
     profile = Profile.from_schedule(1.5, run)
     assert profile.model == Profile.from_schedule(1.5, same).model
     T = temperatures(19)
-    found = importlib.import_module("tempering.attention.measure").measure_tokens(run, IDS)
+    found = importlib.import_module("tempering.attention.measuring.measure").measure_tokens(
+        run, IDS
+    )
     assert found.layers == importlib.import_module("tempering.attention.layout").layout(same).layers
     with tempered(run, given(T)):
         check(run, same, T)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
-from tempering.attention.control import tempered
-from tempering.attention.profile import Profile
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError
 
 _spec = importlib.util.spec_from_file_location(

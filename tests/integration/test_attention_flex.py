@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempering.attention.check import self_check
-from tempering.attention.control import tempered
-from tempering.attention.layout import layout
-from tempering.attention.survey.families import CAUSAL, Task
-from tempering.attention.survey.models import small_model
-from tempering.attention.survey.verdict import outputs, random_profile
+from tempering.attention.control.self_check import self_check
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
 from tempering.errors import ArchitectureError
+from tempering.survey.families import CAUSAL, Task
+from tempering.survey.models import small_model
+from tempering.survey.verdict import outputs, random_profile
 
 pytestmark = [
     # From transformers and PyTorch, on every call.

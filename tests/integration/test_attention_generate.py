@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from tempering.attention.control import tempered
-from tempering.attention.profile import Profile
-from tempering.engines.generation import prompt_ids, stream
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
+from tempering.engines.generating.side_by_side import prompt_ids, stream
 from tempering.errors import InputError
 from tempering.tokens import parse_policy
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempering.attention.control import tempered
-from tempering.attention.profile import Profile
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError, RefusedError, TemperatureError
 
 _spec = importlib.util.spec_from_file_location(
@@ -164,7 +164,7 @@ def test_calls_are_counted(model):
 
 
 def test_twelve_profiles_check_the_weights_once(model, monkeypatch):
-    fingerprint = importlib.import_module("tempering.attention.fingerprint")
+    fingerprint = importlib.import_module("tempering.attention.profiles.fingerprint")
     profiles = [Profile.from_schedule(1 + i / 20, model) for i in range(12)]
     calls, own = [], fingerprint.fingerprint
     monkeypatch.setattr(fingerprint, "fingerprint", lambda m: (calls.append(1), own(m))[1])

@@ -14,8 +14,8 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tempering.attention.control import tempered
-from tempering.attention.profile import Profile
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError
 from tests.integration import attention_oracle as oracle
 

@@ -21,9 +21,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tempering.attention.control import tempered
-from tempering.attention.layout import layout
-from tempering.attention.profile import Profile
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, ProfileError
 
 _spec = importlib.util.spec_from_file_location(

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tempering.attention import Profile, tempered
-from tempering.attention.bake import bake
-from tempering.engines import bake_checkpoint as engine
-from tempering.engines.bake_check import check_model
-from tempering.engines.bake_checkpoint import bake_checkpoint, undo_checkpoint
+from tempering.attention.baking.bake import bake
+from tempering.engines.checkpoints import bake as engine
+from tempering.engines.checkpoints.bake import bake_checkpoint, undo_checkpoint
+from tempering.engines.checkpoints.check import check_model
 from tempering.errors import BakeError, CheckError, ModelError, OutputError, ProfileError
 from tests.integration.bake_tiny import tiny, tokens
 from tests.tiny import save_tiny_llama

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tempering.attention import Profile, tempered
-from tempering.attention.bake import bake
 from tempering.attention.baking import apply
+from tempering.attention.baking.bake import bake
 from tempering.attention.baking.mark import read_mark
 from tempering.errors import BakeError, CheckError, RefusedError
 from tests.integration.bake_tiny import FOLDS, temperatures, tiny, tokens
@@ -145,7 +145,7 @@ def test_a_wrong_fold_is_not_handed_out(monkeypatch):
     def wrong(*arguments):
         return [(fold, beta * 1.001) for fold, beta in right(*arguments)]
 
-    monkeypatch.setattr("tempering.attention.bake.betas", wrong)
+    monkeypatch.setattr("tempering.attention.baking.bake.betas", wrong)
     before = model.state_dict()["model.layers.0.self_attn.q_proj.weight"].clone()
     with pytest.raises(CheckError, match=r"disagrees with the controlled model: .*allowed 0.0001"):
         bake(model, Profile.from_matrix(temperatures("per head")))

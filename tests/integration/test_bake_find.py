@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tempering.attention import Profile, tempered
-from tempering.attention.bake import bake, foldable
+from tempering.attention.baking.bake import bake, foldable
 from tempering.attention.baking.isolate import Isolated, capture_calls
 from tempering.attention.baking.search import search
-from tempering.attention.layout import layout
-from tempering.attention.survey.families import tasks
-from tempering.attention.survey.models import small_model
+from tempering.attention.examining.layout_of import layout
 from tempering.errors import BakeError, ProfileError, RefusedError
+from tempering.survey.families import tasks
+from tempering.survey.models import small_model
 from tests.integration.bake_tiny import FOLDS, HEADS, HYBRID, LAYERS, REFUSED, temperatures, tiny
 
 

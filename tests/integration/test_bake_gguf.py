@@ -14,10 +14,10 @@ from gguf.quants import dequantize, quantize
 
 from tempering.attention import Profile, tempered
 from tempering.attention.baking.folds import Fold
-from tempering.engines import bake_gguf as engine
-from tempering.engines.bake_check import check_model
-from tempering.engines.bake_gguf import bake_gguf, load_gguf, undo_gguf
-from tempering.engines.gguf_blocks import _SCALES, fold_tensor
+from tempering.engines.checkpoints import gguf as engine
+from tempering.engines.checkpoints.check import check_model
+from tempering.engines.checkpoints.gguf import bake_gguf, load_gguf, undo_gguf
+from tempering.engines.checkpoints.gguf_blocks import _SCALES, fold_tensor
 from tempering.errors import (
     BakeError,
     CheckError,

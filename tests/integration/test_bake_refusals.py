@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tempering.attention import Profile, tempered
-from tempering.attention.bake import bake, foldable
-from tempering.attention.layout import layout
+from tempering.attention.baking.bake import bake, foldable
+from tempering.attention.examining.layout_of import layout
 from tempering.cli import _run
-from tempering.engines.bake_check import check_model
-from tempering.engines.bake_checkpoint import bake_checkpoint
+from tempering.engines.checkpoints.bake import bake_checkpoint
+from tempering.engines.checkpoints.check import check_model
 from tempering.errors import BakeError, ModelError, OutputError, ProfileError, RefusedError
 from tests.integration.bake_tiny import HEADS, HYBRID, LAYERS, temperatures, tiny
 from tests.integration.test_bake_checkpoint import copied, save_like_a_checkpoint

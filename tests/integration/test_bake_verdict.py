@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tempering.attention import Profile
-from tempering.attention.bake import bake
 from tempering.attention.baking import verdict as module
+from tempering.attention.baking.bake import bake
 from tempering.attention.baking.verdict import bake_verdict
 from tempering.errors import BakeError
 from tests.integration.bake_tiny import FOLDS, LAYERS, REFUSED, temperatures, tiny

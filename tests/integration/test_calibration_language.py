@@ -10,10 +10,10 @@ import torch
 
 from tempering.chunks import token_chunks
 from tempering.data import sample_text
-from tempering.engines.hub import load_model
+from tempering.engines.loading.hub import load_model
 from tempering.errors import DataError
 from tempering.estimators import TemperatureScaler
-from tempering.estimators._calibration_language import (
+from tempering.estimators.calibration.language import (
     Question,
     TokenLogits,
     answer_logits,

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tempering.cli import _run, common
+from tempering.cli import _run
+from tempering.cli.shared import common
 from tempering.errors import InputError, OutputError
 from tests.tiny import TEXT, save_tiny_llama
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError
 from tempering.evaluation.benefit import distinct, measure_benefits, sample, spread
 from tempering.evaluation.compare import compare

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError, OutputError
 from tempering.evaluation.budget import largest_amplitude
 from tempering.evaluation.cost import Variant, losses_and_divergence, measure_costs

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempering.engines.hub import MODELS, load_model
+from tempering.engines.loading.hub import MODELS, load_model
 from tempering.errors import InputError, ModelError, TemperingWarning
 
 
@@ -213,7 +213,7 @@ def test_a_hub_id_in_the_cache_loads_offline_and_in_silence(tiny: Path, tmp_path
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     script = (
-        "from tempering.engines.hub import load_model\n"
+        "from tempering.engines.loading.hub import load_model\n"
         "print(load_model('somebody/tiny')[0].config.num_hidden_layers)\n"
         "import sys; load_model(sys.argv[1])"
     )

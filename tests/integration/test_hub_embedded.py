@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tempering.engines import embedded
-from tempering.engines.embedded import EmbeddedModel, cache_directory, embedded_directory
+from tempering.engines.loading import embedded
+from tempering.engines.loading.embedded import EmbeddedModel, cache_directory, embedded_directory
 from tempering.errors import MissingExtraError, ModelError, OutputError
 
 MODEL = EmbeddedModel("toy", "a toy", "toy-model 1.0", "CC0-1.0", "toy-model", "1.0", "toy")

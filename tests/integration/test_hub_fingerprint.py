@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tempering.attention.fingerprint import fingerprint
-from tempering.attention.survey.families import tasks
-from tempering.attention.survey.models import small_model
+from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.errors import ModelError
+from tempering.survey.families import tasks
+from tempering.survey.models import small_model
 
 SMALL = {
     "hidden_size": 32,
@@ -130,8 +130,8 @@ def test_a_model_without_data_is_refused() -> None:
 
 def test_neither_it_nor_the_loader_imports_transformers_by_itself() -> None:
     script = (
-        "import sys, tempering.engines.hub, torch\n"
-        "from tempering.attention.fingerprint import fingerprint\n"
+        "import sys, tempering.engines.loading.hub, torch\n"
+        "from tempering.attention.profiles.fingerprint import fingerprint\n"
         "fingerprint(torch.nn.Linear(2, 2))\n"
         "print('transformers' in sys.modules)"
     )

@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from tempering.attention import axes
-from tempering.attention.control import tempered
-from tempering.attention.measure import measure, measure_tokens
-from tempering.attention.profile import Profile
-from tempering.attention.survey.families import CAUSAL, ENCODER, Task
-from tempering.attention.survey.models import small_model
+from tempering.attention.control.tempered import tempered
+from tempering.attention.measuring.measure import measure, measure_tokens
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError, ProfileError
+from tempering.survey.families import CAUSAL, ENCODER, Task
+from tempering.survey.models import small_model
 
 _spec = importlib.util.spec_from_file_location(
     "attention_oracle", Path(__file__).with_name("attention_oracle.py")

@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tempering.attention import check, routes, softmaxes
-from tempering.attention.check import self_check
-from tempering.attention.control import tempered
-from tempering.attention.layout import layout
-from tempering.attention.profile import Profile
-from tempering.attention.state import TemperatureState
-from tempering.attention.survey.families import CAUSAL, ENCODER_DECODER, Task
-from tempering.attention.survey.models import small_model
+from tempering.attention.control.self_check import self_check
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.hooks import interface_route, softmax_route
+from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError
+from tempering.survey.families import CAUSAL, ENCODER_DECODER, Task
+from tempering.survey.models import small_model
 
 TASKS = {
     "llama": Task(CAUSAL, "llama", "LlamaForCausalLM"),
@@ -49,7 +49,7 @@ def build(name, dtype=torch.float32, implementation="eager", **changes):
 
 
 def forget(model):
-    sys.modules["tempering.attention.layout"]._CACHE.pop(model)
+    sys.modules["tempering.attention.examining.layout_of"]._CACHE.pop(model)
 
 
 # -- each of these is a way in which control could be almost right
@@ -57,12 +57,12 @@ def forget(model):
 
 def keep(name):
     """A part of the logits that is left undivided."""
-    before = routes._scaled_extra
+    before = interface_route._scaled_extra
 
     def mutant(part, value, *rest):
         return value if part == name else before(part, value, *rest)
 
-    return routes, "_scaled_extra", mutant
+    return interface_route, "_scaled_extra", mutant
 
 
 def beta_changed(change):
@@ -89,11 +89,17 @@ def one_logit_in_five(logits, beta, *masking):
 
 
 MUTATIONS = {
-    "bias in the mask": ("doge", lambda: (routes, "scaled_mask", lambda mask, *rest: mask)),
+    "bias in the mask": (
+        "doge",
+        lambda: (interface_route, "scaled_mask", lambda mask, *rest: mask),
+    ),
     "position bias": ("inkling", lambda: keep("position_bias")),
     "position bias of an encoder": ("t5", lambda: keep("position_bias")),
-    "sinks": ("gpt_oss", lambda: (routes, "_scaled_sinks", lambda sinks, beta: sinks)),
-    "sinks outside": ("granite_swa", lambda: (routes, "_scaled_sinks", lambda sinks, beta: sinks)),
+    "sinks": ("gpt_oss", lambda: (interface_route, "_scaled_sinks", lambda sinks, beta: sinks)),
+    "sinks outside": (
+        "granite_swa",
+        lambda: (interface_route, "_scaled_sinks", lambda sinks, beta: sinks),
+    ),
     "cap before": ("gemma2", lambda: keep("softcap")),
     "heads rolled": ("llama", lambda: beta_changed(lambda beta: beta.roll(1, 1))),
     "heads by key head": (
@@ -105,7 +111,7 @@ MUTATIONS = {
     "T for 1/T": ("llama", lambda: beta_changed(lambda beta: 1 / beta)),
     "T a little off": ("llama", lambda: beta_changed(lambda b: torch.where(b == 1, b, b * 1.02))),
     "own softmax, heads rolled": ("bloom", lambda: beta_changed(lambda beta: beta.roll(1, 1))),
-    "own softmax, some keys": ("bloom", lambda: (softmaxes, "divided", one_logit_in_five)),
+    "own softmax, some keys": ("bloom", lambda: (softmax_route, "divided", one_logit_in_five)),
 }
 
 
@@ -155,8 +161,8 @@ def test_the_first_layer_that_disagrees_is_named(name, monkeypatch):
 
 def test_a_layer_that_is_not_reached_is_named(monkeypatch):
     model = build("bloom")
-    monkeypatch.setattr(softmaxes, "acquire", lambda: None)
-    monkeypatch.setattr(softmaxes, "release", lambda: None)
+    monkeypatch.setattr(softmax_route, "acquire", lambda: None)
+    monkeypatch.setattr(softmax_route, "release", lambda: None)
     with pytest.raises(CheckError, match=r"h\.0\..* was not reached by its temperature"):
         self_check(model)
 
@@ -225,7 +231,7 @@ def test_nothing_is_proven_where_nothing_moves():
 
 def test_it_costs_two_forwards_and_later_none():
     model = build("llama")
-    check._VERDICTS.discard(check.verdict_key(model))
+    self_check._VERDICTS.discard(self_check.verdict_key(model))
     lengths = []
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -238,7 +244,7 @@ def test_it_costs_two_forwards_and_later_none():
         pass
     twin = build("llama")
     with tempered(twin, profile):
-        assert check.verdict_key(twin) in check._VERDICTS
+        assert self_check.verdict_key(twin) in self_check._VERDICTS
     assert lengths == [11, 1]
 
 
@@ -252,7 +258,7 @@ def test_it_leaves_the_model_as_it_was(name):
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     for module in model.modules():
-        assert not hasattr(module, routes.STATE)
+        assert not hasattr(module, interface_route.STATE)
         assert "forward" not in module.__dict__
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -367,13 +373,13 @@ def test_arguments_that_may_change_the_logits_are_refused():
         raise AssertionError
 
     with pytest.raises(ArchitectureError, match="layer 3 passes 'tilt' to its attention function"):
-        routes.check_arguments(own, "layer 3", ["scaling", "tilt"])
+        interface_route.check_arguments(own, "layer 3", ["scaling", "tilt"])
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
     # It ignores what it doesn't name; what it names must be known.
-    routes.check_arguments(eager_attention_forward, "layer 3", ["scaling", "tilt"])
+    interface_route.check_arguments(eager_attention_forward, "layer 3", ["scaling", "tilt"])
     with pytest.raises(ArchitectureError, match="passes 'query'"):
-        routes.check_arguments(eager_attention_forward, "layer 3", ["query"])
+        interface_route.check_arguments(eager_attention_forward, "layer 3", ["query"])
 
 
 def test_a_model_without_token_ids_needs_a_sample():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempering.attention import axes, softmaxes
-from tempering.attention.control import tempered
-from tempering.attention.layout import layout
-from tempering.attention.profile import Profile
+from tempering.attention import axes
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.hooks import softmax_route
+from tempering.attention.profiles.profile import Profile
 from tests.integration.test_self_check import build
 
 IDS = torch.randint(0, 30, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -26,18 +27,18 @@ def profile(model, seed: int = 1) -> Profile:
 def sizes(monkeypatch):
     """How many logits were divided at a time."""
     seen = []
-    whole = softmaxes.divided
+    whole = softmax_route.divided
 
     def divided(logits, *more):
         seen.append(logits.numel())
         return whole(logits, *more)
 
-    monkeypatch.setattr(softmaxes, "divided", divided)
+    monkeypatch.setattr(softmax_route, "divided", divided)
     return seen
 
 
 def run(model, given, piece, monkeypatch):
-    monkeypatch.setattr(softmaxes, "_PIECE", piece)
+    monkeypatch.setattr(softmax_route, "_PIECE", piece)
     with torch.no_grad(), tempered(model, given, check=False):
         return model(input_ids=IDS, attention_mask=MASK).logits
 
@@ -75,7 +76,7 @@ def test_pieces_with_a_profile_for_each_row(sizes, monkeypatch):
 
 
 def test_a_gradient_takes_all_logits_at_once(sizes, monkeypatch):
-    monkeypatch.setattr(softmaxes, "_PIECE", 100)
+    monkeypatch.setattr(softmax_route, "_PIECE", 100)
     model = build("bloom")
     with tempered(model, profile(model), check=False):
         model(input_ids=IDS, attention_mask=MASK).logits.sum().backward()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tempering.attention import streaming
 from tempering.attention.logits import Call
-from tempering.attention.measure import QUANTITIES, measure_tokens, posteriors
-from tempering.attention.profile import Profile
+from tempering.attention.measuring import streaming
+from tempering.attention.measuring.measure import QUANTITIES, measure_tokens, posteriors
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import EnergyError, InputError
 
 _spec = importlib.util.spec_from_file_location(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempering.attention.control import tempered
-from tempering.attention.measure import measure_tokens
-from tempering.attention.profile import Profile
-from tempering.attention.targets import profile_for_support
+from tempering.attention.control.tempered import tempered
+from tempering.attention.measuring.measure import measure_tokens
+from tempering.attention.measuring.targets import profile_for_support
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DepthWarning, InputError, RefusedError, SupportError
 from tempering.schedules import schedule
 

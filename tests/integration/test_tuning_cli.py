@@ -171,7 +171,7 @@ def test_a_stopped_run_is_dropped_unless_resumed(model, files, tmp_path, capsys,
 def test_ctrl_c_while_measuring_keeps_the_tuned_profile(
     model, files, tmp_path, capsys, monkeypatch
 ):
-    from tempering.cli import tuning as after
+    from tempering.cli.shared import tune_results as after
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt

@@ -11,11 +11,11 @@ import torch
 
 from tempering import Profile, tempered
 from tempering.attention.tuning import Constraint, from_batches, tune
+from tempering.attention.tuning.adapted import query_biases, query_lora
+from tempering.attention.tuning.alternatives import ALTERNATIVES, fit_alternatives
 from tempering.attention.tuning.objective import Batch, text_batches
 from tempering.attention.tuning.passes import gradient_pass, loss_pass
 from tempering.errors import DataError, InputError, MissingExtraError, RefusedError
-from tempering.evaluation.adapted import query_biases, query_lora
-from tempering.evaluation.alternatives import ALTERNATIVES, fit_alternatives
 from tempering.evaluation.evidence import contenders, measure_evidence, with_evidence
 from tempering.evaluation.journal import Journal
 from tests.integration.tuning_tiny import HEADS, LAYERS, sampled_text, tiny_llama

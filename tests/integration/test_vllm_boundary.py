@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.attention.fingerprint import fingerprint
-from tempering.attention.profile import Profile
-from tempering.engines.hub import load_model
+from tempering.attention.profiles.fingerprint import fingerprint
+from tempering.attention.profiles.profile import Profile
+from tempering.engines.loading.hub import load_model
 from tempering.engines.vllm import layers, worker
 from tempering.engines.vllm.identity import (
     check_identity,

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tempering.agents.plan import Plan
 from tempering.agents.run import run_plan
-from tempering.cli.live import Live
+from tempering.cli.shared.live import Live
 from tests.unit.agents_fake import FakeEngine
 
 PLAN = Plan.from_pattern("throb(4,2,1,4)", tokens=8)

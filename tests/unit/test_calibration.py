@@ -13,7 +13,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from tempering.estimators import TemperatureScaler
-from tempering.estimators._calibration_moments import row_moments
+from tempering.estimators.calibration.moments import row_moments
 
 
 def draw(n=600, k=5, temperature=1.7, scale=2.0, seed=0, dtype=np.float64):

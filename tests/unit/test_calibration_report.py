@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from tempering.errors import DataError, InputError
 from tempering.estimators import TemperatureScaler, calibration_report
-from tempering.estimators._calibration_scores import equal_mass, equal_width
+from tempering.estimators.calibration.scores import equal_mass, equal_width
 from tempering.reports import Record, render_html
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tempering.errors import DataError
 from tempering.estimators import TemperatureScaler
-from tempering.estimators._calibration_files import open_logits, open_vector
-from tempering.estimators._calibration_source import CHUNK, ArrayLogits, Part, TensorLogits, strata
+from tempering.estimators.calibration.files import open_logits, open_vector
+from tempering.estimators.calibration.source import CHUNK, ArrayLogits, Part, TensorLogits, strata
 
 
 def draw(n=3000, k=6, dtype=np.float32):

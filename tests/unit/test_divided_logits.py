@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tempering.attention import state
+from tempering.attention.hooks import state
 
 BETAS = torch.tensor([1e-3, 0.7, 1.0, 1e3])[None, :, None, None]
 

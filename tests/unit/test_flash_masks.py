@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tempering.attention.logits import Call, sliced_logits
-from tempering.attention.streaming import moments
+from tempering.attention.measuring.streaming import moments
 from tempering.errors import ArchitectureError
 
 KEYS = 9

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tempering import Profile
-from tempering.cli.evidence import evidence_grids
+from tempering.cli.shared.evidence import evidence_grids
 from tempering.data.gallery import gallery, gallery_text, names_gallery
 from tempering.errors import DataError
 

@@ -11,10 +11,10 @@ import torch
 from tempering import posterior
 from tempering.errors import InputError, ScheduleError
 from tempering.estimators import AnnealedMixture
-from tempering.estimators._anneal import ANNEALED
-from tempering.estimators._em import Components, expect, maximise
-from tempering.estimators._rows import Rows
-from tempering.estimators._survey import survey
+from tempering.estimators.mixture.anneal import ANNEALED
+from tempering.estimators.mixture.em import Components, expect, maximise
+from tempering.estimators.mixture.rows import Rows
+from tempering.estimators.mixture.survey import survey
 from tempering.schedules import schedule
 from tests.unit import mixture_oracle as oracle
 

@@ -11,8 +11,8 @@ from scipy.integrate import quad
 from sklearn.mixture import GaussianMixture
 
 from tempering.estimators import AnnealedMixture
-from tempering.estimators._covariance import SHAPES
-from tempering.estimators._em import (
+from tempering.estimators.mixture.covariance import SHAPES
+from tempering.estimators.mixture.em import (
     Components,
     Family,
     densities,
@@ -21,8 +21,8 @@ from tempering.estimators._em import (
     posterior,
     tempered,
 )
-from tempering.estimators._radial import radial
-from tempering.estimators._rows import Rows
+from tempering.estimators.mixture.radial import radial
+from tempering.estimators.mixture.rows import Rows
 from tests.unit import mixture_oracle as oracle
 
 KINDS = ("full", "tied", "diag", "spherical")

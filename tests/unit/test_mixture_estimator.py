@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from tempering.errors import ConvergenceWarning as OwnConvergenceWarning
 from tempering.estimators import AnnealedMixture, MixtureConvergenceWarning
-from tempering.estimators._rows import Rows
+from tempering.estimators.mixture.rows import Rows
 from tests.unit import mixture_oracle as oracle
 
 KINDS = ("full", "tied", "diag", "spherical")

@@ -53,6 +53,8 @@ def test_the_scales_do_not_need_transformers():
 
 
 def test_the_command_reference_is_up_to_date():
-    made = python("from tempering.cli.reference import reference; print(reference(), end='')")
+    made = python(
+        "from tempering.cli.shared.reference import reference; print(reference(), end='')"
+    )
     written = (ROOT / "docs/cli.md").read_text(encoding="utf-8").strip()
     assert written == made, "docs/cli.md is stale; make it anew with: make docs"

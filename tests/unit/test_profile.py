@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DepthWarning, ProfileError, ScheduleError, TemperatureError
 
 # three layers are few for two stages, and enough for a test

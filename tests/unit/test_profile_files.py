@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, ProfileError, TemperatureError, TemperingError
 
 PLAN = Layout(

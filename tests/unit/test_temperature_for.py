@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from tempering import posterior, solve, temperature_for
+from tempering import posterior, temperature_for
 from tempering.errors import EnergyError, SupportError
+from tempering.posterior import solve
 
 _spec = importlib.util.spec_from_file_location(
     "posterior_oracle", Path(__file__).with_name("posterior_oracle.py")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tempering.cli.evidence import evidence_grids
+from tempering.cli.shared.evidence import evidence_grids
 from tempering.evaluation.evidence import cluster_bootstrap
 
 

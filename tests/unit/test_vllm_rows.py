@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.rows import Slot, betas
 from tempering.engines.vllm.settings import named_profiles, settings_of
 from tempering.engines.vllm.swap import agreed

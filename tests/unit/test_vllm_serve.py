@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.cli import main
 from tempering.engines.vllm import serve
 from tempering.engines.vllm.client import active_profile, swap_remote

@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def embedded() -> tuple[Path, Any, Any]:
     """(checkpoint, model, tokenizer) of the embedded model, float32."""
-    from tempering.engines.embedded import MODELS, embedded_directory
-    from tempering.engines.hub import load_model
+    from tempering.engines.loading.embedded import MODELS, embedded_directory
+    from tempering.engines.loading.hub import load_model
 
     model, tokenizer = load_model("smollm2")
     return embedded_directory(MODELS["smollm2"]), model, tokenizer
@@ -49,7 +49,7 @@ def embedded() -> tuple[Path, Any, Any]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     """(checkpoint, model, tokenizer) of a random model with heads of 32 dimensions."""
-    from tempering.engines.hub import load_model
+    from tempering.engines.loading.hub import load_model
     from tests.tiny import save_tiny_llama
 
     directory = save_tiny_llama(tmp_path_factory.mktemp("tiny"), layers=4, width=128, spread=0.12)

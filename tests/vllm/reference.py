@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tempering.attention import Profile, tempered
-from tempering.attention.layout import layout
+from tempering.attention.examining.layout_of import layout
 
 TEXTS = (
     "Temperature decides how many hypotheses stay alive. Early layers explore while the later "

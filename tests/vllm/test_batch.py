@@ -21,8 +21,8 @@ def batch() -> Any:
     from vllm.v1.sample.logits_processor import build_logitsprocs
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    from tempering.engines.vllm.plugin import wrap
     from tempering.engines.vllm.processor import attach
+    from tempering.engines.vllm.wrapping import wrap
 
     wrap(InputBatch, "__init__", attach)
     config = SimpleNamespace(

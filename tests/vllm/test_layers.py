@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.layers import layers_of, prepared, temper_layers, write
 from tempering.engines.vllm.rows import Slot
 from tempering.engines.vllm.settings import Settings, settings_of

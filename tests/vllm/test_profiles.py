@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.engines.bake_checkpoint import bake_checkpoint
+from tempering.engines.checkpoints.bake import bake_checkpoint
 from tempering.engines.vllm.swap import swap_profile
 from tempering.errors import ProfileError
 from tests.vllm.reference import (

@@ -1,7 +1,7 @@
 """What a stage of agents asks of an engine, and what comes back.
 
 Agents know no engine: they hand over `Call`s and get a `Reply` for each, as it comes. Engines
-(`tempering.engines.local`, `tempering.engines.providers`) follow the protocol `Engine`.
+(`tempering.engines.generating.local`, `tempering.engines.providers`) follow the protocol `Engine`.
 """
 
 from __future__ import annotations

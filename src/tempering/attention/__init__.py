@@ -8,13 +8,15 @@ profile_for_support(...)          temperatures under which support follows a pat
 adaptive_profile(rule, model)     temperatures that depend on the query
 """
 
-from tempering.attention.adaptive import adaptive_profile
-from tempering.attention.control import Tempering, tempered
-from tempering.attention.fingerprint import fingerprint
-from tempering.attention.layout import AttentionLayer, Layout, layout
-from tempering.attention.measure import Measurement, measure, measure_tokens
-from tempering.attention.profile import Profile
-from tempering.attention.targets import SupportProfile, profile_for_support
+from tempering.attention.control.handle import Tempering
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.layout import AttentionLayer, Layout
+from tempering.attention.measuring.measure import Measurement, measure, measure_tokens
+from tempering.attention.measuring.targets import SupportProfile, profile_for_support
+from tempering.attention.profiles.adaptive import adaptive_profile
+from tempering.attention.profiles.fingerprint import fingerprint
+from tempering.attention.profiles.profile import Profile
 
 __all__ = [
     "AttentionLayer",

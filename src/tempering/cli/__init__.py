@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [item for item in given if item != "--debug"]
     if given and given[0] == "--version":
-        from tempering import __version__
+        from tempering.version import __version__
 
         print(f"tempering {__version__}")
         sys.exit(0)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 from tempering.errors import CheckError, InputError
 
 if TYPE_CHECKING:
-    from tempering.attention.survey.verdict import Verdict
+    from tempering.survey.verdict import Verdict
 
 EPILOG = """Examples:
 
@@ -38,9 +38,9 @@ def architectures(
     A tiny random model of each is built, tempered and checked against a float64 reference. All
     of them take some minutes on two cores.
     """
-    from tempering.attention.survey.families import tasks
-    from tempering.attention.survey.run import survey
-    from tempering.attention.survey.verdict import WRONG
+    from tempering.survey.families import tasks
+    from tempering.survey.run import survey
+    from tempering.survey.verdict import WRONG
 
     if write is not None and only:
         raise InputError("--write is for the table of all architectures; leave out --only")
@@ -65,8 +65,8 @@ def architectures(
 def _write(path: Path, verdicts: list[Verdict]) -> None:
     from importlib.metadata import version
 
-    from tempering.attention.survey.table import document
-    from tempering.cli.keeping import write_somewhere
+    from tempering.cli.shared.keeping import write_somewhere
+    from tempering.survey.table import document
 
     versions = {name: version(name).split("+")[0] for name in ("torch", "transformers")}
     common.note(f"wrote {write_somewhere(path, document(verdicts, versions))}")
@@ -76,7 +76,7 @@ def _show(verdicts: list[Verdict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tempering.attention.survey.table import summary, why
+    from tempering.survey.table import summary, why
 
     table = Table("Type", "Family", "eager", "sdpa", "Decoding", "Bakes", "Why not more")
     for one in verdicts:

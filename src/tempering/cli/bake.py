@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 from tempering.errors import InputError
 
 if TYPE_CHECKING:
-    from tempering.attention.bake import Foldable
+    from tempering.attention.baking.foldable import Foldable
 
 EPILOG = """Examples:
 
@@ -61,12 +61,12 @@ def bake(
     if undo:
         _undo(model if source is None else str(source), out, as_json)
         return
-    from tempering.attention.profile import Profile
+    from tempering.attention.profiles.profile import Profile
 
     chosen = Profile.load(profile or "")
     result: Any
     if source is not None:
-        from tempering.engines.bake_gguf import bake_gguf
+        from tempering.engines.checkpoints.gguf import bake_gguf
 
         result = bake_gguf(source, chosen, out, say=common.note)
         types = ", ".join(f"{count} {kind}" for kind, count in result.kept.items()) or "none"
@@ -74,7 +74,7 @@ def bake(
         changed = f"tensors changed in their own type: {types}; in a wider one: {wide}"
         stored = "as stored"
     else:
-        from tempering.engines.bake_checkpoint import bake_checkpoint
+        from tempering.engines.checkpoints.bake import bake_checkpoint
 
         result = bake_checkpoint(model, chosen, out, say=common.note)
         changed = f"tensors changed: {result.tensors} ({result.dtype})"
@@ -91,8 +91,8 @@ def bake(
 
 
 def _check(model: str, profile: str | None, as_json: bool) -> None:
-    from tempering.attention.profile import Profile
-    from tempering.engines.bake_check import check_model
+    from tempering.attention.profiles.profile import Profile
+    from tempering.engines.checkpoints.check import check_model
 
     chosen = Profile.load(profile) if profile is not None else None
     found = check_model(model, chosen)
@@ -123,11 +123,11 @@ def _sentence(found: Foldable) -> str:
 
 def _undo(model: str, out: Path, as_json: bool) -> None:
     if model.endswith(".gguf"):
-        from tempering.engines.bake_gguf import undo_gguf
+        from tempering.engines.checkpoints.gguf import undo_gguf
 
         count = undo_gguf(model, out)
     else:
-        from tempering.engines.bake_checkpoint import undo_checkpoint
+        from tempering.engines.checkpoints.bake import undo_checkpoint
 
         count = undo_checkpoint(model, out)
     if as_json:
@@ -138,7 +138,7 @@ def _undo(model: str, out: Path, as_json: bool) -> None:
 
 def _gguf_source(model: str, out: Path) -> Path | None:
     """The GGUF file to bake; None for a checkpoint."""
-    from tempering.engines.embedded import MODELS
+    from tempering.engines.loading.embedded import MODELS
 
     wanted = out.suffix == ".gguf"
     if model.endswith(".gguf"):
@@ -152,6 +152,6 @@ def _gguf_source(model: str, out: Path) -> Path | None:
             f"--out {out} is a GGUF file, and {model} is none; give MODEL.gguf, or a directory "
             "for --out"
         )
-    from tempering.engines.bake_gguf import embedded_gguf
+    from tempering.engines.checkpoints.gguf import embedded_gguf
 
     return embedded_gguf(model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 from tempering.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _file(
     seed: int,
 ) -> CalibrationReport:
     """Fit and report on a file of logits."""
-    from tempering.estimators._calibration_files import open_logits, open_vector
+    from tempering.estimators.calibration.files import open_logits, open_vector
 
     logits = open_logits(path)
     y = open_vector(labels_path or Path(), "labels")
@@ -203,8 +203,8 @@ def _answers(
     """Fit and report on a model's answers to multiple-choice questions."""
     import numpy as np
 
-    from tempering.estimators._calibration_language import answer_logits, read_questions
-    from tempering.estimators._calibration_source import ArrayLogits
+    from tempering.estimators.calibration.language import answer_logits, read_questions
+    from tempering.estimators.calibration.source import ArrayLogits
 
     questions = read_questions(path or Path())
     with common.counted("questions", "questions") as progress:
@@ -217,8 +217,8 @@ def _fit_and_report(
     scaler: TemperatureScaler, logits: Logits, y: Any, groups: Any, fraction: float, seed: int
 ) -> CalibrationReport:
     """Fit on a random share of the rows, report on the rest."""
-    from tempering.estimators._calibration_check import encode_labels, vector
-    from tempering.estimators._calibration_source import Part
+    from tempering.estimators.calibration.check import encode_labels, vector
+    from tempering.estimators.calibration.source import Part
 
     y = vector(y, "labels", logits.n_rows)
     # From all rows: a share of them may miss the label by which 1..K is told from 0..K-1.
@@ -252,7 +252,7 @@ def _tokens(
     import torch
 
     from tempering.chunks import token_chunks
-    from tempering.estimators._calibration_language import TokenLogits, token_classes
+    from tempering.estimators.calibration.language import TokenLogits, token_classes
     from tempering.files import read_text
 
     windows = token_chunks(tokenizer, read_text(path), chunk, limit)

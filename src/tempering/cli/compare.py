@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common, compare_vllm
+from tempering.cli.shared import common, compare_vllm
 
 EPILOG = """Examples:
 
@@ -59,8 +59,8 @@ def compare(
 
     Ctrl-C keeps what was finished; the same command goes on from there.
     """
-    from tempering.attention.rules import is_rule
-    from tempering.cli.keeping import conclude, resumable
+    from tempering.attention.profiles.rules import is_rule
+    from tempering.cli.shared.keeping import conclude, resumable
     from tempering.errors import InputError
     from tempering.evaluation.compare import compare as run
     from tempering.evaluation.journal import Journal
@@ -162,8 +162,8 @@ def _patterns(
     limit: int | None,
 ) -> list[Any]:
     """Schedules as they are; supports and files as labelled profiles."""
-    from tempering.attention.profile import Profile
-    from tempering.attention.rules import is_rule
+    from tempering.attention.profiles.profile import Profile
+    from tempering.attention.profiles.rules import is_rule
     from tempering.schedules import schedule
 
     chosen: list[Any] = []
@@ -190,7 +190,7 @@ def _patterns(
 def _record(
     comparison: Any, settings: dict[str, Any], model: dict[str, Any], seed: int, device: str | None
 ) -> Any:
-    from tempering.cli import sections
+    from tempering.cli.shared import sections
     from tempering.reports import Record
 
     profiles = {v.label: v.profile for v in comparison.variants if v.profile is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 PATTERN = "throb(12,3,1,12)"
 AMPLITUDE = 1.3
@@ -24,12 +24,12 @@ def demo(
 
     A model with a profile for recall in the package answers questions about a long text too.
     """
-    from tempering.attention.measure import measure_tokens
-    from tempering.attention.profile import Profile
+    from tempering.attention.measuring.measure import measure_tokens
+    from tempering.attention.profiles.profile import Profile
     from tempering.chunks import token_chunks
-    from tempering.cli.answers import answers
     from tempering.cli.generate import side_by_side
-    from tempering.cli.sections import (
+    from tempering.cli.shared.answers import answers
+    from tempering.cli.shared.sections import (
         benefit_section,
         cost_section,
         pattern_section,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 EPILOG = """Examples:
 
@@ -50,7 +50,7 @@ def depth(
     what was finished; the same command goes on from there.
     """
     from tempering.chunks import token_chunks
-    from tempering.cli.keeping import conclude, resumable
+    from tempering.cli.shared.keeping import conclude, resumable
     from tempering.errors import InputError
     from tempering.evaluation.depth import depth_cases, study_depth
     from tempering.evaluation.journal import Journal
@@ -107,7 +107,7 @@ def depth(
 def _record(
     study: Any, settings: dict[str, Any], model: dict[str, Any], seed: int, device: str | None
 ) -> Any:
-    from tempering.cli.sections import depth_answer, depth_section
+    from tempering.cli.shared.sections import depth_answer, depth_section
     from tempering.reports import Record
 
     return Record.new(

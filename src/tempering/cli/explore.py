@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common
 from tempering.cli import throb as options
+from tempering.cli.shared import common
 
 EPILOG = """Examples:
 
@@ -85,8 +85,8 @@ def explore(
     """
     from tempering.agents.checkers import checker as read_checker
     from tempering.agents.ladder import strategies
-    from tempering.cli.keeping import Kept, finish, interruptible, write_somewhere
-    from tempering.cli.sections import explore_sections
+    from tempering.cli.shared.keeping import Kept, finish, interruptible, write_somewhere
+    from tempering.cli.shared.sections import explore_sections
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
     from tempering.evaluation.journal import Journal

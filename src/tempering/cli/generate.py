@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 EPILOG = """Examples:
 
@@ -52,8 +52,8 @@ def generate(
     as_json: common.Json = False,
 ) -> None:
     """Continue a prompt with and without a temperature pattern, from the same random numbers."""
-    from tempering.attention.layout import layout
-    from tempering.attention.profile import Profile
+    from tempering.attention.examining.layout_of import layout
+    from tempering.attention.profiles.profile import Profile
     from tempering.errors import InputError
     from tempering.reports import Record
     from tempering.tokens import parse_policy
@@ -134,11 +134,11 @@ def side_by_side(
     """Generate both rows, live on a terminal; the sections pattern, generations and support."""
     import torch
 
-    from tempering.attention.layout import layout
-    from tempering.attention.measure import measure_tokens
-    from tempering.attention.profile import Profile
-    from tempering.cli.sections import UNTEMPERED, pattern_section, support_section
-    from tempering.engines.generation import prompt_ids, stream
+    from tempering.attention.examining.layout_of import layout
+    from tempering.attention.measuring.measure import measure_tokens
+    from tempering.attention.profiles.profile import Profile
+    from tempering.cli.shared.sections import UNTEMPERED, pattern_section, support_section
+    from tempering.engines.generating.side_by_side import prompt_ids, stream
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")
     neutral = Profile.neutral(layout(network))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 from tempering.errors import InputError
 
 EPILOG = """Examples:
@@ -57,7 +57,7 @@ def measure(
     """
     from tempering.attention import layout, measure_tokens
     from tempering.chunks import token_chunks
-    from tempering.cli.sections import (
+    from tempering.cli.shared.sections import (
         UNTEMPERED,
         pattern_section,
         positions_section,

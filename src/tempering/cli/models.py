@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 EPILOG = """Examples:
 
@@ -16,7 +16,7 @@ EPILOG = """Examples:
 
 def models(as_json: common.Json = False) -> None:
     """List the models known by name; directories and hub ids work in their place."""
-    from tempering.engines.embedded import MODELS
+    from tempering.engines.loading.embedded import MODELS
 
     rows = [
         {"name": m.name, "description": m.description, "source": m.source, "licence": m.licence}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 EPILOG = """Examples:
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 app = typer.Typer(
     help="Show profiles, and how two of them differ; make one from a rule.",
@@ -41,7 +41,7 @@ File = Annotated[str, typer.Argument(help="Profile file.")]
 @app.command(epilog=SHOW)
 def show(profile: File, as_json: common.Json = False) -> None:
     """Print a profile's temperatures by layer, its model and what was measured about it."""
-    from tempering.attention.profile import Profile
+    from tempering.attention.profiles.profile import Profile
 
     chosen = Profile.load(profile)
     if as_json:
@@ -73,7 +73,7 @@ def _print_evidence(evidence: Any) -> None:
         return
     from rich.console import Console
 
-    from tempering.cli.evidence import evidence_grids
+    from tempering.cli.shared.evidence import evidence_grids
     from tempering.reports import print_grid
 
     print()
@@ -98,8 +98,8 @@ def rule(
     model: common.Model = "smollm2",
 ) -> None:
     """Write a profile whose temperatures depend on the query, by a rule."""
-    from tempering.attention.adaptive import adaptive_profile
-    from tempering.attention.profile import Profile
+    from tempering.attention.profiles.adaptive import adaptive_profile
+    from tempering.attention.profiles.profile import Profile
 
     common.check_file(out, "--out", ".json")
     beneath = None if base is None else Profile.load(base)
@@ -115,7 +115,7 @@ def rule(
 @app.command(epilog=DIFF)
 def diff(first: File, second: File, as_json: common.Json = False) -> None:
     """Print the ratio of two profiles' temperatures, layer by layer."""
-    from tempering.attention.profile import Profile
+    from tempering.attention.profiles.profile import Profile
     from tempering.errors import ProfileError
 
     one, two = Profile.load(first), Profile.load(second)

@@ -30,7 +30,7 @@ def swap(
 
     Requests in flight finish under the old profile, later ones wait for the new one.
     """
-    from tempering.attention.profile import Profile
+    from tempering.attention.profiles.profile import Profile
     from tempering.engines.vllm.client import active_profile, swap_remote
     from tempering.errors import InputError
 

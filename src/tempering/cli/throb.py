@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 if TYPE_CHECKING:
     from tempering.agents.contract import Engine
@@ -195,8 +195,8 @@ def _run(
     """Run a plan; kept, model: the rows and the model of a record to go on with."""
     from tempering.agents.contract import StageError
     from tempering.agents.run import Outcome, collect, run_plan, spent
-    from tempering.cli.keeping import Kept, finish, interruptible
-    from tempering.cli.live import Live
+    from tempering.cli.shared.keeping import Kept, finish, interruptible
+    from tempering.cli.shared.live import Live
     from tempering.errors import InputError
     from tempering.evaluation.journal import Journal
     from tempering.reports import Record
@@ -273,7 +273,7 @@ def _run(
 
 def write_profiles(patterns: Iterable[str | None], chosen: dict[str, Any], out: Path) -> None:
     """A profile for each pattern, under whose name `tempering serve` gives it to requests."""
-    from tempering.attention.profile import Profile
+    from tempering.attention.profiles.profile import Profile
     from tempering.errors import InputError
 
     names = list(dict.fromkeys(pattern for pattern in patterns if pattern is not None))
@@ -305,7 +305,7 @@ def build_engine(chosen: dict[str, Any], score: bool = False) -> tuple[Engine, d
         found = provider(chosen["engine"], chosen["model"], retries=chosen["retries"], **options)
         return found, {"name": chosen["model"]}
     from tempering.agents.temperatures import rule_for, user_rules
-    from tempering.engines.local import LocalEngine
+    from tempering.engines.generating.local import LocalEngine
 
     extra = () if chosen["models"] is None else user_rules(chosen["models"])
     rule = rule_for("local", chosen["model"], chosen["policy"], extra)

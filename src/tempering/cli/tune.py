@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempering.cli import common
+from tempering.cli.shared import common
 
 if TYPE_CHECKING:
     from tempering.attention.tuning import Step
@@ -85,7 +85,7 @@ def tune(
     """
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
-    from tempering.cli.tuning import Plan, Results, gather, objective
+    from tempering.cli.shared.tune_results import Plan, Results, gather, objective
     from tempering.errors import InputError
 
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data

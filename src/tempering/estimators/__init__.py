@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from tempering.estimators._calibration_report import (
+from tempering.estimators.calibration.report import (
     Bin,
     CalibrationReport,
     Estimate,
     Metric,
     calibration_report,
 )
-from tempering.estimators._calibration_source import Logits
-from tempering.estimators._mixture_input import MixtureConvergenceWarning
-from tempering.estimators._path import MixtureSplit
-from tempering.estimators.calibration import TemperatureScaler
-from tempering.estimators.mixture import AnnealedMixture
+from tempering.estimators.calibration.scaler import TemperatureScaler
+from tempering.estimators.calibration.source import Logits
+from tempering.estimators.mixture.checks import MixtureConvergenceWarning
+from tempering.estimators.mixture.estimator import AnnealedMixture
+from tempering.estimators.mixture.path import MixtureSplit
 
 __all__ = [
     "AnnealedMixture",

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tempering.attention.control import tempered
+from tempering.attention.control.tempered import tempered
 from tempering.attention.modes import evaluation_mode
 from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempering.attention.layout import Layout, layout
-from tempering.attention.profile import Profile
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.layout import Layout
+from tempering.attention.profiles.profile import Profile
 from tempering.chunks import token_chunks
 from tempering.errors import InputError
 from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tempering.attention.control import tempered
+from tempering.attention.control.tempered import tempered
 from tempering.attention.modes import evaluation_mode
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, mean_estimate, paired_difference

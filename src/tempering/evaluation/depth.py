@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from tempering.attention.layout import Layout, layout
-from tempering.attention.profile import Profile
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.layout import Layout
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import DepthWarning, InputError, ScheduleError
 from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
 from tempering.evaluation.cost import Cost, Variant, cost_rows, summarised

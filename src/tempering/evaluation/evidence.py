@@ -23,15 +23,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tempering.attention.control import tempered
-from tempering.attention.profile import Profile
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
+from tempering.attention.tuning.alternatives import Alternative
 from tempering.attention.tuning.live import frozen
 from tempering.attention.tuning.objective import Batch, target_logits
 from tempering.attention.tuning.outcome import Tuned
 from tempering.attention.tuning.pieces import Constraint, Objective, Piece
 from tempering.attention.tuning.split import refuse_overlap
 from tempering.errors import InputError
-from tempering.evaluation.alternatives import Alternative
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.chunks import t_quantile
 from tempering.errors import InputError
+from tempering.intervals import t_quantile
 
 
 class Estimate(NamedTuple):

@@ -19,6 +19,7 @@ from tempering.files import write_atomic
 from tempering.reports import schema
 from tempering.reports.sections import check_results
 from tempering.reports.values import decode, dumps, encode, plain
+from tempering.version import __version__
 
 FORMAT = "tempering.record"
 VERSION = 1
@@ -188,8 +189,6 @@ def _written_by(body: dict[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    from tempering import __version__
-
     found = {"python": platform.python_version(), "tempering": __version__}
     for module, distribution in _PACKAGES.items():
         if module in sys.modules:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from tempering.attention.baking.folds import Fold
 from tempering.attention.baking.isolate import sample_with_types
-from tempering.attention.control import tempered
-from tempering.attention.layout import layout
-from tempering.attention.probe import run
-from tempering.attention.profile import Profile
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.watch import run
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import BakeError, CheckError
 
 if TYPE_CHECKING:
-    from tempering.attention.bake import Foldable
+    from tempering.attention.baking.foldable import Foldable
 
 # Of the standard deviation of the logits: float32 leaves about 1e-6.
 TOLERANCE = 1e-4

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tempering.attention import routes
-from tempering.attention.control import Tempering
+from tempering.attention.control.handle import Tempering
+from tempering.attention.examining.watch import run, sample_inputs
+from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import has_sinks, sliced_logits
-from tempering.attention.probe import run, sample_inputs
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -128,7 +128,7 @@ class Isolated:
             args, kwargs = tree_map(_own, (args, kwargs))
             with Tempering(self.module, self._layout, [profile]), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                getattr(self.module, routes.STATE).observer = _Observer(seen)
+                getattr(self.module, interface_route.STATE).observer = _Observer(seen)
                 with _Products(seen):
                     output = self.module(*args, **kwargs)
             seen.outputs = [

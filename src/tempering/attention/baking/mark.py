@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tempering.attention.baking.folds import Fold
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import BakeError
 
 VERSION = 1

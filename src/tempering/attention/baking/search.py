@@ -21,7 +21,7 @@ from torch import Tensor
 from tempering.attention.baking.folds import Fold, Form, folded
 from tempering.attention.baking.isolate import Isolated, Seen
 from tempering.attention.baking.labels import Reach, reaches
-from tempering.attention.check import random_temperatures
+from tempering.attention.control.self_check import random_temperatures
 
 # Relative to the largest logit of a head; float32 rounding on a few tokens gives about 1e-6.
 _TOLERANCE = 2e-5

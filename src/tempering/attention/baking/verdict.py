@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.bake import NO, PER_HEAD, PER_LAYER, Foldable, foldable, refuse_baked
 from tempering.attention.baking.apply import (
     TOLERANCE,
     betas,
@@ -17,10 +16,12 @@ from tempering.attention.baking.apply import (
     logits_of,
     verification_inputs,
 )
+from tempering.attention.baking.bake import foldable, refuse_baked
+from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable
 from tempering.attention.baking.folds import folded
-from tempering.attention.check import random_temperatures
-from tempering.attention.layout import layout
-from tempering.attention.profile import Profile
+from tempering.attention.control.self_check import random_temperatures
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.profiles.profile import Profile
 
 
 @dataclass(frozen=True)

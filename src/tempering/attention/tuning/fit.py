@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempering.attention.fingerprint import fingerprint
-from tempering.attention.layout import layout
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.basis import Basis, make_basis
 from tempering.attention.tuning.kept import Kept

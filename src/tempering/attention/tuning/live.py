@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from tempering.attention import routes
-from tempering.attention.control import Tempering, tempered
-from tempering.attention.layout import Layout, layout
-from tempering.attention.profile import Profile
+from tempering.attention.control.handle import Tempering
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.hooks import interface_route
+from tempering.attention.layout import Layout
+from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis
 from tempering.attention.tuning.pieces import Piece
 from tempering.attention.tuning.trouble import locate_nan
@@ -103,7 +105,7 @@ def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) ->
     check_bounds(bounds)
     plan = layout(model)
     for layer in plan.layers:
-        if hasattr(model.get_submodule(layer.name), routes.STATE):
+        if hasattr(model.get_submodule(layer.name), interface_route.STATE):
             raise RefusedError(
                 f"{layer.name} is tempered by a handle already, and temperatures found now would "
                 "hold only on top of it; call its .remove() first"

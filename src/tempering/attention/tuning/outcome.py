@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tempering.attention.layout import Layout
-from tempering.attention.measure import measure_tokens
-from tempering.attention.profile import Profile
+from tempering.attention.measuring.measure import measure_tokens
+from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.live import Bounds, Live
 from tempering.attention.tuning.objective import Batch
 from tempering.attention.tuning.pieces import Objective

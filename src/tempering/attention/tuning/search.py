@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.attention.fingerprint import fingerprint
-from tempering.attention.layout import layout
-from tempering.attention.profile import Profile
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.profiles.fingerprint import fingerprint
+from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis, make_basis
 from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.live import Bounds, Live, live

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempering.attention import interface
+from tempering.attention.hooks import interface_patch
 from tempering.attention.tuning.pieces import Piece
 
 
@@ -73,7 +73,7 @@ def _first_bad(live: Any, piece: Piece) -> str:
             found.append(f"the first bad values come from {names[id(module)].name}")
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interface.watched(wrap))
+        stack.enter_context(interface_patch.watched(wrap))
         for layer in live.plan.layers:
             module = live.model.get_submodule(layer.name)
             stack.callback(module.register_forward_hook(see).remove)

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, InvalidURL
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError, RefusedError
 
 PATH = "/v1/tempering/profile"

@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.client import PATH
 from tempering.engines.vllm.swap import agreed, swap_served
 from tempering.errors import InputError, TemperingError

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempering.attention.fingerprint import fingerprint_of, sampled
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.fingerprint import fingerprint_of, sampled
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.rows import Slot, betas
 from tempering.engines.vllm.settings import PerEngine, Settings, configured, named_profiles
 from tempering.errors import ArchitectureError, RefusedError

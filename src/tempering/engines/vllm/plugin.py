@@ -6,9 +6,10 @@ the wrappers below look, and call what they wrap.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
+
+from tempering.engines.vllm.wrapping import wrap
 
 
 def register() -> None:
@@ -23,27 +24,6 @@ def register() -> None:
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
     wrap(WorkerBase, "__init__", _init_worker)
-
-
-def registered() -> bool:
-    """Whether vLLM has run this plugin in this process."""
-    from vllm.v1.worker.worker_base import WorkerBase
-
-    return hasattr(WorkerBase.__init__, "_tempering")
-
-
-def wrap(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
-    """Replace a method by `wrapper(original, self, ...)`; a second time does nothing."""
-    original = getattr(owner, name)
-    if hasattr(original, "_tempering"):
-        return
-
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, self, *args, **kwargs)
-
-    method._tempering = True  # type: ignore[attr-defined]
-    setattr(owner, name, method)
 
 
 def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:

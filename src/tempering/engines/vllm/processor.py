@@ -16,10 +16,10 @@ from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from tempering.engines.vllm.admission import check_request
-from tempering.engines.vllm.plugin import registered
 from tempering.engines.vllm.policies import asks_policy, policy_of, sample_of
 from tempering.engines.vllm.settings import configured
 from tempering.engines.vllm.streams import Stream, temper_rows
+from tempering.engines.vllm.wrapping import registered
 from tempering.errors import RefusedError
 from tempering.tokens.state import TokenState
 

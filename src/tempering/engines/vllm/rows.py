@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.engines.embedded import MODELS, embedded_directory
+from tempering.engines.loading.embedded import MODELS, embedded_directory
 from tempering.engines.vllm.rows import place
 from tempering.engines.vllm.serve import EXTENSION
 from tempering.engines.vllm.swap import agreed, swap_profile

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tempering.attention.profile import Profile
-from tempering.engines.embedded import MODELS, embedded_directory
+from tempering.attention.profiles.profile import Profile
+from tempering.engines.loading.embedded import MODELS, embedded_directory
 from tempering.errors import InputError, MissingExtraError
 
 EXTENSION = "tempering.engines.vllm.worker.Worker"

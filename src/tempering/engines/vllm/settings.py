@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError
 
 KEYS = ("profile", "profiles")

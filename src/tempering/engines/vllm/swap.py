@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tempering import errors
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import RefusedError
 
 

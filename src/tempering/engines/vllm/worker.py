@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tempering.attention.profile import Profile
+from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.settings import PerEngine
 from tempering.errors import InputError, RefusedError, TemperingError
 

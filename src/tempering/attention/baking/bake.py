@@ -1,0 +1,205 @@
+"""Which temperatures fold into a model's weights, and folding them in memory.
+
+foldable(model)        per head, per layer or not at all, layer by layer, with the reason
+bake(model, profile)   a copy of the model whose own temperature is the profile's
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from tempering.attention.baking.apply import (
+    betas,
+    check_deviation,
+    controlled_logits,
+    deviation,
+    logits_of,
+    verification_inputs,
+)
+from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable, LayerFold
+from tempering.attention.baking.isolate import Isolated, capture_calls
+from tempering.attention.baking.mark import make_mark
+from tempering.attention.baking.search import Found, search
+from tempering.attention.control.tempered import BAKED_MARK
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.hooks import interface_patch, interface_route
+from tempering.attention.layout import Layout
+from tempering.attention.profiles.profile import Profile
+from tempering.errors import ArchitectureError, BakeError, RefusedError
+
+_BAKED = (
+    "this model's weights were baked with a temperature profile already; bake the original, or "
+    "take the profile out first: tempering bake MODEL --undo --out DIR"
+)
+
+
+def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable:
+    """Find, by experiment on a few tokens, which profiles fold into the weights of `model`.
+
+    Parameters
+    ----------
+    model: a transformers model, untempered; it is left as it is.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids`.
+
+    Raises RefusedError when the model is tempered at the moment.
+    """
+    for module in model.modules():
+        if getattr(module, interface_route.STATE, None) is not None:
+            raise RefusedError(
+                "this model is tempered at the moment; remove the handle before baking"
+            )
+    reason = _unsuited(model)
+    if reason:
+        return Foldable(NO, reason)
+    try:
+        plan = layout(model, sample)
+    except ArchitectureError as error:
+        return Foldable(NO, str(error))
+    layers = _folds(model, plan, sample)
+    layers = _without_shared(model, layers)
+    for verdict in (NO, PER_LAYER):
+        for item in layers:
+            if item.verdict == verdict:
+                return Foldable(verdict, f"{item.name}: {item.reason}", layers)
+    return Foldable(PER_HEAD, "", layers)
+
+
+def _unsuited(model: nn.Module) -> str:
+    """Why no weight of the model can be folded at all; empty when there is no such reason."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, BAKED_MARK, None):
+        return _BAKED
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = (
+            quantization.get("quant_method")
+            if isinstance(quantization, dict)
+            else getattr(quantization, "quant_method", None)
+        )
+        method = getattr(method, "value", method)
+        # A model read from a GGUF file has plain weights by now.
+        if method != "gguf":
+            return (
+                f"its weights are quantised ({method}); bake the model that they were quantised "
+                "from, then quantise it"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            return f"{name} is on the meta device and has no data; load the weights first"
+    return ""
+
+
+def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tuple[LayerFold, ...]:
+    config: Any = model.config
+    implementation = config._attn_implementation
+    setter: Any = getattr(model, "set_attn_implementation", None)
+    # Fused kernels run in half precision and show no logits.
+    switched = implementation not in (None, "eager", "sdpa")
+    if switched:
+        setter("eager")
+    try:
+        calls = capture_calls(model, list(plan.names), sample)
+        found = []
+        # Wrapped once, and not anew for each trial.
+        interface_patch.acquire()
+        try:
+            for layer in plan.layers:
+                module = model.get_submodule(layer.name)
+                item = search(Isolated(module, layer, calls.pop(layer.name)))
+                found.append(_named(model, layer.name, item))
+        finally:
+            interface_patch.release()
+    finally:
+        if switched:
+            setter(implementation)
+    return tuple(found)
+
+
+def _named(model: nn.Module, layer: str, found: Found) -> LayerFold:
+    """Parameters by their names in the model; the first one, where a parameter has several."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    folds = tuple(
+        replace(fold, parameter=first[id(model.get_parameter(f"{layer}.{fold.parameter}"))])
+        for fold in found.folds
+    )
+    return LayerFold(layer, found.verdict, found.reason, folds)
+
+
+def _without_shared(model: nn.Module, layers: tuple[LayerFold, ...]) -> tuple[LayerFold, ...]:
+    """Parameters that serve elsewhere as well allow less, or nothing."""
+    owners: dict[str, list[str]] = {}
+    for layer in layers:
+        for fold in layer.folds:
+            owners.setdefault(fold.parameter, []).append(layer.name)
+    modules: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                modules.setdefault(id(parameter), set()).add(id(module))
+    result = []
+    for layer in layers:
+        for fold in layer.folds:
+            others = [name for name in owners[fold.parameter] if name != layer.name]
+            if others:
+                reason = (
+                    f"it shares {fold.parameter} with {others[0]}, so both take the same "
+                    "temperatures or neither any"
+                )
+                layer = replace(layer, verdict=NO, reason=reason)
+                break
+            if len(modules[id(model.get_parameter(fold.parameter))]) > 1:
+                reason = f"{fold.parameter} is tied to a weight of another module"
+                layer = LayerFold(layer.name, NO, reason)
+                break
+        result.append(layer)
+    return tuple(result)
+
+
+def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = None) -> nn.Module:
+    """A copy of `model` whose own attention temperatures are those of `profile`.
+
+    The copy runs anywhere at no cost; its configuration carries a mark, so that it isn't
+    tempered or baked again unawares. It is compared with the controlled model in float32:
+    their logits agree to 1e-4 of their standard deviation on random input. Half precision is
+    folded in float32 and rounded once.
+
+    Parameters
+    ----------
+    model: a transformers model, untempered; it is left as it is.
+    profile: temperatures; layers at T = 1 stay as they are.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids`.
+
+    Raises BakeError (a layer that can't be folded, by name, or a model that was baked already),
+    ProfileError (another shape or model), RefusedError (tempered at the moment), CheckError.
+    """
+    refuse_baked(model)
+    profile.check_model(model)
+    profile.resolve(layout(model, sample))
+    found = foldable(model, sample)
+    chosen = betas(found, model, profile)
+    work = copy.deepcopy(model).float()
+    inputs = verification_inputs(work, sample)
+    bare = replace(profile, model=None)
+    wanted = controlled_logits(work, bare, inputs, sample)
+    for fold, beta in chosen:
+        fold.apply_(work.get_parameter(fold.parameter), beta)
+    check_deviation(deviation(logits_of(work, inputs), wanted), "the baked model")
+    result = work
+    if any(one.dtype != two.dtype for one, two in zip(model.parameters(), work.parameters())):
+        result = copy.deepcopy(model)
+        for fold, beta in chosen:
+            fold.apply_(result.get_parameter(fold.parameter), beta)
+    config: Any = result.config
+    mark = make_mark(profile, {fold.parameter: [(fold, beta)] for fold, beta in chosen})
+    setattr(config, BAKED_MARK, mark)
+    return result
+
+
+def refuse_baked(model: nn.Module) -> None:
+    """BakeError when a model carries the mark of a bake."""
+    if getattr(getattr(model, "config", None), BAKED_MARK, None):
+        raise BakeError(_BAKED)

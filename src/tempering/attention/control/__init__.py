@@ -1,0 +1,1 @@
+"""A profile put in force on a model, proved, and taken away."""

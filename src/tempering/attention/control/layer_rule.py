@@ -1,0 +1,137 @@
+"""Profiles with rules: one more temperature for every query, at every layer that has a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tempering.attention.logits import Call, sliced_logits
+from tempering.attention.profiles.adaptive import check_layer
+from tempering.attention.profiles.rules import LogLength, Rule, rule
+from tempering.errors import ProfileError, RefusedError
+
+
+@dataclass
+class RuleCount:
+    """How often a rule acted, and how often T stood at one of its bounds."""
+
+    rule: str
+    queries: int = 0
+    coldest: int = 0
+    hottest: int = 0
+
+
+class LayerRule:
+    """What a tempered module asks for its inverse temperatures, query by query.
+
+    texts: the rule of each row of the batch (or one for all); None where a row has none.
+    """
+
+    def __init__(self, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
+        self.module, self.state, self.texts = module, state, list(texts)
+        self.rules = {text: rule(text) for text in texts if text is not None}
+        self.counts = {text: RuleCount(text) for text in self.rules}
+
+    @torch.compiler.disable
+    def __call__(
+        self, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+    ) -> Float[Tensor, "batch heads q_seq 1"]:
+        """beta of every query: the profile's times the rule's."""
+        batch, heads, q_seq, _ = query.shape
+        if len(self.texts) not in (1, batch):
+            raise ProfileError(
+                f"{len(self.texts)} profiles with rules were given for a batch of {batch} rows "
+                f"(at {self.state.layer.name}); give one profile, or one for each row"
+            )
+        texts = self.texts * batch if len(self.texts) == 1 else self.texts
+        own = self.state.beta.to(query.device)
+        beta = own.new_ones(batch, heads, q_seq)
+        for text, item in self.rules.items():
+            rows = [index for index, other in enumerate(texts) if other == text]
+            found = self._beta(item, self.counts[text], rows, query, key, mask, kwargs, own)
+            place = torch.tensor(rows, device=query.device)
+            beta = beta.index_copy(0, place, found.to(beta))
+        return own * beta[..., None]
+
+    def _beta(
+        self,
+        item: Rule,
+        count: RuleCount,
+        rows: list[int],
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        kwargs: dict[str, Any],
+        own: Tensor,
+    ) -> Tensor:
+        """[rows, heads, q_seq]"""
+        heads, q_seq = query.shape[1:3]
+        count.queries += len(rows) * heads * q_seq
+        if isinstance(item, LogLength):
+            call = Call.of(self.module, query, key, mask, kwargs)
+            return item.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
+        parts = []
+        for logits in sliced_logits(self.module, query, key, mask, kwargs):
+            tempered = (logits * own.to(logits.dtype))[rows]
+            beta, cold, hot = item.beta(tempered.flatten(0, 2))
+            count.coldest += int(cold.sum())
+            count.hottest += int(hot.sum())
+            parts.append(beta.view(tempered.shape[:3]))
+        return torch.cat(parts, dim=2)
+
+
+def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
+    """How many keys each query sees."""
+    batch, _, q_seq, _ = call.query.shape
+    kv_seq, device = call.key.shape[2], call.query.device
+    place = torch.arange(kv_seq, device=device)
+    at = torch.arange(q_seq, device=device)[:, None]
+    seen = torch.ones(1, 1, 1, kv_seq, dtype=torch.bool, device=device)
+    if call.mask is not None:
+        mask = call.mask[..., :kv_seq]
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    if not call.causal:
+        return seen.sum(-1).expand(batch, -1, q_seq)
+    if call.mask is None:
+        within = (
+            (at + 1).clamp(max=kv_seq)
+            if call.window is None
+            else (at + 1).clamp(max=min(call.window, kv_seq))
+        )
+        return within.view(1, 1, q_seq).expand(batch, 1, q_seq)
+    shown = place <= at
+    if call.window is not None:
+        shown &= place > at - call.window
+    return (seen & shown).sum(-1).expand(batch, -1, q_seq)
+
+
+def check_attach(handle: Any, state: Any, texts: Sequence[str | None]) -> None:
+    """Raise what `attach` would, and change nothing."""
+    if all(text is None for text in texts):
+        return
+    check_layer(state.layer)
+    if state.rule is not None and state.rule_owner is not handle:
+        raise RefusedError(
+            f"{state.layer.name} has a rule already ({', '.join(state.rule.counts)}); rules don't "
+            "nest: remove the other handle first"
+        )
+
+
+def attach(handle: Any, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
+    """Give a tempered module its rules; RefusedError where another handle gave it some."""
+    check_attach(handle, state, texts)
+    if all(text is None for text in texts):
+        detach(handle, state)
+    else:
+        state.rule, state.rule_owner = LayerRule(module, state, texts), handle
+
+
+def detach(handle: Any, state: Any) -> None:
+    """Take away the rules that a handle gave."""
+    if state.rule_owner is handle:
+        state.rule, state.rule_owner = None, None

@@ -1,0 +1,148 @@
+"""The self-check on attach: does the model in hand obey softmax(l / T), exactly?
+
+Two short forwards. The first finds the layers and tries every attention call that it makes
+(`probe.py`, `trial.py`); it is the one that gives the layout, so it is seldom run for the check
+alone. The second runs under a real handle, as a step of decoding where the model keeps a cache,
+and tries every call again. What must hold:
+
+- T = 1 reproduces the original, bit for bit;
+- every layer of the layout is reached by its temperature;
+- random temperatures per head, in one row of the batch, agree with the reference;
+- the output moves.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tempering.attention.control.handle import Tempering
+from tempering.attention.examining.interface_trial import (
+    Trial,
+    random_temperatures,
+    row_temperatures,
+)
+from tempering.attention.examining.layout_of import examined
+from tempering.attention.examining.softmax_trial import SoftmaxTrial
+from tempering.attention.examining.watch import Observation, observe, sample_inputs
+from tempering.attention.hooks.state import STATE
+from tempering.attention.layout import Layout
+from tempering.attention.profiles.profile import Profile
+from tempering.errors import CheckError, TemperingError
+
+__all__ = ["ensure_checked", "random_temperatures", "self_check", "verdict_key"]
+
+_VERDICTS: set[str] = set()
+
+
+def verdict_key(model: nn.Module) -> str:
+    """What a verdict holds for: class, configuration, implementation, dtype and device."""
+    config: Any = model.config
+    parameter = next(model.parameters())
+    fields = config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        fields.pop(name, None)
+    return "|".join(
+        (
+            f"{type(model).__module__}.{type(model).__qualname__}",
+            str(config._attn_implementation),
+            str(parameter.dtype),
+            parameter.device.type,
+            json.dumps(fields, sort_keys=True, default=str),
+        )
+    )
+
+
+def ensure_checked(model: nn.Module, sample: dict[str, Any] | None = None) -> None:
+    """Run the self-check unless this kind of model has passed it in this process."""
+    key = verdict_key(model)
+    if key not in _VERDICTS:
+        self_check(model, sample)
+        _VERDICTS.add(key)
+
+
+def self_check(model: nn.Module, sample: dict[str, Any] | None = None) -> Trial:
+    """Try the model; what the reference made of it, over both forwards.
+
+    Raises CheckError that names the first layer that disagrees.
+    """
+    plan, first = examined(model, sample)
+    _raise(first.trial)
+    second = _second(model, plan, first, sample)
+    first.memory = None
+    _raise(second.trial)
+    moved = max(first.trial.moved, second.trial.moved)
+    if moved < 16 * torch.finfo(torch.float32).eps:
+        raise CheckError(
+            f"random temperatures did not move the attention of {type(model).__name__} "
+            f"(largest relative change {moved:.2g}), so nothing is proven about it"
+        )
+    return Trial(
+        share=max(first.trial.share, second.trial.share),
+        moved=moved,
+        spread=max(first.trial.spread, second.trial.spread),
+        calls={n: first.trial.calls.get(n, 0) + second.trial.calls.get(n, 0) for n in plan.names},
+    )
+
+
+def _raise(trial: Trial) -> None:
+    if trial.disagreement is not None:
+        raise CheckError(f"{trial.disagreement}. This model can't be controlled exactly")
+
+
+def _second(
+    model: nn.Module, plan: Layout, first: Observation, sample: dict[str, Any] | None
+) -> Observation:
+    if sample is None and first.memory is not None:
+        try:
+            return _under_a_handle(model, plan, _next_inputs(model, first.memory))
+        except TemperingError:
+            raise
+        except Exception:
+            # Some architectures decode by rules of their own. What else went wrong does so again.
+            first.memory = None
+    return _under_a_handle(model, plan, sample if sample is not None else sample_inputs(model))
+
+
+def _under_a_handle(model: nn.Module, plan: Layout, inputs: dict[str, Any]) -> Observation:
+    batch = inputs.get("attention_mask", next(iter(inputs.values()))).shape[0]
+    trial = Trial()
+    with Tempering(model, plan, [Profile.neutral(plan)]) as handle:
+        handle.set_rows([row_temperatures(layer, batch) for layer in plan.layers])
+        states = [getattr(model.get_submodule(name), STATE) for name in plan.names]
+        before = handle.calls()
+        for state in states:
+            state.trial = SoftmaxTrial(trial)
+        try:
+            observation = observe(model, inputs, trial=trial)
+        finally:
+            for state in states:
+                state.trial = None
+        after = handle.calls()
+    for layer in plan.layers:
+        reached = after[layer.name] - before[layer.name]
+        called = observation.softmaxes[layer.name]
+        if reached == 0 or reached < called:
+            times = f" in {called - reached} of {called} softmaxes" if reached else ""
+            raise CheckError(
+                f"{layer.name} was not reached by its temperature{times} (route: {layer.route}). "
+                "This model can't be controlled exactly"
+            )
+    return observation
+
+
+def _next_inputs(model: nn.Module, memory: Any) -> dict[str, Any]:
+    """What decoding gives the model after the first forward: one token and the cache."""
+    inputs, subject = sample_inputs(model), cast(Any, model)
+    if subject.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["decoder_input_ids"][:, -1:]
+        return {**inputs, "past_key_values": memory}
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids = torch.cat([ids, ids[:, -1:]], dim=1)
+    mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return subject.prepare_inputs_for_generation(
+        ids, next_sequence_length=1, past_key_values=memory, attention_mask=mask
+    )

@@ -1,0 +1,210 @@
+"""Every attention call of a forward pass, tried: is it softmax(l / T) V for random T?
+
+A call is repeated on the same arguments with temperatures 1 in all rows of the batch but the
+last, whose heads have random ones, and compared with the reference (`reference.py`); once more
+with one temperature for all, which reaches the logits through the scaling factor. Since
+each call is judged by its own arguments, nothing adds up over depth, and rounding is all that
+may differ. What can run in float64 does, so that a model in half precision is judged as
+sharply as any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tempering.attention.examining.reference import Arguments, Reference, widened
+from tempering.attention.hooks.state import STATE, TemperatureState
+from tempering.attention.layout import AttentionLayer
+
+# Disagreement allowed, as a share of what the temperatures changed; exact control leaves 1e-6,
+# a bias or a sink left undivided 1e-2 and more (measured by the mutations of the tests).
+SHARE = 1e-3
+# What rounding may do besides (`Reference.noise`) for kernels that know half precision alone: a
+# multiple of what it does untempered.
+FUSED, FUSED_SHARE = 6.0, 0.02
+_WIDE = ("eager", "sdpa")
+# For all heads and rows alike; any but 1 would do.
+UNIFORM = 0.6
+
+
+def random_temperatures(name: str, heads: int) -> Float[Tensor, "heads"]:
+    """Log-uniform in 1/3..3, fixed by the layer's name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.exp((torch.rand(heads, generator=generator) * 2 - 1) * 1.1)
+
+
+def row_temperatures(layer: AttentionLayer, rows: int) -> Float[Tensor, "rows heads"]:
+    """1 in all rows but the last (float64)."""
+    table = torch.ones(rows, layer.heads, dtype=torch.float64)
+    table[-1] = random_temperatures(layer.name, layer.heads).double()
+    return table
+
+
+def in_force(state: TemperatureState, rows: int) -> Float[Tensor, "rows heads"]:
+    """The temperatures that all handles of a module give together (float64)."""
+    total = torch.ones(1, state.layer.heads, dtype=torch.float64)
+    for part in state.parts.values():
+        total = total * part.detach().double().cpu()
+    return total.expand(rows, -1)
+
+
+def trial_state(layer: AttentionLayer, like: Tensor) -> TemperatureState:
+    """A state at T = 1, of the precision that a model with such tensors gives it."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return TemperatureState(layer, like.device, dtype)
+
+
+@dataclass(eq=False)
+class Trial:
+    """What the reference made of the calls so far.
+
+    disagreement: the first one, in words. share: the largest error, as a share of what the
+    temperatures changed. moved: the largest relative change that temperatures made.
+    spread: the largest standard deviation of a layer's logits: what there is to divide.
+    calls: trials of attention calls, by layer.
+    """
+
+    disagreement: str | None = None
+    share: float = 0.0
+    moved: float = 0.0
+    spread: float = 0.0
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def object(self, text: str) -> None:
+        """Note a disagreement; the first one stays."""
+        if self.disagreement is None:
+            self.disagreement = text
+
+    def judge(
+        self, layer: AttentionLayer, error: float, effect: float, scale: float, noise: float
+    ) -> None:
+        """Note a call whose output is off by `error` where temperatures changed it by `effect`."""
+        self.calls[layer.name] = self.calls.get(layer.name, 0) + 1
+        share = error / max(effect, 1e-300)
+        if not error <= SHARE * effect + noise:
+            self.object(
+                f"{layer.name} disagrees with the reference: its output is off by {share:.2g} of "
+                f"what the temperatures changed (allowed {SHARE:g})"
+            )
+        if effect > noise:
+            self.share = max(self.share, share)
+            self.moved = max(self.moved, effect / max(scale, 1e-300))
+
+
+def try_interface(
+    trial: Trial,
+    layer: AttentionLayer,
+    function: Callable[..., Any],
+    eager: Callable[..., Any],
+    module: nn.Module,
+    arguments: Arguments,
+    kwargs: dict[str, Any],
+) -> None:
+    """Try a call of the attention interface; temper the module meanwhile if it is untempered."""
+    call = _Call(layer, function, module, arguments, kwargs)
+    reference = Reference(eager, module, arguments, kwargs, layer.mask_floor)
+    trial.spread = max(trial.spread, reference.spread())
+    state = getattr(module, STATE, None)
+    if state is not None:
+        before = state.calls
+        _tempered(trial, call, reference, state)
+        state.calls = before
+        return
+    _untempered(trial, call, reference)
+    state = trial_state(layer, arguments[0])
+    original = call()
+    setattr(module, STATE, state)
+    state.set(trial, torch.ones(1, layer.heads, dtype=torch.float64))
+    try:
+        if not torch.equal(call().nan_to_num(), original.nan_to_num()):
+            trial.object(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
+        one = torch.full((1, layer.heads), UNIFORM, dtype=torch.float64)
+        for table in (one, row_temperatures(layer, len(original))):
+            state.set(trial, table)
+            _tempered(trial, call, reference, state)
+    finally:
+        delattr(module, STATE)
+
+
+def _untempered(trial: Trial, call: _Call, reference: Reference) -> None:
+    """Is the reference one for this function at all?"""
+    own, name = reference.output(), call.layer.name
+    scale = max(reference.norm(own), 1e-300)
+    error = reference.norm(reference.eager - own) / scale
+    if not error <= reference.noise:
+        trial.object(f"{name}: its eager attention is not softmax(l) V (off by {error:.2g})")
+    error = reference.norm(call(wide=True) - own) / scale
+    if not error <= (reference.noise if call.widens else FUSED_SHARE):
+        trial.object(f"{name}: its attention differs from its eager attention by {error:.2g}")
+
+
+def _tempered(trial: Trial, call: _Call, reference: Reference, state: TemperatureState) -> None:
+    own = reference.output()
+    exact = reference.output(in_force(state, len(own)).to(own.device))
+    effect, scale = reference.norm(exact - own), reference.norm(exact)
+    error = reference.norm(call(wide=True) - exact)
+    noise = reference.noise * scale
+    if not call.widens:
+        with call.bare():
+            noise = FUSED * reference.norm(call() - own)
+    trial.judge(call.layer, error, effect, scale, noise)
+
+
+@dataclass
+class _Call:
+    """An attention call that can be repeated, in float64 where the function can."""
+
+    layer: AttentionLayer
+    function: Callable[..., Any]
+    module: nn.Module
+    arguments: Arguments
+    kwargs: dict[str, Any]
+
+    @property
+    def widens(self) -> bool:
+        config: Any = self.module.config
+        return config._attn_implementation in _WIDE
+
+    def __call__(self, wide: bool = False) -> Tensor:
+        if not (wide and self.widens):
+            return self.function(self.module, *self.arguments, **self.kwargs)[0]
+        arguments = tuple(widened(item) for item in self.arguments)
+        kwargs = {name: widened(item) for name, item in self.kwargs.items()}
+        with _wide_sinks(self.module):
+            return self.function(self.module, *arguments, **kwargs)[0]
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[None]:
+        """Without the module's temperature."""
+        state = getattr(self.module, STATE)
+        delattr(self.module, STATE)
+        try:
+            yield
+        finally:
+            setattr(self.module, STATE, state)
+
+
+@contextlib.contextmanager
+def _wide_sinks(module: nn.Module) -> Iterator[None]:
+    """The sink logits that a module keeps in float64 for a while."""
+    own: list[tuple[dict[str, Any], str, Tensor]] = [
+        (place, name, item)
+        for place in (module._parameters, module._buffers)
+        for name, item in place.items()
+        if "sink" in name and item is not None
+    ]
+    for place, name, item in own:
+        place[name] = item.detach().double()
+    try:
+        yield
+    finally:
+        for place, name, item in own:
+            place[name] = item

@@ -1,0 +1,1 @@
+"""How a temperature reaches a softmax: the routes, and the state that a tempered module carries."""

@@ -1,0 +1,211 @@
+"""How a temperature reaches a softmax: l -> l / T for all that the architecture puts before it.
+
+Two routes. Where a model calls transformers' attention interface, what the interface hands
+back is wrapped: queries (or the scaling factor), finite entries of an additive mask, additive
+position biases, sink logits and the soft cap are multiplied by beta = 1/T, which equals
+dividing the finished logits:
+
+    cap tanh(l / cap) / T = (cap/T) tanh((l/T) / (cap/T))
+
+Where a model has attention code of its own, its softmax (or scaled dot product) calls are
+reached while the module's forward runs (`softmaxes.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempering.attention.hooks.softmax_route import TemperedSoftmax
+from tempering.attention.hooks.state import STATE, TemperatureState, scaled, scaled_mask
+from tempering.errors import ArchitectureError
+
+__all__ = [
+    "LOGIT_ARGUMENTS",
+    "NEUTRAL_ARGUMENTS",
+    "STATE",
+    "TemperatureState",
+    "TemperedSoftmax",
+    "attend",
+    "check_arguments",
+]
+
+# Keyword arguments of the attention interface that add to the logits or cap them ...
+LOGIT_ARGUMENTS = ("position_bias", "s_aux", "sinks", "softcap")
+# ... and those that leave them alone: every keyword that the modelling files of transformers
+# 5.17 to 5.23 write at a call of the interface, and every parameter of the attention functions
+# that it can hand back, less the ones above. They say what is scaled, dropped out, packed,
+# cached or selected. `check_arguments` says what becomes of any other.
+NEUTRAL_ARGUMENTS = frozenset(
+    "dropout scaling is_causal sliding_window cu_seq_lens_q cu_seq_lens_k max_length_q "
+    "max_length_k output_attentions position_ids indices block_indices deterministic cache "
+    "kernel_options target_dtype implementation use_top_left_mask block_table".split()
+)
+
+
+def check_arguments(function: Callable[..., Any], layer: str, names: Any) -> None:
+    """ArchitectureError for an argument that may change the logits in a way not known here.
+
+    Models pass on every keyword that they were called with, so most never matter: an attention
+    function of transformers reads what its signature names and ignores the rest. A function
+    from elsewhere is given known arguments only.
+    """
+    for name in names:
+        if name in NEUTRAL_ARGUMENTS or name in LOGIT_ARGUMENTS:
+            continue
+        # Of the function inside an observer, which must not be kept alive here.
+        named, known = _signature(inspect.unwrap(function))
+        if name in named or not known:
+            raise ArchitectureError(
+                f"{layer} passes '{name}' to its attention function "
+                f"({getattr(function, '__name__', function)}), which is not known to leave the "
+                "logits alone; this architecture is refused"
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def _signature(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Parameters that a function names, and whether it is one of transformers' own."""
+    named = frozenset(inspect.signature(function).parameters)
+    return named, getattr(function, "__module__", "").split(".")[0] == "transformers"
+
+
+class _ModuleWithSinks:
+    """A module whose sink logits are tempered, for eager code that reads them off the module."""
+
+    def __init__(self, module: nn.Module, beta: Tensor) -> None:
+        self._module = module
+        self._beta = beta
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if "sink" in name and isinstance(value, Tensor):
+            return _scaled_sinks(value, self._beta)
+        return value
+
+
+def _scaled_sinks(sinks: Tensor, beta: Tensor) -> Tensor:
+    heads = beta.shape[1]
+    if sinks.ndim == 1 and sinks.shape[0] == heads and beta.shape[2] > 1:
+        raise ArchitectureError(
+            "sink logits are shared by all queries, so temperatures that depend on the query can't "
+            "reach them"
+        )
+    if sinks.ndim == 1 and sinks.shape[0] == heads:
+        return (sinks * beta.reshape(heads)).to(sinks.dtype)
+    if sinks.ndim >= 3 and sinks.shape[-3] == heads:
+        return (sinks * beta).to(sinks.dtype)
+    raise ArchitectureError(f"sink logits of shape {tuple(sinks.shape)} don't match {heads} heads")
+
+
+def has_own_sinks(module: nn.Module) -> bool:
+    """Whether sink logits are weights of the attention module."""
+    return any("sink" in name for name in module._parameters) or any(
+        "sink" in name for name in module._buffers
+    )
+
+
+def attend(
+    function: Callable[..., Any],
+    state: TemperatureState,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """Call an attention function of transformers with its logits divided by T."""
+    layer = state.layer
+    if query.shape[1] != layer.heads:
+        raise ArchitectureError(
+            f"{layer.name} has queries of shape {tuple(query.shape)}; "
+            f"axis 1 should hold its {layer.heads} heads"
+        )
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        check_arguments(function, layer.name, kwargs)
+        state.calls += 1
+        state.meet(query.shape[0], query.device)
+    beta = state.beta if state.rule is None else state.rule(query, key, attention_mask, kwargs)
+    sinks = has_own_sinks(module)
+    extras = [name for name in LOGIT_ARGUMENTS if kwargs.get(name) is not None]
+    flat = [name for name in ("s_aux", "sinks") if name in extras and kwargs[name].ndim == 1]
+    if beta.shape[0] > 1 and (sinks or flat):
+        return _by_row(function, state, beta, module, (query, key, value), attention_mask, kwargs)
+
+    scaling = kwargs.get("scaling")
+    uniform = None if compiling or state.rule is not None else state.uniform
+    if uniform is not None and isinstance(scaling, float):
+        kwargs["scaling"] = scaling * uniform
+    else:
+        query = (query * beta).to(query.dtype)
+    for name in extras:
+        kwargs[name] = _scaled_extra(name, kwargs[name], beta, uniform, function, state)
+    target: Any = _ModuleWithSinks(module, beta) if sinks else module
+    mask = scaled_mask(attention_mask, beta, layer.mask_floor)
+    return function(target, query, key, value, mask, **kwargs)
+
+
+def _scaled_extra(
+    name: str,
+    value: Any,
+    beta: Tensor,
+    uniform: float | None,
+    function: Callable[..., Any],
+    state: TemperatureState,
+) -> Any:
+    if name == "softcap":
+        if uniform is not None:
+            return value * uniform
+        if "eager" not in getattr(function, "__name__", ""):
+            raise ArchitectureError(
+                f"{state.layer.name} caps its logits inside a fused kernel, which takes one cap "
+                "for all heads; load the model with attn_implementation='eager' for temperatures "
+                "per head or per row"
+            )
+        return value * beta
+    if name == "position_bias":
+        floor = max(state.layer.mask_floor, torch.finfo(value.dtype).min / 2)
+        return scaled(value, beta, floor)
+    return _scaled_sinks(value, beta)
+
+
+def _by_row(
+    function: Callable[..., Any],
+    state: TemperatureState,
+    beta: Tensor,
+    module: nn.Module,
+    states: tuple[Tensor, Tensor, Tensor],
+    mask: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    """One call a row, for what can't differ between the rows of one call (sink logits)."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ArchitectureError(
+            f"{state.layer.name} has sink logits, which flex attention takes for the whole batch; "
+            "give one profile, or load the model with attn_implementation='eager' for a profile "
+            "per row"
+        )
+    batch = states[0].shape[0]
+    outputs, weights = [], []
+    for row in range(batch):
+        part = slice(row, row + 1)
+        one = TemperatureState(state.layer, states[0].device, state.beta.dtype)
+        one.beta, one.uniform = beta[part], None
+
+        def own(item: Any, part: slice = part) -> Any:
+            split = isinstance(item, Tensor) and item.ndim > 1 and item.shape[0] == batch > 1
+            return item[part] if split else item
+
+        arguments = {name: own(item) for name, item in kwargs.items()}
+        query, key, value = (item[part] for item in states)
+        output = attend(function, one, module, query, key, value, own(mask), **arguments)
+        outputs.append(output[0])
+        weights.append(output[1])
+    return torch.cat(outputs), None if weights[0] is None else torch.cat(weights)

@@ -1,0 +1,27 @@
+"""The temperatures that attention takes."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.errors import TemperatureError
+
+# Beyond these, a masked logit (float16: -65504) or a query could cross over into the live range.
+COLDEST, HOTTEST = 1e-3, 1e3
+
+
+def check_values(temperature: Float[Tensor, "... heads"], where: str) -> None:
+    """TemperatureError for a temperature that attention doesn't take; `where` names its layer."""
+    values = temperature.detach()
+    bad = ~((values >= COLDEST) & (values <= HOTTEST))
+    if bool(bad.any()):
+        place = bad.nonzero()[0].tolist()
+        value = float(values[tuple(place)])
+        limit = " (the limits 0 and inf are refused in attention)" if value in (0, math.inf) else ""
+        raise TemperatureError(
+            f"{where}, head {place[-1]}: temperature {value:g}{limit}; "
+            f"give one between {COLDEST:g} and {HOTTEST:g}, where 1 is the model's own"
+        )

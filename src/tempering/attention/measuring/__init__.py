@@ -1,0 +1,1 @@
+"""What heads do: support, entropy, peak, sinks, distances, streamed over long texts."""

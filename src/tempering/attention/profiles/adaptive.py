@@ -1,0 +1,101 @@
+"""Profiles with rules: one more temperature for every query, at every layer that has a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.layout import AttentionLayer, Layout
+from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.rules import Rule, rule, split
+from tempering.errors import ArchitectureError, ProfileError, RefusedError, ScheduleError
+from tempering.schedules import schedule
+
+
+def adaptive_profile(
+    text: str,
+    model: nn.Module | Layout,
+    *,
+    layers: Iterable[int] | None = None,
+    stack: str | None = None,
+    base: Profile | None = None,
+) -> Profile:
+    """A profile whose temperatures depend on the query, by a rule (see `attention.rules`).
+
+    Parameters
+    ----------
+    text: "support(8)", "entropy(2)", "polynomial()", "log_length(2048)", ...; a held level may
+        be a pattern over depth, "support(throb(12,3,2,12))". Bounds of T may follow it.
+    model: the model, or its layout.
+    layers, stack: restrict the rule to these; the others keep the temperature of `base`.
+    base: temperatures that the logits are divided by first; T = 1 by default.
+
+    Raises ProfileError for a text that is no rule, a level out of range, or layers that the
+    model doesn't have; ArchitectureError where a rule can't be exact.
+    """
+    plan = model if isinstance(model, Layout) else layout(model)
+    start = base if base is not None else Profile.neutral(model)
+    if any(start.rules):
+        raise RefusedError(
+            f"{text} can't stand on a profile that has rules itself "
+            f"({', '.join(sorted({item for item in start.rules if item}))})"
+        )
+    rows = start.resolve(plan)
+    chosen = None if layers is None else set(layers)
+    known = {layer.index for layer in plan.layers}
+    if chosen is not None and (not chosen or chosen - known):
+        wrong = ", ".join(str(item) for item in sorted(chosen - known)) or "(none)"
+        raise ProfileError(f"layer {wrong}: the model has layers 0 to {max(known)} with a softmax")
+    if stack is not None and stack not in plan.depths:
+        raise ProfileError(f"this model has no stack '{stack}'; it has {', '.join(plan.depths)}")
+    of_layer = _over_depth(text, plan)
+    rules = [
+        str(of_layer(layer))
+        if (chosen is None or layer.index in chosen) and stack in (None, layer.stack)
+        else None
+        for layer in plan.layers
+    ]
+    for layer, item in zip(plan.layers, rules, strict=True):
+        if item is not None:
+            check_layer(layer)
+    made = Profile._for(plan, rows, model, pattern=text if base is None else None)
+    return replace(made, rules=tuple(rules))
+
+
+def _over_depth(text: str, plan: Layout) -> Any:
+    """layer -> Rule, for a text whose level may be a pattern over depth."""
+    name, arguments = split(text)
+    if not (arguments and "(" in arguments[0]):
+        same = rule(text)
+        return lambda layer: same
+    try:
+        pattern = schedule(arguments[0])
+    except ScheduleError as error:
+        raise ProfileError(
+            f"'{text}': its level is neither a number nor a pattern: {error}"
+        ) from None
+    levels = {stack: pattern.sample(depth).tolist() for stack, depth in plan.depths.items()}
+
+    def of_layer(layer: AttentionLayer) -> Rule:
+        level = levels[layer.stack][layer.index]
+        return rule(f"{name}({','.join([repr(level), *arguments[1:]])})")
+
+    return of_layer
+
+
+def check_layer(layer: AttentionLayer) -> None:
+    """ArchitectureError where a temperature per query can't be exact."""
+    if layer.route != "interface":
+        raise ArchitectureError(
+            f"{layer.name} has attention code of its own; rules need transformers' attention "
+            "interface, which hands out queries and keys"
+        )
+    if "sinks" in layer.features:
+        raise ArchitectureError(
+            f"{layer.name} has sink logits shared by all queries, which a temperature per query "
+            "can't reach"
+        )

@@ -1,0 +1,159 @@
+"""The plain alternatives to tuned temperatures, fitted to the same tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.tuning.adam import Adam
+from tempering.attention.tuning.adapted import output_temperature, query_biases, query_lora
+from tempering.attention.tuning.basis import uniform_basis
+from tempering.attention.tuning.kept import Kept
+from tempering.attention.tuning.live import live
+from tempering.attention.tuning.moving import Method
+from tempering.attention.tuning.newton import Newton
+from tempering.attention.tuning.pieces import Constraint, Objective
+from tempering.attention.tuning.problem import Problem, make_problem
+from tempering.attention.tuning.run import Progress, Run
+from tempering.attention.tuning.tunable import Tunable
+from tempering.errors import InputError
+
+ALTERNATIVES = ("output temperature", "uniform temperature", "biases of q", "LoRA rank 1 on q")
+
+Opened = Callable[[], AbstractContextManager[Tunable]]
+
+
+@dataclass(frozen=True, eq=False)
+class Alternative:
+    """One alternative, fitted.
+
+    numbers: how many were learned. before, after: weighted watched loss, nats. cost: of the
+    constraint, nats per token. met: within the constraint and better than nothing. passes: over
+    the calibration data up to the chosen point. seconds: of the whole fit. rate: of Adam.
+    """
+
+    label: str
+    numbers: int
+    before: float
+    after: float
+    cost: float | None
+    met: bool
+    passes: float
+    seconds: float
+    rate: float | None
+    opened: Opened
+    theta: Tensor
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[Any]:
+        """The model under this alternative, until the end."""
+        with self.opened() as tunable:
+            tunable.set(self.theta)
+            yield tunable.model
+
+
+def fit_alternatives(
+    model: nn.Module,
+    objectives: Objective | Sequence[Objective],
+    *,
+    which: Sequence[str] = ALTERNATIVES,
+    constraint: Constraint | None = None,
+    held_out: float | int | Sequence[Objective] = 0.2,
+    passes: int = 8,
+    rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
+    target: str = "q_proj",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Alternative]:
+    """Fit the alternatives to the same calibration data, judged by the same held-out data.
+
+    Parameters
+    ----------
+    which: of `ALTERNATIVES`. objectives, constraint, held_out, seed: as for `tune`, so that the
+        data are parted alike.
+    passes: over the calibration data, at most. Biases and LoRA step after every piece (Adam); they
+        are fitted at each of `rates`, `passes` passes each, and the best held-out one counts, so
+        they get more than an equal budget.
+    target: the linear layer that makes the queries.
+
+    Raises RefusedError when there is no such layer; the model is left as it was.
+    """
+    unknown = [name for name in which if name not in ALTERNATIVES]
+    if unknown:
+        raise InputError(f"alternatives are {', '.join(ALTERNATIVES)}; not {', '.join(unknown)}")
+    problem = make_problem(objectives, constraint, held_out, seed)
+    plan = layout(model)
+    uniform: Opened = lambda: live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False)  # noqa: E731
+    ways: dict[str, Opened] = {
+        "output temperature": lambda: output_temperature(model),
+        "uniform temperature": uniform,
+        "biases of q": lambda: query_biases(model, target),
+        "LoRA rank 1 on q": lambda: query_lora(model, target, seed),
+    }
+    found = []
+    for label in which:
+        few = label in ALTERNATIVES[:2]
+        fits = [
+            _fit(label, ways[label], problem, passes, rate, seed, progress)
+            for rate in ((None,) if few else rates)
+        ]
+        within = [fit for fit in fits if fit.met] or fits
+        found.append(min(within, key=lambda fit: fit.after))
+    return found
+
+
+def _fit(
+    label: str,
+    opened: Opened,
+    problem: Problem,
+    passes: int,
+    rate: float | None,
+    seed: int,
+    progress: Progress | None,
+) -> Alternative:
+    start = time.monotonic()
+    pieces = max(len(goal.pieces) for goal in problem.goals)
+    with opened() as tunable, torch.enable_grad():
+        method: Method
+        if rate is None:
+            prior = 1 / (0.25 * problem.targets)
+            method = Newton(
+                problem, tunable, prior=prior, damping=0.1, radius=0.2, rows=1, seed=seed
+            )
+            count, every = passes, 1
+        else:
+            count, every = passes * pieces, pieces
+            method = Adam(problem, tunable, prior=0.0, rate=rate, steps=count, rows=1, seed=seed)
+        named = None if progress is None else _under(progress, label)
+        run = Run(problem, tunable, method, Kept(None, {}), 1, named, None)
+        run.walk(count, every, patience=passes)
+        if run.stopped == "interrupted":
+            raise KeyboardInterrupt
+        choice = run.choose()
+        if problem.constraint is not None and not choice.met:
+            choice = choice._replace(theta=choice.theta * 0, seen=run.trail[0][1], step=0)
+    return Alternative(
+        label=label,
+        numbers=tunable.size,
+        before=run.trail[0][1].value,
+        after=choice.seen.value,
+        cost=choice.seen.cost,
+        met=choice.met,
+        passes=choice.step / every,
+        seconds=time.monotonic() - start,
+        rate=rate,
+        opened=opened,
+        theta=choice.theta,
+    )
+
+
+def _under(progress: Progress, label: str) -> Progress:
+    return lambda stage, done, total: progress(f"{label}: {stage}", done, total)

@@ -1,0 +1,76 @@
+"""Questions about a long context, answered by the model as it is and under a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+# The keys and this part of the text were never tuned on.
+WORDING, FACTS, WORDS, QUESTIONS = "secret code", 16, 450, 5
+
+
+def answers(
+    network: Any,
+    tokenizer: Any,
+    profile: Any,
+    label: str,
+    *,
+    seed: int = 0,
+    questions: int = QUESTIONS,
+    words: int = WORDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The likeliest answers to questions about one context, side by side, and how many are right.
+
+    An answer is right when what follows the question begins with it.
+    """
+    import torch
+
+    from tempering.attention.examining.layout_of import layout
+    from tempering.attention.profiles.profile import Profile
+    from tempering.cli.shared.sections import UNTEMPERED
+    from tempering.data.recall import recall
+    from tempering.data.recall_pools import WORDINGS
+    from tempering.engines.generating.side_by_side import stream
+    from tempering.tokens import parse_policy
+
+    place = [wording[0] for wording in WORDINGS].index(WORDING)
+    asked = recall(
+        seed, wording=place, value="digits", facts=FACTS, questions=questions, words=words
+    )
+    plan = layout(network)
+    rows = [Profile.neutral(plan), profile]
+    table = []
+    for done, (prompt, answer) in enumerate(asked.pairs(), 1):
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        length = len(tokenizer(answer, add_special_tokens=False).input_ids)
+        texts = ["", ""]
+        greedy = parse_policy("constant(0)")
+        with torch.no_grad():
+            for step in stream(network, tokenizer, ids, rows, tokens=length, policy=greedy):
+                texts[step.row] += step.text
+        told = [text.strip() for text in texts]
+        table.append(
+            {
+                "question": prompt.rsplit("\n\n", 1)[1] + " ...",
+                "stated": answer.strip(),
+                UNTEMPERED: told[0],
+                label: told[1],
+            }
+        )
+        if progress is not None:
+            progress(done, questions)
+    right = {
+        name: sum(row[name].startswith(row["stated"]) for row in table)
+        for name in (UNTEMPERED, label)
+    }
+    tokens = len(tokenizer(asked.context, add_special_tokens=False).input_ids)
+    return {
+        "answers": table,
+        "answered": {
+            label: f"the same weights, {sum(plan.heads)} temperatures",
+            "tokens of context": tokens,
+            "questions": len(table),
+        }
+        | {f"right, {name}": count for name, count in right.items()},
+    }

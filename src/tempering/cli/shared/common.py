@@ -1,0 +1,358 @@
+"""What the commands share: options, the model, profiles from options, and where results go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tempering.errors import InputError
+
+if TYPE_CHECKING:
+    from typer import Context
+
+    from tempering.attention.profiles.profile import Profile
+    from tempering.reports.record import Record
+else:
+    # What typer hands over is an instance of this, not of the subclass that stands for it.
+    Context = typer.Context.__base__
+
+Model = Annotated[
+    str, typer.Option("--model", help="A name of `tempering models`, a directory, or a hub id.")
+]
+Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cuda; the CPU by default.")]
+Dtype = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
+Out = Annotated[Path, typer.Option(help="Directory for the record and the report.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
+Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0, max=2**63 - 1)]
+Amplitude = Annotated[
+    float | None,
+    typer.Option(
+        help="Map the pattern onto temperatures from 1/A to A (1 or more); read as support: from "
+        "the model's own at 0 to the pattern at 1."
+    ),
+]
+Reading = Annotated[
+    str,
+    typer.Option(
+        "--read-as",
+        help="What pattern values are: temperature (relative to the model's own), support (keys "
+        "alive), or relative-support (ratios of the model's own support).",
+    ),
+]
+Layers = Annotated[str | None, typer.Option(help="Only these layers, e.g. 0-5,12.")]
+Heads = Annotated[str | None, typer.Option(help="Only these heads, e.g. 0,3-5.")]
+Chunk = Annotated[int, typer.Option(help="Tokens in a chunk of text.")]
+Limit = Annotated[int | None, typer.Option("--chunks", help="Chunks at most, spread evenly.")]
+TextFile = Annotated[
+    Path | None, typer.Option("--text", help="UTF-8 text file; a text of the package by default.")
+]
+
+RUNS = Path("runs")
+# Six digits are more layers or heads than any model has; they keep a range small.
+_RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+
+
+def given(context: Context) -> set[str]:
+    """The parameters that were written on the command line, e.g. "budget_tokens"."""
+    source = context.get_parameter_source
+    return {name for name in context.params if getattr(source(name), "name", "") == "COMMANDLINE"}
+
+
+def unread(context: Context, names: Iterable[str], because: str) -> None:
+    """InputError when one of these options was given, since nothing would read it."""
+    if found := sorted(given(context).intersection(names)):
+        options = ", ".join("--" + name.replace("_", "-") for name in found)
+        raise InputError(f"{because}: leave out {options}")
+
+
+def note(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
+    """Model and tokenizer by name."""
+    import torch
+
+    from tempering.engines.loading.hub import load_model
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
+    return load_model(name, device=device, dtype=kinds[dtype])
+
+
+def text_of(path: Path | None) -> tuple[str, str]:
+    """A text and its name; the package's own without a path."""
+    if path is None:
+        from tempering.data import sample_text
+
+        return sample_text("demo"), "demo (a text of the package)"
+    from tempering.files import read_text
+
+    return read_text(path), path.name
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """Parse "0-5,12" into a list of integers."""
+    if text is None:
+        return None
+    chosen: list[int] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise InputError(f"{option} takes numbers and ranges, e.g. 0-5,12; not '{text}'")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high < low:
+            raise InputError(f"{option}: {part.strip()} runs backwards; write {high}-{low}")
+        chosen += range(low, high + 1)
+    return chosen
+
+
+def pattern_profile(
+    model: Any,
+    tokenizer: Any,
+    pattern: str,
+    *,
+    amplitude: float | None = None,
+    reading: str = "temperature",
+    layers: str | None = None,
+    heads: str | None = None,
+    text: str | None = None,
+    chunk: int = 256,
+    limit: int | None = None,
+) -> Profile:
+    """A profile from the options of a command; text is the sample for patterns of support."""
+    from tempering.attention.profiles.profile import Profile
+    from tempering.attention.profiles.rules import is_rule
+    from tempering.schedules import schedule
+
+    if is_rule(pattern):
+        from tempering.attention.profiles.adaptive import adaptive_profile
+
+        if amplitude is not None or reading != "temperature" or heads is not None:
+            raise InputError(f"{pattern} is a rule for every query; only --layers goes with it")
+        return adaptive_profile(pattern, model, layers=numbers(layers, "--layers"))
+    plan = schedule(pattern)
+    if reading == "temperature":
+        if amplitude is not None:
+            plan = plan.amplitude(amplitude)
+        profile = Profile.from_schedule(
+            plan, model, layers=numbers(layers, "--layers"), heads=numbers(heads, "--heads")
+        )
+        hottest = float(profile.temperature.nan_to_num(1.0).max())
+        coldest = float(profile.temperature.nan_to_num(1.0).min())
+        if amplitude is None and max(hottest, 1 / coldest) > 2:
+            note(
+                f"note: {pattern} is read as written, T from {coldest:g} to {hottest:g} times the "
+                "model's own; --amplitude 1.3 maps it onto 1/1.3 to 1.3"
+            )
+        return profile
+    if reading not in ("support", "relative-support"):
+        raise InputError(f"--read-as is temperature, support or relative-support, not '{reading}'")
+    if layers is not None or heads is not None:
+        raise InputError("--layers and --heads go with --read-as temperature")
+    from tempering.attention.measuring.targets import profile_for_support
+    from tempering.chunks import token_chunks
+    from tempering.data import sample_text
+
+    # Four chunks settle a layer's mean support; they run as one batch.
+    sample = token_chunks(tokenizer, text or sample_text("demo"), chunk, min(4, limit or 4))
+    return profile_for_support(
+        model,
+        sample,
+        plan,
+        reading="absolute" if reading == "support" else "relative",
+        amplitude=1.0 if amplitude is None else amplitude,
+    ).profile
+
+
+def chosen_profile(
+    model: Any, tokenizer: Any, pattern: str | None, profile: str | None, **options: Any
+) -> Profile:
+    """From --pattern or --profile, exactly one of which is given."""
+    from tempering.attention.profiles.profile import Profile
+
+    if (pattern is None) == (profile is None):
+        raise InputError("give --pattern or --profile, one of the two")
+    if pattern is not None:
+        return pattern_profile(model, tokenizer, pattern, **options)
+    only_patterns(**{name: options.get(name) for name in _OF_PATTERNS})
+    return Profile.load(profile or "")
+
+
+_OF_PATTERNS = ("amplitude", "reading", "layers", "heads")
+
+
+def only_patterns(
+    amplitude: float | None = None,
+    reading: str | None = None,
+    layers: str | None = None,
+    heads: str | None = None,
+) -> None:
+    """InputError for an option that would be left unread, since there is no pattern."""
+    given = {
+        "--amplitude": amplitude is not None,
+        "--read-as": reading not in (None, "temperature"),
+        "--layers": layers is not None,
+        "--heads": heads is not None,
+    }
+    named = [option for option, is_given in given.items() if is_given]
+    if named:
+        raise InputError(f"{', '.join(named)} needs a --pattern (a profile is taken as it is)")
+
+
+def check_context(model: Any, tokens: int, what: str, *, beyond: bool = False) -> None:
+    """InputError when so many tokens are more than the model can read at once.
+
+    beyond: a model that computes its positions, and was only never trained so far, gets a note.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or tokens <= longest:
+        return
+    if beyond and getattr(model.config, "rope_parameters", None):
+        note(f"note: {what}: the model was trained to read {longest} tokens at once")
+        return
+    raise InputError(f"{what}: the model reads at most {longest} tokens at once")
+
+
+def note_rules(rules: list[dict[str, Any]]) -> None:
+    """Say where a level could not be held."""
+    for row in rules:
+        for end in ("coldest", "hottest"):
+            if row[end]:
+                note(
+                    f"note: {row['rule']}: T stands at its {end} for {row[end]:.1%} of the "
+                    "queries, which can't reach the level"
+                )
+
+
+def model_section(model: Any, name: str) -> dict[str, Any]:
+    """The model's part of a record."""
+    from tempering.attention.examining.layout_of import layout
+    from tempering.attention.profiles.fingerprint import describe_model
+
+    plan = layout(model)
+    return {
+        **describe_model(model),
+        "name": Path(name).name,
+        "layers": len(plan.layers),
+        "heads": max(plan.heads),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": str(model.config._attn_implementation),
+    }
+
+
+def check_out(out: Path) -> None:
+    """OutputError now rather than after the work, when results could not be written."""
+    from tempering.errors import OutputError
+    from tempering.files import write_atomic
+
+    # As much as a small record: a full disk still has room for an empty file.
+    try:
+        write_atomic(out / f".writable-{os.getpid()}", bytes(65536)).unlink()
+    except OSError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise OutputError(
+            f"can't write into {out}: {reason}; free some space, or name another place"
+        ) from error
+
+
+def check_file(path: Path | None, option: str, *suffixes: str) -> None:
+    """Refuse now what couldn't be written after the work: another suffix, an unwritable place."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes or path.is_dir():
+        raise InputError(
+            f"{option} takes a file that ends in {' or '.join(suffixes)}, not '{path}'"
+        )
+    check_out(path.parent)
+
+
+def finish(record: Record, out: Path, as_json: bool) -> None:
+    """Save record and report, print the tables (or the JSON), and say where things are."""
+    from tempering.reports import print_record, save_html
+
+    stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
+    saved: list[str] = []
+    try:
+        path = _reserve(out, stem)
+        try:
+            record.save(path)
+            saved.append(f"record: {path}")
+            saved.append(f"report: {save_html(record, path.with_suffix('.html'))}")
+        finally:
+            if not saved:
+                path.unlink(missing_ok=True)
+    finally:
+        # What was found is shown even where it can't be written, and said where it is even
+        # when nobody reads what is shown.
+        try:
+            if as_json:
+                print(record.to_json(), flush=True)
+            else:
+                print_record(record)
+        finally:
+            for line in saved:
+                note(line)
+
+
+def _reserve(out: Path, stem: str) -> Path:
+    """An empty file of a name that was free: runs that end in one second keep their records."""
+    from tempering.errors import OutputError
+
+    path, count = out / f"{stem}.json", 1
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            count += 1
+            path = out / f"{stem}-{count}.json"
+        except OSError as error:
+            raise OutputError(
+                f"can't write {path}: {error.strerror}; name another place with --out"
+            ) from error
+        else:
+            return path
+
+
+@contextlib.contextmanager
+def counted(what: str, unit: str = "chunks") -> Iterator[Any]:
+    """A callback (done, total) that shows progress on stderr."""
+    from tempering.reports import progress
+
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def report(done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = stack.enter_context(progress(what, total, unit=unit))
+            bars[what].advance(done - bars[what].done)
+
+        yield report
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[Any]:
+    """A callback (stage, done, total) that shows one bar a stage on stderr."""
+    from tempering.reports import progress
+
+    with contextlib.ExitStack() as stack:
+        current: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if current.get("stage") != stage:
+                stack.close()
+                current.update(stage=stage, bar=stack.enter_context(progress(stage, total)))
+            bar = current["bar"]
+            bar.advance(done - bar.done)
+
+        yield report

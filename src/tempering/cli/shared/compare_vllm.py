@@ -1,0 +1,80 @@
+"""`tempering compare --engine vllm`: costs through the log probabilities that an engine gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tempering.cli.shared import common
+from tempering.errors import InputError
+
+
+def compare_vllm(
+    words: str,
+    patterns: list[str],
+    profiles: list[Path],
+    amplitude: float | None,
+    controls: bool,
+    *,
+    model: str,
+    chunk: int,
+    limit: int | None,
+    dtype: str,
+) -> tuple[Any, dict[str, Any]]:
+    """The comparison and the model's part of its record."""
+    from tempering.attention.profiles.profile import Profile
+    from tempering.chunks import token_chunks
+    from tempering.engines.vllm.scoring import VllmScorer
+    from tempering.evaluation.compare import Comparison, pattern_variants
+    from tempering.evaluation.cost import Variant
+    from tempering.schedules import schedule
+
+    # All that may be wrong is read first: an engine takes minutes to start.
+    wanted = [schedule(text) for text in patterns]
+    if amplitude is not None:
+        wanted = [pattern.amplitude(amplitude) for pattern in wanted]
+    kept = [(path.stem, Profile.load(path)) for path in profiles]
+    with VllmScorer(model, chunk, dtype=dtype) as engine:
+        plan = engine.layout()
+        chunks = token_chunks(engine.tokenizer, words, chunk, limit)
+        depth = max(plan.depths.values())
+        variants = [
+            variant
+            for pattern in wanted
+            for variant in pattern_variants(pattern, plan, depth, controls)
+        ]
+        variants += [Variant(label, profile, text=profile.pattern or "") for label, profile in kept]
+        with common.staged() as report:
+            costs = engine.costs(chunks, variants, lambda done, total: report("cost", done, total))
+        section = _model_section(engine, plan, model, dtype)
+    return Comparison(tuple(variants), tuple(costs), (), {}, len(chunks), chunk), section
+
+
+def only_costs(budget: float | None, samples: int, reading: str, device: str | None) -> None:
+    """InputError for what a vLLM engine can't give."""
+    for asked, option, why in (
+        (budget is not None, "--budget", "searches with an engine in process"),
+        (samples > 0, "--samples", "samples with an engine in process"),
+        (reading != "temperature", "--read-as", "needs attention weights, which vLLM doesn't show"),
+        (device is not None, "--device", "is vLLM's to choose"),
+    ):
+        if asked:
+            raise InputError(f"{option} {why}; leave it out, or leave out --engine vllm")
+
+
+def _model_section(engine: Any, plan: Any, name: str, dtype: str) -> dict[str, Any]:
+    from tempering.engines.vllm.identity import checkpoint_directory, checkpoint_fingerprint
+
+    config = engine.llm.llm_engine.model_config
+    architecture = config.hf_config.architectures[0]
+    directory = checkpoint_directory(config.model, config.revision)
+    return {
+        "name": Path(name).name,
+        "architecture": architecture,
+        "shape": plan.describe(),
+        "fingerprint": directory and checkpoint_fingerprint(directory, architecture),
+        "layers": len(plan.layers),
+        "heads": max(plan.heads),
+        "dtype": dtype,
+        "attn_implementation": "vllm",
+    }

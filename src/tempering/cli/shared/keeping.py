@@ -1,0 +1,120 @@
+"""Nothing paid for is lost: finished work outlives a full disk and a first Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tempering.cli.shared import common
+from tempering.errors import OutputError
+
+if TYPE_CHECKING:
+    from tempering.evaluation.journal import Journal
+    from tempering.reports.record import Record
+
+
+class Kept:
+    """A journal that goes on in memory when the disk fails; `failed` then holds the error."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.failed: OutputError | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.journal
+
+    def __getitem__(self, name: str) -> Any:
+        return self.journal[name]
+
+    def put(self, name: str, value: Any) -> None:
+        """Keep one result, on disk if that can be."""
+        if self.failed is None:
+            try:
+                self.journal.put(name, value)
+                return
+            except OutputError as error:
+                self.failed = error
+        self.journal.entries[name] = value
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """A question that turns true at the first Ctrl-C; the second one interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        common.note("stopping: what is under way is finished and kept; Ctrl-C again to leave now")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def finish(record: Record, out: Path, as_json: bool, journal: Journal | None) -> None:
+    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with."""
+    try:
+        common.finish(record, out, as_json)
+    except OutputError as error:
+        place = _rescue(record)
+        raise OutputError(f"{error} The record was written to {place} instead") from error
+    if journal is not None:
+        journal.finish()
+
+
+@contextlib.contextmanager
+def resumable(journal: Journal) -> Iterator[Callable[[str, int, int], None]]:
+    """The stages of a run whose finished pieces are kept; Ctrl-C says where."""
+    if journal.entries:
+        common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
+    try:
+        with common.staged() as report:
+            yield report
+    except KeyboardInterrupt:
+        if not journal.entries:
+            raise
+        common.note(f"what was finished is kept in {journal.path}; run it again to go on")
+        raise typer.Exit(130) from None
+
+
+def conclude(record: Record, out: Path, as_json: bool, journal: Journal, complete: bool) -> None:
+    """Save and show a record; the journal stays, for the next run, where this one was cut short."""
+    common.finish(record, out, as_json)
+    if not complete:
+        common.note("the numbers rest on what was finished; run it again to go on")
+        raise typer.Exit(130)
+    journal.finish()
+
+
+def write_somewhere(path: Path, text: str) -> Path:
+    """Write a file, into the temporary directory where its own place has no room."""
+    from tempering.files import write_atomic
+
+    try:
+        return write_atomic(path, text)
+    except OutputError:
+        return write_atomic(Path(tempfile.gettempdir()) / path.name, text)
+
+
+def _rescue(record: Record) -> str:
+    """Write the record to the temporary directory, or at last to standard output."""
+    stamp = record.created[:19].replace(":", "").replace("-", "")
+    try:
+        return str(record.save(Path(tempfile.gettempdir()) / f"{record.kind}-{stamp}.json"))
+    except OutputError:
+        print(record.to_json(), flush=True)
+        return "standard output"

@@ -1,0 +1,1 @@
+"""Checkpoints on disk with a profile folded in: safetensors and GGUF."""

@@ -1,0 +1,1 @@
+"""Text from models in this process: rows, scores, side by side."""

@@ -1,0 +1,332 @@
+"""Many rows in one batch, each with a prompt, a temperature, a profile and a seed of its own.
+
+    token = argmax over v of  log r_v + g_v,     g_v = -log(-log u_v)        (Gumbel-max: exact)
+
+The numbers u come from the row's seed, the step and the token alone, so what a row says depends
+neither on the rows beside it nor on the device: rounding, which the shape of a batch changes in
+the last bit, matters only where two tokens tie to that bit. The same seed at two temperatures
+meets the same numbers, which makes paired comparisons sharper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.profiles.profile import Profile
+from tempering.errors import InputError, TemperatureError
+from tempering.posterior import responsibilities
+
+# Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
+_GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685
+_WORTH = 256  # tokens that reading a common beginning by itself must save
+_SELECTABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row is to generate.
+
+    prompt: token ids. temperature: of sampling; 0 is the limit. profile: None for the model's own
+    attention. tokens: new ones at most. top_p: nucleus, after the temperature. stop: tokens that
+    end the row as the model's end token does.
+    """
+
+    prompt: Int[Tensor, " length"]
+    temperature: float = 1.0
+    profile: Profile | None = None
+    seed: int = 0
+    tokens: int = 64
+    top_p: float | None = None
+    stop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one row generated. tokens: without the token that ended it. end: that token, or None."""
+
+    tokens: list[int]
+    end: int | None
+
+
+def generate_rows(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Written]:
+    """Generate all rows in one batch, padded on the left.
+
+    Rows alike in prompt, profile and what they wrote so far are one row to the model, whatever
+    their temperatures and seeds, and rows that ended leave the batch.
+
+    progress: (row, tokens so far), after every token.
+
+    Raises TemperatureError or InputError for a row that can't be sampled, before any work.
+    """
+    _check(model, rows)
+    device = model.get_input_embeddings().weight.device
+    sampler = _Sampler.of(rows, device)
+    ends, kind = _ending(model, rows, device)
+    limits = torch.tensor([row.tokens for row in rows], device=device)
+    written = torch.zeros(len(rows), int(limits.max()), dtype=torch.long, device=device)
+    lengths = torch.zeros(len(rows), dtype=torch.long, device=device)
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    place = torch.arange(len(rows), device=device)  # the rows still being written
+    logits, past, node, mask, own = read_prompts(model, rows)
+    options = forward_options(model)
+    with _profiles(model, own) as handle, torch.no_grad():
+        for step in range(written.shape[1]):
+            token = sampler.pick(logits[node], place, step)
+            written[place, step] = token
+            over = ends[kind[place], token]
+            ended[place] = over
+            lengths[place] += ~over
+            going = ~over & (lengths[place] < limits[place])
+            place, node, token = place[going], node[going], token[going]
+            if progress is not None:
+                for row in place.tolist():
+                    progress(row, step + 1)
+            if not len(place):
+                break
+            if selectable(past):
+                (parent, token), node = torch.stack([node, token]).unique(
+                    dim=1, return_inverse=True
+                )
+                if not torch.equal(parent, torch.arange(len(mask), device=device)):
+                    past.batch_select_indices(parent)
+                    mask, own = mask[parent], [own[i] for i in parent.tolist()]
+                    if handle is not None:
+                        handle.update(_own_profiles(model, own))
+            else:
+                token, node = torch.zeros_like(limits).index_put((place,), token), place
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            out = model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                past_key_values=past,
+                use_cache=True,
+                **options(mask, 1),
+            )
+            logits, past = out.logits[:, -1], out.past_key_values
+    return [
+        Written(own[:count], own[count] if end else None)
+        for own, count, end in zip(written.tolist(), lengths.tolist(), ended.tolist(), strict=True)
+    ]
+
+
+class Prompts(NamedTuple):
+    """Prompts read by the model. node: which row of logits, cache and mask is whose."""
+
+    logits: Float[Tensor, "nodes vocab"]
+    past: Any
+    node: Int[Tensor, " rows"]
+    mask: Int[Tensor, "nodes length"]
+    rows: list[Row]
+
+
+def read_prompts(model: Any, rows: Sequence[Row]) -> Prompts:
+    """Logits after the prompts, and the cache.
+
+    Rows alike in prompt and profile are read once; so is, for each profile, what all prompts begin
+    with, where that is worth a pass of its own.
+    """
+    first: dict[tuple[Any, ...], int] = {}
+    node = [
+        first.setdefault((tuple(row.prompt.tolist()), id(row.profile)), len(first)) for row in rows
+    ]
+    alike = [rows[node.index(i)] for i in range(len(first))]
+    found = _read_begun(model, alike) or _read(model, alike)
+    if len(first) < len(rows) and not selectable(found.past):
+        return _read(model, rows)
+    return found._replace(node=torch.tensor(node, device=found.mask.device))
+
+
+def _read_begun(model: Any, rows: Sequence[Row]) -> Prompts | None:
+    """The common beginning once for each profile, then the rest; None where that saves little."""
+    profiles = {id(row.profile): row for row in rows}
+    start = _common([row.prompt for row in rows])
+    if start * (len(rows) - len(profiles)) < _WORTH:
+        return None
+    begun = _read(model, [replace(row, prompt=row.prompt[:start]) for row in profiles.values()])
+    if not selectable(begun.past):
+        return None
+    places = list(profiles)
+    index = torch.tensor([places.index(id(row.profile)) for row in rows], device=begun.mask.device)
+    begun.past.batch_select_indices(index)
+    rest = [replace(row, prompt=row.prompt[start:]) for row in rows]
+    return _read(model, rest, begun._replace(mask=begun.mask[index]))._replace(rows=list(rows))
+
+
+def _common(prompts: Sequence[Tensor]) -> int:
+    """Tokens that all prompts begin with, at least one of each left over."""
+    length = min(map(len, prompts)) - 1
+    head = torch.stack([prompt[:length].cpu() for prompt in prompts])
+    return int((head == head[0]).all(0).long().cumprod(0).sum())
+
+
+def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prompts:
+    device = model.get_input_embeddings().weight.device
+    length = max(len(row.prompt) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, length - len(row.prompt) :] = row.prompt.cpu()
+        mask[i, length - len(row.prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    if begun is not None:
+        mask = torch.cat([begun.mask, mask], dim=1)
+    with _profiles(model, rows), torch.no_grad():
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=None if begun is None else begun.past,
+            use_cache=True,
+            **forward_options(model)(mask, length),
+        )
+    node = torch.arange(len(rows), device=device)
+    return Prompts(out.logits[:, -1], out.past_key_values, node, mask, list(rows))
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """What picking the next token of each row needs."""
+
+    keys: Int[Tensor, " rows"]
+    temperature: Float[Tensor, " rows"]
+    nucleus: Float[Tensor, " rows"] | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> _Sampler:
+        temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
+        nucleus = None
+        if any(row.top_p is not None for row in rows):
+            # Sums may round to more than 1: without a nucleus nothing is cut off.
+            whole = [math.inf if row.top_p is None else row.top_p for row in rows]
+            nucleus = torch.tensor(whole, device=device)
+        keys = torch.tensor([_key(row.seed) for row in rows], device=device)
+        return cls(keys, temperature.to(device, torch.float32), nucleus)
+
+    def pick(
+        self, logits: Float[Tensor, "some vocab"], place: Int[Tensor, " some"], step: int
+    ) -> Int[Tensor, " some"]:
+        """The next token of the rows at `place`."""
+        found = []
+        # A few rows at a time stay in a processor's cache: ten times faster there.
+        few = 4 if logits.device.type == "cpu" else len(place)
+        for part, own in zip(logits.split(few), place.split(few), strict=True):
+            weights = responsibilities(-part.float(), self.temperature[own])
+            if self.nucleus is not None:
+                weights = _nucleus(weights, self.nucleus[own])
+            found.append(_pick(weights, self.keys[own], step))
+        return torch.cat(found)
+
+
+def selectable(past: Any) -> bool:
+    """Whether the cache holds nothing but what `batch_select_indices` is known to select."""
+    return all(type(layer).__name__ in _SELECTABLE for layer in getattr(past, "layers", [None]))
+
+
+def _check(model: Any, rows: Sequence[Row]) -> None:
+    if not rows:
+        raise InputError("there is no row to generate")
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for i, row in enumerate(rows):
+        if not 0 <= row.temperature < float("inf"):
+            raise TemperatureError(
+                f"row {i}: a sampling temperature is 0 or more and finite, not {row.temperature}"
+            )
+        if row.top_p is not None and not 0 < row.top_p <= 1:
+            raise InputError(f"row {i}: top_p lies in (0, 1], got {row.top_p}")
+        if len(row.prompt) == 0 or row.tokens < 1:
+            raise InputError(f"row {i}: a row needs a prompt and at least 1 new token")
+        if room is not None and len(row.prompt) + row.tokens > room:
+            raise InputError(
+                f"row {i}: a prompt of {len(row.prompt)} tokens and {row.tokens} new ones don't "
+                f"fit the model's {room} positions; shorten the prompt or generate fewer tokens"
+            )
+
+
+def _profiles(model: Any, rows: Sequence[Row]) -> AbstractContextManager[Any]:
+    if all(row.profile is None for row in rows):
+        return nullcontext()
+    return tempered(model, _own_profiles(model, rows))
+
+
+def _own_profiles(model: Any, rows: Sequence[Row]) -> list[Profile]:
+    own = Profile.neutral(layout(model))
+    return [row.profile if row.profile is not None else own for row in rows]
+
+
+def _pick(
+    weights: Float[Tensor, "rows vocab"], keys: Int[Tensor, " rows"], step: int
+) -> Int[Tensor, " rows"]:
+    """One token of each row: the least -log(u)/r, which is the argmax of log r + g."""
+    places = torch.arange(weights.shape[-1], device=weights.device) + (step << 32)
+    numbers = uniform(keys[:, None] + places * _GOLDEN)
+    return (-numbers.log() / weights.double()).argmin(-1)
+
+
+def uniform(counter: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """SplitMix64 of a counter as float64 in (0, 1), 52 bits, never 0 or 1."""
+    bits = counter
+    for shift, factor in ((30, _MIX_A), (27, _MIX_B)):
+        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    bits = bits ^ ((bits >> 31) & ((1 << 33) - 1))
+    return (((bits >> 12) & ((1 << 52) - 1)).double() + 0.5) * 2.0**-52
+
+
+def _key(seed: int) -> int:
+    """64 bits, signed, that share nothing between neighbouring seeds."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _nucleus(
+    weights: Float[Tensor, "rows vocab"], top_p: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows vocab"]:
+    """The likeliest tokens whose sum first reaches top_p; the others have weight 0."""
+    ordered, places = weights.sort(-1, descending=True)
+    before = ordered.double().cumsum(-1) - ordered
+    ordered = torch.where(before < top_p[:, None], ordered, 0.0)
+    return torch.zeros_like(weights).scatter(-1, places, ordered)
+
+
+def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
+    """What the model's forward takes besides: positions under padding, how many logits to keep."""
+    known = inspect.signature(type(model).forward).parameters
+
+    def options(mask: Tensor, width: int, keep: int = 1) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "position_ids" in known:
+            found["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        if "logits_to_keep" in known:
+            found["logits_to_keep"] = keep
+        return found
+
+    return options
+
+
+def _ending(
+    model: Any, rows: Sequence[Row], device: torch.device
+) -> tuple[Bool[Tensor, "kinds vocab"], Int[Tensor, " rows"]]:
+    """Which tokens end a row, for each kind of row, and each row's kind."""
+    end = model.generation_config.eos_token_id
+    own = [] if end is None else end if isinstance(end, list) else [end]
+    kinds = {stop: i for i, stop in enumerate(dict.fromkeys(row.stop for row in rows))}
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    table = torch.zeros(len(kinds), vocabulary, dtype=torch.bool)
+    for stop, i in kinds.items():
+        table[i, [*own, *stop]] = True
+    return table.to(device), torch.tensor([kinds[row.stop] for row in rows], device=device)

@@ -1,0 +1,137 @@
+"""Continue one prompt under several profiles at once, a row of the batch for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
+from tempering.errors import DataError, InputError
+from tempering.files import check_utf8
+from tempering.posterior import responsibilities
+from tempering.tokens import Policy, temper_logits
+from tempering.tokens.trace import Step as Known
+from tempering.tokens.trace import measure as trace_steps
+
+
+class Step(NamedTuple):
+    """One row's next token.
+
+    text: what it adds to the row's text ("" inside a character). known: what the policy knew
+    before it was drawn (phase, temperature, entropies, support). raw, tempered: its log
+    probability at T = 1 and at its temperature, nats.
+    """
+
+    row: int
+    token: int
+    text: str
+    known: Known
+    raw: float
+    tempered: float
+
+
+def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool = True) -> Int[Tensor, "length"]:
+    """Token ids of a prompt, as a chat turn when the tokenizer has a template and `chat` asks."""
+    if not prompt.strip():
+        raise DataError("the prompt is empty; give some text to continue")
+    check_utf8(prompt, "the prompt")
+    if chat and tokenizer.chat_template:
+        turn = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+    return tokenizer(prompt, return_tensors="pt").input_ids[0]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Int[Tensor, "length"],
+    profiles: Sequence[Profile],
+    *,
+    tokens: int,
+    policy: Policy,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Continue a prompt under each profile, token by token, all rows in one batch.
+
+    Parameters
+    ----------
+    prompt: token ids. profiles: one for each row.
+    tokens: at most so many new tokens a row.
+    policy: says the temperature of each token, e.g. parse_policy("constant(0.7)"); at its limit
+        0 the most likely token is drawn, ties share.
+    seed: each row draws the same uniform numbers, so rows differ by their temperatures alone:
+        token = the first whose cumulative probability exceeds the number.
+
+    A row ends at the model's end token, which is not yielded.
+    """
+    if tokens < 1:
+        raise InputError(f"ask for at least one new token, not {tokens}")
+    if prompt.numel() == 0:
+        raise InputError("the prompt has no tokens; give some text to continue")
+    rows = len(profiles)
+    device = model.get_input_embeddings().weight.device
+    generator = torch.Generator().manual_seed(seed)
+    ends = _ends(model)
+    ids, past = prompt.to(device).expand(rows, -1), None
+    states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
+    texts = [_Text(tokenizer) for _ in range(rows)]
+    alive = [True] * rows
+    with tempered(model, list(profiles)):
+        for _ in range(tokens):
+            # Not around the whole: what runs between two tokens is the caller's.
+            with torch.no_grad():
+                out = model(input_ids=ids, past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                logits = out.logits[:, -1]
+                cooled, temperature = temper_logits(policy, logits, states)
+                known = trace_steps(-logits.to(cooled.dtype), temperature, states)
+                weights = responsibilities(-cooled)
+                draw = torch.rand((), generator=generator, dtype=torch.float64).to(device)
+                cumulative = weights.double().cumsum(-1)
+                # Rounding may leave the last sum under 1: then the last live token is drawn.
+                last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
+                index = torch.searchsorted(cumulative, draw.repeat(rows, 1), right=True)
+                ids = torch.minimum(index, last)
+                raw = torch.log_softmax(logits.float(), -1).gather(1, ids)[:, 0].tolist()
+                own = weights.gather(1, ids)[:, 0].log().tolist()
+            for row, token in enumerate(ids[:, 0].tolist()):
+                if not alive[row]:
+                    continue
+                if token in ends:
+                    alive[row] = False
+                    continue
+                states[row] = policy.advance(states[row], token)
+                text = texts[row].add(token)
+                yield Step(row, token, text, known[row], raw[row], own[row])
+            if not any(alive):
+                return
+
+
+class _Text:
+    """Text of a growing row, given out in whole characters."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
+        self.shown = 0
+
+    def add(self, token: int) -> str:
+        self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        if text.endswith("�"):
+            return ""
+        new, self.shown = text[self.shown :], len(text)
+        return new
+
+
+def _ends(model: Any) -> set[int]:
+    end = model.generation_config.eos_token_id
+    if end is None:
+        return set()
+    return set(end) if isinstance(end, list) else {end}

@@ -1,0 +1,1 @@
+"""Where models come from: the hub's files, GGUF, the embedded one."""

@@ -1,0 +1,84 @@
+"""A GGUF file turned into a directory that transformers loads, with nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tempering.engines.loading.quiet import quiet
+from tempering.errors import ModelError
+
+
+def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None:
+    """Write the model and tokenizer of a GGUF file into `target`, in transformers' format.
+
+    Weights are stored as float32: dequantised 4-bit blocks (scale * code + offset, both scale
+    and offset float16) fit neither float16 nor bfloat16 exactly.
+
+    Parameters
+    ----------
+    source: the GGUF file.
+    target: an existing, empty directory.
+    say: called with one line before each step.
+
+    Raises ModelError when the file can't be read as a model that transformers knows, OSError
+    when the result can't be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(source.parent), source.name
+    with quiet():
+        try:
+            say("reading the tokenizer (1 of 3)")
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+            say("reading and dequantising the weights (2 of 3)")
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(f"can't read {source} as a GGUF model: {error}") from error
+        _restore_pretokenizer(tokenizer, source)
+        _forget_quantization(model)
+        say("writing (3 of 3)")
+        try:
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        except SafetensorError as error:  # how a full disk shows itself there
+            raise OSError(str(error)) from error
+
+
+def _restore_pretokenizer(tokenizer: Any, source: Path) -> None:
+    """Split digits as the model's training did; transformers' conversion leaves that out.
+
+    A GGUF names its pre-tokenizer; "smollm" splits off every digit first and then applies
+    GPT-2's rule (llama.cpp, llama-vocab.cpp). With GPT-2's rule alone, whitespace before a digit
+    groups differently: "\\n\\n1" gives two newlines where the model knows one double newline.
+    Another name is refused, since its rule would have to be checked first.
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
+    name = None if field is None else field.contents()
+    if name != "smollm":
+        raise ModelError(
+            f"{source} names the pre-tokenizer {name!r}; only 'smollm' is known to convert exactly"
+        )
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+
+
+def _forget_quantization(model: Any) -> None:
+    """Take the quantization marks off, now that the weights are plain float32.
+
+    `save_pretrained` refuses while they are there, and a reader would look for the GGUF.
+    """
+    for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

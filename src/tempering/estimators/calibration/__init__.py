@@ -1,0 +1,1 @@
+"""Calibration of classifiers: the temperature of their logits, and how well it is known."""

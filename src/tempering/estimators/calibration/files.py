@@ -1,0 +1,245 @@
+"""Logits in files: .npy (memory-mapped), .npz and Parquet (streamed)."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from tempering.errors import DataError
+from tempering.estimators.arrays import writable
+from tempering.estimators.calibration.source import CHUNK, ArrayLogits, Logits
+from tempering.files import read_text
+
+# A read from a compressed file: large enough to hide the calls, small beside the logits.
+_READ_BYTES = 1 << 22
+
+
+def open_logits(path: str | Path) -> Logits:
+    """Logits in a file, read a chunk at a time.
+
+    .npy is memory-mapped; .npz streams its only array, or the one called "logits"; .parquet
+    streams its only list column, or all its floating columns in their order.
+
+    Raises DataError when the file is missing, cut short, of another kind, or not a table.
+    """
+    path = Path(path)
+    readers = {".npy": _npy, ".npz": NpzLogits, ".parquet": ParquetLogits}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: expected a file that ends in {', '.join(readers)}")
+    try:
+        return reader(path)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """The error of a file that is not what its name says."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(
+        f"{path}: can't be read as {path.suffix} ({reason}); it may be cut short, or of another "
+        "kind than its name says: make it anew"
+    )
+
+
+def check_table(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    """DataError unless this is a two-dimensional table of real numbers."""
+    if len(shape) != 2 or dtype.kind not in "fiu":
+        raise DataError(
+            f"{name}: expected logits of shape (rows, classes) and a real dtype, got shape "
+            f"{tuple(shape)} of {dtype}"
+        )
+
+
+def _npy(path: Path) -> Logits:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: expected one array; rename it to .npz if it is an archive")
+    check_table(array.shape, array.dtype, str(path))
+    return ArrayLogits(array, str(path))
+
+
+class NpzLogits(Logits):
+    """One array of an .npz archive, compressed or not, never held whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        with zipfile.ZipFile(path) as archive:
+            names = [member.removesuffix(".npy") for member in archive.namelist()]
+            chosen = names[0] if len(names) == 1 else "logits"
+            if chosen not in names:
+                raise DataError(
+                    f"{path}: holds the arrays {', '.join(names) or '(none)'}; save the logits "
+                    "under the name 'logits'"
+                )
+            self.member = f"{chosen}.npy"
+            with archive.open(self.member) as stream:
+                shape, by_column, self.dtype = read_header(stream)
+        check_table(shape, self.dtype, f"{path}[{chosen}]")
+        if by_column:
+            raise DataError(
+                f"{path}[{chosen}] is stored by column, so it can't be streamed by row; save "
+                "np.ascontiguousarray(logits)"
+            )
+        self.n_rows, self.n_columns = shape
+
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        width = self.n_columns * self.dtype.itemsize
+        size = max(1, _READ_BYTES // width) * width
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                read_header(stream)
+                while data := stream.read(size):
+                    rows = np.frombuffer(data[: len(data) // width * width], self.dtype)
+                    yield from ArrayLogits(rows.reshape(-1, self.n_columns)).pieces()
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise unreadable(self.path, error) from error
+
+
+def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, stored by column, dtype) of a .npy stream, which is left at the data."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+class ParquetLogits(Logits):
+    """The only list column of a Parquet file, or its floating columns in order."""
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import lib, parquet, types
+
+        self.path, self.name = path, str(path)
+        self.errors = (lib.ArrowException, OSError, ValueError)
+        try:
+            file = parquet.ParquetFile(path)
+        except lib.ArrowException as error:
+            raise unreadable(path, error) from error
+        with file:
+            fields = list(file.schema_arrow)
+            self.n_rows = file.metadata.num_rows
+            lists = [f.name for f in fields if _is_list(types, f.type)]
+            self.columns = lists or [f.name for f in fields if types.is_floating(f.type)]
+            self.nested = bool(lists)
+            if len(lists) > 1 or not self.columns:
+                raise DataError(
+                    f"{path}: expected one column of lists, or floating columns, one a class; it "
+                    f"has {', '.join(f'{f.name} ({f.type})' for f in fields)}"
+                )
+            whole = [f.name for f in fields if types.is_integer(f.type)]
+            if whole and not self.nested:
+                raise DataError(
+                    f"{path}: the columns {', '.join(whole)} hold integers, which logits don't; "
+                    "drop them, or store the logits as one column of lists"
+                )
+            self.n_columns = len(self.columns)
+            if self.nested:
+                first = next(file.iter_batches(1, columns=self.columns), None)
+                self.n_columns = len(first.column(0)[0]) if first is not None else 0
+
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        from pyarrow import parquet
+
+        rows = max(1, CHUNK // max(1, self.n_columns))
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                first = 0
+                for batch in file.iter_batches(rows, columns=self.columns):
+                    yield self._table(batch, first)
+                    first += batch.num_rows
+        except self.errors as error:
+            if isinstance(error, DataError):
+                raise
+            raise unreadable(self.path, error) from error
+
+    def _table(self, batch: Any, first: int) -> Tensor:
+        for name, column in zip(self.columns, batch.columns):
+            if column.null_count:
+                row = first + column.is_null().to_pylist().index(True)
+                raise DataError(f"{self.path}: row {row} of column '{name}' is null")
+        if not self.nested:
+            columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
+            return torch.from_numpy(np.column_stack(columns))
+        values = batch.column(0)
+        flat = values.flatten()
+        if flat.null_count:
+            raise DataError(f"{self.path}: a null among the logits, in rows {first} and after")
+        if len(flat) != batch.num_rows * self.n_columns:
+            lengths = np.array([len(row) for row in values])
+            row = int(np.flatnonzero(lengths != self.n_columns)[0])
+            raise DataError(
+                f"{self.path}: row {first + row} has {lengths[row]} logits, the first row "
+                f"has {self.n_columns}"
+            )
+        table = flat.to_numpy(zero_copy_only=False).reshape(batch.num_rows, self.n_columns)
+        return torch.from_numpy(writable(table))
+
+
+def _is_list(types: Any, kind: Any) -> bool:
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def open_vector(path: str | Path, name: str) -> np.ndarray:
+    """One value a row from a file: .npy, .npz, .parquet with one column, or .txt, a value a line.
+
+    name: of the values ("labels", "groups"), the array to take from an .npz or the column from a
+    Parquet file that has several. Raises DataError when the file is missing or holds no such thing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; give the {name}, one a row")
+    try:
+        values = _vector(path, name)
+    except DataError:
+        raise
+    except Exception as error:  # whatever numpy and pyarrow raise on a broken file
+        raise unreadable(path, error) from error
+    if values.ndim != 1:
+        raise DataError(f"{path}: {name} have shape {values.shape}; expected one value a row")
+    return values
+
+
+def _vector(path: Path, name: str) -> np.ndarray:
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return np.load(path, allow_pickle=False)
+    if kind == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[_only(list(archive), name, path)]
+    if kind == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            column = _only(file.schema_arrow.names, name, path)
+            values = file.read([column]).column(0)
+        if values.null_count:
+            raise DataError(f"{path}: column '{column}' has nulls; every row needs one of {name}")
+        return values.to_numpy()
+    if kind == ".txt":
+        lines = np.array(read_text(path).split("\n"))
+        lines = lines[:-1] if lines[-1] == "" else lines
+        try:
+            return lines.astype(np.int64)
+        except ValueError:
+            return lines
+    raise DataError(f"{path}: expected a file that ends in .npy, .npz, .parquet or .txt")
+
+
+def _only(names: list[str], name: str, path: Path) -> str:
+    chosen = names[0] if len(names) == 1 else name
+    if chosen not in names:
+        raise DataError(f"{path}: holds {', '.join(names) or 'nothing'}; expected '{name}' there")
+    return chosen

@@ -1,0 +1,180 @@
+"""Safeguarded Newton in log beta, for one temperature or many that don't touch each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.estimators.calibration.designs import (
+    Blocks,
+    OneBlock,
+    Totals,
+    add_rows,
+    block_totals,
+)
+from tempering.estimators.calibration.moments import Problem, row_moments
+from tempering.estimators.calibration.settings import Settings
+
+# The last step taken, in log beta. Newton's error after a step of size s is about s^2, and the
+# loss is flat at its minimum, so what is left of the loss is about s^4: 1e-12 nats a row. Small
+# tables, whose passes cost next to nothing, get a temperature that repeats to 1e-12 instead.
+_STEP_TOLERANCE = 1e-3
+_FINE_TOLERANCE = 1e-6
+_SMALL_ELEMENTS = 1 << 20
+# Rows of the warm start: it only has to land within Newton's reach, and at 2048 rows the sampling
+# error of log beta is near 0.02, one step from 1e-4. More elements than the second would cost
+# memory beside logits of a large vocabulary.
+_WARM_ROWS = 2048
+_WARM_ELEMENTS = 1 << 21
+_MAX_STEP = 3.0
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a fit ended.
+
+    log_beta: of each block. loss: nll plus the prior's, of each block, at the last point passed
+    over. totals: of that pass; None if there was none. n_iter: full passes. converged: every step
+    fell under the tolerance, or its block sits at a bound. interrupted: Ctrl-C ended it.
+    """
+
+    log_beta: Float[Tensor, "blocks"]
+    loss: Float[Tensor, "blocks"]
+    totals: Totals | None
+    n_iter: int
+    converged: bool
+    interrupted: bool = False
+
+    def standard_error(self, settings: Settings) -> Float[Tensor, "blocks"]:
+        """Of log T: one over the root of the second derivative; NaN at a bound or without rows."""
+        if self.totals is None:
+            return torch.full_like(self.log_beta, math.nan)
+        low, high = settings.log_beta_bounds
+        _, _, stiffness = settings.pull(self.log_beta)
+        inside = (self.log_beta > low) & (self.log_beta < high)
+        second = self.totals.curvature + self.totals.slope + stiffness
+        return torch.where(inside & (second > 0), second.rsqrt(), math.nan)
+
+
+def fit_blocks(problem: Problem, blocks: Blocks, settings: Settings) -> Fit:
+    """The temperature of each block that minimises nll plus the prior's loss.
+
+    A warm start on a sample of the rows gives one temperature for all; Newton passes over all
+    rows follow. With a prior the loss may have two minima (nll is flat where T is large), so a
+    second start at the prior's mean is tried and the better end is kept, block by block.
+    """
+    warm = warm_start(problem, settings)
+    fit = _passes(problem, blocks, settings, warm)
+    if settings.prior is None or fit.interrupted:
+        return fit
+    low, high = settings.log_beta_bounds
+    other = _passes(problem, blocks, settings, min(max(-settings.prior[0], low), high))
+    if other.totals is None:
+        return replace(fit, converged=False, interrupted=True)
+    better = other.loss < fit.loss - 1e-9 * (1 + fit.loss.abs())
+    return Fit(
+        torch.where(better, other.log_beta, fit.log_beta),
+        torch.where(better, other.loss, fit.loss),
+        fit.totals,
+        fit.n_iter + other.n_iter,
+        fit.converged and other.converged,
+        other.interrupted,
+    )
+
+
+def warm_start(problem: Problem, settings: Settings) -> float:
+    """log beta for all rows together, from a sample of them; the fit itself where rows are few."""
+    size = min(_WARM_ROWS, max(256, _WARM_ELEMENTS // problem.logits.n_columns))
+    sample = problem.sample(size, _SEED)
+    buffer = sample.logits.new_empty(2 * sample.logits.numel())
+
+    def evaluate(log_beta: Tensor) -> Totals:
+        sums = torch.zeros(5, 1, dtype=torch.float64, device=log_beta.device)
+        name = problem.logits.name
+        moments = row_moments(sample.logits, sample.labels, log_beta[0], buffer, sample.rows, name)
+        add_rows(sums, moments, sample.weights, None)
+        return Totals(*sums)
+
+    low, high = settings.log_beta_bounds
+    start = torch.zeros(1, dtype=torch.float64, device=sample.logits.device).clamp(low, high)
+    free = Settings(None, settings.bounds, 50)
+    fit = newton(evaluate, start, free, _STEP_TOLERANCE)
+    if fit.interrupted:
+        raise KeyboardInterrupt  # nothing is known yet
+    return float(fit.log_beta)
+
+
+def _passes(problem: Problem, blocks: Blocks, settings: Settings, start: float) -> Fit:
+    at = torch.full((blocks.size,), start, dtype=torch.float64, device=problem.logits.device)
+    small = problem.logits.n_rows * problem.logits.n_columns <= _SMALL_ELEMENTS
+    return newton(
+        lambda log_beta: block_totals(problem, blocks, log_beta),
+        at,
+        settings,
+        _FINE_TOLERANCE if small else _STEP_TOLERANCE,
+    )
+
+
+def newton(
+    evaluate: Callable[[Float[Tensor, "blocks"]], Totals],
+    log_beta: Float[Tensor, "blocks"],
+    settings: Settings,
+    tolerance: float,
+) -> Fit:
+    """Minimise each block's loss in its own log beta, all blocks in the same passes.
+
+    nll is convex in beta, so the sign of the slope brackets the minimum. The step
+    -sign(g) log(1 + |g|/c) is Newton's near the minimum (c is the curvature there) and grows
+    only as a logarithm far from it, where Newton's own would fly off; a step that leaves the
+    bracket halves it instead.
+    """
+    low, high = settings.log_beta_bounds
+    left = torch.full_like(log_beta, -math.inf)
+    right = torch.full_like(log_beta, math.inf)
+    totals, loss = None, torch.full_like(log_beta, math.inf)
+    for n_iter in range(1, settings.max_iter + 1):
+        try:
+            totals = evaluate(log_beta)
+        except KeyboardInterrupt:
+            return Fit(log_beta, loss, totals, n_iter - 1, False, interrupted=True)
+        pulled, pull, stiffness = settings.pull(log_beta)
+        loss = totals.nll + pulled
+        g = totals.slope + pull
+        left = torch.where(g < 0, log_beta, left)
+        right = torch.where(g > 0, log_beta, right)
+        step = _step(g, totals, stiffness)
+        new = log_beta + step
+        outside = (new <= left) | (new >= right)
+        new = torch.where(outside & (g != 0), (left + right) / 2, new)
+        if settings.prior is None:
+            # Every label on top: the loss falls all the way, so go to the bound at once.
+            new = torch.where((totals.excess == 0) & (totals.weight > 0), math.inf, new)
+        new = new.clamp(low, high)
+        at_bound = ((log_beta == low) & (g >= 0)) | ((log_beta == high) & (g <= 0))
+        done = at_bound | ((new - log_beta).abs() <= tolerance) | (totals.weight == 0)
+        log_beta = torch.where(at_bound, log_beta, new)
+        if bool(done.all()):
+            return Fit(log_beta, loss, totals, n_iter, True)
+    return Fit(log_beta, loss, totals, settings.max_iter, False)
+
+
+def _step(g: Float[Tensor, "blocks"], totals: Totals, stiffness: float) -> Float[Tensor, "blocks"]:
+    """The safeguarded step; 0 where the slope is 0."""
+    fisher = totals.curvature + stiffness
+    # With a prior the slope of nll does not vanish at the minimum, so the full second derivative
+    # is needed for quadratic convergence; far from the minimum it may be negative.
+    full = fisher + totals.slope if stiffness else fisher
+    curvature = torch.maximum(full, 0.1 * fisher)
+    size = torch.log1p(g.abs() / curvature).clamp(max=_MAX_STEP)
+    return torch.where(g == 0, 0.0, -g.sign() * size)
+
+
+def pooled(problem: Problem, settings: Settings) -> Fit:
+    """One temperature for all rows."""
+    return fit_blocks(problem, OneBlock(), settings)

@@ -1,0 +1,179 @@
+"""Rows of logits that need not fit in memory: arrays, tensors and anything that comes in pieces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from tempering.errors import DataError
+from tempering.estimators.arrays import writable
+
+# Elements in a chunk. 2^17 float32 values and two work buffers of the same size stay near a core;
+# with four times fewer the calls cost more than the sums. A GPU wants long kernels instead: 2^23
+# values are 32 MB.
+CHUNK = 1 << 17
+CHUNK_CUDA = 1 << 23
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch's threads set to `count` on the calling thread, and back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def passes(method: Callable[P, R]) -> Callable[P, R]:
+    """Run without gradients and on one thread.
+
+    A chunk lies in the cache of one core. A second core gains little on it, and on a busy
+    machine, where threads wait for each other, it made passes ten times slower.
+    """
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), threads(1):
+            return method(*args, **kwargs)
+
+    return run
+
+
+class Logits(ABC):
+    """An [n_rows, n_columns] table of logits that can be read from the start again and again.
+
+    n_rows, n_columns: the shape. name: how messages call it. device: where its chunks live.
+    """
+
+    n_rows: int
+    n_columns: int
+    name: str = "X"
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        """All rows in order, in pieces of any size and any real dtype."""
+
+    def chunks(self) -> Iterator[tuple[int, Shaped[Tensor, "rows columns"]]]:
+        """(index of the first row, rows) in order, in cache-sized chunks of float32 or float64."""
+        size = CHUNK_CUDA if self.device.type == "cuda" else CHUNK
+        rows = max(1, size // self.n_columns)
+        first = 0
+        for piece in self.pieces():
+            for part in piece.split(rows):
+                yield first, floats(part)
+                first += len(part)
+        if first != self.n_rows:
+            raise DataError(
+                f"{self.name} gave {first} rows where {self.n_rows} were announced; "
+                "the file was cut short or is being written: make it anew"
+            )
+
+    def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
+        """About `size` rows spread over the whole table: (their indices, the rows)."""
+        wanted = strata(self.n_rows, size, seed)
+        found, first = [], 0
+        for piece in self.pieces():
+            low, high = np.searchsorted(wanted, [first, first + len(piece)])
+            if high > low:
+                found.append(floats(piece[torch.as_tensor(wanted[low:high] - first)]))
+            first += len(piece)
+        return wanted, torch.cat(found)
+
+    def places(self, rows: range | np.ndarray) -> range | np.ndarray:
+        """Where these rows stand in what the user gave, for messages."""
+        return rows
+
+
+class ArrayLogits(Logits):
+    """A numpy array, in memory or memory-mapped, of any real dtype, byte order and strides."""
+
+    def __init__(self, array: np.ndarray, name: str = "X") -> None:
+        self.array = array
+        self.name = name
+        self.n_rows, self.n_columns = array.shape
+        # torch shares memory with such arrays only; others are converted a piece at a time.
+        self.shared = array.dtype.isnative and array.dtype.itemsize <= 8 and min(array.strides) >= 0
+
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        rows = self.n_rows if self.shared else max(1, CHUNK // self.n_columns)
+        for first in range(0, self.n_rows, max(1, rows)):
+            yield self._tensor(self.array[first : first + rows])
+
+    def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
+        wanted = strata(self.n_rows, size, seed)
+        return wanted, floats(self._tensor(self.array[wanted]))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        if not self.shared:
+            native = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+            array = np.ascontiguousarray(array, dtype=native)
+        return torch.from_numpy(writable(array))
+
+
+class TensorLogits(Logits):
+    """A torch tensor on any device; its chunks stay there."""
+
+    def __init__(self, tensor: Tensor, name: str = "X") -> None:
+        self.tensor = tensor.detach()
+        self.name = name
+        self.device = tensor.device
+        self.n_rows, self.n_columns = tensor.shape
+
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        yield self.tensor
+
+    def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
+        wanted = strata(self.n_rows, size, seed)
+        return wanted, floats(self.tensor[torch.as_tensor(wanted, device=self.device)])
+
+
+class Part(Logits):
+    """Some rows of another table: those where `keep` is true."""
+
+    def __init__(self, whole: Logits, keep: np.ndarray) -> None:
+        self.whole, self.keep = whole, keep
+        self.name, self.device = whole.name, whole.device
+        self.n_rows, self.n_columns = int(keep.sum()), whole.n_columns
+
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        for first, rows in self.whole.chunks():
+            keep = torch.from_numpy(self.keep[first : first + len(rows)]).to(rows.device)
+            yield rows[keep]
+
+    def places(self, rows: range | np.ndarray) -> range | np.ndarray:
+        return self.whole.places(np.flatnonzero(self.keep)[np.asarray(rows)])
+
+
+def strata(n_rows: int, size: int, seed: int) -> np.ndarray:
+    """One row drawn from each of `size` equal strata, in order.
+
+    Rows sorted by label give every label its share, and a period in the rows does no harm, as
+    it would to a plain stride.
+    """
+    if size >= n_rows:
+        return np.arange(n_rows)
+    edges = np.linspace(0, n_rows, size + 1).astype(np.int64)
+    jitter = np.random.default_rng(seed).random(size)
+    return edges[:-1] + (jitter * np.diff(edges)).astype(np.int64)
+
+
+def floats(rows: Tensor) -> Tensor:
+    """Rows as float32 (from half precision) or float64 (from integers); others as they are."""
+    if rows.dtype in (torch.float32, torch.float64):
+        return rows
+    return rows.to(torch.float32 if rows.is_floating_point() else torch.float64)

@@ -1,0 +1,1 @@
+"""Annealed mixtures: EM under a falling temperature."""

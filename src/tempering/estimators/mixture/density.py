@@ -1,0 +1,167 @@
+"""What a fitted mixture answers: responsibilities, labels, densities, samples, criteria."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_n_features, check_is_fitted, validate_data
+from torch import Tensor
+
+from tempering.estimators.mixture.checks import array_rows, check_tensor, family_of, whole
+from tempering.estimators.mixture.em import Components, Family, densities, posterior, tempered
+from tempering.estimators.mixture.ranks import process_group
+from tempering.estimators.mixture.rows import Rows
+
+
+class FittedMixture(DensityMixin, BaseEstimator):
+    """A mixture with `weights_`, `means_` and `covariances_`; everything is computed from these."""
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibilities [rows, components] at T = 1; a tensor when X is one."""
+        return self._evaluate(X)[0]
+
+    def predict(self, X: Any) -> Any:
+        """The most responsible component of each row."""
+        found = self._evaluate(X)[0]
+        return found.argmax(1)
+
+    def score_samples(self, X: Any) -> Any:
+        """Log-likelihood of each row, nats."""
+        return self._evaluate(X)[1]
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log-likelihood of a row, nats; y is ignored."""
+        return float(self._evaluate(X)[1].mean())
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion on X; the lower the better."""
+        return self._deviance(X) + self._free() * math.log(len(X))
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion on X; the lower the better."""
+        return self._deviance(X) + 2 * self._free()
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """`fit`, then the most responsible component of each row."""
+        return self.fit(X, sample_weight=sample_weight).predict(X)
+
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Draw rows from the mixture.
+
+        Returns
+        -------
+        (rows [n_samples, features], the component of each [n_samples]), ordered by component.
+        """
+        count = whole(n_samples, "n_samples", "rows to draw")
+        check_is_fitted(self)
+        random, family = check_random_state(self.random_state), self._family()
+        log_mass, means, covariances = (part.cpu() for part in self._parameters())
+        full = family.shape.to_full(covariances, *means.shape).numpy()
+        mass = np.exp(log_mass.numpy())
+        labels = np.repeat(np.arange(len(mass)), random.multinomial(count, mass / mass.sum()))
+        normal = random.standard_normal((count, means.shape[1]))
+        normal *= family.kernel.mixing(normal, random)
+        roots = np.linalg.cholesky(full)
+        rows = means.numpy()[labels] + np.einsum("nij,nj->ni", roots[labels], normal)
+        return rows, labels
+
+    @property
+    def responsibilities_(self) -> Any:
+        """Responsibilities of the fitted rows at T = 1; computed when asked for."""
+        check_is_fitted(self)
+        rows = getattr(self, "_fitted_rows", None)
+        if rows is None:
+            raise NotFittedError(
+                "responsibilities_ are those of the rows that were fitted, which a pickle does "
+                "not hold; use predict_proba(X)"
+            )
+        found = self._evaluate_rows(rows)[0]
+        return found if torch.is_tensor(self.means_) else found.cpu().numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_fitted_rows"}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "means_")
+
+    def _family(self) -> Family:
+        return family_of(self.covariance_type, self.kernel, self.nu, self.reg_covar)
+
+    def _group(self) -> Any:
+        return process_group(self.distributed)
+
+    def _values(self, X: Any, *, reset: bool, least: int = 1) -> Tensor:
+        """Rows as a checked tensor; an array is not copied."""
+        if isinstance(X, Tensor):
+            values = check_tensor(X, least)
+            _check_n_features(self, X, reset=reset)
+            return values
+        array = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite=False,
+            ensure_min_samples=least,
+        )
+        return array_rows(array)
+
+    def _parameters(self) -> Components:
+        """The public attributes as tensors; means from the origin."""
+
+        def tensor(value: Any) -> Tensor:
+            return torch.as_tensor(value, dtype=torch.float64)
+
+        weights = tensor(self.weights_)
+        return Components(weights.log(), tensor(self.means_), tensor(self.covariances_))
+
+    def _components(self, rows: Rows) -> Components:
+        """The mixture measured from the rows' pivot, on their device."""
+        log_mass, means, covariances = (part.to(rows.device) for part in self._parameters())
+        return Components(log_mass, means - rows.pivot, covariances)
+
+    def _evaluate(self, X: Any) -> tuple[Any, Any]:
+        check_is_fitted(self)
+        r, scores = self._evaluate_rows(Rows(self._values(X, reset=False)))
+        public = like(X)
+        return public(r), public(scores)
+
+    def _evaluate_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        components, family = self._components(rows), self._family()
+        count, dtype = len(components.means), rows.values.dtype
+        r = torch.empty(len(rows.values), count, dtype=dtype, device=rows.device)
+        scores = torch.empty(len(rows.values), dtype=dtype, device=rows.device)
+        start = 0
+        for x, _, density, _, _ in densities(rows, components, family):
+            share, log_sum = posterior(tempered(density, components.log_mass, 1.0))
+            r[start : start + len(x)], scores[start : start + len(x)] = share.T, log_sum
+            start += len(x)
+        return r, scores
+
+    def _mixture(self, components: Components, pivot: Tensor, X: Any) -> None:
+        """Set the public attributes."""
+        public = like(X)
+        self.weights_ = public(components.log_mass.exp())
+        self.means_ = public(components.means + pivot)
+        self.covariances_ = public(components.covariances)
+
+    def _deviance(self, X: Any) -> float:
+        return -2 * float(self._evaluate(X)[1].sum())
+
+    def _free(self) -> int:
+        return self._family().parameters(*self.means_.shape)
+
+
+def like(X: Any) -> Callable[[Tensor], Any]:
+    """How results are handed back: as tensors when the data are one, else as arrays."""
+    if isinstance(X, Tensor):
+        return lambda part: part
+    return lambda part: part.cpu().numpy()

@@ -1,0 +1,240 @@
+"""One pass of tempered EM: additive sums over the rows, and the components they make.
+
+At temperature T the energies of component k are d_k(x) = -T log(mass_k) - log p_k(x), so
+
+    r_k(x) = mass_k p_k(x)^(1/T) / sum_j mass_j p_j(x)^(1/T)
+
+is the posterior r^(1/T), renormalised, of a mixture whose weights are mass^T. At T = 1 that is
+ordinary EM. The masses enter as T log mass so that a component and its copy, with half the mass
+each, are together what the one was (mass-constrained annealing; Rose 1998).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from tempering.errors import DataError
+from tempering.estimators.mixture.covariance import Factor, Moments, Shape
+from tempering.estimators.mixture.radial import Gaussian, Radial
+from tempering.estimators.mixture.rows import Rows
+
+# A chunk's largest intermediate: 2^18 numbers are 2 MB in float64, about a core's cache.
+_CHUNK = 2**18
+_LOG2_E = 1 / math.log(2)
+# Keeps a component that lost all its rows finite; scikit-learn adds the same to its masses.
+_EMPTY = 10 * torch.finfo(torch.float64).eps
+
+
+class Components(NamedTuple):
+    """A mixture: log masses [K], means [K, D] from the pivot of the data, covariances by kind."""
+
+    log_mass: Float64[Tensor, " components"]
+    means: Float64[Tensor, "components features"]
+    covariances: Float64[Tensor, "..."]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What stays fixed in a fit: kind of covariance, kernel, variance added to diagonals."""
+
+    shape: Shape
+    kernel: Radial
+    ridge: float
+
+    def parameters(self, components: int, features: int) -> int:
+        """Free numbers of a mixture."""
+        own = components * (features + 1) - 1
+        return own + self.shape.parameters(components, features)
+
+
+class Sums(NamedTuple):
+    """What one pass over the rows adds up; tensors are float64."""
+
+    objective: float  # sum w T log sum_k mass_k p_k^(1/T); the log-likelihood at T = 1
+    mass: Float64[Tensor, " components"]  # sum w r
+    pulled: Float64[Tensor, " components"]  # sum w r u
+    moments: Moments
+
+
+def factor_of(components: Components, family: Family) -> Factor:
+    """The covariances made ready; DataError where one is not positive definite."""
+    broken = family.shape.broken(components.covariances)
+    if bool(broken.any()):
+        raise DataError(
+            f"the covariance of component {int(broken.nonzero()[0])} of {len(components.means)} "
+            "has collapsed (it is not positive definite): too few distinct rows, or columns that "
+            "depend on each other. Fit fewer components, raise reg_covar, or scale the columns"
+        )
+    return family.shape.factor(components.covariances, components.means)
+
+
+def log_density(
+    x: Float[Tensor, "rows features"],
+    components: Components,
+    factor: Factor,
+    family: Family,
+) -> tuple[Float[Tensor, "components rows"], Float[Tensor, "components rows"], Tensor]:
+    """log p_k(x) of every component, squared distances, and what `Shape.moments` takes."""
+    features = x.shape[1]
+    squared, middle = family.shape.distances(x, components.means, factor)
+    constant = (factor.log_det - family.kernel.log_normaliser(features)).to(x.dtype)
+    return constant.unsqueeze(1) - family.kernel.energy(squared, features), squared, middle
+
+
+def posterior(
+    logits: Float[Tensor, "components rows"],
+) -> tuple[Float[Tensor, "components rows"], Float[Tensor, " rows"]]:
+    """Responsibilities and log sum exp over the components; takes the logits' memory."""
+    highest = logits.amax(0)
+    weights = logits.sub_(highest).exp_()
+    total = weights.sum(0)
+    return weights.div_(total), highest + total.log()
+
+
+def tempered(
+    density: Float[Tensor, "components rows"], log_mass: Tensor, temperature: float
+) -> Float[Tensor, "components rows"]:
+    """log(mass_k) + log p_k / T."""
+    logits = density if temperature == 1 else density / temperature
+    return logits + log_mass.to(density.dtype).unsqueeze(1)
+
+
+def chunk_size(components: Components, family: Family) -> int:
+    """Rows at a time, so that the largest intermediate stays in the cache."""
+    count, features = components.means.shape
+    width = features if family.shape.name == "full" else 1
+    return max(64, _CHUNK // (count * width + 2 * features))
+
+
+def densities(
+    rows: Rows, components: Components, family: Family, size: int | None = None
+) -> Iterator[tuple[Tensor, Float64[Tensor, " rows"], Tensor, Tensor, Tensor]]:
+    """(x, weights, log p, squared distances, middle) of each chunk of `size` rows."""
+    factor = factor_of(components, family)
+    dtype = rows.working_dtype(factor.whitener)
+    for x, weights in rows.chunks(size or chunk_size(components, family), dtype):
+        yield (x, weights, *log_density(x, components, factor, family))
+
+
+def log_likelihoods(rows: Rows, components: Components, family: Family) -> Float64[Tensor, " rows"]:
+    """log p of each of this rank's rows at T = 1."""
+    parts = [
+        posterior(tempered(density, components.log_mass, 1.0))[1].double()
+        for _, _, density, _, _ in densities(rows, components, family)
+    ]
+    return torch.cat(parts)
+
+
+def expect(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Sums:
+    """The E-step over all rows, of all ranks: sums that the M-step needs."""
+    total: list[Tensor] | None = None
+    factor = factor_of(components, family)
+    dtype = rows.working_dtype(factor.whitener)
+    for x, weights in rows.chunks(chunk_size(components, family), dtype):
+        logits, pull, middle = _logits(x, components, factor, family, temperature)
+        highest = logits.amax(0)
+        # On CPUs exp2 takes a quarter of the time of exp.
+        r = logits.sub_(highest).mul_(_LOG2_E).exp2_()
+        sums = r.sum(0)
+        weight = weights.to(x.dtype)
+        r *= weight / sums
+        pulls = r if pull is None else r * pull
+        moments = family.shape.moments(middle, pulls)
+        objective = ((highest + sums.log()) * weight).sum()
+        mass = r.sum(1)
+        part = (objective, mass, mass if pull is None else pulls.sum(1), *moments)
+        double = [piece.double() for piece in part]
+        total = double if total is None else [a + b for a, b in zip(total, double)]
+    if total is None:
+        raise DataError("there are no rows; give at least one on every rank")
+    objective, mass, pulled, *rest = rows.reduce(total)
+    return Sums(temperature * float(objective), mass, pulled, tuple(rest))
+
+
+def _logits(
+    x: Tensor, components: Components, factor: Factor, family: Family, temperature: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """log(mass_k) + log p_k / T, the pulls of the kernel, and what `Shape.moments` takes."""
+    if isinstance(family.kernel, Gaussian):  # linear in the squared distances: fewer passes
+        constant = factor.log_det - family.kernel.log_normaliser(x.shape[1])
+        offset = constant / temperature + components.log_mass
+        slope = -0.5 / temperature
+        logits, middle = family.shape.logits(x, components.means, factor, offset, slope)
+        return logits, None, middle
+    density, squared, middle = log_density(x, components, factor, family)
+    logits = tempered(density, components.log_mass, temperature)
+    return logits, family.kernel.pull(squared, x.shape[1]), middle
+
+
+def maximise(
+    sums: Sums, components: Components, family: Family, prior_rows: float = 0.0
+) -> Components:
+    """The M-step.
+
+    prior_rows: draw every covariance towards the pooled one as if that many rows had it.
+    """
+    factor = family.shape.factor(components.covariances, components.means)
+    mass = sums.mass + _EMPTY
+    means, covariances = family.shape.update(
+        sums.moments, sums.pulled + _EMPTY, mass, components.means, factor
+    )
+    if prior_rows and family.shape.name != "tied":
+        by = family.shape.wide(mass, covariances)
+        pooled = (by * covariances).sum(0) / mass.sum()
+        covariances = (by * covariances + prior_rows * pooled) / (by + prior_rows)
+    covariances = family.shape.widen(covariances, family.ridge)
+    return Components(mass.log() - mass.sum().log(), means, covariances)
+
+
+class Climb(NamedTuple):
+    """EM run to its limit: components, mean objective, passes, and whether it got there."""
+
+    components: Components
+    value: float
+    passes: int
+    converged: bool
+
+
+def climb(
+    rows: Rows,
+    components: Components,
+    family: Family,
+    *,
+    tol: float,
+    passes: int,
+    target: float = -math.inf,
+) -> Climb:
+    """EM at T = 1 until its limit is within `tol` nats per row, by Aitken's estimate.
+
+    target: give up early once the limit is estimated to lie below this value.
+    """
+    values: list[float] = []
+    for turn in range(passes):
+        sums = expect(rows, components, family)
+        values.append(sums.objective / rows.total)
+        left = remaining(values)
+        if left < tol:
+            return Climb(components, values[-1], turn + 1, True)
+        if len(values) > 4 and values[-1] + 2 * left < target:
+            break
+        components = maximise(sums, components, family)
+    return Climb(components, values[-1], len(values), False)
+
+
+def remaining(values: list[float]) -> float:
+    """How far a sequence that converges geometrically still has to rise; inf when unknown."""
+    if len(values) < 3:
+        return math.inf
+    before, last = values[-2] - values[-3], values[-1] - values[-2]
+    if last <= 0:
+        # The ridge makes EM a little less than monotone; at the top it falls by rounding.
+        return 0.0
+    ratio = last / before if before > 0 else math.inf
+    return last * ratio / (1 - ratio) if ratio < 1 else math.inf

@@ -1,0 +1,322 @@
+"""AnnealedMixture: a mixture that is cooled into its clusters instead of dropped among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from tempering.errors import InputError
+from tempering.estimators.mixture.checks import (
+    check_distinct,
+    real,
+    rows_of,
+    temperatures_of,
+    warn,
+    whole,
+)
+from tempering.estimators.mixture.density import FittedMixture, like
+from tempering.estimators.mixture.driver import Trace, cool, finish, grow, kept
+from tempering.estimators.mixture.em import Components, Family, expect
+from tempering.estimators.mixture.online import Seen
+from tempering.estimators.mixture.path import MixtureSplit, plot, record
+from tempering.estimators.mixture.rows import Rows
+from tempering.estimators.mixture.select import Bic, Criterion, HeldOut, grow_selected
+from tempering.estimators.mixture.start import from_means, from_responsibilities
+
+_CRITERIA = (None, "bic", "held-out")
+_HELD_OUT = 0.2
+
+
+class AnnealedMixture(FittedMixture):
+    """Fit a mixture by deterministic annealing: hot, all components are one; cooling splits them.
+
+        r_k(x) = mass_k p_k(x)^(1/T) / sum_j mass_j p_j(x)^(1/T),   T from T_c down to 1
+
+    While it is hot the components share one variance, and a component splits at its critical
+    temperature, where the largest eigenvalue of its responsibility-weighted covariance exceeds
+    the kernel's variance, along the eigenvector; the first at lambda_max(cov). Near T = 1 the
+    covariances are set free. At T = 1 it is ordinary EM, and components are merged and split
+    elsewhere, and warmed and cooled, for as long as that raises the likelihood. Distances are
+    Euclidean while hot: columns of different units should be scaled first.
+
+    Parameters
+    ----------
+    n_components: components to grow; with a criterion, the most it may choose.
+    covariance_type: "full", "tied", "diag" or "spherical", as in GaussianMixture.
+    kernel: "gaussian", "laplace" (density exp(-m) in the Mahalanobis distance m) or "student_t".
+        Annealing uses the Gaussian; the kernel takes over when the covariances are set free.
+    nu: degrees of freedom of "student_t", above 0.
+    schedule: "adaptive" follows the critical temperatures. Or a schedule of the project, or its
+        text, that ends at 1: its first value is put at the first critical temperature, so it says
+        how far to cool: "geometric(50,1)" ends with a kernel of a 50th of lambda_max(cov).
+    criterion: None fits n_components. "bic" or "held-out" (the likelihood of a fifth of the
+        distinct rows, drawn at random; one more component has to gain more than its standard
+        error) choose their number, up to n_components.
+    means_init: [n_components, n_features]; components given, that neither split nor move.
+    reg_covar: variance added to the diagonal of covariances; squared units of the data, 0 or more.
+    tol: EM ends when its limit is estimated to be this near; nats per row, above 0.
+    max_iter: most passes of EM at T = 1 in a row.
+    random_state: seed of the directions in which splits at T = 1 are sought, and of held-out rows.
+    distributed: whether every rank of torch.distributed's default group holds a part of the rows.
+
+    Attributes
+    ----------
+    weights_, means_, covariances_: the mixture, in the shapes of GaussianMixture; covariances are
+        the kernel's scale matrices. Tensors on the data's device when X is one.
+    responsibilities_: [rows, components] of the fitted rows (rows of weight 0 left out), computed
+        when asked for; not pickled.
+    temperature_path_: the temperatures passed through. T = 1 is the kernel's variance where
+        annealing ended, `kernel_variance_`; from there covariances are free, at 1.2, 1.1 and 1.
+    splits_: one MixtureSplit for each split of the annealing.
+    path_: a record array, one row a temperature: temperature, n_components, effective_components
+        (exp of the entropy of the masses), information (nats), distortion (mean squared distance)
+        and heat_capacity (nats). positions_: the means at each temperature.
+    lower_bound_: mean log-likelihood of a row, nats. converged_. n_iter_: passes over the rows.
+    n_moves_: splits with merges at T = 1 that were kept. n_components_: components fitted.
+    criteria_: with a criterion, its best value at each number of components tried; per row.
+
+    Sources: Rose, Deterministic annealing for clustering, compression, classification, regression,
+    and related optimization problems, 1998; Ueda and Nakano, Deterministic annealing EM algorithm,
+    1998; Ueda, Nakano, Ghahramani and Hinton, SMEM algorithm for mixture models, 2000. Departures:
+    masses enter the energies as T log mass; covariances stay out of the annealing until its end,
+    since a component with the covariance of its own rows has T_c = 1 and never splits above.
+    """
+
+    n_iter_: int
+    _fitted_rows: Rows
+
+    def __init__(
+        self,
+        n_components: Any = 1,
+        *,
+        covariance_type: Any = "full",
+        kernel: Any = "gaussian",
+        nu: Any = 4.0,
+        schedule: Any = "adaptive",
+        criterion: Any = None,
+        means_init: Any = None,
+        reg_covar: Any = 1e-6,
+        tol: Any = 1e-5,
+        max_iter: Any = 1000,
+        random_state: Any = None,
+        distributed: Any = False,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.kernel = kernel
+        self.nu = nu
+        self.schedule = schedule
+        self.criterion = criterion
+        self.means_init = means_init
+        self.reg_covar = reg_covar
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.distributed = distributed
+
+    def fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, responsibilities: Any = None
+    ) -> AnnealedMixture:
+        """Anneal a mixture to the rows of X.
+
+        Parameters
+        ----------
+        X: [rows, features], an array, data frame or torch tensor; float32 is worked on in
+            float32 where that is exact enough. A tensor stays on its device.
+        y: ignored.
+        sample_weight: [rows], 0 or more; weights count as numbers of rows.
+        responsibilities: [rows, n_components] to start from, 0 or more, summing to 1 in each row;
+            the components are then given: they neither split nor move.
+
+        Returns
+        -------
+        self.
+
+        Raises
+        ------
+        DataError, naming the row and column: NaN or infinity; fewer distinct rows than components;
+        weights that are negative or sum to 0; a covariance that collapsed. InputError: a setting
+        out of its range. ScheduleError: a schedule that does not end at 1.
+        Warns MixtureConvergenceWarning when EM did not converge. Ctrl-C returns the best so far
+        with that warning and `converged_` False.
+        """
+        self._fit(X, sample_weight, responsibilities)
+        return self
+
+    def _fit(self, X: Any, sample_weight: Any, responsibilities: Any) -> Rows:
+        """`fit`; returns the rows, with their process group."""
+        count = whole(self.n_components, "n_components", "how many components to fit")
+        max_iter = whole(self.max_iter, "max_iter", "the most passes of EM")
+        tol = real(self.tol, "tol", "nats per row, above 0", np.finfo(float).tiny)
+        family = self._family()
+        temperatures = temperatures_of(self.schedule)
+        if self.criterion not in _CRITERIA:
+            raise InputError(f"criterion = {self.criterion!r}; expected None, 'bic' or 'held-out'")
+        group = self._group()
+        least = 2 if group is None else 1
+        rows, alive = rows_of(
+            lambda: self._values(X, reset=True, least=least), sample_weight, group
+        )
+        check_distinct(rows, count)
+        given = self._given(rows, count, family, responsibilities, alive)
+        generator = torch.Generator().manual_seed(self._seed(rows))
+        trace, interrupted = Trace(), False
+        try:
+            if given is not None:
+                trace.components = given
+                cool(rows, temperatures[:-1] if temperatures else (), family, trace)
+            elif self.criterion is None:
+                grow(rows, count, family, generator, temperatures, max_iter, trace)
+            else:
+                self._select(rows, count, family, generator, max_iter, trace, temperatures)
+            finish(rows, family, tol, max_iter, trace)
+        except KeyboardInterrupt:
+            if trace.components is None:
+                raise
+            interrupted = True
+            sums = expect(rows, kept(trace), family)
+            trace.value = sums.objective / rows.total
+        self._publish(trace, rows, X)
+        if interrupted:
+            warn(
+                "interrupted: this is the best mixture so far, not a converged one; fit again, "
+                "with a larger tol or fewer rows if it takes too long",
+                3,
+            )
+        elif not trace.converged:
+            warn(
+                f"EM did not converge within max_iter = {max_iter} passes at T = 1; raise "
+                "max_iter, or tol, or scale the columns to similar spreads",
+                3,
+            )
+        return rows
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> AnnealedMixture:
+        """Learn from one more chunk of rows; the first one is annealed, by `fit`.
+
+        A later chunk is shared out by the mixture so far (one E-step at T = 1), its sums are
+        added to those of all rows seen, and the M-step follows. Every row counts alike, so
+        several passes over the same chunks would count them several times.
+
+        Parameters, errors: as for `fit`. Returns self.
+        """
+        if not hasattr(self, "_seen"):
+            rows = self._fit(X, sample_weight, None)
+            self._seen = Seen.of(rows, self._components(rows), self._family())
+            self.n_samples_seen_ = rows.count
+            return self
+        family = self._family()
+        group = self._group()
+        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group)
+        self._seen = self._seen.plus(Seen.of(rows, self._components(rows), family), family)
+        components = self._seen.components(family, rows.pivot)
+        self._mixture(components, rows.pivot, X)
+        self.lower_bound_ = expect(rows, components, family).objective / rows.total
+        self.n_samples_seen_ += rows.count
+        self.n_iter_ += 1
+        self._fitted_rows = rows.alone()
+        return self
+
+    def plot_path(self, feature: int = 0, axes: Any = None) -> Any:
+        """Draw the rate-distortion curve, the components' positions, and the phase diagram.
+
+        Parameters
+        ----------
+        feature: the column of the data whose positions are drawn.
+        axes: three matplotlib axes; None makes a figure.
+
+        Returns
+        -------
+        The matplotlib figure.
+        """
+        check_is_fitted(self)
+        if feature not in range(self.n_features_in_):
+            raise InputError(
+                f"feature = {feature!r}; expected a column, 0..{self.n_features_in_ - 1}"
+            )
+        return plot(self.path_, self.positions_, feature, axes)
+
+    def _select(
+        self,
+        rows: Rows,
+        count: int,
+        family: Family,
+        generator: torch.Generator,
+        max_iter: int,
+        trace: Trace,
+        temperatures: Any,
+    ) -> None:
+        if temperatures is not None:
+            raise InputError(
+                f'criterion = {self.criterion!r} needs schedule = "adaptive", which finds the '
+                f"temperatures where components split; got {self.schedule!r}"
+            )
+        criterion: Criterion
+        train, criterion = rows, Bic(rows, family)
+        if self.criterion == "held-out":
+            train, held = rows.divide(_HELD_OUT, generator)
+            criterion = HeldOut(held, family)
+        self.criteria_ = grow_selected(train, count, family, generator, criterion, max_iter, trace)
+
+    def _given(
+        self,
+        rows: Rows,
+        count: int,
+        family: Family,
+        responsibilities: Any,
+        alive: Tensor,
+    ) -> Components | None:
+        if responsibilities is not None and self.means_init is not None:
+            raise InputError("means_init and responsibilities both give components; give one")
+        if (responsibilities is not None or self.means_init is not None) and self.criterion:
+            raise InputError(
+                f"criterion = {self.criterion!r} chooses how many components; they can't be given "
+                "too"
+            )
+        if self.means_init is not None:
+            return from_means(rows, self.means_init, count, family)
+        if responsibilities is not None:
+            return from_responsibilities(rows, responsibilities, alive, count, family)
+        return None
+
+    def _seed(self, rows: Rows) -> int:
+        """One seed for all ranks: that of the first."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        (shared,) = rows.reduce([rows.pivot.new_tensor([float(seed * (rows.rank == 0))])])
+        return int(shared)
+
+    def _publish(self, trace: Trace, rows: Rows, X: Any) -> None:
+        public = like(X)
+        components, pivot = kept(trace), rows.pivot
+        self._mixture(components, pivot, X)
+        temperatures, surveys = trace.path()
+        self.path_ = record(temperatures, surveys)
+        self.temperature_path_ = np.array(temperatures)
+        self.positions_ = [(seen.means + pivot).cpu().numpy() for seen in surveys]
+        self.kernel_variance_ = trace.unit
+        self.splits_ = [
+            MixtureSplit(
+                parting.critical / trace.unit,
+                parting.parent,
+                parting.child,
+                public(parting.mean + pivot),
+                public(parting.eigenvector),
+                parting.critical,
+            )
+            for parting in trace.breaks
+        ]
+        self.n_components_ = len(components.means)
+        self.lower_bound_ = trace.value
+        self.converged_ = trace.converged
+        self.n_iter_ = trace.passes
+        self.n_moves_ = trace.moves
+        self._fitted_rows = rows.alone()
+        for stale in ("_seen", "n_samples_seen_"):
+            self.__dict__.pop(stale, None)
+        if self.criterion is None:
+            self.__dict__.pop("criteria_", None)
