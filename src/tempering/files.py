@@ -94,3 +94,13 @@ def read_text(path: str | Path) -> str:
     if not text.strip():
         raise DataError(f"{path} is empty; give a file with some text")
     return text
+
+
+def whole_characters(text: str) -> str:
+    """`text` with halves of characters (lone surrogates) as U+FFFD; two that match become one.
+
+    JSON may hold them, files in UTF-8 can't.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

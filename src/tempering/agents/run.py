@@ -102,9 +102,14 @@ def rows_of(stages: list[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def spent(stages: list[Row]) -> int:
-    """Tokens in and out of all workers."""
+    """Tokens in and out of all workers, also of replies that were thrown away."""
     rows = [row for stage in stages for row in stage["workers"]]
-    return sum((row["tokens_in"] or 0) + (row["tokens_out"] or 0) for row in rows)
+    return sum(_tokens(row) for row in rows)
+
+
+def _tokens(row: Row) -> int:
+    names = ("tokens_in", "tokens_out", "tokens_discarded")
+    return sum(row.get(name) or 0 for name in names)
 
 
 def worker_seed(seed: int, *names: object) -> int:
@@ -208,8 +213,11 @@ class _Runner:
             nonlocal made
             made += 1
             worker = missing[i]
+            key = calls[worker].key
             row = _row(worker, workers, calls[worker], reply, rungs[worker])
-            self.ledger.put(calls[worker].key, row)
+            if key in self.ledger:  # it failed before, and what that cost stays on the account
+                row["tokens_discarded"] += _tokens(self.ledger[key])
+            self.ledger.put(key, row)
             state = "done" if reply.error is None else "failed"
             self.watch(turn, stage, worker, state, reply.tokens_out)
 
@@ -300,6 +308,7 @@ def _row(worker: int, workers: int, call: Call, reply: Reply, rung: tuple[float,
         "seed_sent": reply.seed_sent,
         "tokens_in": reply.tokens_in,
         "tokens_out": reply.tokens_out,
+        "tokens_discarded": reply.tokens_discarded,
         "finish": reply.finish,
         "score": reply.score,
         "attempts": reply.attempts,
