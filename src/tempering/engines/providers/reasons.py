@@ -61,10 +61,12 @@ def codes_of(data: bytes) -> set[str]:
     found: set[str] = set()
 
     def walk(value: Any, depth: int) -> None:
+        if depth > 8:
+            return
         if isinstance(value, list):
             for item in value[:20]:
                 walk(item, depth + 1)
-        elif isinstance(value, dict) and depth < 8:
+        elif isinstance(value, dict):
             for name, item in value.items():
                 if name in _KINDS and isinstance(item, str):
                     found.add(item)

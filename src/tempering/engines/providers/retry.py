@@ -53,7 +53,7 @@ class Backoff:
 # Kinds of errors that no waiting mends: OpenAI's, Anthropic's, Gemini's quotas of a day.
 _FOR_GOOD = re.compile(
     r"insufficient_quota|billing_(?:not_active|hard_limit_reached|error)|access_terminated"
-    r"|\w*PerDay\w*",
+    r"|.*PerDay.*",
     re.IGNORECASE,
 )
 # Kinds of errors inside a reply with status 200 that pass.
