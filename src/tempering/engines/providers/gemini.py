@@ -30,7 +30,8 @@ class Gemini:
     def url(self, model: str) -> str:
         """Where calls go; a name without a folder is one of `models/`."""
         name = quote(model if "/" in model else f"models/{model}", safe="/")
-        return f"{self.address.removesuffix('/v1beta')}/v1beta/{name}:generateContent"
+        versioned = self.address.endswith(("/v1", "/v1beta"))
+        return f"{self.address}{'' if versioned else '/v1'}/{name}:generateContent"
 
     def headers(self) -> dict[str, str]:
         """The key."""

@@ -16,6 +16,7 @@ from tempering.engines.providers.bodies import load, text_of_bytes
 from tempering.files import whole_characters
 
 LONGEST = 400  # characters of a reason that are kept
+READ = 8192  # and of a text in which one is looked for
 # In the order in which they are asked for a reason.
 _NAMES = ("error", "message", "msg", "detail", "details", "errors", "error_message",
           "error_description", "reason", "title", "description", "fault")  # fmt: skip
@@ -25,7 +26,7 @@ _KINDS = ("code", "type", "status", "reason", "quotaId")
 
 def reason_of(data: bytes) -> str:
     """A server's reason as one line of text; "" where its body holds none."""
-    text = text_of_bytes(data).strip()
+    text = text_of_bytes(data[: 4 * READ]).strip()[:READ]
     try:
         said = _words(load(data))
     except ValueError:
@@ -47,7 +48,7 @@ def is_page(data: bytes) -> bool:
 
 def plain(text: str) -> str:
     """Text for one line of a terminal: whole characters, none that steers it."""
-    text = "".join(c if c.isprintable() else " " for c in whole_characters(text))
+    text = "".join(c if c.isprintable() else " " for c in whole_characters(text[:READ]))
     return " ".join(text.split())
 
 
