@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -326,6 +327,68 @@ def test_an_environment_that_is_off_is_named(monkeypatch, variable, value, messa
         with pytest.raises(InputError, match=message):
             failing(f"{address}/v1")
         assert not log.requests
+
+
+def test_no_proxy_names_a_server_that_is_asked_directly(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.com,127.0.0.1")
+    with serving() as (address, log):
+        provider(f"{address}/v1", "m").run([CALL], lambda i, r: None, quiet, never)
+        assert len(log.requests) == 1
+        # A proxy that isn't there: the message says that it is in the way.
+        monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+        monkeypatch.setenv("NO_PROXY", "example.com")
+        assert "the environment's ALL_PROXY may be in the way" in failing(f"{address}/v1")
+
+
+def raw_server(data: bytes) -> tuple[str, threading.Thread]:
+    """Says `data` to whoever comes, twice, and hangs up."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listening:
+            for _ in range(2):
+                place, _ = listening.accept()
+                with place:
+                    place.recv(65536)
+                    place.sendall(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}/v1", thread
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "paid"),
+    [
+        (OK + b"Content-Length: 900\r\n\r\n" + b'{"choices": [{"mess', True),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n13\r\n" + b'{"choices": [{"mess', True),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}", True),
+        (OK + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", True),
+        (b"HTTP/1.1 500 Oops\r\nContent-Length: 900\r\n\r\nabc", False),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", False),
+        (b"", False),
+    ],
+)
+def test_a_connection_that_breaks_is_tried_again_and_named(data, paid):
+    address, thread = raw_server(data)
+    found: list[Reply] = []
+    made = provider(address, "m")
+    made.backoff = Backoff(retries=1, first=0.01, most=0.02)
+    made.run([CALL], lambda index, reply: found.append(reply), quiet, never)
+    thread.join(5)
+    assert found[0].attempts == 2 and found[0].output is None
+    assert found[0].error is not None and "the connection to http://127.0.0.1:" in found[0].error
+    assert (found[0].tokens_discarded >= 2 * 18) is paid
+
+
+def test_a_reply_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr("tempering.engines.providers.transport.MOST", 10_000)
+    with serving(lambda entry: (200, {}, b" " * 20_000)) as (address, _):
+        assert "a reply of over" in failing(f"{address}/v1")
 
 
 @pytest.mark.parametrize(

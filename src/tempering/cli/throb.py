@@ -310,6 +310,10 @@ def _run(
     if ledger.failed is not None:
         raise ledger.failed
     if failed is not None:
+        common.note(
+            "--resume RECORD goes on; what is missing may be made with another --model, --engine, "
+            "--policy, --models, --tokens or --timeout"
+        )
         raise failed
     if outcome.stopped == "budget":
         common.note(

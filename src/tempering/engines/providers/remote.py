@@ -167,7 +167,7 @@ class RemoteEngine:
                 failed.append(error)
                 halt.set()
 
-        async with connected(self.concurrency, self.timeout) as wire:
+        async with connected(self.client.address, self.concurrency) as wire:
             if any(call.attention is not None for call in calls):
                 await self._probe(wire)
             watcher = asyncio.create_task(watch())
@@ -193,20 +193,14 @@ class RemoteEngine:
             attempt += 1
             progress(index, "running" if attempt == 1 else "retrying", attempt - 1)
             body = self._body(call, sent)
-            size = None
+            answer = None
             try:
                 async with asyncio.timeout(self.timeout):
                     answer = await self._post(wire, body, name)
-                size = len(answer.content)
                 completion = self.client.read(answer)
             except Exception as error:
                 failure = classify(error)
-                if isinstance(error, NoAnswerError):
-                    size = error.begun
-                elif not isinstance(error, MalformedError):
-                    size = None
-                # What came with status 200 was paid for, also where it can't be read.
-                discarded += 0 if size is None else self.count(call) + _written(size, call)
+                discarded += self._lost(call, error, answer)
                 if not amended and not failure.retry and self.client.amend(body, failure.reason):
                     amended = True
                     continue
@@ -227,6 +221,13 @@ class RemoteEngine:
                 return None
             return self._reply(call, completion, sent, attempt, discarded)
         return None
+
+    def _lost(self, call: Call, error: Exception, answer: Answer | None) -> int:
+        """Tokens that a failed try cost: those of a reply with status 200 that can't be read."""
+        size = error.begun if isinstance(error, NoAnswerError) else None
+        if isinstance(error, MalformedError) and answer is not None:
+            size = len(answer.content)
+        return 0 if size is None else self.count(call) + _written(size, call)
 
     def _body(self, call: Call, sent: Sent) -> dict[str, Any]:
         # The output is cut at the stop text here in any case.

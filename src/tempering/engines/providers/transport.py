@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 from tempering.errors import InputError, MissingExtraError
 
@@ -86,15 +88,19 @@ class Wire:
 
 
 @asynccontextmanager
-async def connected(concurrency: int, timeout: float) -> AsyncIterator[Wire]:
-    """A wire for so many requests at once; proxies and certificates as the environment says."""
+async def connected(url: str, concurrency: int) -> AsyncIterator[Wire]:
+    """A wire to a server for so many requests at once; proxies and certificates are those of the
+    environment. How long a request may take is the caller's matter."""
     try:
         import httpx2
     except ImportError:
         raise MissingExtraError("httpx2", "agents") from None
     limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    options: dict[str, Any] = {"limits": limits}
     try:
-        http = httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False)
+        if proxy_bypass(urlsplit(url).netloc):  # no proxy is even looked at, also one of SOCKS
+            options = {"transport": httpx2.AsyncHTTPTransport(limits=limits)}
+        http = httpx2.AsyncClient(timeout=None, **options)
     except ImportError:
         raise InputError(
             "the proxy of the environment (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY) is a SOCKS proxy, "
@@ -143,8 +149,6 @@ def _explained(error: Exception, url: str, cut: int | None) -> NoAnswerError:
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    if isinstance(error, httpx2.TimeoutException):
-        return NoAnswerError(f"timed out on the way to {server}", True, cut)
     if not isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
         again = isinstance(error, httpx2.TransportError | httpx2.DecodingError)
         again = again and not isinstance(error, httpx2.UnsupportedProtocol)
