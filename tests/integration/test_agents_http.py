@@ -329,13 +329,25 @@ def test_attention_goes_to_servers_that_read_it_only():
     [
         ("http://user:word@host/v1", "no user, password or query"),
         ("http://host/v1?key=abc", "no user, password or query"),
+        ("user:word@host/v1", "no user, password or query"),
+        ("http:/user:word@host", "no user, password or query"),
         ("nonsense", "neither local, openai"),
         ("http://host:port/v1", "can't be read"),
     ],
 )
 def test_addresses_that_are_none(spec, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         provider(spec, "m")
+    assert "word@" not in str(caught.value) and "abc" not in str(caught.value)
+
+
+def test_an_address_of_the_environment_is_checked_and_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000/v1")
+    with pytest.raises(
+        InputError, match="address in OPENAI_BASE_URL .* is not an address.*mean http"
+    ):
+        provider("openai", "gpt-4.1")
 
 
 def test_a_missing_key_names_its_variable(monkeypatch):

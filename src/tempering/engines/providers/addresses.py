@@ -22,7 +22,7 @@ def checked(url: str, what: str = "the engine") -> str:
         _ = parts.port
     except ValueError as error:
         raise InputError(f"{what}'s address can't be read: {error}") from None
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in url or parts.query or parts.fragment:
         raise InputError(
             f"{what}: an address holds no user, password or query; put the key into the "
             "environment variable TEMPERING_SERVER_KEY"
@@ -32,10 +32,10 @@ def checked(url: str, what: str = "the engine") -> str:
         if meant == url:
             meant = f"http://{url}"
         likely = re.match(r"https?://(localhost|\[|[\w-]+(\.[\w-]+)+|[\w.-]+:\d+)", meant)
+        kinds = "neither local, openai, anthropic, gemini nor" if what == "the engine" else "not"
         hint = f"; did you mean {meant}?" if likely else ""
         raise InputError(
-            f"{what} {url!r} is neither local, openai, anthropic, gemini nor an address such as "
-            f"http://localhost:8000/v1{hint}"
+            f"{what} {url!r} is {kinds} an address such as http://localhost:8000/v1{hint}"
         )
     if not re.fullmatch(r"[!-~]+", url):
         raise InputError(f"{what} {url!r} holds a character that no address has")
