@@ -74,7 +74,8 @@ class Answers:
 
 def settle(out: Path, capsys: Any, code: int, kind: str) -> Record:
     shown = capsys.readouterr()
-    assert code == 0, shown.err
+    # A comparison without one answer that can be read ends with an error, after all is kept.
+    assert code == 0 or (code == 1 and kind == "explore"), shown.err
     assert "Traceback" not in shown.err and "defect" not in shown.err
     (path,) = out.glob(f"{kind}-*.json")
     assert next(out.glob("*.html")).read_text()

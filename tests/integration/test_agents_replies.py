@@ -168,6 +168,9 @@ def test_a_refusal_is_told_and_not_asked_for_again(monkeypatch, kind, body, erro
     assert reply.error is not None and error in reply.error
     assert requests == reply.attempts == 1
     assert reply.tokens_in == 20 and reply.output is not None, "it came, and was paid for"
+    # The record's word for the end says so too, where the provider has one.
+    for name, finish in (("blocked", "blocked: PROHIBITED_CONTENT"), ("refused", "refusal")):
+        assert name not in error or reply.finish == finish
     if error == "upstream broke":
         assert reply.output == "half an"
 

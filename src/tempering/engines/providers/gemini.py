@@ -80,10 +80,10 @@ class Gemini:
             refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
         elif not text and blocked is not None:
             more = feedback.get("blockReasonMessage")
-            refused = f"the prompt was blocked: {blocked}"
+            refused, finish = f"the prompt was blocked: {blocked}", finish or f"blocked: {blocked}"
             refused += f" ({more})" if isinstance(more, str) and more else ""
         elif not text and isinstance(candidate.get("finishMessage"), str):
-            refused = f"{candidate['finishMessage']} (finish: {finish})"
+            refused = candidate["finishMessage"]
         elif not text and "candidates" not in payload and read is None:
             raise MalformedError(f"no candidates in the reply: {reasons.reason_of(answer.content)}")
         elif not text and not candidate:

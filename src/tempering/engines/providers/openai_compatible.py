@@ -103,14 +103,14 @@ class OpenAICompatible:
         total = count(usage.get("total_tokens"))
         if written is None and None not in (total, read):
             written = max(0, (total or 0) - (read or 0)) or None
-        refused = None
+        finish, refused = word(choice.get("finish_reason")), None
         error = choice.get("error") or (None if text else payload.get("error"))
         if error:
             if not text and read is None and written is None:
                 raise HTTPStatusError(answer)
             refused = reasons.reason_of(json.dumps({"error": error}).encode())
         elif not text and isinstance(message.get("refusal"), str) and message["refusal"]:
-            refused = f"the model refused: {message['refusal']}"
+            refused, finish = f"the model refused: {message['refusal']}", "refusal"
         elif not text and "choices" not in payload:
             said = reasons.reason_of(answer.content)
             if read is None and written is None:
@@ -120,7 +120,7 @@ class OpenAICompatible:
             refused = "the reply has no choices"
         elif not text and (message.get("reasoning_content") or message.get("reasoning")):
             refused = "the reply holds reasoning and no answer"
-        return Completion(text, read, written, word(choice.get("finish_reason")), refused)
+        return Completion(text, read, written, finish, refused)
 
 
 def _streamed(data: bytes) -> dict[str, Any] | None:

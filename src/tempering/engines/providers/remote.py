@@ -261,7 +261,7 @@ class RemoteEngine:
         error = None
         if completion.refused is not None or not text:
             error = completion.refused or "the reply has no text"
-            if completion.finish is not None and "finish:" not in error:
+            if completion.finish is not None and completion.finish not in error:
                 error += f" (finish: {completion.finish})"
             if completion.finish in ("length", "max_tokens", "MAX_TOKENS"):
                 error += "; allow more tokens, which include what a reasoning model thinks"
