@@ -20,9 +20,9 @@ VARIABLES = {
 SHORTEST = 8  # characters; shorter ones occur in ordinary text
 # What people write where a server asks for a key and reads none.
 _PLACEHOLDER = re.compile(
-    r"(?:sk|no|not|none|null|empty|dummy|test|fake|key|api|apikey|token|required|needed|"
-    r"placeholder|change|me|changeme|your|my|here|local|localhost|ollama|lm|studio|vllm|llama|cpp|"
-    r"x+|\*+|password|secret|anything|unused|undefined|default|example|server|[\s._<>-])+",
+    r"(?:sk|no|not|none|null|empty|dummy|test|fake|key|api|token|required|needed|placeholder|"
+    r"change|me|your|my|here|local|localhost|ollama|lm|studio|vllm|llama|cpp|x|\*|password|"
+    r"secret|anything|unused|undefined|default|example|server|[\s._<>-])+",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[A-Z]?[a-z]{,11}|[A-Z]{,11}")
