@@ -82,7 +82,7 @@ def calibrate(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Fit the temperature of a classifier's or a language model's probabilities to labels."""
+    """Fit the temperature of a classifier or language model."""
     if sum(source is not None for source in (logits, text, choices)) != 1:
         raise InputError("give a file of logits, --text or --choices: one of the three")
     if not 0 < fraction <= 1:

@@ -81,7 +81,9 @@ def explore(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Compare a single temperature, a ladder, an attention ladder and both, at equal samples.
+    """Compare ways to heat the samples of a task.
+
+    A single temperature, a ladder, an attention ladder and both, at equal samples.
 
     pass@k without bias, accuracy of each aggregator, tokens spent, with paired bootstrap
     intervals. Ctrl-C keeps what was finished; the same command goes on from there, for what is

@@ -20,8 +20,8 @@ from tempering.attention.profiles.fingerprint import describe_model
 from tempering.attention.profiles.format import fields_of, json_of
 from tempering.attention.profiles.rules import check_rules
 from tempering.data.gallery import gallery_text, names_gallery
-from tempering.errors import DataError, ProfileError, RefusedError, TemperatureError
-from tempering.files import read_text, write_atomic
+from tempering.errors import ProfileError, RefusedError, TemperatureError
+from tempering.files import read_json, read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
 
 
@@ -315,17 +315,7 @@ class Profile:
         DataError or ProfileError says what is wrong with the file.
         """
         text = gallery_text(str(path)) if names_gallery(path) else read_text(path)
-        try:
-            data = json.loads(text)
-        except RecursionError as error:
-            raise DataError(
-                f"{path} is nested too deeply; give a profile saved by tempering"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
-                "give a profile saved by tempering"
-            ) from error
+        data = read_json(text, str(path), "give a profile saved by tempering")
         return cls.from_json(data, str(path))
 
     @classmethod
