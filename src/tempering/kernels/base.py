@@ -140,13 +140,32 @@ class NoiseKernel(Kernel):
 def squared_distances(
     z: Float[Tensor, "*rows features"], vectors: Float[Tensor, "prototypes features"]
 ) -> Float[Tensor, "*rows prototypes"]:
-    """||z - w_k||^2 in memory for the result alone.
+    """||z - w_k||^2 in memory for the result alone."""
+    return _distances(z, vectors).square()
 
-    Not by ||z||^2 - 2 z.w + ||w||^2: that loses near prototypes which lie far from the origin.
-    """
+
+def distances(
+    z: Float[Tensor, "*rows features"], vectors: Float[Tensor, "prototypes features"]
+) -> Float[Tensor, "*rows prototypes"]:
+    """||z - w_k|| in memory for the result alone, also of lengths whose square overflows."""
+    longest = torch.finfo(z.dtype).max ** 0.5 / 1e3
+    far = z.detach().abs().amax(-1) > longest
+    if bool((vectors.detach().abs() > longest).any()):
+        far = torch.ones_like(far)
+    if not bool(far.any()):
+        return _distances(z, vectors)
+    near = _distances(torch.where(far.unsqueeze(-1), 0.0, z), vectors.clamp(-longest, longest))
+    apart = z[far].unsqueeze(-2) - vectors
+    size = apart.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+    lengths = size.squeeze(-1) * torch.linalg.vector_norm(apart / size, dim=-1)
+    return near.index_put(far.nonzero(as_tuple=True), lengths)
+
+
+def _distances(z: Tensor, vectors: Tensor) -> Tensor:
+    # Not by ||z||^2 - 2 z.w + ||w||^2: that loses near prototypes which lie far from the origin.
     flat = z.reshape(-1, z.shape[-1])
-    distances = torch.cdist(flat, vectors, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.square().reshape(*z.shape[:-1], len(vectors))
+    lengths = torch.cdist(flat, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+    return lengths.reshape(*z.shape[:-1], len(vectors))
 
 
 def check_features(z: Tensor, features: int) -> None:

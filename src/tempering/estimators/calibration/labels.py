@@ -31,13 +31,15 @@ def encode_labels(
     n_columns: int,
     classes: Any,
     column_names: Sequence[str] | None = None,
+    *,
+    in_order: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Column indices of the labels, and the label of each column.
 
     classes: labels of the columns in order; None reads labels as column indices 0..K-1. Labels
     that are no column indices are read by `column_names` where all are among those. Otherwise, if
     K of them differ, they are read in sorted order, which is that of scikit-learn's columns, under
-    a warning.
+    a warning; with `in_order` False, only 1..K are.
 
     Raises DataError when a label is missing, out of range or of the wrong dtype.
     """
@@ -62,9 +64,10 @@ def encode_labels(
     names = None if column_names is None else np.asarray(column_names)
     if names is not None and labels.dtype.kind == "U" and np.isin(found, names).all():
         return _encode_classes(labels, n_columns, names)
-    if len(found) != n_columns:
+    from_one = labels.dtype.kind in "iu" and found[0] == 1 and found[-1] == n_columns
+    if len(found) != n_columns or not (in_order or from_one):
         raise _no_column(labels, found, n_columns)
-    if labels.dtype.kind in "iu" and found[0] == 1 and found[-1] == n_columns:
+    if from_one:
         text = (
             f"labels run 1..{n_columns} while columns run 0..{n_columns - 1}: label k was read as "
             f"column k-1; {advice().classes} if that is not meant"

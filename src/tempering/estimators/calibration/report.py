@@ -176,7 +176,7 @@ def calibration_report(
     Source: Naeini, Cooper, Hauskrecht 2015 (ECE); Davison and Hinkley 1997 (basic bootstrap).
     """
     check_is_fitted(scaler)
-    options = n_bins, draws, share, own_seed = _options(bins, resamples, level, seed)
+    options = _options(bins, resamples, level, seed)
     logits = scaler._open_logits(X, reset=False)
     codes, _ = encode_labels(y, logits.n_rows, logits.n_columns, scaler.classes_)
     weights, _ = check_weights(sample_weight, logits.n_rows)
@@ -202,7 +202,7 @@ def calibration_report(
                 own_cluster = None if cluster is None else cluster[rows]
                 own_metrics, _ = _measure(scores.of(rows), w[rows], own_cluster, *options)
                 parts[str(name)] = (len(rows), own_metrics)
-    before, after = (_bins(scores, w, column, n_bins, share) for column in (0, 1))
+    before, after = (_bins(scores, w, column, options.bins, options.level) for column in (0, 1))
     _, resamples, level, seed = options
     return CalibrationReport(
         logits.n_rows,
@@ -211,21 +211,28 @@ def calibration_report(
         before,
         after,
         parts,
-        resamples=resamples,
-        level=level,
-        seed=seed,
+        options.level,
+        options.resamples,
+        options.seed,
     )
 
 
-def _options(bins: Any, resamples: Any, level: Any, seed: Any) -> tuple[int, int, float, int]:
-    counts = (
-        whole_number(bins, "bins", 1),
-        whole_number(resamples, "resamples", 2),
-        whole_number(seed, "seed", 0),
-    )
+class _Options(NamedTuple):
+    bins: int
+    resamples: int
+    level: float
+    seed: int
+
+
+def _options(bins: Any, resamples: Any, level: Any, seed: Any) -> _Options:
     if isinstance(level, bool | np.bool_) or not isinstance(level, Real) or not 0 < level < 1:
         raise InputError(f"level = {level!r}; expected a share between 0 and 1, such as 0.95")
-    return *counts[:2], float(level), counts[2]
+    return _Options(
+        whole_number(bins, "bins", 1),
+        whole_number(resamples, "resamples", 2),
+        float(level),
+        whole_number(seed, "seed", 0),
+    )
 
 
 def _measure(

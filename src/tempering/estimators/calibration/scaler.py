@@ -45,7 +45,6 @@ from tempering.estimators.calibration.source import (
     passes,
 )
 
-
 _CHOICES = {
     "inputs": ("logits", "probabilities"),
     "per": ("global", "class", "group", "input"),
@@ -266,7 +265,9 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             constraints = [make_constraint(each) for each in allowed]
             if not any(each.is_satisfied_by(value) for each in constraints):
                 known = _CHOICES.get(name)
-                expected = f"one of {', '.join(known)}" if known else " or ".join(map(str, constraints))
+                expected = (
+                    f"one of {', '.join(known)}" if known else " or ".join(map(str, constraints))
+                )
                 raise InputError(f"{name} = {value!r}; expected {expected}")
         return settings
 
