@@ -16,10 +16,12 @@ from tempering.kernels.hypotheses import (
     Parameter,
     Prototypes,
     Signed,
+    as_parameter,
     at_least_float32,
     like,
     positive,
 )
+from tempering.tensors import TensorLike, as_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Kernel(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.m, Hypotheses):
             object.__setattr__(self, "m", Signed(self.m))
+        for name in self._shape_names():
+            object.__setattr__(self, name, as_parameter(name, getattr(self, name)))
         self._check()
 
     @property
@@ -63,14 +67,14 @@ class Kernel(ABC):
         """The same kernel with some parameters replaced."""
         return replace(self, **parameters)
 
-    def energies(self, z: Float[Tensor, "..."]) -> Float[Tensor, "... hypotheses"]:
+    def energies(self, z: TensorLike) -> Float[Tensor, "... hypotheses"]:
         """d_h(z) for every hypothesis; 0 at its centre.
 
         Returns [..., H], at least float32. Raises InputError when z does not fit the hypotheses.
         """
         return self._energies(_working(z))
 
-    def log_odds(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_odds(self, z: TensorLike) -> Float[Tensor, "..."]:
         """Log odds of the signed hypotheses at T = 1 and equal priors, d_-(z) - d_+(z).
 
         In closed form: the difference of two energies would lose small odds to rounding.
@@ -177,7 +181,8 @@ def check_features(z: Tensor, features: int) -> None:
         )
 
 
-def _working(z: Tensor) -> Tensor:
+def _working(z: TensorLike) -> Tensor:
+    z = as_tensor(z, "z", InputError)
     if not z.is_floating_point():
         raise InputError(f"z must be floating point; got {z.dtype}. Use z.float()")
     return z.to(at_least_float32(z.dtype))

@@ -11,7 +11,6 @@ from torch import Tensor
 from tempering.kernels.base import NoiseKernel, distances, squared_distances
 from tempering.kernels.hypotheses import Parameter
 
-
 # Lengths further apart than this square to what 1 is lost beside, in float64 too.
 _FAR = 1e9
 _SHARP = 1 / _FAR
