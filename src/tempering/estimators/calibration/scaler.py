@@ -194,7 +194,8 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         self.coef_ = fit.model.coefficients.cpu().numpy()
         self.feature_mean_ = fit.model.mean.cpu().numpy()
         self.feature_sd_ = fit.model.sd.cpu().numpy()
-        self.temperature_ = math.exp(self.coef_[0])
+        low, high = settings.bounds
+        self.temperature_ = min(max(math.exp(min(self.coef_[0], math.log(high))), low), high)
         self.standard_error_ = fit.standard_error() / math.sqrt(unit)
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
