@@ -141,7 +141,7 @@ def check(given: Draw) -> str:
 
 
 def _check_optimum(given: Draw, scaler: TemperatureScaler) -> None:
-    """No temperature nearby, within the bounds, has a smaller loss; a float64 sum by its formula."""
+    """No temperature nearby, within the bounds, has a smaller loss by its formula in float64."""
     if given.parameters["per"] != "global" or not scaler.converged_:
         return
     z = np.asarray(given.X, dtype=np.float64)

@@ -8,12 +8,16 @@ from typing import Any
 from tempering.errors import InputError
 
 
-def whole_number(value: Any, name: str, least: int, error: type[InputError] = InputError) -> int:
+def whole_number(
+    value: Any, name: str, least: int | None = None, error: type[InputError] = InputError
+) -> int:
     """A count or a seed as an int; `error` for what is less than `least`, a fraction or a flag.
 
     numpy's integers are whole numbers. True is none, and neither is 5.0: whoever gives a fraction
     where a count is meant has mixed up two arguments.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise error(f"{name} = {value!r}; expected a whole number, {least} or more")
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or (least is not None and int(value) < least):
+        more = "" if least is None else f", {least} or more"
+        raise error(f"{name} = {value!r}; expected a whole number{more}")
     return int(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -15,8 +14,8 @@ from tempering.errors import InputError
 from tempering.tensors import TensorLike, as_tensor
 
 Number = float | int
-Parameter = Number | Tensor
-Weights = Sequence[Number] | Tensor
+Parameter = TensorLike
+Weights = TensorLike
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -29,11 +28,11 @@ def like(value: Parameter | Weights, work: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=work.dtype, device=work.device)
 
 
-def as_parameter(name: str, value: TensorLike | None) -> Parameter | None:
+def as_parameter(name: str, value: TensorLike | None) -> Number | Tensor | None:
     """A number as it is, None too; an array or a list as a tensor."""
-    if value is None or isinstance(value, Real | Tensor):
-        return value if value is None or isinstance(value, Tensor | float | int) else float(value)
-    return as_tensor(value, name, InputError)
+    if value is None or isinstance(value, Tensor | float | int):
+        return value
+    return float(value) if isinstance(value, Real) else as_tensor(value, name, InputError)
 
 
 def positive(name: str, value: Parameter, *, below: float = float("inf")) -> None:

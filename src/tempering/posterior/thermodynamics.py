@@ -275,9 +275,13 @@ def _shares(r: Tensor, weights: TensorLike | None, dim: int) -> Tensor:
     if weights is None:
         return r.new_full([1] * r.dim(), 1.0 / inputs).expand_as(r.narrow(dim, 0, 1))
     given = as_tensor(weights, "weights", InputError)
-    if given.is_floating_point() and given.numel():
-        # Only ratios matter, and those of weights near the end of a dtype survive in any other.
-        given = given / given.detach().abs().amax()
+    most = (
+        float(given.detach().abs().amax()) if given.is_floating_point() and given.numel() else 0.0
+    )
+    if 0 < most < math.inf:
+        # Only ratios matter. Near 1, which takes a power of 2, they survive in every dtype.
+        half = 2.0 ** -(math.frexp(most)[1] // 2)
+        given = given * half * half
     given = per_row(given, r, dim, InputError, "weights").unsqueeze(dim)
     total = given.sum()
     if not bool((given >= 0).all() & (total > 0) & torch.isfinite(total)):

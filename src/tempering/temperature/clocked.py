@@ -93,7 +93,7 @@ class Targeted(Clocked):
     """
 
     def __init__(self, support: str | float | int | Schedule) -> None:
-        if isinstance(support, Real) and not 1 <= support < math.inf:
+        if isinstance(support, Real) and not 1 <= float(support) < math.inf:
             raise SupportError(f"a support is a finite number >= 1, got {float(support):g}")
         super().__init__(support)
 

@@ -88,11 +88,12 @@ def check_statistic(statistic: str) -> None:
 def as_level(temperature: TensorLike) -> float | Tensor:
     """A temperature as a number or a tensor; a negative one and not-a-number are refused."""
     if isinstance(temperature, Real) and not isinstance(temperature, bool):
-        if not temperature >= 0:
+        level = float(temperature)
+        if not level >= 0:
             raise TemperatureError(
-                f"temperature is {temperature:g}; it must lie in 0..inf, both limits included"
+                f"temperature is {level:g}; it must lie in 0..inf, both limits included"
             )
-        return float(temperature)
+        return level
     temperature = as_tensor(temperature, "temperature", TemperatureError)
     bad = (~(temperature.detach() >= 0)).nonzero()
     if len(bad):

@@ -52,9 +52,13 @@ class PrototypeLayer(Activation):
         *,
         prior: Weights | None = None,
     ) -> None:
-        in_features = whole_number(in_features, "in_features", 1)
-        if (prototypes := whole_number(prototypes, "prototypes", 1)) < 2:
-            raise InputError("got 1 prototype; expected at least 2: a single one has no rival")
+        in_features = whole_number(in_features, "in_features", 0)
+        prototypes = whole_number(prototypes, "prototypes", 0)
+        if in_features < 1 or prototypes < 2:
+            raise InputError(
+                f"got {in_features} features and {prototypes} prototypes; expected at least 1 "
+                "and 2: a single hypothesis has no rival"
+            )
         vectors = nn.Parameter(torch.randn(prototypes, in_features))
         hypotheses = Prototypes(vectors, prior)
         super().__init__(as_kernel(kernel).with_parameters(m=hypotheses), statistic, temperature)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,7 +76,9 @@ def make_problem(
         raise InputError("give an Objective to tune for, or several: from_text(tokenizer, text)")
     limit = constraint.objective if constraint else None
     watched_limit = limit
-    if isinstance(held_out, int | float):
+    if isinstance(held_out, bool | np.bool_):
+        raise InputError(f"held_out = {held_out!r}; expected a share, or objectives to hold out")
+    if isinstance(held_out, Real):
         if held_out == 0:
             return Problem(goals, goals, constraint, limit, limit, "calibration")
         share = float(held_out)

@@ -205,12 +205,12 @@ def _csv(path: Path) -> Logits:
             )
         if column.null_count:
             row = column.is_null().to_pylist().index(True)
-            raise DataError(f"{path}: row {row} of column '{field.name}' is empty")
+            raise DataError(f"{path}: row {row} of column '{field.name}' is empty or NaN")
     whole = [field.name for field in table.schema if types.is_integer(field.type)]
     if whole and len(whole) < table.num_columns:
         raise DataError(
             f"{path}: the columns {', '.join(map(repr, whole))} hold integers, which logits don't; "
-            "leave them out"
+            "leave them out, or write them with a decimal point where they are logits"
         )
     columns = [column.to_numpy() for column in table.columns]
     logits = ArrayLogits(np.column_stack(columns).astype(np.float64), str(path))
@@ -230,7 +230,7 @@ def _read_csv(path: Path) -> Any:
         # One block: the kind of a column is then told from all of its rows.
         csv.ReadOptions(
             autogenerate_column_names=all(map(_is_number, cells)),
-            block_size=min(path.stat().st_size + 1, 2**31 - 1),
+            block_size=min(path.stat().st_size + (1 << 20), 2**31 - 1),
         ),
         csv.ParseOptions(delimiter=between),
     )

@@ -30,7 +30,7 @@ def encode_labels(
     n_rows: int,
     n_columns: int,
     classes: Any,
-    column_names: Sequence[str] | None = None,
+    column_names: Any = None,
     *,
     in_order: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +123,14 @@ def positions(
     values: np.ndarray, names: np.ndarray, value_name: str, names_name: str
 ) -> Integer[np.ndarray, "rows"]:
     """The index of each value among names that differ; -1 where it is none of them."""
+    if (values.dtype.kind in "US") != (names.dtype.kind in "US") and "O" not in (
+        values.dtype.kind,
+        names.dtype.kind,
+    ):
+        raise DataError(
+            f"{value_name} has dtype {values.dtype}, {names_name} have {names.dtype}; give both "
+            "in one type"
+        )
     try:
         order = np.argsort(names)
         place = np.searchsorted(names[order], values).clip(max=len(names) - 1)
@@ -264,9 +272,9 @@ def plain(values: Any, name: str = "classes") -> np.ndarray:
 def _is_missing(value: Any) -> bool:
     """None, NaN, NaT and pandas' NA, none of which equals itself."""
     try:
-        return value is None or not bool(np.all(value == value))
-    except TypeError:  # the truth of pandas' NA is not known
-        return True
+        return value is None or value is not value or bool(value != value)
+    except (TypeError, ValueError):  # pandas' NA has no truth; an array has more than one
+        return not isinstance(value, Sequence | np.ndarray)
 
 
 def _missing(name: str, row: int, array: np.ndarray) -> DataError:

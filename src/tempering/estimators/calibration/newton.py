@@ -164,8 +164,9 @@ def newton(
         # Far from the minimum full strides double, so that hundreds of decades take few passes.
         stride = torch.where(step.abs() >= stride, 2 * stride, _MAX_STEP)
         new = log_beta + step
-        outside = (new <= left) | (new >= right)
-        new = torch.where(outside & (g != 0), (left + right) / 2, new)
+        # On the far side only: a step too small to move log beta leaves it on the near end.
+        outside = ((g > 0) & (new <= left)) | ((g < 0) & (new >= right))
+        new = torch.where(outside, (left + right) / 2, new)
         if settings.prior is None:
             # Every label on top: the loss falls all the way, so go to the bound at once.
             new = torch.where((totals.excess == 0) & (totals.weight > 0), math.inf, new)

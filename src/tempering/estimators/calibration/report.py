@@ -225,7 +225,11 @@ class _Options(NamedTuple):
 
 
 def _options(bins: Any, resamples: Any, level: Any, seed: Any) -> _Options:
-    if isinstance(level, bool | np.bool_) or not isinstance(level, Real) or not 0 < level < 1:
+    if (
+        isinstance(level, bool | np.bool_)
+        or not isinstance(level, Real)
+        or not 0 < float(level) < 1
+    ):
         raise InputError(f"level = {level!r}; expected a share between 0 and 1, such as 0.95")
     return _Options(
         whole_number(bins, "bins", 1),

@@ -96,6 +96,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
     T by gradient steps on held-out logits; the objective is the same.
     """
 
+    n_features_in_: int
     _parameter_constraints: ClassVar[Mapping[str, list[Any]]] = {
         **{name: [StrOptions(set(known))] for name, known in _CHOICES.items()},
         "prior": ["array-like", None],
@@ -195,7 +196,9 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         self.feature_mean_ = fit.model.mean.cpu().numpy()
         self.feature_sd_ = fit.model.sd.cpu().numpy()
         low, high = settings.bounds
-        self.temperature_ = min(max(math.exp(min(self.coef_[0], math.log(high))), low), high)
+        at_mean = float(self.coef_[0])
+        inside = math.log(low) < at_mean < math.log(high)
+        self.temperature_ = math.exp(at_mean) if inside else (low if at_mean < 0 else high)
         self.standard_error_ = fit.standard_error() / math.sqrt(unit)
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 

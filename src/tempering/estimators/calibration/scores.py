@@ -132,9 +132,11 @@ def ties(
     """
     order = np.argsort(values, kind="stable")
     sorted_values, sorted_slack = values[order], slack[order]
-    first = np.r_[True, np.diff(sorted_values) > sorted_slack[1:]]
+    between = np.maximum(sorted_slack[1:], sorted_slack[:-1])
+    first = np.r_[True, np.diff(sorted_values) > between]
     run = np.cumsum(first) - 1
-    start, width = sorted_values[first], sorted_slack[first]
+    start = sorted_values[first]
+    width = np.maximum.reduceat(sorted_slack, np.flatnonzero(first))
     last = np.r_[np.flatnonzero(first)[1:], len(values)] - 1
     dense = sorted_values[last] - start > _WIDEST_TIE * width
     step = np.where(dense, width, np.inf)[run]
