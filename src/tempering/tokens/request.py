@@ -105,7 +105,7 @@ def _number(
     value = request.get(key, default)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where}{key} is a number, got {_shown(value)}")
-    if not 0 <= value <= most:
+    if not 0 <= float(value) <= most:
         raise InputError(f"{where}{key} is a number from 0 to {number(most)}, got {_shown(value)}")
     return float(value)
 

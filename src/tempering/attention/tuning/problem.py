@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -78,7 +77,7 @@ def make_problem(
     watched_limit = limit
     if isinstance(held_out, bool | np.bool_):
         raise InputError(f"held_out = {held_out!r}; expected a share, or objectives to hold out")
-    if isinstance(held_out, Real):
+    if isinstance(held_out, int | float | np.number):
         if held_out == 0:
             return Problem(goals, goals, constraint, limit, limit, "calibration")
         share = float(held_out)
