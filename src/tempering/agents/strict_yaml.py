@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import yaml
@@ -67,16 +68,16 @@ def fields(
 
 def number(value: Any, where: str, low: float, high: float) -> float:
     """A number in [low, high]; a text or a flag is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         raise InputError(f"{where}: expected a number from {low:g} to {high:g}, got {shown(value)}")
     return float(value)
 
 
 def whole(value: Any, where: str, low: int) -> int:
     """A whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise InputError(f"{where}: expected a whole number, {low} or more, got {shown(value)}")
-    return value
+    return int(value)
 
 
 def text(value: Any, where: str) -> str:

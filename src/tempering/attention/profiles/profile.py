@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import describe_model
 from tempering.attention.profiles.format import fields_of, json_of
 from tempering.attention.profiles.rules import check_rules
+from tempering.counts import whole_number
 from tempering.data.gallery import gallery_text, names_gallery
 from tempering.errors import ProfileError, RefusedError, TemperatureError
 from tempering.files import read_json, read_text, write_atomic
@@ -290,10 +291,10 @@ class Profile:
         self.refuse_rules("they can't be scaled; change their level or their bounds")
         return replace(self, rows=tuple(row**room for row in self.rows), pattern=None, evidence={})
 
-    def shuffled(self, seed: int) -> Profile:
+    def shuffled(self, seed: SupportsIndex) -> Profile:
         """The same values permuted over all heads of all layers: a control."""
         self.refuse_rules("they can't be shuffled over heads")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
         values = torch.cat(self.rows)
         values = values[torch.randperm(len(values), generator=generator)]
         rows = values.split([len(row) for row in self.rows])

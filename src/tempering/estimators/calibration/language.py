@@ -65,6 +65,9 @@ class TokenLogits(Logits):
         keep = torch.as_tensor(places, device=self.device)
         return rows, torch.cat([floats(self._rows(int(window))[keep]) for window in chosen])
 
+    def resolution(self) -> float:
+        return torch.finfo(self.model.dtype).eps
+
     @torch.no_grad()
     def _rows(self, window: int) -> Shaped[Tensor, "rows columns"]:
         ids = self.windows[window : window + 1].to(self.device)
