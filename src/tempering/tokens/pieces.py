@@ -25,6 +25,7 @@ class Pieces:
 
     tags: text -> id of each added token that is written like a tag (`<think>`, `[INST]`), which
     the model makes as this one token and no text can imitate.
+    mistral: whether it is mistral-common's, which differs from transformers' in its chats.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -34,6 +35,7 @@ class Pieces:
         added = _added(tokenizer)
         self._added = {token: text.encode() for token, text in added.items()}
         self.tags = {text: token for token, text in added.items() if _like_tag(text)}
+        self.mistral = self._mistral is not None
         self._style = _style(tokenizer)
         self.size = len(tokenizer)
 

@@ -17,6 +17,7 @@ _SAID, _REPLY, _AGAIN, _RESULT = (f"tempering-{word}" for word in ("said", "repl
 _USER = {"role": "user", "content": _SAID}
 _ASSISTANT = {"role": "assistant", "content": _REPLY}
 _ID = "tempering"  # nine letters, as Mistral's templates want
+_GOT = {"role": "tool", "tool_call_id": _ID, "name": "call", "content": _RESULT}
 
 
 class Turns(NamedTuple):
@@ -80,7 +81,7 @@ def turns_of(
     """
     words = _Words(pieces, [t for m in openers for t in texts_of(m)], [*map(str, closers)])
     replies, others = _Side(), _Side()
-    for before, after in _contexts(tokenizer):
+    for before, after in _Template(pieces, tokenizer).contexts():
         # Without a mark after it, nothing would end the other's turn.
         if replies.add(words.before_reply(after), words):
             others.add(words.before_other(before), words, last=True)
@@ -142,40 +143,53 @@ def _split(text: str, words: Sequence[str]) -> list[str]:
     return re.split("|".join(map(re.escape, ordered)), text) if ordered else [text]
 
 
-def _contexts(tokenizer: Any) -> Iterator[tuple[str, str]]:
-    """(what the template writes before somebody's message, and between it and the reply)."""
-    text = _render(tokenizer, [_USER], add_generation_prompt=True)
-    yield "", text.rpartition(_SAID)[2]
-    text = _render(tokenizer, [_USER, _ASSISTANT])
-    yield "", text.rpartition(_SAID)[2].partition(_REPLY)[0]
-    again = {"role": "user", "content": _AGAIN}
-    text = _render(tokenizer, [_USER, _ASSISTANT, again], add_generation_prompt=True)
-    yield text.rpartition(_AGAIN)[0].rpartition(_REPLY)[2], text.rpartition(_AGAIN)[2]
-    yield from _tool_contexts(tokenizer)
+class _Template:
+    """A tokenizer's chat template, rendered for short conversations."""
+
+    def __init__(self, pieces: Pieces, tokenizer: Any) -> None:
+        self.pieces = pieces
+        self.tokenizer = tokenizer
+
+    def contexts(self) -> Iterator[tuple[str, str]]:
+        """(what is written before somebody's message, and between it and the reply)."""
+        text = self.render(_USER)
+        yield "", text.rpartition(_SAID)[2]
+        text = self.render(_USER, _ASSISTANT)
+        yield "", text.rpartition(_SAID)[2].partition(_REPLY)[0]
+        text = self.render(_USER, _ASSISTANT, {"role": "user", "content": _AGAIN})
+        yield text.rpartition(_AGAIN)[0].rpartition(_REPLY)[2], text.rpartition(_AGAIN)[2]
+        # Templates differ in what they take for a call.
+        for arguments, content in product(({}, "{}"), ("", None)):
+            function = {"name": "call", "arguments": arguments}
+            calls = [{"id": _ID, "type": "function", "function": function}]
+            called = {"role": "assistant", "content": content, "tool_calls": calls}
+            text = self.render(_USER, called, _GOT)
+            if _RESULT in text:
+                yield _beyond(self.render(_USER, called), text), text.rpartition(_RESULT)[2]
+                text = self.render(_USER, called, _GOT, _ASSISTANT)
+                yield "", text.rpartition(_RESULT)[2].partition(_REPLY)[0]
+                return
+
+    def render(self, *messages: dict[str, Any]) -> str:
+        """The text of a conversation, up to the reply; "" where the template refuses it."""
+        # mistral-common warns of texts, and writes the reply's header without being asked.
+        settings = (
+            {"tokenize": True, "return_dict": False}
+            if self.pieces.mistral
+            else {"tokenize": False, "add_generation_prompt": messages[-1]["role"] != "assistant"}
+        )
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), **settings)
+        except Exception:  # a template is a program of its own and may raise anything
+            return ""
+        if self.pieces.mistral:
+            return self.pieces.join(text).decode(errors="replace")
+        return text if isinstance(text, str) else ""
 
 
-def _tool_contexts(tokenizer: Any) -> Iterator[tuple[str, str]]:
-    """The same around a tool's result. Templates differ in what they take for a call."""
-    for arguments, content in product(({}, "{}"), ("", None)):
-        function = {"name": "call", "arguments": arguments}
-        calls = [{"id": _ID, "type": "function", "function": function}]
-        call = {"role": "assistant", "content": content, "tool_calls": calls}
-        result = {"role": "tool", "tool_call_id": _ID, "name": "call", "content": _RESULT}
-        text = _render(tokenizer, [_USER, call, result], add_generation_prompt=True)
-        if _RESULT not in text:
-            continue
-        called = _render(tokenizer, [_USER, call])
-        shared = next((i for i, (a, b) in enumerate(zip(text, called)) if a != b), len(called))
-        yield text[shared:].partition(_RESULT)[0] if called else "", text.rpartition(_RESULT)[2]
-        text = _render(tokenizer, [_USER, call, result, _ASSISTANT])
-        yield "", text.rpartition(_RESULT)[2].partition(_REPLY)[0]
-        return
-
-
-def _render(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
-    """The text of a conversation; "" where the template refuses it."""
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
-    except Exception:  # a template is a program of its own and may raise anything
+def _beyond(shorter: str, longer: str) -> str:
+    """What a conversation adds to a shorter one, up to the tool's result."""
+    if not shorter:
         return ""
-    return text if isinstance(text, str) else ""
+    shared = next((i for i, (a, b) in enumerate(zip(shorter, longer)) if a != b), len(shorter))
+    return longer[shared:].partition(_RESULT)[0]
