@@ -121,7 +121,7 @@ class Phases(Policy):
             closers += found.closes
         turns = turns_of(pieces, self.tokenizer, openers, closers)
         meanings |= {word: Meaning(turn=True, others=word in turns.others) for word in turns.tokens}
-        headers: dict[Mark, Meaning] = {
+        headers = {
             word: Meaning(turn=True, others=word in turns.other_headers) for word in turns.headers
         }
         return Tracker(meanings, pieces, headers)

@@ -51,7 +51,7 @@ class Tracker:
 
     meanings: Mapping[Mark, Meaning]
     pieces: Pieces | None
-    headers: Mapping[Mark, Meaning] = field(default_factory=dict)
+    headers: Mapping[str, Meaning] = field(default_factory=dict)
     _tokens: dict[int, Meaning] = field(init=False)
     _reply: _Texts | None = field(init=False)
     _prompt: _Texts | None = field(init=False)
@@ -74,12 +74,20 @@ class Tracker:
         }
         set_ = object.__setattr__
         set_(self, "_tokens", {tags[m]: self.meanings[m] for m in texts if m in tags})
-        set_(self, "_reply", self._texts(spelled))
-        set_(self, "_prompt", self._texts({**self.headers, **spelled}))
+        set_(self, "_reply", self._texts(spelled, {}))
+        set_(self, "_prompt", self._texts(spelled, self.headers))
         set_(self, "_sequences", tuple(m for m in self.meanings if isinstance(m, tuple)))
 
-    def _texts(self, meanings: Mapping[Mark, Meaning]) -> _Texts | None:
-        return _Texts(meanings, self.pieces) if meanings and self.pieces is not None else None
+    def _texts(
+        self, spelled: Mapping[Mark, Meaning], headers: Mapping[str, Meaning]
+    ) -> _Texts | None:
+        if self.pieces is None or not (spelled or headers):
+            return None
+        found = {_pattern(mark, self.pieces): meaning for mark, meaning in spelled.items()}
+        # A header that its template sets off by a space may also stand at the prompt's beginning.
+        for text, meaning in headers.items():
+            found[_pattern(text.lstrip(), self.pieces, alone=text[:1].isspace())] = meaning
+        return _Texts(found, self.pieces)
 
     def begin(self, state: TokenState, prompt: Sequence[int]) -> TokenState:
         """The state after a prompt, of which only the last turn counts."""
@@ -123,13 +131,12 @@ class Tracker:
 class _Texts:
     """Delimiters that are matched on the bytes of the text."""
 
-    def __init__(self, meanings: Mapping[Mark, Meaning], pieces: Pieces) -> None:
-        found = {_pattern(mark, pieces): meaning for mark, meaning in meanings.items()}
+    def __init__(self, found: Mapping[_Pattern, Meaning], pieces: Pieces) -> None:
         # At one place the longest counts; alternatives are tried in order.
         ordered = sorted(found, key=lambda pattern: pattern.longest, reverse=True)
         self._meanings = [found[pattern] for pattern in ordered]
         self._regex = re.compile(b"|".join(b"(%b)" % pattern.regex for pattern in ordered))
-        self._kept = max(pattern.longest for pattern in ordered) - 1
+        self._kept = max(pattern.longest for pattern in ordered)  # and what stands before it
         self._finals = {pattern.final for pattern in ordered}
         self._pieces = pieces
         self._tags = {pieces.tags[t]: _tagged(t) for pattern in ordered for t in pattern.tags}
@@ -160,8 +167,11 @@ class _Pattern(NamedTuple):
     tags: tuple[str, ...]
 
 
-def _pattern(mark: Mark, pieces: Pieces) -> _Pattern:
-    """Added tokens in it stand between bytes that no text has, so that text can't imitate them."""
+def _pattern(mark: Mark, pieces: Pieces, *, alone: bool = False) -> _Pattern:
+    """Added tokens in it stand between bytes that no text has, so that text can't imitate them.
+
+    alone: only where a text, a line or a word begins.
+    """
     spelled, tags = [], []
     for part in mark.parts if isinstance(mark, Header) else (str(mark),):
         literal, rest = b"", part
@@ -172,7 +182,8 @@ def _pattern(mark: Mark, pieces: Pieces) -> _Pattern:
         spelled.append(literal + rest.encode())
     gap = b"[^<%b]{0,%d}" % (TAG, _GAP)
     longest = sum(map(len, spelled)) + _GAP * (len(spelled) - 1)
-    return _Pattern(gap.join(map(re.escape, spelled)), longest, spelled[-1][-1], tuple(tags))
+    regex = (b"(?<![^\\s%b])" % TAG if alone else b"") + gap.join(map(re.escape, spelled))
+    return _Pattern(regex, longest, spelled[-1][-1], tuple(tags))
 
 
 def _tagged(tag: str) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from tempering.tokens.delimiters import texts_of
 from tempering.tokens.known import TURNS, Mark
@@ -81,7 +82,7 @@ def turns_of(
     """
     words = _Words(pieces, [t for m in openers for t in texts_of(m)], [*map(str, closers)])
     replies, others = _Side(), _Side()
-    for before, after in _Template(pieces, tokenizer).contexts():
+    for before, after in _contexts_of(pieces, tokenizer):
         # Without a mark after it, nothing would end the other's turn.
         if replies.add(words.before_reply(after), words):
             others.add(words.before_other(before), words, last=True)
@@ -141,6 +142,18 @@ class _Side:
 def _split(text: str, words: Sequence[str]) -> list[str]:
     ordered = sorted(words, key=len, reverse=True)
     return re.split("|".join(map(re.escape, ordered)), text) if ordered else [text]
+
+
+# Rendering takes tens of milliseconds, and a server makes many policies of one tokenizer.
+_KEPT: WeakKeyDictionary[Any, tuple[str, list[tuple[str, str]]]] = WeakKeyDictionary()
+
+
+def _contexts_of(pieces: Pieces, tokenizer: Any) -> list[tuple[str, str]]:
+    template = str(getattr(tokenizer, "chat_template", None))
+    kept = _KEPT.get(tokenizer)
+    if kept is None or kept[0] != template:
+        kept = _KEPT[tokenizer] = template, list(_Template(pieces, tokenizer).contexts())
+    return kept[1]
 
 
 class _Template:
