@@ -189,6 +189,18 @@ def test_bytes_that_no_text_has_imitate_no_token():
     assert policy.state([], [byte, *text, byte, *analysis]).phase == "answer"
 
 
+def test_a_reply_may_write_of_turns_that_are_no_special_tokens():
+    tokenizer = byte_level(FORMATS["glm"].template)
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>", "<|observation|>"], special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>", "<tool_response>", "</tool_response>"])
+    policy = parse_policy("phases(thinking=1, answer=0.2)", tokenizer)
+    prompt = tokenizer.encode("<|observation|>\n<tool_response>\n<think>\n</tool_response>")
+    assert policy.state(prompt).phase == "answer"
+    reply = tokenizer.encode("<think>it is in <tool_response> and </tool_response>, so")
+    assert policy.state(prompt, reply).phase == "thinking"
+    assert policy.state(prompt, reply + tokenizer.encode("<|user|>")).phase == "answer"
+
+
 HARMONY = byte_level(
     "{% for m in messages %}<|start|>{{ 'functions.f to=assistant<|channel|>commentary' if m.role "
     "== 'tool' else m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"

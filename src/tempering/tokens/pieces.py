@@ -25,6 +25,7 @@ class Pieces:
 
     tags: text -> id of each added token that is written like a tag (`<think>`, `[INST]`), which
     the model makes as this one token and no text can imitate.
+    special: ids of the added tokens that text is never meant to have.
     mistral: whether it is mistral-common's, which differs from transformers' in its chats.
     """
 
@@ -32,7 +33,7 @@ class Pieces:
         self.tokenizer = tokenizer
         self._known: dict[int, bytes] = {}
         self._mistral = _mistral(tokenizer)
-        added = _added(tokenizer)
+        added, self.special = _added(tokenizer)
         self._added = {token: text.encode() for token, text in added.items()}
         self.tags = {text: token for token, text in added.items() if _like_tag(text)}
         self.mistral = self._mistral is not None
@@ -97,14 +98,17 @@ class Pieces:
         return behind.removeprefix(alone).encode()
 
 
-def _added(tokenizer: Any) -> dict[int, str]:
-    """Id -> text of the tokens that stand outside the vocabulary proper."""
+def _added(tokenizer: Any) -> tuple[dict[int, str], frozenset[int]]:
+    """Id -> text of the tokens that stand outside the vocabulary proper; those that are special."""
     try:
         found = dict(tokenizer.added_tokens_decoder)
     except (AttributeError, NotImplementedError, TypeError):  # mistral-common's has none
         ids = getattr(tokenizer, "all_special_ids", ())
-        return dict(zip(ids, getattr(tokenizer, "all_special_tokens", ())))
-    return {int(token): str(getattr(text, "content", text)) for token, text in found.items()}
+        named = dict(zip(ids, getattr(tokenizer, "all_special_tokens", ())))
+        return named, frozenset(named)
+    special = (int(token) for token, text in found.items() if getattr(text, "special", True))
+    texts = {int(token): str(getattr(text, "content", text)) for token, text in found.items()}
+    return texts, frozenset(special)
 
 
 def _like_tag(text: str) -> bool:

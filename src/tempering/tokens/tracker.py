@@ -39,7 +39,8 @@ class Tracker:
     Phases nest: the innermost open one counts. A closer closes its phase and those opened inside
     it; without an open phase it does nothing, as does an opener of a phase that is open. One text
     that is opener and closer (a code fence) alternates. A new turn closes everything, and in a
-    turn that is not the model's no delimiter counts.
+    turn that is not the model's no delimiter counts. In a reply only special tokens are turns: a
+    model may write of others, such as `<tool_response>`.
 
     A delimiter that the vocabulary has as one added token is that token; text that other tokens
     spell is then only text. Any other is matched on the bytes of the text.
@@ -53,6 +54,7 @@ class Tracker:
     pieces: Pieces | None
     headers: Mapping[str, Meaning] = field(default_factory=dict)
     _tokens: dict[int, Meaning] = field(init=False)
+    _own: dict[int, Meaning] = field(init=False)  # those that count in a reply
     _reply: _Texts | None = field(init=False)
     _prompt: _Texts | None = field(init=False)
     _sequences: tuple[tuple[int, ...], ...] = field(init=False)
@@ -73,7 +75,10 @@ class Tracker:
             if mark not in tags and not isinstance(mark, tuple)
         }
         set_ = object.__setattr__
-        set_(self, "_tokens", {tags[m]: self.meanings[m] for m in texts if m in tags})
+        tokens = {tags[m]: self.meanings[m] for m in texts if m in tags}
+        special = self.pieces.special if self.pieces is not None else ()
+        set_(self, "_tokens", tokens)
+        set_(self, "_own", {t: m for t, m in tokens.items() if t in special or not m.turn})
         set_(self, "_reply", self._texts(spelled, {}))
         set_(self, "_prompt", self._texts(spelled, self.headers))
         set_(self, "_sequences", tuple(m for m in self.meanings if isinstance(m, tuple)))
@@ -92,25 +97,36 @@ class Tracker:
     def begin(self, state: TokenState, prompt: Sequence[int]) -> TokenState:
         """The state after a prompt, of which only the last turn counts."""
         turns = [i for i, t in enumerate(prompt) if (m := self._tokens.get(t)) and m.turn]
-        return self._read(state, prompt[turns[-1] :] if turns else prompt, self._prompt)
+        tail = prompt[turns[-1] :] if turns else prompt
+        return self._read(state, tail, self._tokens, self._prompt)
 
     def follow(self, state: TokenState, token: int) -> TokenState:
         """The state after one more token of the reply."""
-        return self._read(state, (token,), self._reply)
+        return self._read(state, (token,), self._own, self._reply)
 
-    def _read(self, state: TokenState, tokens: Sequence[int], texts: _Texts | None) -> TokenState:
+    def _read(
+        self,
+        state: TokenState,
+        tokens: Sequence[int],
+        single: Mapping[int, Meaning],
+        texts: _Texts | None,
+    ) -> TokenState:
         if self._sequences:
             for token in tokens:
-                state = self._read_ids(self._read_texts(state, (token,), texts), token)
+                state = self._read_ids(self._read_texts(state, (token,), single, texts), token)
             return state
-        return self._read_texts(state, tokens, texts)
+        return self._read_texts(state, tokens, single, texts)
 
     def _read_texts(
-        self, state: TokenState, tokens: Sequence[int], texts: _Texts | None
+        self,
+        state: TokenState,
+        tokens: Sequence[int],
+        single: Mapping[int, Meaning],
+        texts: _Texts | None,
     ) -> TokenState:
         opened, text, start = state.opened, state.text, 0
         for place, token in enumerate(tokens):
-            meaning = self._tokens.get(token)
+            meaning = single.get(token)
             if meaning is not None:
                 if texts is not None:
                     opened, _ = texts.read(opened, text, tokens[start:place])
