@@ -10,7 +10,7 @@ from tempering.errors import InputError, ScheduleError
 from tempering.schedules import PATTERNS, as_schedule
 from tempering.schedules.base import number
 from tempering.schedules.text import complaint
-from tempering.tokens.known import Mark
+from tempering.tokens.delimiters import Mark
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import Clip, Constant, Ladder, Policy, Room, Scheduled
 from tempering.tokens.targeted import DynaTemp, Entropy, Support

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from tempering.errors import InputError
 from tempering.schedules.base import number
-from tempering.tokens.delimiters import check_producible, chosen, named
-from tempering.tokens.known import KNOWN, Mark
+from tempering.tokens.delimiters import KNOWN, Mark, check_producible, chosen, named
 from tempering.tokens.pieces import Pieces, pieces_of
 from tempering.tokens.policy import Constant, Operation, Policy
 from tempering.tokens.state import TokenState
