@@ -13,11 +13,12 @@ from tests.unit.test_tokens_phases import byte_level
 class Format(NamedTuple):
     """A chat format.
 
-    tags: added tokens. template: Jinja. think, call: opener and closer (None: to the turn's end).
+    tags: added tokens, apart by spaces. template: Jinja.
+    think, call: opener and closer (None: to the turn's end).
     opened: what is open when the reply begins. after_tool: the same after a tool's result.
     """
 
-    tags: tuple[str, ...]
+    tags: str
     template: str
     think: tuple[str, str] | None
     call: tuple[str, str | None] | None
@@ -26,7 +27,7 @@ class Format(NamedTuple):
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         made = byte_level(self.template)
-        made.add_tokens([AddedToken(tag, special=True) for tag in self.tags])
+        made.add_tokens([AddedToken(tag, special=True) for tag in self.tags.split()])
         return made
 
 
@@ -54,7 +55,7 @@ _V, _U = "\uff5c", "\u2581"
 FORMATS: dict[str, Format] = {
     # Qwen/Qwen3-8B: ChatML, a tool's result in a user's turn
     "qwen3": Format(
-        ("<think>", "</think>", "<tool_call>", "</tool_call>"),
+        "<think> </think> <tool_call> </tool_call>",
         _loop(
             user=_IM + "<|im_end|>\n",
             assistant=_IM + _TC + "<|im_end|>\n",
@@ -66,7 +67,7 @@ FORMATS: dict[str, Format] = {
     ),
     # Qwen/Qwen3-4B-Thinking-2507: the same, thinking opened by the template
     "qwen3 thinking": Format(
-        ("<think>", "</think>", "<tool_call>", "</tool_call>"),
+        "<think> </think> <tool_call> </tool_call>",
         _loop(
             user=_IM + "<|im_end|>\n",
             assistant=_IM + _TC + "<|im_end|>\n",
@@ -80,16 +81,7 @@ FORMATS: dict[str, Format] = {
     ),
     # mistralai/Mistral-Small-3.1-24B-Instruct-2503, with Magistral's thinking: no reply header
     "mistral": Format(
-        (
-            "[INST]",
-            "[/INST]",
-            "[TOOL_CALLS]",
-            "[TOOL_RESULTS]",
-            "[/TOOL_RESULTS]",
-            "[THINK]",
-            "[/THINK]",
-            "</s>",
-        ),
+        "[INST] [/INST] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [THINK] [/THINK] </s>",
         _loop(
             user="[INST]{{ m.content }}[/INST]",
             assistant="{{ m.content }}" + _calls("[TOOL_CALLS]", "") + "</s>",
@@ -102,18 +94,10 @@ FORMATS: dict[str, Format] = {
     ),
     # deepseek-ai/DeepSeek-V3.1: no reply header after a tool's result; calls' arguments are text
     "deepseek v3.1": Format(
-        (
-            "<think>",
-            "</think>",
-            f"<{_V}User{_V}>",
-            f"<{_V}Assistant{_V}>",
-            f"<{_V}tool{_U}calls{_U}begin{_V}>",
-            f"<{_V}tool{_U}calls{_U}end{_V}>",
-            f"<{_V}tool{_U}output{_U}begin{_V}>",
-            f"<{_V}tool{_U}output{_U}end{_V}>",
-            f"<{_V}end{_U}of{_U}sentence{_V}>",
-            f"<{_V}tool{_U}sep{_V}>",
-        ),
+        f"<think> </think> <{_V}User{_V}> <{_V}Assistant{_V}> "
+        f"<{_V}tool{_U}calls{_U}begin{_V}> <{_V}tool{_U}calls{_U}end{_V}> "
+        f"<{_V}tool{_U}output{_U}begin{_V}> <{_V}tool{_U}output{_U}end{_V}> "
+        f"<{_V}end{_U}of{_U}sentence{_V}> <{_V}tool{_U}sep{_V}>",
         _loop(
             user=f"<{_V}User{_V}>" + "{{ m.content }}",
             assistant=f"<{_V}Assistant{_V}></think>"
@@ -138,14 +122,8 @@ FORMATS: dict[str, Format] = {
     ),
     # deepseek-ai/DeepSeek-V3.2: a tool's result in tags that are text, then thinking at once
     "deepseek v3.2": Format(
-        (
-            "<think>",
-            "</think>",
-            f"<{_V}User{_V}>",
-            f"<{_V}Assistant{_V}>",
-            f"{_V}DSML{_V}",
-            f"<{_V}end{_U}of{_U}sentence{_V}>",
-        ),
+        f"<think> </think> <{_V}User{_V}> <{_V}Assistant{_V}> {_V}DSML{_V} "
+        f"<{_V}end{_U}of{_U}sentence{_V}>",
         _loop(
             user=f"<{_V}User{_V}>" + "{{ m.content }}",
             assistant=f"<{_V}Assistant{_V}>"
@@ -164,17 +142,8 @@ FORMATS: dict[str, Format] = {
     ),
     # zai-org/GLM-4.5: nothing ends a user's turn
     "glm": Format(
-        (
-            "<think>",
-            "</think>",
-            "<tool_call>",
-            "</tool_call>",
-            "<|user|>",
-            "<|assistant|>",
-            "<|observation|>",
-            "<tool_response>",
-            "</tool_response>",
-        ),
+        "<think> </think> <tool_call> </tool_call> <|user|> <|assistant|> "
+        "<|observation|> <tool_response> </tool_response>",
         _loop(
             user="<|user|>\n{{ m.content }}",
             assistant="<|assistant|>\n<think></think>\n{{ m.content }}"
@@ -187,17 +156,8 @@ FORMATS: dict[str, Format] = {
     ),
     # google/gemma-4-31B-it
     "gemma 4": Format(
-        (
-            "<|turn>",
-            "<turn|>",
-            "<|channel>",
-            "<channel|>",
-            "<|tool_call>",
-            "<tool_call|>",
-            "<|think|>",
-            "<|tool_response>",
-            "<tool_response|>",
-        ),
+        "<|turn> <turn|> <|channel> <channel|> <|tool_call> <tool_call|> <|think|> "
+        "<|tool_response> <tool_response|>",
         _loop(
             user="<|turn>user\n{{ m.content }}<turn|>\n",
             assistant="<|turn>model\n{{ m.content }}"
@@ -211,7 +171,7 @@ FORMATS: dict[str, Format] = {
     ),
     # meta-llama/Llama-3.1-8B-Instruct
     "llama 3": Format(
-        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
+        "<|start_header_id|> <|end_header_id|> <|eot_id|> <|python_tag|>",
         _loop(
             user="<|start_header_id|>user<|end_header_id|>\n\n{{ m.content }}<|eot_id|>",
             assistant="<|start_header_id|>assistant<|end_header_id|>\n\n{{ m.content }}"
@@ -225,19 +185,9 @@ FORMATS: dict[str, Format] = {
     ),
     # moonshotai/Kimi-K2-Thinking
     "kimi k2": Format(
-        (
-            "<|im_user|>",
-            "<|im_assistant|>",
-            "<|im_system|>",
-            "<|im_middle|>",
-            "<think>",
-            "</think>",
-            "<|tool_calls_section_begin|>",
-            "<|tool_calls_section_end|>",
-            "<|tool_call_begin|>",
-            "<|tool_call_argument_begin|>",
-            "<|tool_call_end|>",
-        ),
+        "<|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> <think> </think> "
+        "<|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> "
+        "<|tool_call_argument_begin|> <|tool_call_end|>",
         _loop(
             user="<|im_user|>user<|im_middle|>{{ m.content }}<|im_end|>",
             assistant="<|im_assistant|>assistant<|im_middle|><think></think>{{ m.content }}"
@@ -252,9 +202,140 @@ FORMATS: dict[str, Format] = {
         ("<think>", "</think>"),
         ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     ),
+    # upstage/Solar-Open-100B
+    "solar": Format(
+        "<|begin|> <|end|> <|think|> <|content|> <|tool_calls|> <|calls|> <|tool_response|>",
+        _loop(
+            user="<|begin|>user<|content|>{{ m.content }}<|end|>\n",
+            assistant="<|begin|>assistant<|content|>{{ m.content }}"
+            + _calls("<|tool_calls|>", "<|calls|>")
+            + "<|end|>\n",
+            tool="<|begin|>tool<|tool_response|>{{ m.content }}<|end|>\n",
+            reply="<|begin|>assistant",
+        ),
+        ("<|think|>", "<|end|>"),
+        ("<|tool_calls|>", "<|calls|>"),
+    ),
+    # LGAI-EXAONE/EXAONE-Deep-7.8B
+    "exaone deep": Format(
+        "[|user|] [|assistant|] [|endofturn|]",
+        _loop(
+            user="[|user|]{{ m.content }}\n",
+            assistant="[|assistant|]{{ m.content }}"
+            + _calls("<tool_call>", "</tool_call>")
+            + "[|endofturn|]\n",
+            tool="[|tool|]{{ m.content }}[|endofturn|]\n",
+            reply="[|assistant|]<thought>\n",
+        ),
+        ("<thought>", "</thought>"),
+        ("<tool_call>", "</tool_call>"),
+        "thinking",
+        "thinking",
+    ),
+    # meta-llama/Llama-2-7b-chat-hf, whose words are no tokens
+    "llama2": Format(
+        "</s>",
+        _loop(
+            user="[INST] {{ m.content }} [/INST]",
+            assistant=" {{ m.content }}" + _calls("<tool_call>", "</tool_call>") + "</s>",
+            tool="[RESULT] {{ m.content }} [/RESULT]",
+            reply="{# <think> #}",
+        ),
+        ("<think>", "</think>"),
+        ("<tool_call>", "</tool_call>"),
+    ),
+    # ibm-granite/granite-3.0-8b-instruct
+    "granite": Format(
+        "<|start_of_role|> <|end_of_role|> <|end_of_text|> <|tool_call|>",
+        _loop(
+            user="<|start_of_role|>user<|end_of_role|>{{ m.content }}<|end_of_text|>\n",
+            assistant="<|start_of_role|>assistant<|end_of_role|>{{ m.content }}"
+            + _calls("<|tool_call|>", "")
+            + "<|end_of_text|>\n",
+            tool="<|start_of_role|>tool_response<|end_of_role|>{{ m.content }}<|end_of_text|>\n",
+            reply="<|start_of_role|>assistant<|end_of_role|>{# <think> #}",
+        ),
+        ("<think>", "</think>"),
+        ("<|tool_call|>", None),
+    ),
+    # ByteDance-Seed/Seed-OSS-36B-Instruct
+    "seed": Format(
+        "<seed:bos> <seed:eos> <seed:think> </seed:think> <seed:tool_call> </seed:tool_call>",
+        _loop(
+            user="<seed:bos>user\n{{ m.content }}<seed:eos>",
+            assistant="<seed:bos>assistant\n{{ m.content }}"
+            + _calls("<seed:tool_call>\n", "\n</seed:tool_call>")
+            + "<seed:eos>",
+            tool="<seed:bos>tool\n{{ m.content }}<seed:eos>",
+            reply="<seed:bos>assistant\n",
+        ),
+        ("<seed:think>", "</seed:think>"),
+        ("<seed:tool_call>", "</seed:tool_call>"),
+    ),
+    # CohereLabs/command-a-reasoning-08-2025
+    "cohere": Format(
+        "<|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> "
+        "<|SYSTEM_TOKEN|> <|START_THINKING|> <|END_THINKING|> <|START_ACTION|> "
+        "<|END_ACTION|> <|START_RESPONSE|> <|END_RESPONSE|> <|START_TOOL_RESULT|> "
+        "<|END_TOOL_RESULT|>",
+        _loop(
+            user="<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ m.content }}<|END_OF_TURN_TOKEN|>",
+            assistant="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+            "<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>"
+            + _calls("<|START_ACTION|>", "<|END_ACTION|>")
+            + "<|END_OF_TURN_TOKEN|>",
+            tool="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><|START_TOOL_RESULT|>{{ m.content }}"
+            "<|END_TOOL_RESULT|><|END_OF_TURN_TOKEN|>",
+            reply="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        ),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|START_ACTION|>", "<|END_ACTION|>"),
+    ),
+    # tencent/Hunyuan-A13B-Instruct: no header before a reply
+    "hunyuan": Format(
+        "<|startoftext|> <|extra_0|> <|extra_4|> <|eos|>",
+        _loop(
+            user="<|startoftext|>{{ m.content }}<|extra_0|>",
+            assistant="{{ m.content }}" + _calls("<tool_calls>", "</tool_calls>") + "<|eos|>",
+            tool="<tool_response>{{ m.content }}</tool_response><|extra_0|>",
+            reply="{% if enable_thinking is false %}<think>\n\n</think>\n{% endif %}{# <think> #}",
+        ),
+        ("<think>", "</think>"),
+        ("<tool_calls>", "</tool_calls>"),
+    ),
+    # microsoft/Phi-4-mini-instruct
+    "phi4 mini": Format(
+        "<|system|> <|user|> <|assistant|> <|end|> <|tool_call|> <|/tool_call|> <|tool_response|>",
+        _loop(
+            user="<|user|>{{ m.content }}<|end|>",
+            assistant="<|assistant|>{{ m.content }}"
+            + _calls("<|tool_call|>", "<|/tool_call|>")
+            + "<|end|>",
+            tool="<|tool_response|>{{ m.content }}<|end|>",
+            reply="<|assistant|>",
+        ),
+        None,
+        ("<|tool_call|>", "<|/tool_call|>"),
+    ),
+    # MiniMaxAI/MiniMax-M2
+    "minimax": Format(
+        "]~b] [e~[ ]~!b[ <think> </think> <minimax:tool_call> </minimax:tool_call>",
+        _loop(
+            user="]~b]user\n{{ m.content }}[e~[\n",
+            assistant="]~b]ai\n{{ m.content }}"
+            + _calls("<minimax:tool_call>\n", "\n</minimax:tool_call>")
+            + "[e~[\n",
+            tool="]~b]tool\n<response>{{ m.content }}</response>[e~[\n",
+            reply="]~b]ai\n<think>\n",
+        ),
+        ("<think>", "</think>"),
+        ("<minimax:tool_call>", "</minimax:tool_call>"),
+        "thinking",
+        "thinking",
+    ),
     # Alpaca's and Vicuna's words, for a vocabulary that has none of them as tokens
     "alpaca": Format(
-        (),
+        "",
         _loop(
             user="### Instruction:\n{{ m.content }}\n\n",
             assistant="### Response:\n{{ m.content }}" + _TC + "\n\n",
@@ -265,7 +346,7 @@ FORMATS: dict[str, Format] = {
         ("<tool_call>", "</tool_call>"),
     ),
     "vicuna": Format(
-        (),
+        "",
         _loop(
             user="USER: {{ m.content }} ",
             assistant="ASSISTANT: {{ m.content }}" + _TC + " ",

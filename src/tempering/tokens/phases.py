@@ -119,7 +119,9 @@ class Phases(Policy):
             openers += found.opens
             closers += found.closes
         turns = turns_of(pieces, self.tokenizer, openers, closers)
-        meanings |= {word: Meaning(turn=True, others=word in turns.others) for word in turns.tokens}
+        for word in turns.tokens:
+            meaning = meanings.get(word, Meaning())
+            meanings[word] = meaning._replace(turn=True, others=word in turns.others)
         headers = {
             word: Meaning(turn=True, others=word in turns.other_headers) for word in turns.headers
         }

@@ -78,7 +78,9 @@ class Tracker:
         tokens = {tags[m]: self.meanings[m] for m in texts if m in tags}
         special = self.pieces.special if self.pieces is not None else ()
         set_(self, "_tokens", tokens)
-        set_(self, "_own", {t: m for t, m in tokens.items() if t in special or not m.turn})
+        plain = {t: m._replace(turn=False) for t, m in tokens.items() if t not in special}
+        own = {t: m for t, m in (tokens | plain).items() if m != Meaning(others=m.others)}
+        set_(self, "_own", own)
         set_(self, "_reply", self._texts(spelled, {}))
         set_(self, "_prompt", self._texts(spelled, self.headers))
         set_(self, "_sequences", tuple(m for m in self.meanings if isinstance(m, tuple)))

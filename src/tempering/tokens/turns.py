@@ -78,7 +78,8 @@ def turns_of(
 
     Parameters
     ----------
-    openers, closers: of phases, those that the tokenizer names included; none of them is a turn.
+    openers, closers: of phases, those that the tokenizer names included. None of them is a turn,
+        but for a closer that ends every message.
     """
     words = _Words(pieces, [t for m in openers for t in texts_of(m)], [*map(str, closers)])
     replies, others = _Side(), _Side()
@@ -86,6 +87,7 @@ def turns_of(
         # Without a mark after it, nothing would end the other's turn.
         if replies.add(words.before_reply(after), words):
             others.add(words.before_other(before), words, last=True)
+        replies.tokens |= words.ends(after)
     ends = (getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos"))
     known = {*TURNS, *(pieces(end).decode() for end in ends if isinstance(end, int))}
     known = {text for text in known if text in pieces.tags and text not in words.inside}
@@ -114,6 +116,11 @@ class _Words:
         """A message before may have ended in a phase."""
         parts = _split(text, self.closers)
         return next((part for part in reversed(parts) if part.strip()), "")
+
+    def ends(self, text: str) -> set[str]:
+        """A closer that stands right behind somebody's message ends all messages (harmony's)."""
+        first = self.pieces.tags_in(text)[:1]
+        return {tag for tag in first if tag in self.closers and text.lstrip().startswith(tag)}
 
     def tags(self, text: str) -> list[str]:
         return [tag for tag in self.pieces.tags_in(text) if tag not in self.inside]
