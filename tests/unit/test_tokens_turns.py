@@ -152,6 +152,26 @@ def test_another_template_is_followed_when_it_is_known():
     assert policy.state(ids, own.encode("<thought>\n### Assistant: a")).phase == "thinking"
 
 
+def test_templates_may_want_contents_in_parts():
+    parts = "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}"
+    tokenizer = byte_level(
+        "{% for m in messages %}### {{ m['role'] }}: " + parts + "\n{% endfor %}"
+        "{% if add_generation_prompt %}### assistant: {% endif %}{# <think> #}"
+    )
+    policy = parse_policy("phases(thinking=1, answer=0.2)", tokenizer)
+    history = tokenizer.encode("### user: <think>\n### assistant: ")
+    assert policy.state(history).phase == "answer"
+    assert policy.state(history, tokenizer.encode("<think>")).phase == "thinking"
+
+
+def test_a_delimiter_may_be_a_part_of_a_turns_token():
+    tokenizer = byte_level(CHATML)
+    policy = parse_policy('phases(rhyme=between(1, "im_", "end"), answer=0.2)', tokenizer)
+    prompt = tokenizer.encode("<|im_start|>user\nim_ <|im_end|>\n<|im_start|>assistant\n")
+    assert policy.state(prompt).phase == "answer"
+    assert policy.state(prompt, tokenizer.encode("im_ so")).phase == "rhyme"
+
+
 def test_tokens_of_published_formats_are_turns_under_a_template_that_lacks_them():
     tokenizer = byte_level("{{ raise_exception('no') }}")
     tokenizer.add_tokens(["<|im_user|>", "[/TOOL_RESULTS]", "<think>"], special_tokens=True)

@@ -56,6 +56,10 @@ def _pair(opener: str, closer: str | None, models: str, source: str) -> Known:
 
 
 _WEBUI = "Open WebUI, backend/open_webui/utils/middleware.py, DEFAULT_REASONING_TAGS"
+_SOLAR = (
+    "upstage/Solar-Open-100B, chat_template.jinja, as SolarOpenReasoningParser, written for vLLM, "
+    "describes it"
+)
 _HARMONY = (("<|channel|>", "<|message|>"),)
 _DSML = "\uff5cDSML\uff5c"
 
@@ -84,7 +88,10 @@ KNOWN: dict[str, tuple[Known, ...]] = {
         ),
         _pair("<seed:think>", "</seed:think>", "Seed-OSS", "vLLM, parser/seed_oss.py"),
         _pair(
-            "<mm:think>", "</mm:think>", "MiniMax M3", "vLLM, reasoning/minimax_m3_reasoning_parser"
+            "<mm:think>",
+            "</mm:think>",
+            "MiniMax M3",
+            "vLLM, reasoning/minimax_m3_reasoning_parser.py",
         ),
         _pair(
             "<|START_THINKING|>",
@@ -104,7 +111,7 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             ("<|think|>",),
             ("<|end|>", "<|content|>"),
             "Solar Open",
-            "vLLM, SolarOpenReasoningParser",
+            _SOLAR,
             (("<|think|>", "<|end|>"),),
         ),
         Known(
@@ -243,7 +250,7 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             ("<|tool_calls|>",),
             ("<|calls|>",),
             "Solar Open",
-            "vLLM, SolarOpenReasoningParser",
+            _SOLAR,
         ),
         Known(
             (
@@ -343,7 +350,7 @@ TURNS: tuple[str, ...] = (
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|tool_response|>"),
     # Command (vLLM, examples/tool_template_cohere.jinja)
     *("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
-    # gpt-oss (vLLM, parser/harmony.py); Solar Open (vLLM, SolarOpenReasoningParser)
+    # gpt-oss (vLLM, parser/harmony.py); Solar Open (upstage/Solar-Open-100B, chat_template.jinja)
     *("<|start|>", "<|begin|>"),
     # Apertus (vLLM, examples/tool_chat_template_apertus.jinja)
     *("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),

@@ -62,7 +62,8 @@ class Tracker:
     def __post_init__(self) -> None:
         texts = [mark for mark in self.meanings if isinstance(mark, str)]
         tags = self.pieces.tags if self.pieces is not None else {}
-        inside = [(a, b) for a in texts for b in texts if a != b and a in b and a not in tags]
+        plain = [text for text in texts if text not in tags]
+        inside = [(a, b) for a in plain for b in plain if a != b and a in b]
         if inside:
             short, long = inside[0]
             raise InputError(
@@ -78,8 +79,8 @@ class Tracker:
         tokens = {tags[m]: self.meanings[m] for m in texts if m in tags}
         special = self.pieces.special if self.pieces is not None else ()
         set_(self, "_tokens", tokens)
-        plain = {t: m._replace(turn=False) for t, m in tokens.items() if t not in special}
-        own = {t: m for t, m in (tokens | plain).items() if m != Meaning(others=m.others)}
+        others = {t: m._replace(turn=False) for t, m in tokens.items() if t not in special}
+        own = {t: m for t, m in (tokens | others).items() if m != Meaning(others=m.others)}
         set_(self, "_own", own)
         set_(self, "_reply", self._texts(spelled, {}))
         set_(self, "_prompt", self._texts(spelled, self.headers))

@@ -169,15 +169,18 @@ class _Template:
     def __init__(self, pieces: Pieces, tokenizer: Any) -> None:
         self.pieces = pieces
         self.tokenizer = tokenizer
+        self.parts = False
 
     def contexts(self) -> Iterator[tuple[str, str]]:
         """(what is written before somebody's message, and between it and the reply)."""
         text = self.render(_USER)
-        yield "", text.rpartition(_SAID)[2]
-        text = self.render(_USER, _ASSISTANT)
-        yield "", text.rpartition(_SAID)[2].partition(_REPLY)[0]
+        if _SAID not in text:  # some templates take contents in parts only
+            self.parts = True
+            text = self.render(_USER)
+        yield "", _between(text, _SAID)
+        yield "", _between(self.render(_USER, _ASSISTANT), _SAID, _REPLY)
         text = self.render(_USER, _ASSISTANT, {"role": "user", "content": _AGAIN})
-        yield text.rpartition(_AGAIN)[0].rpartition(_REPLY)[2], text.rpartition(_AGAIN)[2]
+        yield _between(text, _REPLY, _AGAIN), _between(text, _AGAIN)
         # Templates differ in what they take for a call.
         for arguments, content in product(({}, "{}"), ("", None)):
             function = {"name": "call", "arguments": arguments}
@@ -185,9 +188,8 @@ class _Template:
             called = {"role": "assistant", "content": content, "tool_calls": calls}
             text = self.render(_USER, called, _GOT)
             if _RESULT in text:
-                yield _beyond(self.render(_USER, called), text), text.rpartition(_RESULT)[2]
-                text = self.render(_USER, called, _GOT, _ASSISTANT)
-                yield "", text.rpartition(_RESULT)[2].partition(_REPLY)[0]
+                yield _beyond(self.render(_USER, called), text), _between(text, _RESULT)
+                yield "", _between(self.render(_USER, called, _GOT, _ASSISTANT), _RESULT, _REPLY)
                 return
 
     def render(self, *messages: dict[str, Any]) -> str:
@@ -198,13 +200,28 @@ class _Template:
             if self.pieces.mistral
             else {"tokenize": False, "add_generation_prompt": messages[-1]["role"] != "assistant"}
         )
+        given = [
+            {**m, "content": [{"type": "text", "text": m["content"]}]}
+            if self.parts and m["content"]
+            else m
+            for m in messages
+        ]
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), **settings)
+            text = self.tokenizer.apply_chat_template(given, **settings)
         except Exception:  # a template is a program of its own and may raise anything
             return ""
         if self.pieces.mistral:
             return self.pieces.join(text).decode(errors="replace")
         return text if isinstance(text, str) else ""
+
+
+def _between(text: str, before: str, after: str | None = None) -> str:
+    """The text behind the last `before`, up to `after`; "" where they aren't in this order."""
+    _, found, rest = text.rpartition(before)
+    if after is None:
+        return rest if found else ""
+    between, closed, _ = rest.partition(after)
+    return between if found and closed else ""
 
 
 def _beyond(shorter: str, longer: str) -> str:
