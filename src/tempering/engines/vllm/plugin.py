@@ -19,9 +19,10 @@ def register() -> None:
     from vllm.v1.engine.parallel_sampling import ParentRequest
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from tempering.engines.vllm import admission
+    from tempering.engines.vllm import admission, templates
 
     check_release("vllm")
+    templates.register()
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
