@@ -311,7 +311,7 @@ def test_explore_reports_every_strategy_with_its_interval(tasks, tmp_path, capsy
 
 def test_explore_on_a_model_in_this_process_has_all_four_strategies(tiny, tmp_path, tasks):
     code = call("explore", "--tasks", tasks, "-k", 3, "--model", tiny, "--tokens", 3,
-                "--synthesis", "--out", tmp_path / "o")  # fmt: skip
+                "--checker", r"regex:^\s*(\S)", "--synthesis", "--out", tmp_path / "o")  # fmt: skip
     assert code == 0
     rows = record_of(tmp_path / "o", "explore").results["benefit"]
     labels = {row["label"] for row in rows if row["metric"] == "pass@3"}

@@ -2,8 +2,8 @@
 
 A checker is `number`, `choice` (one of the task's choices), `exact` (the whole text),
 `regex:PATTERN` (its first group that took part, or all of it, at its last match), or a Python file
-with `read(output, task)` and perhaps `correct(answer, task)`. Where a text holds no answer, several,
-or one that can't be read for certain, it is read as None: an abstention, never a guess.
+with `read(output, task)` and perhaps `correct(answer, task)`. Where a text holds no answer,
+several, or one that can't be read for certain, it is read as None: an abstention, never a guess.
 
 Two answers are one where `form` gives them one text; correctness and votes compare forms.
 """

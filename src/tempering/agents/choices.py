@@ -16,17 +16,22 @@ _MARK = re.compile(
     r"|####)\s*",
     re.IGNORECASE,
 )
-_LEAD = r"(?:(?:clearly|definitely|therefore|thus|most likely|probably|simply|option|choice|letter|answer|the)\s+)*"
+_LEAD = (
+    r"(?:(?:clearly|definitely|therefore|thus|most likely|probably|simply|option|choice|letter"
+    r"|answer|the)\s+)*"
+)
 _OPEN = r"[\s\"'(\[:]*"
 _AFTER_BARE = re.compile(r"[\s\"')\]]*(?:[.,;:!—–)\]-]|$|\n|(?:because|since|as|for)\b)")
 _NEGATED = re.compile(
-    r"(?:\bnot|n't|\brather than|\binstead of|\bexcept|\belimin\w+|\brul\w+ out|\bexclud\w+|\bneither"
-    r"|\bnor|\bavoid|\bwithout|\breject\w*|\bthan)\s+(?:\w+\s+)?(?:the\s|option\s|choice\s|answer\s)*[(\"']*$",
+    r"(?:\bnot|n't|\brather than|\binstead of|\bexcept|\belimin\w+|\brul\w+ out|\bexclud\w+"
+    r"|\bneither|\bnor|\bavoid|\bwithout|\breject\w*|\bthan)\s+(?:\w+\s+)?"
+    r"(?:the\s|option\s|choice\s|answer\s)*[(\"']*$",
     re.IGNORECASE,
 )
 _WRONG = re.compile(
-    r"[\s\"')\].]*(?:is|are|was|seems|looks|can be|must be|cannot|can't|isn't|doesn't|won't)\b[^.,;\n]*?"
-    r"\b(?:wrong|incorrect|false|out|not|eliminated|distractor|excluded|n't|invalid|be right|fit|work)\b"
+    r"[\s\"')\].]*(?:is|are|was|seems|looks|can be|must be|cannot|can't|isn't|doesn't|won't)\b"
+    r"[^.,;\n]*?\b(?:wrong|incorrect|false|out|not|eliminated|distractor|excluded|n't|invalid"
+    r"|be right|fit|work)\b"
     r"|[\s\"')\]]*(?:isn't|cannot|can't|doesn't|won't)\b",
     re.IGNORECASE,
 )
@@ -153,9 +158,9 @@ def _at_an_end(text: str, known: Options) -> str | None:
     found = _mentions(text, known)
     ends = set()
     first = found[0]
-    if not text[: first.start].strip(" \"'([") and _AFTER_BARE.match(text, first.end):
-        if not _joined(text, first, found) and not first.article:
-            ends.add(first.choice)
+    begins = not text[: first.start].strip(" \"'([") and _AFTER_BARE.match(text, first.end)
+    if begins and not first.article and not _joined(text, first, found):
+        ends.add(first.choice)
     lines = text.split("\n")
     if len(lines) > 1 and (name := lines[-1].strip(" .!\"'()[]:").casefold()) in known.names:
         ends.add(known.names[name])

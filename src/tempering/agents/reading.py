@@ -59,10 +59,8 @@ _VALUES = {
     **{word: 10 * (i + 2) for i, word in enumerate(_TENS)},
 }
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_SPELLED = re.compile(
-    rf"\b(?:{'|'.join([*_VALUES, *_LARGE])})(?:(?:[\s-]+|\s+and\s+)(?:{'|'.join([*_VALUES, *_LARGE])})\b)*",
-    re.IGNORECASE,
-)
+_WORD = rf"(?:{'|'.join([*_VALUES, *_LARGE])})\b"
+_SPELLED = re.compile(rf"\b{_WORD}(?:(?:[\s-]+|\s+and\s+){_WORD})*", re.IGNORECASE)
 
 
 def number(output: str, *, percent: bool = False) -> Fraction | None:
@@ -85,10 +83,11 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
     return None if stated else _last(text, percent)
 
 
-def _boxed(output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool) -> Found:
+def _boxed(output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool) -> Fraction | None:
     contents = [None if c is None else _in(f" {plain(c)} ", percent) for _, _, c in boxed]
-    if len(boxed) > 1 and not re.search(r"[.!?\n]", output[boxed[-2][1] : boxed[-1][0]]):
-        if contents[-1] != contents[-2]:
+    if len(boxed) > 1 and contents[-1] != contents[-2]:
+        between = output[boxed[-2][1] : boxed[-1][0]]
+        if not re.search(r"[.!?\n]", between):
             return None
     return contents[-1] if isinstance(contents[-1], Fraction) else None
 
@@ -195,7 +194,7 @@ def _last(text: str, percent: bool) -> Fraction | None:
         return last.value if last.value < 0 else None
     if others and (_JOINED.fullmatch(between) or _UNITS.fullmatch(between)):
         before = sentence[: others[-1].start]
-        if not others[-1].value == last.value and not re.search(r"\w", before):
+        if others[-1].value != last.value and not re.search(r"\w", before):
             return None
         if re.search(r"\b(?:or|and|to)\s*$|[/|&]\s*$", between) or _UNITS.fullmatch(between):
             return None
@@ -204,7 +203,7 @@ def _last(text: str, percent: bool) -> Fraction | None:
 
 def _spelled(region: str) -> Found:
     """A number in words, where it is the only one; `one` alone is mostly a pronoun."""
-    found = [m for m in _SPELLED.finditer(region)]
+    found = list(_SPELLED.finditer(region))
     if not found:
         return UNCLEAR if _UNSURE.search(region) else None
     words = found[0][0].lower()
