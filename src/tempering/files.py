@@ -40,14 +40,14 @@ def write_new(path: str | Path, content: str) -> Path:
     data = content.encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-        os.close(handle)
-        try:
-            # Linked to its name once it is whole: that fails where the name is taken.
-            write_atomic(name, data)
-            os.link(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with path.open("xb") as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
     except FileExistsError:
         if path.is_file() and path.read_bytes() == data:
             return path

@@ -30,11 +30,19 @@ _NEGATED = re.compile(
 )
 _WRONG = re.compile(
     r"[\s\"')\].]*(?:is|are|was|seems|looks|can be|must be|cannot|can't|isn't|doesn't|won't)\b"
-    r"[^.,;\n]*?\b(?:wrong|incorrect|false|out|not|eliminated|distractor|excluded|n't|invalid"
+    r"[^.,;\n]{0,80}?\b(?:wrong|incorrect|false|out|not|eliminated|distractor|excluded|n't|invalid"
     r"|be right|fit|work)\b"
     r"|[\s\"')\]]*(?:isn't|cannot|can't|doesn't|won't)\b",
     re.IGNORECASE,
 )
+# A word in lower case after A or I makes them words, but for those that follow a choice.
+_AND = r"or|and|nor|because|since|but|not"
+_IS = r"is|are|was|were|can|could|would|cannot|seems|looks|must|should|has|fits"
+_WORD_AFTER = {
+    "A": re.compile(rf"\s+(?!(?:{_AND}|{_IS})\b)[a-z]"),
+    "I": re.compile(rf"\s+(?!(?:{_AND}|is|are)\b)[a-z]"),
+}
+_LABELS = re.compile(r"[\s\"').:\](-]{1,4}")
 _OR = re.compile(
     r"[\s\"')\]]*(?:or|and|/|,|&|\|)\s*(?:option\s|choice\s|perhaps\s|maybe\s)?[\"'(\[]*", re.I
 )
@@ -88,7 +96,7 @@ def choice(output: str, known: Options) -> str | None:
     if whole := known.names.get(text.strip(" .!?\"'()[]:").casefold()):
         return whole
     found = _mentions(text, known)
-    for mark in reversed(list(_MARK.finditer(text))):
+    for mark in reversed(list(_MARK.finditer(text))[-20:]):
         after = re.compile(_OPEN + _LEAD + _OPEN, re.IGNORECASE).match(text, mark.end())
         place = after.end() if after else mark.end()
         marked = next((m for m in found if m.start == place), None)
@@ -135,22 +143,32 @@ def _mentions(text: str, known: Options) -> list[_Mention]:
     for pattern, letter in patterns:
         for m in pattern.finditer(text):
             name = " ".join(m[0].split()).casefold()
-            word = letter and m[0] in "AI" and re.match(r"\s+[a-z]", text[m.end() :])
-            labelled = re.search(r"\b(?:option|choice|answer|letter)\s$", text[: m.start()], re.I)
+            word = letter and m[0] in _WORD_AFTER and _WORD_AFTER[m[0]].match(text, m.end())
+            labelled = re.search(
+                r"\b(?:option|choice|answer|letter)\s$",
+                text[max(0, m.start() - 9) : m.start()],
+                re.I,
+            )
             found.append(_Mention(*m.span(), known.names[name], bool(word) and not labelled))
     return sorted(found)
 
 
 def _negated(text: str, mention: _Mention) -> bool:
-    return bool(_NEGATED.search(text[: mention.start]) or _WRONG.match(text, mention.end))
+    return bool(
+        _NEGATED.search(text[max(0, mention.start - 60) : mention.start])
+        or _WRONG.match(text, mention.end)
+    )
 
 
 def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
-    """Whether `A or B`, `A, B` follows; `A, not B` doesn't count."""
-    glue = _OR.match(text, mention.end)
-    return glue is not None and any(
-        m.start == glue.end() and m.choice != mention.choice and not m.article for m in found
-    )
+    """Whether `A or B`, `A, B`, `A) text of B` stands there; `A, not B` doesn't count."""
+    glue, label = _OR.match(text, mention.end), _LABELS.match(text, mention.end)
+    others = [m for m in found if m.choice != mention.choice and not m.article]
+    if glue is not None and any(m.start == glue.end() for m in others):
+        return True
+    # The letter of one choice with the text of another.
+    spelled = (m for m in others if m.end > m.start + 1 and not _negated(text, m))
+    return label is not None and any(m.start == label.end() for m in spelled)
 
 
 def _at_an_end(text: str, known: Options) -> str | None:

@@ -10,6 +10,7 @@ than one number, or none that is rational, has the value None: a range 5-7, a ti
 
 from __future__ import annotations
 
+import bisect
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,9 +18,10 @@ from fractions import Fraction
 
 from tempering.agents.plain import OPAQUE
 
-# Digits of a value at most; beyond them a reader abstains. An exponent is a text of few characters
-# and a number of many.
+# Digits that are read at most, and the largest power of ten; beyond them a reader abstains, since
+# an exponent of few characters makes a number of many.
 MOST_DIGITS = 10_000
+MOST_POWER = 1_000
 
 _RUN = re.compile(r"\d(?:\d|[.,'_](?=\d)| (?=\d{3}(?!\d)))*|\.\d+")
 _HEX = re.compile(r"0x[0-9a-f]+(?!\w)|0b[01]+(?!\w)|0o[0-7]+(?!\w)", re.IGNORECASE)
@@ -29,9 +31,9 @@ _SPACED = re.compile(r"[1-9]\d{0,2}(?:([ '_])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
 _SIMPLE = re.compile(r"\d*[.,]\d+|\d+")
 _EXPONENT = re.compile(
     r"[eE]([-+]?\d+)(?![\w])"
-    r"|\s*(?:×|[xX*])\s*10\s*(?:\^|\*\*)\s*[({]?\s*([-+]?\d+)\s*[)}]?(?![\d.])"
+    r"|\s*(?:×|[xX*])\s*10\s*(?:\^|\*\*)\s*[({]?\s*([-+]?\d+)\s*[)}]?(?!\d|\.\d)"
 )
-_POWER = re.compile(r"\s*(?:\^|\*\*)\s*[({]?\s*([-+]?\d+)\s*[)}]?(?![\d.])")
+_POWER = re.compile(r"\s*(?:\^|\*\*)\s*[({]?\s*([-+]?\d+)\s*[)}]?(?!\d|\.\d)")
 _OVER = re.compile(r"\s?/\s?(\d+(?:\.\d+)?)(?![\d,/])")
 _MIXED = re.compile(r"\s{1,2}(?:and\s)?(\d+)/(\d+)(?![\d/.,]\d)")
 _CURRENCY = re.compile(
@@ -46,6 +48,10 @@ _SCALES = {
     "trillion": 12,
     "lakh": 5,
     "crore": 7,
+    "mio": 6,
+    "mln": 6,
+    "mrd": 9,
+    "bn": 9,
 }
 _SCALE = re.compile(rf"[\s-]?({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
 _SHORT = re.compile(r"\s?([kK]|[mM]n?|[bB]n?)(?![\w$])")
@@ -53,7 +59,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _ONE_LETTER_UNITS = set("gmshlLNJWVACFtd°")
 _LABEL = re.compile(
     r"(?:\b(?:step|question|problem|part|case|equation|eq|figure|fig|page|line|section|chapter"
-    r"|method|option|note|item|example|table|round|attempt|version)\.?\s*|(?<!#)#\s*)\(?$",
+    r"|method|option|note|item|example|table|round|attempt|version|nos?|nr)\.?\s*|(?<!#)#\s*)\(?$",
     re.IGNORECASE,
 )
 _JOINS = re.compile(
@@ -85,13 +91,18 @@ def numerals(text: str, *, percent: bool = False) -> list[Numeral]:
             one = Numeral(found.pop().start, one.end, None)
         found.append(one)
     places = [m.start() for m in re.finditer(OPAQUE, text)]
-    opaque = [Numeral(p, p + 1, None) for p in places]
-    inside = [o for o in opaque if not any(n.start <= o.start < n.end for n in found)]
-    return sorted([*found, *inside], key=lambda one: one.start)
+    starts = [one.start for one in found]
+    for p in places:
+        before = bisect.bisect_right(starts, p) - 1
+        if before < 0 or found[before].end <= p:
+            found.append(Numeral(p, p + 1, None))
+    return sorted(found, key=lambda one: one.start)
 
 
 def value_of(text: str, *, percent: bool = False) -> Fraction | None:
     """The number that a plain text is, all of it; None for another text."""
+    if len(text.split()) > 8:  # no number is that many words
+        return None
     found = numerals(text.strip(), percent=percent)
     whole = len(found) == 1 and (found[0].start, found[0].end) == (0, len(text.strip()))
     return found[0].value if whole else None
@@ -99,7 +110,7 @@ def value_of(text: str, *, percent: bool = False) -> Fraction | None:
 
 def written(value: Fraction) -> str:
     """The one text of a value: 42, -0.5, 1/3."""
-    twos, fives, rest = _power_of(value.denominator, 2), _power_of(value.denominator, 5), 1
+    twos, fives = _power_of(value.denominator, 2), _power_of(value.denominator, 5)
     rest = value.denominator // (2**twos * 5**fives)
     if rest != 1:
         return f"{_digits(value.numerator)}/{_digits(value.denominator)}"
@@ -134,10 +145,10 @@ def _one(text: str, match: re.Match[str], percent: bool) -> tuple[Numeral | None
         if " " in run and value is None:  # no groups of thousands: words of their own
             end = start + run.index(" ")
             value = _plain_value(text[start:end])
-    before = text[:start]
-    currency = _CURRENCY.search(before)
-    begin = currency.start() if currency else start
-    left = text[:begin]
+    reach = max(0, start - 40)  # what stands before a number that changes it
+    currency = _CURRENCY.search(text[reach:start])
+    begin = reach + currency.start() if currency else start
+    left = text[reach:begin]
     if not currency and (left[-1:].isalpha() or left[-1:] in ("^", "_")):
         return None, end  # CO2, x2, m^2
     if _LABEL.search(left):
@@ -162,11 +173,14 @@ def _sign(text: str, begin: int, currency: bool, start: int) -> tuple[bool | Non
     sign = text[begin - 1 : begin] if begin else ""
     if sign not in ("-", "+"):
         # After an equals sign, or a sign of its own, a minus may stand apart.
-        apart = re.search(r"[=≈]\s*(-)\s+$", text[:begin])
-        return (True, apart.start(1)) if apart else (False, begin)
-    ahead = text[: begin - 1]
+        reach = max(0, begin - 40)
+        apart = re.search(r"[=≈]\s*(-)\s+$", text[reach:begin])
+        return (True, reach + apart.start(1)) if apart else (False, begin)
+    ahead = text[max(0, begin - 40) : begin - 1]
     if ahead[-1:].isalpha():
         return None, begin
+    if before := _CURRENCY.search(ahead):  # $-5
+        return sign == "-", begin - 1 - len(before[0])
     if ahead[-1:].isdigit() or ahead[-1:] in (")", "%", OPAQUE) or ahead[-1:] == sign:
         return False, begin  # between two numbers: `_joined` sees to it
     return sign == "-", begin - 1
@@ -228,7 +242,8 @@ def _suffixes(
         if word.lower() in ("st", "nd", "rd", "th"):
             return None, -found.end()
         alone = len(word) == 1 and word not in _ONE_LETTER_UNITS
-        if alone or text[found.end() : found.end() + 1].isdigit():
+        based = text[start:end] == "0" and word[0] in "xXbBoO"
+        if alone or based or text[found.end() : found.end() + 1].isdigit():
             return None, found.end()
         return value, end
     after = text[end : end + 2]
@@ -236,13 +251,15 @@ def _suffixes(
         r"\+(?!\s*[\d(])|[.,:'](?=\d)|√|!\s*=", text[end:]
     ):
         return None, end + (after[:1] == OPAQUE)
+    if not whole and re.match(r"\.{2,}", text[end:]):
+        return None, end  # 0.333...
     if re.match(r"\s+(?:and\s+)?(?:a|one|three)[\s-](?:half|third|quarters?)\b", text[end:]):
         return None, end
     return value, end
 
 
 def _times_ten(value: Fraction | None, exponent: int) -> Fraction | None:
-    if value is None or abs(exponent) > MOST_DIGITS:
+    if value is None or abs(exponent) > MOST_POWER:
         return None
     return value * Fraction(10) ** exponent
 
@@ -251,9 +268,11 @@ def _power(value: Fraction | None, exponent: int) -> Fraction | None:
     if value is None or (value == 0 and exponent <= 0):
         return None
     digits = max(value.numerator.bit_length(), value.denominator.bit_length()) * abs(exponent)
-    return value**exponent if digits <= MOST_DIGITS else None
+    return value**exponent if digits <= 4 * MOST_POWER else None
 
 
 def _joined(between: str, one: Numeral, text: str) -> bool:
     """Whether two numerals are one thing that is no number: a range, a date, a ratio."""
+    if len(between) > 20:
+        return False
     return bool(_JOINS.fullmatch(between)) or (not between.strip() and text[one.start] in "-+")

@@ -11,10 +11,8 @@ import unicodedata
 
 OPAQUE = "\ufffc"
 
-_TAGS = "think|thinking|thought|reasoning"
-_CLOSED = re.compile(rf"<({_TAGS})>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_END = re.compile(rf"^.*</(?:{_TAGS})>", re.DOTALL | re.IGNORECASE)
-_OPEN = re.compile(rf"<(?:{_TAGS})>.*$", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(think|thinking|thought|reasoning)>", re.IGNORECASE)
+MOST_BOXED = 2000  # characters in a box; beyond them it is taken for unclosed
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUPERSCRIPTS = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SIGNS = str.maketrans(
@@ -61,16 +59,29 @@ _HTML = re.compile(r"</?(?:b|i|em|strong|u|p|span|code|br|div|mark)\s*/?>", re.I
 
 
 def after_thinking(text: str) -> str:
-    """What follows the thinking; nothing where the thinking never ends."""
-    return _OPEN.sub("", _END.sub("", _CLOSED.sub("", text)))
+    """A reply without its thinking; nothing follows where the thinking never ends."""
+    kept: list[str] = []
+    start: int | None = 0  # of what is no thinking; None inside of it
+    for tag in _TAG.finditer(text):
+        if tag[1]:
+            if start is not None:  # what came before was thinking: the template had opened it
+                kept.clear()
+            start = tag.end()
+        elif start is not None:
+            kept.append(text[start : tag.start()])
+            start = None
+    if start is not None:
+        kept.append(text[start:])
+    return "".join(kept)
 
 
 def boxes(text: str) -> list[tuple[int, int, str | None]]:
-    r"""(start, end, content) of each \boxed{...}; the content is None where no brace ends it."""
+    r"""(start, end, content) of the last \boxed{...}s; no content where no brace ends it."""
     found: list[tuple[int, int, str | None]] = []
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
+    for match in list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))[-10:]:
         depth, place = 1, match.end()
-        while place < len(text) and depth:
+        end = min(len(text), match.end() + MOST_BOXED)
+        while place < end and depth:
             depth += {"{": 1, "}": -1}.get(text[place], 0) * (text[place - 1] != "\\")
             place += 1
         content = text[match.end() : place - 1] if depth == 0 else None
@@ -87,7 +98,8 @@ def plain(text: str) -> str:
     text = _latex(text)
     text = re.sub(r"<answer>", "\nAnswer: ", text, flags=re.IGNORECASE)
     text = _HTML.sub("", re.sub(r"</answer>", "\n", text, flags=re.IGNORECASE))
-    return _markdown(text)
+    text = _markdown(text)
+    return re.sub(r"\b(?:minus|negative)\s(?=[\d$€£¥])", "-", text, flags=re.IGNORECASE)
 
 
 def _character(one: str) -> str:
@@ -124,17 +136,18 @@ def _fraction(match: re.Match[str]) -> str:
     below = match[3] if match[3] is not None else match[4]
     if not _NUMBER.fullmatch(above) or not re.fullmatch(r"\s*\d[\d.,]*\s*", below):
         return OPAQUE
-    return f" {above.replace(' ', '')}/{below.strip()} "
+    signed = match.string[max(0, match.start() - 1) : match.start()] in ("-", "+")
+    return f"{'' if signed else ' '}{above.replace(' ', '')}/{below.strip()} "
 
 
 def _markdown(text: str) -> str:
     text = text.replace("`", "").replace("$$", " ")
-    text = re.sub(r"(?<![\w])_+|_+(?![\w])", "", text)
-    text = re.sub(r"^\s*#{1,3}\s+", "", text, flags=re.MULTILINE)  # four are a mark of answers
+    text = re.sub(r"(?<!\w)_{1,3}(?=\w)|(?<=[^\s_])_{1,3}(?!\w)", "", text)
+    text = re.sub(r"^[ \t]*#{1,3}[ \t]+", "", text, flags=re.MULTILINE)  # four mark an answer
 
     def star(match: re.Match[str]) -> str:
-        before = text[: match.start()].rstrip(" ")[-1:]
-        after = text[match.end() :].lstrip(" ")[:1]
+        before = text[max(0, match.start() - 9) : match.start()].rstrip(" ")[-1:]
+        after = text[match.end() : match.end() + 9].lstrip(" ")[:1]
         operator = (before.isdigit() or before == ")") and (after.isalnum() or after in "(-")
         return match[0] if operator and after else ""
 

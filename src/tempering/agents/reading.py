@@ -15,38 +15,52 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from tempering.agents.numerals import numerals
-from tempering.agents.plain import after_thinking, boxes, plain
+from tempering.agents.numerals import numerals, value_of
+from tempering.agents.plain import OPAQUE, after_thinking, boxes, plain
 
 # What a part of a reply says: a value, that it is unclear, or nothing.
 UNCLEAR = "unclear"
 Found = Fraction | str | None
+
+MOST_STATED = 600  # characters of a stated answer, and of the sentence around it
+MOST_MARKS = 20  # of a kind, the last ones
 
 _LINK = r"(?:\s*(?:is|are|was|equals|(?:would|should|must|will|can)(?:\s\w+)?\sbe|=|:|→|->|⇒|=>)+)"
 _OF = r"(?:\s(?:to|of|for|in)\b[^.:=\n]{0,80}?)?"
 _MARKS = [
     re.compile(r"####()"),
     re.compile(rf"\bfinal\s(?:answer|result){_OF}{_LINK}()", re.IGNORECASE),
-    re.compile(rf"\b(?:answer|ans){_OF}(?:{_LINK}|\s*\n|(?=\s[-+$]?\d))()", re.IGNORECASE),
+    re.compile(rf"\b(?:answer|ans)(?:{_OF}{_LINK}|\s*\n|(?=\s[-+$]?\d))()", re.IGNORECASE),
     re.compile(rf"\b(?:result|total|solution){_LINK}()", re.IGNORECASE),
 ]
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _ABBREVIATED = re.compile(r"\b(approx|ca|resp|Rs|e\.g|i\.e|etc|No|Nr|vs)\.", re.IGNORECASE)
-_ASIDE = re.compile(r"\s[(\[][^()\[\]]*[A-Za-z]{2,}[^()\[\]]*[)\]]")
+_ASIDE = re.compile(r"\s[(\[][^()\[\]]{0,200}[)\]]")
 _UNSURE = re.compile(
     r"\bnot\b|n't\b|\b(?:cannot|unknown|unclear|undetermined|undefined|impossible|between|than|least"
     r"|most|under|over|below|above|nor|neither|either|half|twice|double|triple|third|quarter|root"
-    r"|log|ln|sin|cos|every|if|unless|up to|infinite|any|all|none|except)\b|[<>≤≥≠±≪≫]",
+    r"|log|ln|sin|cos|every|if|unless|up to|one of|infinite|any|all|none|except)\b|[<>≤≥≠±≪≫]",
     re.IGNORECASE,
 )
 _OPERATION = re.compile(
     r"\s*(?:[+×÷*^]|[xX]\s?(?=\d)|-\s?(?=[\d(])|/\s?(?=[\w(])|(?:plus|minus|times|over|divided|squared"
     r"|cubed|factorial|multiplied|mod|dozens?|below|half|halves|thirds?|quarters?)\b"
-    r"|(?:or|to)\s(?:more|less|fewer)|(?:out\s)?of\s(?:\w+\s)?\d)",
+    r"|(?:or|to)\s(?:more|less|fewer)|(?:more|less|fewer|greater|larger|smaller)\sthan\b|(?:out\s)?of\s(?:\w+\s)?\d)"
+    # A factor of algebra: letters that are no unit.
+    r"|\s?[beijknopqruvwxyz](?![\w'])",
     re.IGNORECASE,
 )
-_JOINED = re.compile(r"(?:\s*[A-Za-z%°]*){0,3}\s*(?:,|;|/|\||&|\band\b|\bor\b|\bto\b|\bnor\b)\s*")
+_JOINED = re.compile(
+    r"(?:[,;/|&+×÷*^±-]|\b(?:and|or|to|nor|vs|out of|of|by|per|in|times|plus|minus|over))"
+    r"[\s≈~$€£+(]*$",
+    re.IGNORECASE,
+)
 _UNITS = re.compile(r"\s*[A-Za-z]+\s*")
+_REASONS = re.compile(
+    r"\W*(?:explanation|explain|reason|because|since|steps?|working|solution|here|justification"
+    r"|details|proof|check|to\s)",
+    re.IGNORECASE,
+)
 _NOTES = re.compile(r"\s*\(?(?:note|checked|source|ref|confidence|time|tokens|p\.?s)\b", re.I)
 
 _ONES = (
@@ -60,6 +74,9 @@ _VALUES = {
 }
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _WORD = rf"(?:{'|'.join([*_VALUES, *_LARGE])})\b"
+_OR_SPELLED = re.compile(
+    rf"(?:\s*[A-Za-z%]+){{0,2}}\s*(?:,|\bor|\band|\bto|\bof|\bby)(?:\s+(?:or|and))?\s+{_WORD}", re.I
+)
 _SPELLED = re.compile(rf"\b{_WORD}(?:(?:[\s-]+|\s+and\s+){_WORD})*", re.IGNORECASE)
 
 
@@ -69,10 +86,10 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
     boxed = boxes(output)
     if boxed:
         return _boxed(output, boxed, percent)
-    text = _unlisted(re.sub(r"\b(?:minus|negative)\s(?=[\d$€£])", "-", _whole(plain(output))))
+    text = _unlisted(_whole(plain(output)))
     stated = False
     for mark in _MARKS:
-        for match in reversed(list(mark.finditer(text))):
+        for match in reversed(list(mark.finditer(text))[-MOST_MARKS:]):
             region = _region(text, match.end())
             found = _in(region, percent)
             if isinstance(found, Fraction):
@@ -83,7 +100,9 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
     return None if stated else _last(text, percent)
 
 
-def _boxed(output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool) -> Fraction | None:
+def _boxed(
+    output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool
+) -> Fraction | None:
     contents = [None if c is None else _in(f" {plain(c)} ", percent) for _, _, c in boxed]
     if len(boxed) > 1 and contents[-1] != contents[-2]:
         between = output[boxed[-2][1] : boxed[-1][0]]
@@ -99,14 +118,14 @@ def _whole(text: str) -> str:
 
 def _unlisted(text: str) -> str:
     """Without the numbers of a numbered list, and without bullets."""
-    if re.search(r"^\s*1[.)]\s", text, re.M) and re.search(r"^\s*2[.)]\s", text, re.M):
-        text = re.sub(r"^\s*\d{1,2}[.)]\s+", "", text, flags=re.M)
+    if all(re.search(rf"^[ \t]*{n}[.)][ \t]", text, re.M) for n in (1, 2)):
+        text = re.sub(r"^[ \t]*\d{1,2}[.)][ \t]+", "", text, flags=re.M)
     return re.sub(r"^[ \t]*[-•*+]\s+", "", text, flags=re.M)
 
 
 def _region(text: str, start: int) -> str:
     """From a mark to the end of its sentence, which may begin on a later line."""
-    rest = text[start:]
+    rest = text[start : start + MOST_STATED]
     skipped = len(rest) - len(rest.lstrip(" \t\n:"))
     cut = _SENTENCE.search(rest, skipped)
     region = rest[: cut.start() if cut else None]
@@ -115,9 +134,16 @@ def _region(text: str, start: int) -> str:
     return region
 
 
+def _without_asides(text: str) -> str:
+    """Without brackets that hold words: (see step 2)."""
+    text = _ASIDE.sub(lambda m: " " if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
+    # An approximation of nothing that was named: about.
+    return re.sub(r"(?<![\d)\s])(?<!\b[A-Za-z])(\s{0,3})≈", r"\1", text)
+
+
 def _in(region: str, percent: bool) -> Found:
     """What a stated answer is."""
-    region = _ASIDE.sub(" ", region)
+    region = _without_asides(region)
     found = numerals(region, percent=percent)
     if not found:
         return _spelled(region)
@@ -125,9 +151,15 @@ def _in(region: str, percent: bool) -> Found:
         return _equations(region, percent)
     first = found[0]
     before, after = region[: first.start], region[first.end :]
-    if first.value is None or _UNSURE.search(before) or _UNSURE.match(after.lstrip()):
+    if (
+        any(one.value is None for one in found)
+        or _UNSURE.search(before)
+        or _UNSURE.match(after.lstrip())
+    ):
         return UNCLEAR
-    if re.search(r"-\s*$|[\w)]\s*[×*/^]\s*$", before) or _OPERATION.match(after):
+    if re.search(r"-\s*$|[\w)]\s*[+×*/^]\s*$", before) or _OPERATION.match(after):
+        return UNCLEAR
+    if _OR_SPELLED.match(after) or _spells(before):
         return UNCLEAR
     if re.search(r"\(\s*$", before) and after.lstrip().startswith(")") and first.value > 0:
         return UNCLEAR  # (7) is 7, or -7 to an accountant
@@ -137,48 +169,69 @@ def _in(region: str, percent: bool) -> Found:
     direct = not re.search(
         r"\w", re.sub(r"\b(?:about|around|approx\w*|exactly|just)\b", "", before)
     )
-    if direct and not _JOINED.fullmatch(between) and not _UNITS.fullmatch(between):
+    if direct and not _several(between):
         return first.value
     return UNCLEAR
 
 
 def _equations(region: str, percent: bool) -> Found:
     """The value of `x = 42`, or of the last of several steps; UNCLEAR for x = 1, y = 2."""
-    clauses = [
-        c for c in re.split(r"[,;]\s+|\s(?:and|so|thus|hence|or)\s", region) if "=" in c or "≈" in c
-    ]
-    names = {c.split("=")[0].strip() for c in clauses if re.search(r"[A-Za-z]", c.split("=")[0])}
-    if len(names) > 1 or not clauses:
+    clauses = re.split(r"[,;]\s+|\s(?:and|so|thus|hence|or)\s", region)
+    ending = numerals(clauses[-1])
+    if not re.search("[=≈]", clauses[-1]) and (
+        len(ending) > 1 or any(n.value is None for n in ending)
+    ):
+        return UNCLEAR  # a step that has no result yet
+    clauses = [clause for clause in clauses if re.search("[=≈]", clause)]
+    named = [c for c in clauses if re.search(r"[A-Za-z]", re.split("[=≈]", c)[0])]
+    if not clauses or len({re.split("[=≈]", c)[0].strip() for c in named}) > 1:
         return UNCLEAR
+    values = [_equation(clause, percent) for clause in clauses]
+    stated = {v for c, v in zip(clauses, values, strict=True) if c in named and v is not None}
+    return UNCLEAR if len(stated) > 1 or values[-1] is None else values[-1]
+
+
+def _equation(clause: str, percent: bool) -> Fraction | None:
+    """The one number that a side of an equation is alone; None where sides differ."""
+    first, *rest = re.split("[=≈]", clause)
+    sides = [first, *(f"={side}" for side in rest)]
     found: list[Fraction] = []
-    parts = re.split(r"[=≈]", clauses[-1])
-    for part in parts:
-        inside = numerals(f"={part}" if part != parts[0] else part, percent=percent)
+    for side in sides:
+        inside = numerals(side, percent=percent)
         if len(inside) != 1 or inside[0].value is None:
             continue
-        own = f"={part}" if part != parts[0] else part
-        before, after = own[: inside[0].start].lstrip("="), own[inside[0].end :]
+        before, after = side[: inside[0].start].lstrip("="), side[inside[0].end :]
+        after = re.sub(r"(?<=[A-Za-z])\^-?\d", "", after)  # of a unit
         alone = not re.search(r"[\w)+×*/^-]\s*$", before) and not _OPERATION.match(after)
         if alone and not _UNSURE.search(before) and not re.search(r"[+×*÷^]", after):
             found.append(inside[0].value)
-    last = numerals(f"={parts[-1]}", percent=percent)
-    if not found or len(last) > 1 or any(value != found[-1] for value in found):
-        return UNCLEAR
-    return found[-1]
+    # The last side is the result, or 42 = 6 * 7 the other way round.
+    sum_of_numbers = not re.search(r"[^\W\dxX]", sides[-1]) and OPAQUE not in sides[-1]
+    last = numerals(sides[-1], percent=percent)
+    told = len(last) == 1 and last[0].value is not None
+    if len(set(found)) != 1 or not (told or (sum_of_numbers and last)):
+        return None
+    return found[0]
 
 
 def _last(text: str, percent: bool) -> Fraction | None:
     """The last number of the last sentence that has one."""
-    sentences = [_ASIDE.sub(" ", s) for s in _SENTENCE.split(text)]
+    sentences = [_without_asides(s) for s in _SENTENCE.split(text)]
     having = [s for s in sentences if numerals(s)]
     telling = [s for s in having if not _NOTES.match(s)] or having
     if not telling:
-        return None
+        found = _spelled(text) if len(text.split()) <= 8 else None
+        return found if isinstance(found, Fraction) else None
     sentence = telling[-1]
+    found = _on_a_line_of_its_own(text, sentence, percent)
+    if found is not None:
+        return found if isinstance(found, Fraction) else None
     if re.search(r"[=≈]", sentence):
         found = _equations(sentence, percent)
         return found if isinstance(found, Fraction) else None
     *others, last = numerals(sentence, percent=percent)
+    if _spells(sentence[last.end :]):
+        return None
     start = others[-1].end if others else 0
     between = sentence[start : last.start]
     if last.value is None or _OPERATION.match(sentence[last.end :]):
@@ -190,15 +243,44 @@ def _last(text: str, percent: bool) -> Fraction | None:
         return None
     if re.search(r"\b(?:don't|do not|cannot|can't|unknown|unclear)\b", sentence):
         return None
+    if _spells(between) and _JOINED.search(between):
+        return None
     if re.search(r"\(\s*$", between) and sentence[last.end :].lstrip().startswith(")"):
         return last.value if last.value < 0 else None
-    if others and (_JOINED.fullmatch(between) or _UNITS.fullmatch(between)):
+    if others and _several(between):
         before = sentence[: others[-1].start]
         if others[-1].value != last.value and not re.search(r"\w", before):
             return None
-        if re.search(r"\b(?:or|and|to)\s*$|[/|&]\s*$", between) or _UNITS.fullmatch(between):
+        apart = not between.strip() or _UNITS.fullmatch(between)
+        if apart or re.search(r"(?:\b(?:or|and|to)|[/|&])[\s≈~$€£+(]*$", between):
             return None
     return last.value
+
+
+def _on_a_line_of_its_own(text: str, last: str, percent: bool) -> Found:
+    """The number that a reply begins with, on a line that holds no more, before its reasons.
+
+    UNCLEAR where what follows is no reason, and ends in another number. None without such a line.
+    """
+    line, _, rest = text.strip().partition("\n")
+    value = value_of(line.strip(" .\"'"), percent=percent)
+    if value is None or not rest.strip() or line.strip() == last.strip():
+        return None
+    return value if _REASONS.match(rest) else UNCLEAR
+
+
+def _several(between: str) -> bool:
+    """Whether what stands between two numbers makes them two answers: 5, 6; 5 apples or 6."""
+    if len(between) > 60:
+        return False
+    joined = _JOINED.search(between)
+    few = joined is not None and len(between[: joined.start()].split()) <= 3
+    return few or not between.strip() or bool(_UNITS.fullmatch(between))
+
+
+def _spells(text: str) -> bool:
+    """Whether a number stands there in words; `one` alone is mostly a pronoun."""
+    return any(m[0].lower() != "one" for m in _SPELLED.finditer(text))
 
 
 def _spelled(region: str) -> Found:

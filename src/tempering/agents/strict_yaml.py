@@ -17,7 +17,6 @@ import yaml
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 
-
 MERGE = "tag:yaml.org,2002:merge"
 MOST = 10**9
 MOST_KEYS = 10_000  # of a mapping with what it merges: merges of merges grow without end
@@ -58,6 +57,8 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
+        except DataError:
+            raise
         except (ValueError, OverflowError) as error:
             # Of the value: a 13th month, a number of 5,000 digits.
             line = node.start_mark.line + 1

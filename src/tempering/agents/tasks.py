@@ -194,7 +194,7 @@ def _whole(digits: str) -> int | str:
 
 
 def _no_constant(name: str) -> float:
-    raise DataError(f"{name} is no JSON; write a text, as in \"{name}\"")
+    raise DataError(f'{name} is no JSON; write a text, as in "{name}"')
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
