@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from fractions import Fraction
 
-VULGAR = {(1, 2): "½", (1, 4): "¼", (3, 4): "¾", (1, 3): "⅓", (2, 3): "⅔", (1, 8): "⅛", (5, 8): "⅝"}
+VULGAR = {(1, 2): "½", (1, 4): "¼", (3, 4): "¾", (1, 3): "⅓", (2, 3): "⅔", (5, 8): "⅝"}
 SUPER = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
@@ -64,7 +64,8 @@ def decimal(rng: random.Random, n: int, places: int) -> str:
     d = str(n).rjust(places + 1, "0")
     before, after = d[:-places], d[-places:]
     ways = [f"{before}.{after}", f"{before}.{after}0", f"{n}e-{places}",
-            rf"{n} \times 10^{{-{places}}}", f"{n} × 10{str(-places).translate(SUPER)}"]  # fmt: skip
+            rf"{n} \times 10^{{-{places}}}",
+            f"{n} × 10{str(-places).translate(SUPER)}"]  # fmt: skip
     if places != 3 or before == "0":
         ways += (
             [f"{before},{after}", f"{before}{{,}}{after}"] if places != 3 else [f"{before},{after}"]
@@ -133,7 +134,8 @@ FRAMES = [
     ("There are 12 boys and 30 girls.\n#### {}", True), ("Final answer: {}", True),
     ("The final answer is {}. I used 3 steps.", True), ("<answer>{}</answer>", True),
     ("The answer is {}. (See step 2)", True), ("The answer is {} (see step 2).", True),
-    ("<think>It may be 5, or 7.</think>The answer is {}", True), ("Answer:\n\n{}\n\n(1 mark)", True),
+    ("<think>It may be 5, or 7.</think>The answer is {}", True), ("Answer:\n\n{}\n\n(1 mark)",
+    True),
     ("Step 1: we have 17.\nStep 2: we have 5.\nAnswer: {}\n\nNote 1: done", True),
     ("x = {}", True), ("Answer: x = {}", True), ("The answer is about {}.", True),
     ("The answer is approximately {}. I used 3 steps.", True), ("## Answer\n{}", True),
@@ -150,9 +152,11 @@ UNCLEAR = [
     "The answer is {} or {other}.", "Answer: {}, {other}", "Answer: between {} and {other}",
     "The answer is from {} to {other}.", "Answer: x = {}, y = {other}", "Answer: {} ± {other}",
     "The answer is at least {}.", "The answer is more than {}.", "The answer is not {}.",
-    "Answer: > {}", "The answer is unknown given {} of {other}.", "<think>So it is {}", r"\boxed{{{}",
+    "Answer: > {}", "The answer is unknown given {} of {other}.", "<think>So it is {}",
+    r"\boxed{{{}",
     "The answer is {}π", "Answer: {}, and {other}", r"\boxed{{{}}} or \boxed{{{other}}}",
-    r"\boxed{{{}, {other}}}", r"Answer: \sqrt{{{}}}", "The answer is half of {}.", "Answer: {} x + {other}",
+    r"\boxed{{{}, {other}}}", r"Answer: \sqrt{{{}}}", "The answer is half of {}.",
+    "Answer: {} x + {other}",
     "Answer: {} + {other}", "Answer: {} out of {other}", "I don't know whether it is {}.",
     "The answer is {}, or {other}", "Either {} or {other}", "Answer: n ≥ {}",
 ]  # fmt: skip
@@ -176,13 +180,14 @@ CHOSEN = [
     "Answer: {}) since {x} is wrong", "Option {x} is wrong.\nThe answer is {}.", "{}, not {x}",
     "Let's see. A good start.\nAnswer: {}", "I would pick {} — a safe choice.", "not {x}, but {}",
     "The answer is {}. Note that {x} is a common distractor.", "#### {}", "<answer>{}</answer>",
-    "<think>{x} or {y}?</think>{}", "The correct option is {}", "I choose option {}.", "Final answer: {}",
+    "<think>{x} or {y}?</think>{}", "The correct option is {}", "I choose option {}.",
+    "Final answer: {}",
     "{x} can't be right.\n\nAnswer: {}", "It isn't {x}. It is {}.",
 ]  # fmt: skip
 UNDECIDED = [
     "{} or {x}", "The answer is {} or {x}.", "Both {} and {x}", "None of the above", "I don't know",
     "Neither {} nor {x}", "Answer: {}, {x}", "Either {} or {x} could be right.", "A good question.",
-    "It is not {}.", "<think>So {}", "{} and {x} are both fine", "a",
+    "It is not {}.", "<think>So {}", "{} and {x} are both fine",
 ]  # fmt: skip
 
 
@@ -190,14 +195,18 @@ def choice(rng: random.Random) -> tuple[str, str | None]:
     """A reply about one of A, B, C, D, and which it is, or None."""
     right, x, y = rng.sample("ABCD", 3)
     if rng.random() < 0.3:
-        return rng.choice([u for u in UNDECIDED if u != "a"]).format(right, x=x), None
+        return rng.choice(UNDECIDED).format(right, x=x), None
     return rng.choice(CHOSEN).format(right, x=x, y=y), right.lower()
 
 
-ODD = ["\x00", "\ud800", "\u202e", "\\", "{", "}", "\\frac{", "\\boxed{", "\\sqrt", "½", "²", "^", "**",
-       "$", "%", "-", "−", "1", "9" * 50, "e", "1e99999", "0x", ",", ".", "/", "=", "≈", " ", "\n", "<think>",
-       "</think>", "answer:", "The answer is ", "#### ", "or ", "A ", "B", "(", ")", "٣", "π", "\ufffc", "😀",
-       "million", "percent", "twenty-one", "1/0", "0^-1", "not ", "[", "]", "|", "\u0301", "~~", "_", "`"]  # fmt: skip
+ODD = ["\x00", "\ud800", "\u202e", "\\", "{", "}", "\\frac{", "\\boxed{", "\\sqrt", "½", "²", "^",
+       "**",
+       "$", "%", "-", "−", "1", "9" * 50, "e", "1e99999", "0x", ",", ".", "/", "=", "≈", " ",
+       "\n", "<think>",
+       "</think>", "answer:", "The answer is ", "#### ", "or ", "A ", "B", "(", ")", "٣", "π",
+       "\ufffc", "😀",
+       "million", "percent", "twenty-one", "1/0", "0^-1", "not ", "[", "]", "|", "\u0301", "~~",
+       "_", "`"]  # fmt: skip
 
 
 def odd(rng: random.Random) -> str:

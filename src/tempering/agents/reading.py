@@ -125,7 +125,9 @@ def _unlisted(text: str) -> str:
 
 def _region(text: str, start: int) -> str:
     """From a mark to the end of its sentence, which may begin on a later line."""
-    rest = text[start : start + MOST_STATED]
+    # Cut between words: half a number is another one.
+    end = re.compile(r"\s").search(text, start + MOST_STATED)
+    rest = text[start : end.start() if end else None]
     skipped = len(rest) - len(rest.lstrip(" \t\n:"))
     cut = _SENTENCE.search(rest, skipped)
     region = rest[: cut.start() if cut else None]
@@ -152,7 +154,8 @@ def _in(region: str, percent: bool) -> Found:
     first = found[0]
     before, after = region[: first.start], region[first.end :]
     if (
-        any(one.value is None for one in found)
+        first.value is None
+        or any(one.value is None for one in found)
         or _UNSURE.search(before)
         or _UNSURE.match(after.lstrip())
     ):
@@ -223,6 +226,9 @@ def _last(text: str, percent: bool) -> Fraction | None:
         found = _spelled(text) if len(text.split()) <= 8 else None
         return found if isinstance(found, Fraction) else None
     sentence = telling[-1]
+    later = sentences[len(sentences) - sentences[::-1].index(sentence) :]
+    if any(_spells(s) for s in later if not _NOTES.match(s)):
+        return None
     found = _on_a_line_of_its_own(text, sentence, percent)
     if found is not None:
         return found if isinstance(found, Fraction) else None
