@@ -40,21 +40,23 @@ def write_new(path: str | Path, content: str) -> Path:
     data = content.encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            try:
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            if path.is_file() and path.read_bytes() == data:
+                return path
+            raise InputError(
+                f"{path} is there already, with other contents, and is not overwritten; name "
+                "another file, or move that one away"
+            ) from None
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-    except FileExistsError:
-        if path.is_file() and path.read_bytes() == data:
-            return path
-        raise InputError(
-            f"{path} is there already, with other contents, and is not overwritten; name another "
-            "file, or move that one away"
-        ) from None
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise OutputError(
             f"can't write {path}: {error.strerror or error}; free some space or name another place"

@@ -10,6 +10,7 @@ Two answers are one where `form` gives them one text; correctness and votes comp
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _ASKS_PERCENT = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=1024)  # votes ask for the same few answers again and again
 def form(text: str) -> str:
     """What two spellings of an answer have in common: letters in lower case, without markup,
     quotes and the points around; a number by its value.
