@@ -54,6 +54,8 @@ _SCALES = {
     "bn": 9,
 }
 _SCALE = re.compile(rf"[\s-]?({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_EAST_ASIAN_POWERS = {"十": 1, "百": 2, "千": 3, "万": 4, "萬": 4, "億": 8, "亿": 8, "兆": 12}
+_EAST_ASIAN = re.compile(rf"\s?([{''.join(_EAST_ASIAN_POWERS)}])")
 _SHORT = re.compile(r"\s?([kK]|[mM]n?|[bB]n?)(?![\w$])")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _ONE_LETTER_UNITS = set("gmshlLNJWVACFtd°")
@@ -149,7 +151,7 @@ def _one(text: str, match: re.Match[str], percent: bool) -> tuple[Numeral | None
     currency = _CURRENCY.search(text[reach:start])
     begin = reach + currency.start() if currency else start
     left = text[reach:begin]
-    if not currency and (left[-1:].isalpha() or left[-1:] in ("^", "_")):
+    if not currency and (_spaced_script(left[-1:]) or left[-1:] in ("^", "_")):
         return None, end  # CO2, x2, m^2
     if _LABEL.search(left):
         return None, end
@@ -177,13 +179,18 @@ def _sign(text: str, begin: int, currency: bool, start: int) -> tuple[bool | Non
         apart = re.search(r"[=≈]\s*(-)\s+$", text[reach:begin])
         return (True, reach + apart.start(1)) if apart else (False, begin)
     ahead = text[max(0, begin - 40) : begin - 1]
-    if ahead[-1:].isalpha():
+    if _spaced_script(ahead[-1:]):
         return None, begin
     if before := _CURRENCY.search(ahead):  # $-5
         return sign == "-", begin - 1 - len(before[0])
     if ahead[-1:].isdigit() or ahead[-1:] in (")", "%", OPAQUE) or ahead[-1:] == sign:
         return False, begin  # between two numbers: `_joined` sees to it
     return sign == "-", begin - 1
+
+
+def _spaced_script(letter: str) -> bool:
+    """Whether it is a letter of a script that puts spaces between words; Chinese puts none."""
+    return letter.isalpha() and letter < "\u2e80"
 
 
 def _plain_value(run: str) -> Fraction | None:
@@ -237,17 +244,20 @@ def _suffixes(
     if currency and (found := _SHORT.match(text, end)):
         value = _times_ten(value, {"k": 3, "m": 6, "b": 9}[found[1][0].lower()])
         end = found.end()
+    if found := _EAST_ASIAN.match(text, end):
+        value, end = _times_ten(value, _EAST_ASIAN_POWERS[found[1]]), found.end()
+        value = None if _RUN.match(text, end) else value  # 3億5000万
     if found := _LETTERS.match(text, end):
         word = found[0]
         if word.lower() in ("st", "nd", "rd", "th"):
             return None, -found.end()
-        alone = len(word) == 1 and word not in _ONE_LETTER_UNITS
+        alone = len(word) == 1 and _spaced_script(word) and word not in _ONE_LETTER_UNITS
         based = text[start:end] == "0" and word[0] in "xXbBoO"
         if alone or based or text[found.end() : found.end() + 1].isdigit():
             return None, found.end()
         return value, end
     after = text[end : end + 2]
-    if after[:1] in (OPAQUE, "_", "(") or re.match(
+    if after[:1] in (OPAQUE, "_", "(", "\\") or re.match(
         r"\+(?!\s*[\d(])|[.,:'](?=\d)|√|!\s*=", text[end:]
     ):
         return None, end + (after[:1] == OPAQUE)

@@ -34,6 +34,8 @@ _SIGNS = str.maketrans(
 _GROUP = r"\{([^{}]*)\}"
 _NUMBER = re.compile(r"\s*[-+]?\s*\d[\d.,]*\s*")
 _LATEX = [
+    (re.compile(r"\\\\"), "\n"),
+    (re.compile(r"\\(?:begin|end)\{[a-zA-Z]+\*?\}|&(?==)"), ""),
     (re.compile(r"\\left|\\right|\\displaystyle|\\bigl?|\\bigr|\\!"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\{\.\}"), "."),
@@ -128,7 +130,7 @@ def _latex(text: str) -> str:
         text = re.sub(r"\\(?:boxed|fbox)\s*\{([^{}]*)\}", r" \1 ", text)
         if text == before:
             break
-    return text
+    return re.sub(r"\\[a-zA-Z]+\s*\{[^{}]*\d[^{}]*\}", OPAQUE, text)  # 0.\overline{3}
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -146,9 +148,12 @@ def _markdown(text: str) -> str:
     text = re.sub(r"^[ \t]*#{1,3}[ \t]+", "", text, flags=re.MULTILINE)  # four mark an answer
 
     def star(match: re.Match[str]) -> str:
-        before = text[max(0, match.start() - 9) : match.start()].rstrip(" ")[-1:]
-        after = text[match.end() : match.end() + 9].lstrip(" ")[:1]
-        operator = (before.isdigit() or before == ")") and (after.isalnum() or after in "(-")
-        return match[0] if operator and after else ""
+        before = text[max(0, match.start() - 9) : match.start()]
+        after = text[match.end() : match.end() + 9]
+        if len(match[0]) == 1:  # 5 * x; a power is written without spaces: 5**2
+            before, after = before.rstrip(" "), after.lstrip(" ")
+        left, right = before[-1:], after[:1]
+        operator = (left.isdigit() or left == ")") and (right.isalnum() or right in ("(", "-"))
+        return match[0] if operator else ""
 
     return re.sub(r"\*+", star, text)

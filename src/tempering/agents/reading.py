@@ -17,6 +17,7 @@ from fractions import Fraction
 
 from tempering.agents.numerals import numerals, value_of
 from tempering.agents.plain import OPAQUE, after_thinking, boxes, plain
+from tempering.agents.spelled import SPELLED, WORD, spells, value_of_words
 
 # What a part of a reply says: a value, that it is unclear, or nothing.
 UNCLEAR = "unclear"
@@ -25,7 +26,7 @@ Found = Fraction | str | None
 MOST_STATED = 600  # characters of a stated answer, and of the sentence around it
 MOST_MARKS = 20  # of a kind, the last ones
 
-_LINK = r"(?:\s*(?:is|are|was|equals|(?:would|should|must|will|can)(?:\s\w+)?\sbe|=|:|→|->|⇒|=>)+)"
+_LINK = r"(?:\s*(?:is|are|was|equals|(?:would|should|must|will|can)(?:\s\w+)?\sbe|=|:)+)"
 _OF = r"(?:\s(?:to|of|for|in)\b[^.:=\n]{0,80}?)?"
 _MARKS = [
     re.compile(r"####()"),
@@ -33,7 +34,7 @@ _MARKS = [
     re.compile(rf"\b(?:answer|ans)(?:{_OF}{_LINK}|\s*\n|(?=\s[-+$]?\d))()", re.IGNORECASE),
     re.compile(rf"\b(?:result|total|solution){_LINK}()", re.IGNORECASE),
 ]
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+|(?<=。)")
 _ABBREVIATED = re.compile(r"\b(approx|ca|resp|Rs|e\.g|i\.e|etc|No|Nr|vs)\.", re.IGNORECASE)
 _ASIDE = re.compile(r"\s[(\[][^()\[\]]{0,200}[)\]]")
 _UNSURE = re.compile(
@@ -43,7 +44,7 @@ _UNSURE = re.compile(
     re.IGNORECASE,
 )
 _OPERATION = re.compile(
-    r"\s*(?:[+×÷*^]|[xX]\s?(?=\d)|-\s?(?=[\d(])|/\s?(?=[\w(])|(?:plus|minus|times|over|divided|squared"
+    r"\s*(?:\)?\s?[+×÷*^]|[xX]\s?(?=\d)|-\s?(?=[\d(])|/\s?(?=[\w(])|(?:plus|minus|times|over|divided|squared"
     r"|cubed|factorial|multiplied|mod|dozens?|below|half|halves|thirds?|quarters?)\b"
     r"|(?:or|to)\s(?:more|less|fewer)|(?:more|less|fewer|greater|larger|smaller)\sthan\b|(?:out\s)?of\s(?:\w+\s)?\d)"
     # A factor of algebra: letters that are no unit.
@@ -56,6 +57,11 @@ _JOINED = re.compile(
     re.IGNORECASE,
 )
 _UNITS = re.compile(r"\s*[A-Za-z]+\s*")
+# Lines that give two variables their values: which of them is asked for?
+_ASSIGNED = re.compile(r"^\W*([A-Za-z])\s*&?=[^\n]*\n\W*(?!\1)[A-Za-z]\s*&?=[^\n]*\s*\Z", re.M)
+_REASON = re.compile(
+    r"\b(?:since|because|as|where|when|given|using|from|if|check)\b", re.IGNORECASE
+)
 _REASONS = re.compile(
     r"\W*(?:explanation|explain|reason|because|since|steps?|working|solution|here|justification"
     r"|details|proof|check|to\s)",
@@ -63,21 +69,10 @@ _REASONS = re.compile(
 )
 _NOTES = re.compile(r"\s*\(?(?:note|checked|source|ref|confidence|time|tokens|p\.?s)\b", re.I)
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_VALUES = {
-    **{word: i for i, word in enumerate(_ONES)},
-    **{word: 10 * (i + 2) for i, word in enumerate(_TENS)},
-}
-_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_WORD = rf"(?:{'|'.join([*_VALUES, *_LARGE])})\b"
 _OR_SPELLED = re.compile(
-    rf"(?:\s*[A-Za-z%]+){{0,2}}\s*(?:,|\bor|\band|\bto|\bof|\bby)(?:\s+(?:or|and))?\s+{_WORD}", re.I
+    r"(?:\s*[A-Za-z%]+){0,2}\s*(?:,|\bor|\band|\bto|\bof|\bby)(?:\s+(?:or|and))?\s+" + WORD,
+    re.IGNORECASE,
 )
-_SPELLED = re.compile(rf"\b{_WORD}(?:(?:[\s-]+|\s+and\s+){_WORD})*", re.IGNORECASE)
 
 
 def number(output: str, *, percent: bool = False) -> Fraction | None:
@@ -86,7 +81,7 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
     boxed = boxes(output)
     if boxed:
         return _boxed(output, boxed, percent)
-    text = _unlisted(_whole(plain(output)))
+    text = _unlisted(_whole(_prose(output)))
     stated = False
     for mark in _MARKS:
         for match in reversed(list(mark.finditer(text))[-MOST_MARKS:]):
@@ -103,12 +98,17 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
 def _boxed(
     output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool
 ) -> Fraction | None:
-    contents = [None if c is None else _in(f" {plain(c)} ", percent) for _, _, c in boxed]
+    contents = [None if c is None else _in(f" {_prose(c)} ", percent) for _, _, c in boxed]
     if len(boxed) > 1 and contents[-1] != contents[-2]:
         between = output[boxed[-2][1] : boxed[-1][0]]
         if not re.search(r"[.!?\n]", between):
             return None
     return contents[-1] if isinstance(contents[-1], Fraction) else None
+
+
+def _prose(text: str) -> str:
+    """Plain text with one sign for what leads to a result."""
+    return re.sub(r"->|=>|[→⇒⟹]|\\(?:to|Rightarrow|implies)(?![a-zA-Z])", "=", plain(text))
 
 
 def _whole(text: str) -> str:
@@ -150,7 +150,11 @@ def _in(region: str, percent: bool) -> Found:
     if not found:
         return _spelled(region)
     if "=" in region or "≈" in region:
-        return _equations(region, percent)
+        reason = _REASON.search(region)
+        claim = region[: reason.start()] if reason else region
+        if not re.search("[=≈]", claim):  # 6, since 2 + 4 = 6
+            return _in(claim, percent) if numerals(claim) else UNCLEAR
+        return _equations(claim, percent)
     first = found[0]
     before, after = region[: first.start], region[first.end :]
     if (
@@ -162,7 +166,7 @@ def _in(region: str, percent: bool) -> Found:
         return UNCLEAR
     if re.search(r"-\s*$|[\w)]\s*[+×*/^]\s*$", before) or _OPERATION.match(after):
         return UNCLEAR
-    if _OR_SPELLED.match(after) or _spells(before):
+    if _OR_SPELLED.match(after) or spells(before):
         return UNCLEAR
     if re.search(r"\(\s*$", before) and after.lstrip().startswith(")") and first.value > 0:
         return UNCLEAR  # (7) is 7, or -7 to an accountant
@@ -180,13 +184,19 @@ def _in(region: str, percent: bool) -> Found:
 def _equations(region: str, percent: bool) -> Found:
     """The value of `x = 42`, or of the last of several steps; UNCLEAR for x = 1, y = 2."""
     clauses = re.split(r"[,;]\s+|\s(?:and|so|thus|hence|or)\s", region)
-    ending = numerals(clauses[-1])
-    if not re.search("[=≈]", clauses[-1]) and (
-        len(ending) > 1 or any(n.value is None for n in ending)
-    ):
-        return UNCLEAR  # a step that has no result yet
+    ending = numerals(clauses[-1], percent=percent)
+    if ending and not re.search("[=≈]", clauses[-1]):
+        # A step that has no result yet, or another answer: x = 5 or 6.
+        bare = value_of(clauses[-1].strip(" ."), percent=percent) is not None
+        if len(ending) > 1 or ending[0].value is None:
+            return UNCLEAR
+        if bare or re.search(r"\s(?:and|or)\s[^=≈]*$", region):
+            whole = _equation(clauses[-2], percent) if re.search("[=≈]", clauses[-2]) else None
+            if whole != ending[0].value:
+                return UNCLEAR
     clauses = [clause for clause in clauses if re.search("[=≈]", clause)]
-    named = [c for c in clauses if re.search(r"[A-Za-z]", re.split("[=≈]", c)[0])]
+    # A name is letters alone; 2x = 10 is a step.
+    named = [c for c in clauses if re.fullmatch(r"[^\d+×*/^]*[A-Za-z][^\d+×*/^]*[=≈].*", c, re.S)]
     if not clauses or len({re.split("[=≈]", c)[0].strip() for c in named}) > 1:
         return UNCLEAR
     values = [_equation(clause, percent) for clause in clauses]
@@ -205,7 +215,7 @@ def _equation(clause: str, percent: bool) -> Fraction | None:
             continue
         before, after = side[: inside[0].start].lstrip("="), side[inside[0].end :]
         after = re.sub(r"(?<=[A-Za-z])\^-?\d", "", after)  # of a unit
-        alone = not re.search(r"[\w)+×*/^-]\s*$", before) and not _OPERATION.match(after)
+        alone = not re.search(r"[\w)+×*/^-]\s*$|\w\(\s*$", before) and not _OPERATION.match(after)
         if alone and not _UNSURE.search(before) and not re.search(r"[+×*÷^]", after):
             found.append(inside[0].value)
     # The last side is the result, or 42 = 6 * 7 the other way round.
@@ -227,16 +237,25 @@ def _last(text: str, percent: bool) -> Fraction | None:
         return found if isinstance(found, Fraction) else None
     sentence = telling[-1]
     later = sentences[len(sentences) - sentences[::-1].index(sentence) :]
-    if any(_spells(s) for s in later if not _NOTES.match(s)):
+    if any(spells(s) for s in later if not _NOTES.match(s)):
         return None
     found = _on_a_line_of_its_own(text, sentence, percent)
     if found is not None:
         return found if isinstance(found, Fraction) else None
+    reason = _REASON.search(sentence)
+    if (
+        reason
+        and re.search(r"[=≈]", sentence[reason.end() :])
+        and numerals(sentence[: reason.start()])
+    ):
+        return None
     if re.search(r"[=≈]", sentence):
+        if _ASSIGNED.search(text):
+            return None
         found = _equations(sentence, percent)
         return found if isinstance(found, Fraction) else None
     *others, last = numerals(sentence, percent=percent)
-    if _spells(sentence[last.end :]):
+    if spells(sentence[last.end :]):
         return None
     start = others[-1].end if others else 0
     between = sentence[start : last.start]
@@ -249,7 +268,7 @@ def _last(text: str, percent: bool) -> Fraction | None:
         return None
     if re.search(r"\b(?:don't|do not|cannot|can't|unknown|unclear)\b", sentence):
         return None
-    if _spells(between) and _JOINED.search(between):
+    if spells(between) and _JOINED.search(between):
         return None
     if re.search(r"\(\s*$", between) and sentence[last.end :].lstrip().startswith(")"):
         return last.value if last.value < 0 else None
@@ -284,14 +303,9 @@ def _several(between: str) -> bool:
     return few or not between.strip() or bool(_UNITS.fullmatch(between))
 
 
-def _spells(text: str) -> bool:
-    """Whether a number stands there in words; `one` alone is mostly a pronoun."""
-    return any(m[0].lower() != "one" for m in _SPELLED.finditer(text))
-
-
 def _spelled(region: str) -> Found:
     """A number in words, where it is the only one; `one` alone is mostly a pronoun."""
-    found = list(_SPELLED.finditer(region))
+    found = list(SPELLED.finditer(region))
     if not found:
         return UNCLEAR if _UNSURE.search(region) else None
     words = found[0][0].lower()
@@ -305,29 +319,5 @@ def _spelled(region: str) -> Found:
     if re.search(r"[-/]|\bpoint\b|\band\b", region[found[0].end() :]):
         return UNCLEAR
     sign = -1 if re.search(r"\b(?:minus|negative)\s*$", region[: found[0].start()], re.I) else 1
-    value = _value(re.findall(r"[a-z]+", words))
+    value = value_of_words(re.findall(r"[a-z]+", words))
     return UNCLEAR if value is None else Fraction(sign * value)
-
-
-def _value(words: Sequence[str]) -> int | None:
-    """two hundred and five thousand -> 205000; None for five six."""
-    total = current = 0
-    room, ceiling = 1000, 10**12  # what the next word must stay under
-    for word in words:
-        if word == "and":
-            continue
-        if word in _VALUES:
-            value = _VALUES[word]
-            if value >= room:
-                return None
-            current += value
-            room = 10 if value >= 20 else 1
-        elif word == "hundred":
-            if not 0 < current < 10:
-                return None
-            current, room = current * 100, 100
-        else:
-            if not current or _LARGE[word] >= ceiling:
-                return None
-            total, current, room, ceiling = total + current * _LARGE[word], 0, 1000, _LARGE[word]
-    return total + current
