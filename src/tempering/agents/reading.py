@@ -272,13 +272,8 @@ def _last(text: str, percent: bool) -> Fraction | None:
         return None
     if re.search(r"\(\s*$", between) and sentence[last.end :].lstrip().startswith(")"):
         return last.value if last.value < 0 else None
-    if others and _several(between):
-        before = sentence[: others[-1].start]
-        if others[-1].value != last.value and not re.search(r"\w", before):
-            return None
-        apart = not between.strip() or _UNITS.fullmatch(between)
-        if apart or re.search(r"(?:\b(?:or|and|to)|[/|&])[\s≈~$€£+(]*$", between):
-            return None
+    if others and others[-1].value != last.value and _several(between):
+        return None
     return last.value
 
 
