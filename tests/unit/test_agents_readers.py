@@ -17,6 +17,7 @@ from tempering.agents.aggregators import Answer, majority
 from tempering.agents.checkers import checker, form
 from tempering.agents.numerals import value_of, written
 from tempering.agents.plain import after_thinking
+from tempering.errors import InputError
 from tests.unit import answers_drawn as drawn
 
 REPLIES = int(os.environ.get("TEMPERING_FUZZ_REPLIES", "150"))
@@ -213,6 +214,11 @@ def test_letters_and_texts_of_choices_stand_for_each_other():
     assert CHOICE.read("B", {**CITIES, "prompt": "Paris or London?"}) is None, "no letters there"
 
 
+def test_an_answer_that_is_no_choice_is_named():
+    with pytest.raises(InputError, match="the answer 'Z' of task 'q' is none of its choices: a, "):
+        CHOICE.correct("b", {**LETTERS, "answer": "Z"})
+
+
 def test_spellings_of_one_answer_have_one_form():
     spelled = ["Paris", "“Paris”", "Paris…", "$Paris$", "**Paris**", "Ｐaris", "PARIS!", "`paris`."]
     assert {form(text) for text in spelled} == {"paris"}
@@ -220,6 +226,7 @@ def test_spellings_of_one_answer_have_one_form():
     assert {form(t) for t in ("42", "42.0", " 42 ", "42.", "４２", r"\boxed{42}")} == {"42"}
     assert form("1,000") == form("1000") and form("1/2") == form("0.50")
     # What looks alike and is not.
+    assert form("...") == "..." and checker("exact").read("?!", {}) == "?!"
     for one, other in [("007", "7"), ("C", "C++"), ("5!", "5"), ("-5", "5"), ("50%", "50")]:
         assert form(one) != form(other)
 

@@ -55,7 +55,7 @@ def form(text: str) -> str:
         value = value_of(found)
         if value is not None and not re.search(r"[^\W\d]|[$€£¥]", found):
             return written(value)
-    return found.casefold()
+    return found.casefold() or text.strip()
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,12 @@ def _read_choice(output: str, task: Mapping[str, Any]) -> str | None:
 def _same_choice(answer: str, task: Mapping[str, Any]) -> bool:
     names = _options(task).names
     given, right = (" ".join(plain(t).split()).casefold() for t in (answer, str(task["answer"])))
-    return names.get(given, form(answer)) == names.get(right, form(str(task["answer"])))
+    if right not in names:
+        raise InputError(
+            f"the answer {task['answer']!r} of task {task.get('id')!r} is none of its choices: "
+            f"{', '.join(names)}"
+        )
+    return names.get(given) == names[right]
 
 
 def _read_exact(output: str, task: Mapping[str, Any]) -> str | None:

@@ -187,6 +187,8 @@ def explore(
         common.note(f"{why}; the numbers rest on what was finished. Run it again to go on")
         raise typer.Exit(130)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+    # Half a character, which some servers send, as the escape that JSON has for it.
+    lines = lines.encode("utf-8", "backslashreplace").decode("utf-8")
     kept = None if result.failed else journal
     finish(record, out, as_json, kept, (".samples.jsonl", lines))
     for text in result.warnings:
