@@ -115,6 +115,7 @@ def test_a_number_is_read_by_its_value(output, value):
         "Answer: at least 5", "Answer: > 5", "The answer is not 5.", "The answer is half of 5.",
         "Answer: 5 + 3", "Answer: 3 out of 8", "Answer: 3 less than 10", "Answer: 2 and a half",
         "The answer is unknown given the 5 facts.", "Answer: eight or 9", "Answer: 1e999999999",
+        "Answer: 5°C ± nine", "The answer is from 3/4 cm³ to eleven.",
         "x = 5 or 6", "x = 5, 6", "area = 10, perimeter = 5", "x = 5\ny = 6", "5 → 6", r"x = \pm 5",
         r"0.\overline{3}", "Answer: (-10)^2", "So it is 6 since 2+2=4.", "3億5000万", "Answer: #5",
         "Answer: 555-1234", "Answer: 192.168.0.1", "May 5, 2024", "3(7)", "Answer: 1,234,56",

@@ -70,7 +70,8 @@ _REASONS = re.compile(
 _NOTES = re.compile(r"\s*\(?(?:note|checked|source|ref|confidence|time|tokens|p\.?s)\b", re.I)
 
 _OR_SPELLED = re.compile(
-    r"(?:\s*[A-Za-z%]+){0,2}\s*(?:,|\bor|\band|\bto|\bof|\bby)(?:\s+(?:or|and))?\s+" + WORD,
+    r"(?:\s?[A-Za-z%°^\d/]{1,12}){0,2}\s*(?:[,±+]|\bor|\band|\bto|\bof|\bby)(?:\s+(?:or|and))?\s+"
+    + WORD,
     re.IGNORECASE,
 )
 
