@@ -25,8 +25,6 @@ from tempering.reports import Record, figure_stages, render_html
 from tests.integration.agents_server import serving
 from tests.tiny import save_tiny_llama
 
-pytest.importorskip("openai")
-
 
 def call(*arguments: object) -> int:
     return _run([str(item) for item in arguments], debug=False)
@@ -147,7 +145,7 @@ def test_a_broken_plan_costs_nothing(tmp_path, capsys, old, new, message):
             ["x", "--plan", "p.yaml", "--tokens", "9"],
             "--plan says it all; edit it: leave out --tok",
         ),
-        (["--resume", "r.json", "--seed", "1"], "leave out --engine, --seed"),
+        (["--resume", "r.json", "--seed", "1"], "leave out --seed"),
         (["x", "--batch", "9", "--dtype", "float16"], "runs elsewhere: leave out --batch, --dtype"),
         (["x", "--engine", "local", "--retries", "9"], "sends no requests: leave out --retries"),
     ],

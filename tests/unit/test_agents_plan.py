@@ -242,7 +242,7 @@ def test_yaml_that_is_not_what_it_looks_like(text, message):
         ("width: 3", "width: " + "1" + "0" * 300, "expected at most 1000000000"),
         ("width: 3", "width: 3\n  tokens: 99999999999", "tokens: expected at most 1000000000"),
         ("[1, 0.5]", "1e-3", "got '1e-3' .a text to YAML; write the point, as in 1.0e-3."),
-        ("[1, 0.5]", "1" + "0" * 350, "expected a number from 0 to 1"),
+        ("[1, 0.5]", "1" + "0" * 350, "351 digits.*expected a number from 0 to 1"),
     ],
 )
 def test_numbers_that_are_slips(tmp_path, old, new, message):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import yaml
@@ -120,28 +121,30 @@ def fields(
 
 def number(value: Any, where: str, low: float, high: float) -> float:
     """A number in [low, high]; a text or a flag is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    try:
+        found = None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        raise InputError(
+            f"{where}: a number of {len(str(value))} digits is beyond what a float holds; expected "
+            f"a number from {low:g} to {high:g}"
+        ) from None
+    if found is None or not low <= found <= high:
         hint = ""
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
             hint = " (a text to YAML; write the point, as in 1.0e-3)"
         raise InputError(
             f"{where}: expected a number from {low:g} to {high:g}, got {shown(value)}{hint}"
         )
-    try:
-        return float(value)
-    except OverflowError:
-        raise InputError(
-            f"{where}: a number of {len(str(value))} digits is beyond what a float holds"
-        ) from None
+    return found
 
 
 def whole(value: Any, where: str, low: int) -> int:
     """A whole number of at least `low`, and at most 10^9, beyond which there is a slip."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise InputError(f"{where}: expected a whole number, {low} or more, got {shown(value)}")
-    if value > MOST:
+    if int(value) > MOST:
         raise InputError(f"{where}: expected at most {MOST}, got {shown(value)}")
-    return value
+    return int(value)
 
 
 def text(value: Any, where: str) -> str:

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from tempering.agents import generators
 from tempering.agents.strict_yaml import shown
+from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8, read_text, write_new
 
@@ -47,9 +48,9 @@ KINDS: dict[str, Kind] = {
 
 
 def generate_tasks(
-    n: int,
+    n: SupportsIndex,
     *,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     kinds: Sequence[str] = tuple(KINDS),
     levels: Sequence[int] | None = None,
 ) -> list[Task]:
@@ -62,6 +63,7 @@ def generate_tasks(
 
     Raises InputError for an unknown kind, a level below 1, or more tasks than there are.
     """
+    n, seed = whole_number(n, "n"), whole_number(seed, "seed")
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(f"no kind of task '{kind}'; there are {', '.join(KINDS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from numbers import Integral
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -133,7 +134,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
                 )
         recorder = None
         if self.trace is not None:
-            ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+            ends = [] if ends is None else [int(ends)] if isinstance(ends, Integral) else list(ends)
             pieces = pieces_of(self.tokenizer)
             recorder = Recorder(
                 prompt_length,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from tempering.errors import InputError
@@ -102,9 +103,9 @@ def _number(
 ) -> float:
     """A number >= 0 of a request; JSON's true is none, and a text that reads as one is none."""
     value = request.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where}{key} is a number, got {_shown(value)}")
-    if not 0 <= value <= most:
+    if not 0 <= float(value) <= most:
         raise InputError(f"{where}{key} is a number from 0 to {number(most)}, got {_shown(value)}")
     return float(value)
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,32 @@ if TYPE_CHECKING:
     from tempering.evaluation.journal import Journal
     from tempering.reports.record import Record
 
+PART = "part/"  # what the settings of a part are called in a journal; no row's name begins so
+
 
 class Kept:
-    """A journal that goes on in memory when the disk fails; `failed` then holds the error."""
+    """A journal that goes on in memory when the disk fails; `failed` then holds the error.
 
-    def __init__(self, journal: Journal) -> None:
+    A run that goes on may do so under other settings. Each row says in `part` under which it was
+    made: `parts[part - 1]`, whose last entry are this run's `settings`. Earlier parts come from a
+    record (`parts`), and from a journal whose run ended without one.
+    """
+
+    def __init__(
+        self, journal: Journal, settings: dict[str, Any], parts: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self.journal = journal
         self.failed: OutputError | None = None
+        self.parts = list(parts)
+        for name in sorted(name for name in journal.entries if name.startswith(PART)):
+            found = journal.entries.pop(name)
+            if int(name.removeprefix(PART)) > len(self.parts):
+                self.parts.append(found)
+        self.part = len(self.parts)
+        if not self.parts or self.parts[-1] != settings:
+            self.parts.append(settings)
+            self.part += 1
+        self.told = False
 
     def __contains__(self, name: str) -> bool:
         return name in self.journal
@@ -35,8 +54,14 @@ class Kept:
 
     def put(self, name: str, value: Any) -> None:
         """Keep one result, on disk if that can be."""
+        value = {**value, "part": self.part}
         if self.failed is None:
             try:
+                if not self.told:
+                    key = f"{PART}{self.part:06d}"
+                    self.journal.put(key, self.parts[-1])
+                    del self.journal.entries[key]
+                    self.told = True
                 self.journal.put(name, value)
                 return
             except OutputError as error:
