@@ -17,7 +17,9 @@ from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.control.handle import Tempering
 from tempering.attention.control.layer_rule import RuleCount
 from tempering.attention.control.tempered import tempered
-from tempering.attention.examining.layout_of import layout, unwrapped
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
+from tempering.attention.examining.subject import unwrapped
 from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import Call
@@ -184,7 +186,7 @@ def measure_tokens(
     model = unwrapped(model)
     plan = layout(model)
     network: Any = model
-    device = network.get_input_embeddings().weight.device
+    device = input_device(network)
     totals = {layer.name: Sums.zeros(layer.heads, buckets) for layer in plan.layers}
     by_chunk = []
     with watching(model, plan, profile) as observer:

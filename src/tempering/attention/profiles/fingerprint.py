@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from tempering.attention.examining.layout_of import layout, unwrapped
-from tempering.errors import ModelError
+from tempering.attention.examining.layout_of import examined
+from tempering.attention.examining.stored import parts_of
+from tempering.attention.examining.structure import Reference, Structure, same, walk
+from tempering.attention.examining.subject import unwrapped
+from tempering.attention.layout import Layout
 
 # Fields that decide what the weights compute. A fixed list, so that a new default in a later
 # transformers release doesn't rename every model.
@@ -36,12 +41,74 @@ _FIELDS = (
     "final_logit_softcapping",
     "scale_attn_by_inverse_layer_idx",
 )
+Walked = tuple[Structure, list[torch.Tensor]]
 _SAMPLES = 64
+_PRIME = 2_654_435_761
 # Numbers below the smallest normal float16 lose bits in it, so they all count as 0.
 _FLOOR = 2.0**-14
 
 
-def fingerprint(model: nn.Module) -> str:
+class _Known(NamedTuple):
+    """The last fingerprint of a model, and what it was made from.
+
+    tree: the names of its parameters, as `Structure.marks` holds them.
+    marks: what changes when a parameter is replaced, moved, or written to in place.
+    """
+
+    tree: tuple[Any, ...]
+    fields: str
+    name: str
+    marks: _Marks | None
+
+
+class _Marks(NamedTuple):
+    objects: list[Reference]
+    addresses: list[int]
+    versions: list[int]
+    watched: list[bytes]
+
+    def alike(self, other: _Marks) -> bool:
+        return self[1:] == other[1:] and same(self.objects, other.objects)
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+# So many parameters, spread over the model, tell of a change that leaves no mark.
+_WATCHED = 64
+
+
+def quick_fingerprint(model: nn.Module, walked: Walked) -> str:
+    """`fingerprint`, without a look at all the weights where they show no change.
+
+    A parameter that was replaced, moved, or changed in place has another object, address or
+    version counter. A write through `.data` leaves all three: it is noticed where it changes one
+    of the sampled values of 64 parameters, spread over the model.
+    """
+    known = _KNOWN.get(model)
+    if known is not None and known.tree == walked[0].marks and known.fields == _fields_of(model):
+        now = _marks(walked[1])
+        if now is not None and known.marks is not None and now.alike(known.marks):
+            return known.name
+    return fingerprint(model, walked)
+
+
+def _marks(values: Sequence[torch.Tensor]) -> _Marks | None:
+    """What tells of a change of parameters; None where nothing does."""
+    if not {nn.Parameter, torch.Tensor}.issuperset(map(type, values)):
+        return None
+    try:
+        versions = [value._version for value in values]
+    except RuntimeError:  # made in inference mode, which keeps no versions
+        return None
+    addresses = [value.data_ptr() for value in values]
+    if 0 in addresses:
+        return None
+    # Not every ninth, which in a model of nine parameters a layer would be the same one each time.
+    chosen = sorted({i * _PRIME % len(values) for i in range(min(_WATCHED, len(values)))})
+    watched, _ = _gathered([values[index] for index in chosen])
+    return _Marks([*map(weakref.ref, values)], addresses, versions, watched)
+
+
+def fingerprint(model: nn.Module, walked: Walked | None = None) -> str:
     """16 hexadecimal digits that name a model: SHA-256 of its architecture and sampled weights.
 
     Hashed are the configuration's architecture fields, every parameter's name and shape, and 64
@@ -53,28 +120,51 @@ def fingerprint(model: nn.Module) -> str:
     the weights were published in bfloat16, as most are, and not for the embedded model, whose
     weights need float32. Buffers, mode (train or eval) and temperature do not enter.
 
+    Of a quantised weight its packed values and scales are hashed, so that the model has another
+    name than it had before. Weights that accelerate keeps on disk are read from there once. All
+    others are hashed at every call. Profiles, records and `tempered` hash them again only where
+    they show a change (`quick_fingerprint`); this function does it on demand, for all of them.
+
+    walked: what `walk` gave for this model just now.
+
     Raises ModelError when a parameter has no data (the meta device).
     """
-    samples: dict[str, bytes] = {}
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
-            raise ModelError(
-                f"can't fingerprint the model: {name} is on the meta device and has no data; "
-                "load the weights first"
-            )
-        samples[name] = sampled(parameter.detach())
-    return fingerprint_of(getattr(model, "config", None), samples)
+    structure, parameters = walked or walk(model)
+    names = [name for name, _ in model.named_parameters()]
+    pieces = [
+        part for item in zip(names, parameters, strict=True) for part in parts_of(model, *item)
+    ]
+    _, pick = _gathered([value for _, value in pieces])
+    samples = {
+        name: _shape(value) + sample for (name, value), sample in zip(pieces, pick(), strict=True)
+    }
+    fields = _fields_of(model)
+    name = _digest(fields, samples)
+    _KNOWN[model] = _Known(structure.marks, fields, name, _marks(parameters))
+    return name
 
 
 def fingerprint_of(config: Any, samples: Mapping[str, bytes]) -> str:
     """The fingerprint from a configuration and `sampled(tensor)` of every parameter by name."""
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    fields = {name: _field(config, name) for name in _FIELDS}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    return _digest(_fields(config), samples)
+
+
+def _digest(fields: str, samples: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256(fields.encode())
     for name, sample in sorted(samples.items()):
         digest.update(name.encode() + sample)
     return digest.hexdigest()[:16]
+
+
+def _fields_of(model: nn.Module) -> str:
+    return _fields(getattr(model, "config", None))
+
+
+def _fields(config: Any) -> str:
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    fields = {name: _field(config, name) for name in _FIELDS}
+    return json.dumps(fields, sort_keys=True, default=str)
 
 
 def _field(config: Any, name: str) -> Any:
@@ -86,31 +176,79 @@ def _field(config: Any, name: str) -> Any:
 
 def sampled(weights: torch.Tensor) -> bytes:
     """What a fingerprint holds of one parameter: its shape, and a few of its values."""
-    return str(tuple(weights.shape)).encode() + _sample(weights)
+    return _shape(weights) + _rounded(_take(weights.detach())).tobytes()
 
 
-def _sample(weights: torch.Tensor) -> bytes:
-    """Up to 64 values spread over the tensor without a common stride, as bfloat16's bytes."""
-    size = weights.numel()
-    if size == 0:
-        return b""
-    # Multiples of a large prime modulo the size: no two samples share a column by design of the
+def _shape(weights: torch.Tensor) -> bytes:
+    return str(tuple(weights.shape)).encode()
+
+
+def _gathered(
+    tensors: Sequence[torch.Tensor],
+) -> tuple[list[bytes], Callable[[], list[bytes]]]:
+    """The sampled values of all tensors as they are stored, and what rounds them one by one.
+
+    One copy from each device: a wait for it at every parameter would take longer than the rest.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault((tensor.dtype, tensor.device), []).append(index)
+    with torch.no_grad():
+        taken = {
+            key: torch.cat([_take(tensors[index]) for index in group]).cpu()
+            for key, group in groups.items()
+        }
+
+    def pick() -> list[bytes]:
+        found = [b""] * len(tensors)
+        for key, group in groups.items():
+            rounded, start = _rounded(taken[key]), 0
+            for index in group:
+                end = start + min(_SAMPLES, tensors[index].numel())
+                found[index] = rounded[start:end].tobytes()
+                start = end
+        return found
+
+    return [item.view(torch.uint8).numpy().tobytes() for item in taken.values()], pick
+
+
+def _take(weights: torch.Tensor) -> torch.Tensor:
+    """Up to 64 values spread over the tensor without a common stride."""
+    if weights.numel() == 0:
+        return weights.reshape(-1)
+    return weights.take(_places(weights.numel(), weights.device))
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(size: int, device: torch.device) -> torch.Tensor:
+    # Multiples of a prime modulo the size: no two samples share a column by design of the
     # layout, as they would with an even stride.
-    places = [i * 2_654_435_761 % size for i in range(min(_SAMPLES, size))]
-    index = torch.tensor(places, device=weights.device)
-    values = weights.reshape(-1)[index].float().cpu()
-    values[values.abs() < _FLOOR] = 0.0
-    return values.bfloat16().view(torch.int16).numpy().tobytes()
+    places = [i * _PRIME % size for i in range(min(_SAMPLES, size))]
+    with torch.inference_mode(False):
+        return torch.tensor(places, device=device)
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Architecture, shape and fingerprint: what ties a profile or a record to its model."""
+def _rounded(values: torch.Tensor) -> Any:
+    """bfloat16's bits, in an array."""
+    values = values.float().cpu()
+    return values.masked_fill(values.abs() < _FLOOR, 0.0).bfloat16().view(torch.int16).numpy()
+
+
+def describe_model(
+    model: nn.Module, plan: Layout | None = None, walked: Walked | None = None
+) -> dict[str, Any]:
+    """Architecture, shape and fingerprint: what ties a profile or a record to its model.
+
+    plan, walked: its layout, and what `walk` gave, where they are known already.
+    """
     model = unwrapped(model)
-    plan = layout(model)
+    if plan is None:
+        walked = walk(model)
+        plan = examined(model, None, walked[0]).layout
     config: Any = model.config
     return {
         "name": str(getattr(config, "_name_or_path", "") or "").rstrip("/").rsplit("/", 1)[-1],
         "architecture": type(model).__name__,
         "shape": plan.describe(),
-        "fingerprint": fingerprint(model),
+        "fingerprint": quick_fingerprint(model, walked or walk(model)),
     }
