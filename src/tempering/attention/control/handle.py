@@ -220,6 +220,8 @@ _forward_tempered.is_tempered = True  # type: ignore[attr-defined]
 def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module computes, and float64 for a model that does (else float32)."""
     tensor = first_floating(module)
-    if tensor is None or tensor.is_meta:
+    if tensor is None:
         return torch.device("cpu"), torch.float32
-    return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    # Weights that accelerate keeps elsewhere come to a device when they are used.
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    return device, torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from tempering.attention.examining.stored import check_stored
 from tempering.attention.examining.structure import (
     Reference,
     Structure,
@@ -19,7 +20,7 @@ from tempering.attention.examining.structure import (
     submodule,
     walk,
 )
-from tempering.attention.examining.subject import check_subject, unwrapped
+from tempering.attention.examining.subject import check_sample, check_subject, unwrapped
 from tempering.attention.hooks.state import STATE
 from tempering.attention.layout import AttentionLayer, Layout, attends
 from tempering.errors import ArchitectureError, RefusedError
@@ -98,6 +99,8 @@ def examined(
 ) -> Description:
     """The layout, and what it was read from. structure: of `model` now, if known already."""
     check_subject(model)
+    if sample is not None:
+        check_sample(sample)
     structure = walk(model)[0] if structure is None else structure
     known = _KNOWN.get(model)
     if sample is None and known is not None and known.holds(structure):
@@ -105,6 +108,7 @@ def examined(
     from tempering.attention.examining.watch import observe
 
     _refuse_tempered(model, known)
+    check_stored(model)
     observation = observe(model, sample)
     known = Description.of(model, _arrange(model, observation.layers), observation)
     _KNOWN[model] = known

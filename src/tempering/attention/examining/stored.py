@@ -23,34 +23,67 @@ def parts_of(model: nn.Module, name: str, value: Tensor) -> Iterator[tuple[str, 
     """
     if value.is_meta:
         value = offloaded(model, name)
-    if type(value) not in (nn.Parameter, Tensor) and is_traceable_wrapper_subclass(value):
-        inner: Any = value
-        for part in inner.__tensor_flatten__()[0]:
-            yield from parts_of(model, f"{name}.{part}", getattr(value, part))
-    else:
+    if not _packs(value):
         yield name, value
+        return
+    for part in value.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        yield from parts_of(model, f"{name}.{part}", getattr(value, part))
+
+
+def packed(value: Tensor) -> Iterator[Tensor]:
+    """The plain tensors inside a parameter; the parameter where it is one itself."""
+    if not _packs(value):
+        yield value
+        return
+    for part in value.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        yield from packed(getattr(value, part))
+
+
+def _packs(value: Tensor) -> bool:
+    plain = type(value) is nn.Parameter or type(value) is Tensor
+    return not plain and is_traceable_wrapper_subclass(value)
+
+
+def check_stored(model: nn.Module) -> None:
+    """ModelError for a parameter that has no values anywhere."""
+    for name, value in model.named_parameters():
+        if value.is_meta:
+            _elsewhere(model, name)
 
 
 def offloaded(model: nn.Module, name: str) -> Tensor:
     """A parameter that accelerate keeps elsewhere; ModelError where it is nowhere."""
+    kept, key = _elsewhere(model, name)
+    value = kept[key]
+    if value.is_meta:
+        raise ModelError(_NOWHERE.format(name))
+    return value
+
+
+_NOWHERE = "{} is on the meta device and has no values; load the model's weights first"
+
+
+def _elsewhere(model: nn.Module, name: str) -> tuple[Any, str]:
+    """The mapping of accelerate's that holds a parameter, and the key there."""
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1):
-        for hook in _hooks(model.get_submodule(".".join(path[:depth]))):
-            kept, key = getattr(hook, "weights_map", None), ".".join(path[depth:])
-            if kept is not None:
-                try:
-                    found = kept[key]
-                except KeyError:
-                    continue
-                if isinstance(found, Tensor) and not found.is_meta:
-                    return found
-    raise ModelError(
-        f"can't fingerprint the model: {name} is on the meta device and has no data; "
-        "load the weights first"
-    )
+        key = ".".join(path[depth:])
+        for hook in hooks(model.get_submodule(".".join(path[:depth]))):
+            kept = getattr(hook, "weights_map", None)
+            if kept is not None and _holds(kept, key):
+                return kept, key
+    raise ModelError(_NOWHERE.format(name))
 
 
-def _hooks(module: nn.Module) -> tuple[Any, ...]:
+def _holds(kept: Any, key: str) -> bool:
+    # Asking one of accelerate's mappings whether it holds a key reads the weight from disk.
+    within = getattr(kept, "dataset", kept)
+    key = f"{getattr(kept, 'prefix', '')}{key}"
+    named = [getattr(within, part, ()) for part in ("state_dict", "index")]
+    return key in within if isinstance(within, dict) else any(key in names for names in named)
+
+
+def hooks(module: nn.Module) -> tuple[Any, ...]:
     """accelerate's hooks of a module."""
     hook: Any = module.__dict__.get("_hf_hook")
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
@@ -68,7 +101,7 @@ def input_device(model: nn.Module) -> torch.device:
     """Where a model takes its inputs: where its embeddings are, or run if accelerate moves them."""
     embedding = input_embeddings(model)
     places = [item for item in (embedding, model) if isinstance(item, nn.Module)]
-    for hook in (hook for item in places for hook in _hooks(item)):
+    for hook in (hook for item in places for hook in hooks(item)):
         if getattr(hook, "execution_device", None) is not None:
             return torch.device(hook.execution_device)
     values = (value for item in places for value in item.parameters() if not value.is_meta)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from tempering.attention.examining.layout_of import examined
-from tempering.attention.examining.stored import parts_of
-from tempering.attention.examining.structure import Reference, Structure, same, walk
-from tempering.attention.examining.subject import unwrapped
+from tempering.attention.examining.stored import hooks, packed, parts_of
+from tempering.attention.examining.structure import Reference, Structure, reference, same, walk
+from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import Layout
 
 # Fields that decide what the weights compute. A fixed list, so that a new default in a later
@@ -85,30 +85,31 @@ def quick_fingerprint(model: nn.Module, walked: Walked) -> str:
     """
     known = _KNOWN.get(model)
     if known is not None and known.tree == walked[0].marks and known.fields == _fields_of(model):
-        now = _marks(walked[1])
+        now = _marks(model, walked[1])
         if now is not None and known.marks is not None and now.alike(known.marks):
             return known.name
-    return fingerprint(model, walked)
+    return _hashed(model, walked)
 
 
-def _marks(values: Sequence[torch.Tensor]) -> _Marks | None:
+def _marks(model: nn.Module, parameters: Sequence[torch.Tensor]) -> _Marks | None:
     """What tells of a change of parameters; None where nothing does."""
-    if not {nn.Parameter, torch.Tensor}.issuperset(map(type, values)):
-        return None
+    values = [part for value in parameters for part in packed(value)]
+    here = [value for value in values if not value.is_meta]
+    objects: list[Any] = here
+    if len(here) < len(values):  # put onto the meta device anew after every forward
+        objects = [*here, *(hook for module in model.modules() for hook in hooks(module))]
     try:
-        versions = [value._version for value in values]
+        versions = [value._version for value in here]
     except RuntimeError:  # made in inference mode, which keeps no versions
         return None
-    addresses = [value.data_ptr() for value in values]
-    if 0 in addresses:
-        return None
     # Not every ninth, which in a model of nine parameters a layer would be the same one each time.
-    chosen = sorted({i * _PRIME % len(values) for i in range(min(_WATCHED, len(values)))})
-    watched, _ = _gathered([values[index] for index in chosen])
-    return _Marks([*map(weakref.ref, values)], addresses, versions, watched)
+    chosen = sorted({i * _PRIME % len(here) for i in range(min(_WATCHED, len(here)))})
+    watched, _ = _gathered([here[index] for index in chosen])
+    addresses = [value.data_ptr() for value in here]
+    return _Marks([*map(reference, objects)], addresses, versions, watched)
 
 
-def fingerprint(model: nn.Module, walked: Walked | None = None) -> str:
+def fingerprint(model: nn.Module) -> str:
     """16 hexadecimal digits that name a model: SHA-256 of its architecture and sampled weights.
 
     Hashed are the configuration's architecture fields, every parameter's name and shape, and 64
@@ -125,11 +126,17 @@ def fingerprint(model: nn.Module, walked: Walked | None = None) -> str:
     others are hashed at every call. Profiles, records and `tempered` hash them again only where
     they show a change (`quick_fingerprint`); this function does it on demand, for all of them.
 
-    walked: what `walk` gave for this model just now.
-
-    Raises ModelError when a parameter has no data (the meta device).
+    Raises ModelError when a parameter has no values (the meta device), ArchitectureError for what
+    is no torch module.
     """
-    structure, parameters = walked or walk(model)
+    model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        check_subject(model)
+    return _hashed(model, walk(model))
+
+
+def _hashed(model: nn.Module, walked: Walked) -> str:
+    structure, parameters = walked
     names = [name for name, _ in model.named_parameters()]
     pieces = [
         part for item in zip(names, parameters, strict=True) for part in parts_of(model, *item)
@@ -138,10 +145,24 @@ def fingerprint(model: nn.Module, walked: Walked | None = None) -> str:
     samples = {
         name: _shape(value) + sample for (name, value), sample in zip(pieces, pick(), strict=True)
     }
+    for name, source in _tied_elsewhere(model, pieces).items():
+        if samples.get(name) == samples.get(source):
+            del samples[name]
     fields = _fields_of(model)
     name = _digest(fields, samples)
-    _KNOWN[model] = _Known(structure.marks, fields, name, _marks(parameters))
+    _KNOWN[model] = _Known(structure.marks, fields, name, _marks(model, parameters))
     return name
+
+
+def _tied_elsewhere(model: nn.Module, pieces: Sequence[tuple[str, Any]]) -> dict[str, str]:
+    """Weights that are one where they are kept, and two parameters while they are not there."""
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    names = {name for name, _ in pieces}
+    return {
+        name: source
+        for name, source in tied.items()
+        if {name, source} <= names and model.get_parameter(name).is_meta
+    }
 
 
 def fingerprint_of(config: Any, samples: Mapping[str, bytes]) -> str:
@@ -216,6 +237,8 @@ def _take(weights: torch.Tensor) -> torch.Tensor:
     """Up to 64 values spread over the tensor without a common stride."""
     if weights.numel() == 0:
         return weights.reshape(-1)
+    if weights.dtype.itemsize == 1 and weights.is_floating_point():
+        weights = weights.view(torch.uint8)  # float8 is stored and not computed with
     return weights.take(_places(weights.numel(), weights.device))
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.attention.examining.layout_of import layout
-from tempering.attention.examining.subject import unwrapped
+from tempering.attention.examining.subject import adapters_of, unwrapped
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import (
@@ -278,12 +278,14 @@ class Profile:
         found = fingerprint(model) if walked is None else quick_fingerprint(model, walked)
         if found == self.model.get("fingerprint"):
             return
-        other = describe_model(model)
-        if other["fingerprint"] != self.model.get("fingerprint"):
-            raise ProfileError(
-                f"the profile was made for {_naming(self.model)}, this model is {_naming(other)}; "
-                "if it is meant for this one too, rebind it: profile.adopt(model)"
-            )
+        other = f"this model is {_naming(describe_model(model))}{adapters_of(model)}"
+        try:
+            self.adopt(model)
+        except (ProfileError, RefusedError) as error:
+            advice = f"it doesn't fit: {error}"
+        else:
+            advice = "if it is meant for this one too, rebind it: profile.adopt(model)"
+        raise ProfileError(f"the profile was made for {_naming(self.model)}, {other}; {advice}")
 
     def adopt(self, model: nn.Module) -> Profile:
         """The same temperatures bound to `model`; ProfileError when the shapes differ."""
