@@ -221,7 +221,7 @@ def _called(function: Any) -> list[Any]:
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """`get_submodule` of a name that is known to be there, which is called for every layer."""
     found: Any = model
-    for part in name.split("."):
+    for part in name.split(".") if name else ():
         found = found._modules[part]
     return found
 

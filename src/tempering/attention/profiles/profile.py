@@ -282,7 +282,12 @@ class Profile:
         try:
             self.adopt(model)
         except (ProfileError, RefusedError) as error:
-            advice = f"it doesn't fit: {error}"
+            prompted = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+            advice = (
+                "its prompt is peft's and its layers are those of model.get_base_model(): give that"
+                if prompted
+                else f"it doesn't fit: {error}"
+            )
         else:
             advice = "if it is meant for this one too, rebind it: profile.adopt(model)"
         raise ProfileError(f"the profile was made for {_naming(self.model)}, {other}; {advice}")
