@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import random
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -102,11 +103,15 @@ def _marks(model: nn.Module, parameters: Sequence[torch.Tensor]) -> _Marks | Non
         versions = [value._version for value in here]
     except RuntimeError:  # made in inference mode, which keeps no versions
         return None
-    # Not every ninth, which in a model of nine parameters a layer would be the same one each time.
-    chosen = sorted({i * _PRIME % len(here) for i in range(min(_WATCHED, len(here)))})
-    watched, _ = _gathered([here[index] for index in chosen])
+    watched, _ = _gathered([here[index] for index in _spread(len(here))])
     addresses = [value.data_ptr() for value in here]
     return _Marks([*map(reference, objects)], addresses, versions, watched)
+
+
+@functools.lru_cache(maxsize=64)
+def _spread(count: int) -> list[int]:
+    # Drawn: at an even stride, the same parameter of every layer could be watched and no other.
+    return sorted(random.Random(0).sample(range(count), min(_WATCHED, count)))
 
 
 def fingerprint(model: nn.Module) -> str:
