@@ -94,6 +94,7 @@ def test_a_comparison_attaches_one_handle(model, monkeypatch):
 
 def drop_layers(model):
     del model.model.layers[3:]
+    model.config.num_hidden_layers = 3
 
 
 def add_a_layer(model):

@@ -27,6 +27,9 @@ from tempering.errors import ArchitectureError, BakeError, InputError, ModelErro
 from tests.integration import attention_oracle as oracle
 from tests.tiny import save_tiny_llama
 
+# Of peft's own, under the newest transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
 IDS = oracle.tokens(1, 2, 9)
 SIZES = {
     "hidden_size": 32,
@@ -47,7 +50,7 @@ def check_exact(model, like, profile):
     with tempered(model, profile):
         found = logits(model)
     exact = oracle.forward(like, IDS, profile.temperature).logits
-    assert (found - exact).abs().max() < 2e-5
+    assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
     assert torch.equal(logits(model), plain)
 
 
@@ -265,31 +268,27 @@ def test_a_prompt_of_peft_s():
 
 
 def test_advice_that_would_fail_is_not_given():
-    profile = Profile.from_schedule("linear(2,0.5)", oracle.tiny_llama(num_hidden_layers=3))
+    profile = Profile.from_schedule(1.5, oracle.tiny_llama(num_hidden_layers=3))
     with pytest.raises(ProfileError, match="it doesn't fit: .* the model has 4 layers") as error:
         tempered(oracle.tiny_llama(), profile)
     assert "adopt" not in str(error.value)
 
 
-def test_the_directory_of_an_adapter(tmp_path, monkeypatch):
+def test_the_directory_of_an_adapter(tmp_path):
     """The message gives the lines that make a model of it; they are run as they stand."""
-    peft = pytest.importorskip("peft")
+    from transformers import AutoTokenizer
+
+    adapted = pytest.importorskip("peft").AutoPeftModelForCausalLM
     base = save_tiny_llama(tmp_path / "base", layers=2)
     with_lora(LlamaForCausalLM.from_pretrained(base)).save_pretrained(tmp_path / "lora")
     with pytest.raises(ModelError, match=r"lora holds an adapter.*--model .*lora-merged") as error:
         load_model(tmp_path / "lora")
     lines = str(error.value).split("with peft: ")[1].split("; then give")[0]
-    from transformers import AutoTokenizer
-
-    names = {
-        "AutoTokenizer": AutoTokenizer,
-        "AutoPeftModelForCausalLM": peft.AutoPeftModelForCausalLM,
-    }
-    exec(lines, names)
+    exec(lines, {"AutoTokenizer": AutoTokenizer, "AutoPeftModelForCausalLM": adapted})
     model, tokenizer = load_model(tmp_path / "lora-merged")
-    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora").eval()
     ids = tokenizer("It is a truth", return_tensors="pt").input_ids
-    assert (logits(model, ids) - logits(adapted, ids)).abs().max() < 1e-4
+    wanted = logits(adapted.from_pretrained(tmp_path / "lora").eval(), ids)
+    assert (logits(model, ids) - wanted).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("content", ["{}", "not json", '{"base_model_name_or_path": null}'])
@@ -322,7 +321,7 @@ NO_MODELS = {
     "None": (lambda: None, "this is None; load one: model, tokenizer = tempering.load_model"),
     "a name": (lambda: "smollm2", "not by its name 'smollm2'; load it: model, tokenizer ="),
     "a number": (lambda: 3, "this is of the type int; load one"),
-    "a class": (lambda: LlamaForCausalLM, "is a class; give a model of it, LlamaForCausalLM.from"),
+    "a class": (lambda: LlamaForCausalLM, "is a class; give a model of it: LlamaForCausalLM.from"),
     "model and tokenizer": (lambda: (oracle.tiny_llama(), None), "tuple with a model in it; give"),
     "a pipeline": (lambda: Pipeline(oracle.tiny_llama()), r"holds a model .*\.model \(LlamaForC"),
     "another library's": (Configured, "is configured by mappingproxy, so it is no transformers"),
@@ -357,18 +356,21 @@ def test_no_function_meets_what_is_no_model_with_an_error_of_its_own():
     script = """
 import torch, tempering
 from tempering import Profile
+from tempering.attention.baking.bake import bake, foldable
 profile = Profile.from_matrix(torch.ones(2, 4))
 uses = dict(
     layout=tempering.layout, fingerprint=tempering.fingerprint, neutral=Profile.neutral,
     schedule=lambda m: Profile.from_schedule("linear(1,2)", m),
     matrix=lambda m: Profile.from_matrix(torch.ones(2, 4), m),
     adopt=profile.adopt, tempered=lambda m: tempering.tempered(m, profile),
-    measure=lambda m: tempering.measure(m, None, "text"), foldable=tempering.foldable,
-    bake=lambda m: tempering.bake(m, profile),
+    measure=lambda m: tempering.measure(m, None, "text"), foldable=foldable,
+    bake=lambda m: bake(m, profile),
     compare=lambda m: tempering.compare(m, None, "text", ["linear(1,2)"]),
 )
 for given in (None, "smollm2"):
     for name, use in uses.items():
+        if given is None and name == "matrix":
+            continue  # None is no model there
         try:
             use(given)
         except tempering.ArchitectureError as error:
@@ -400,9 +402,7 @@ def test_a_model_of_text_and_images():
     vision = {**SIZES, "image_size": 32, "patch_size": 8}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(**sizes, vision_config=vision)).eval()
-    with pytest.raises(
-        ArchitectureError, match="CLIPModel fails on a short sample of tokens: .*pixel"
-    ):
+    with pytest.raises(ArchitectureError, match="CLIPModel fails on a short sample .*pixel_va"):
         layout(model)
     sample = {"input_ids": torch.arange(6).repeat(2, 1), "pixel_values": torch.randn(2, 3, 32, 32)}
     plan = layout(model, sample)
@@ -413,8 +413,9 @@ def test_a_model_of_text_and_images():
         with tempered(model, profile, sample=sample) as handle:
             warm = model(**sample)
             assert all(handle.calls().values())
-    for part in ("text_embeds", "image_embeds"):
-        assert (getattr(warm, part) - getattr(plain, part)).abs().max() > 1e-5
+    for part in ("text_model_output", "vision_model_output"):
+        moved = warm[part].last_hidden_state - plain[part].last_hidden_state
+        assert moved.abs().max() > 1e-3
 
 
 class Embedless(LlamaForCausalLM):
@@ -458,7 +459,5 @@ def test_a_sample_that_is_none(sample, said):
 
 
 def test_a_sample_that_the_model_refuses():
-    with pytest.raises(
-        ArchitectureError, match=r"fails on the sample \(pixels\): .*input_ids, atte"
-    ):
+    with pytest.raises(ArchitectureError, match=r"the sample \(pixels\): .*of input_ids, att"):
         layout(oracle.tiny_llama(), {"pixels": torch.ones(2, 3)})

@@ -19,7 +19,7 @@ from tempering.attention.control.layer_rule import RuleCount
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
-from tempering.attention.examining.subject import unwrapped
+from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import Call
@@ -162,6 +162,7 @@ def measure(
     ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
     logit is NaN or infinite.
     """
+    check_subject(unwrapped(model))
     chunks = token_chunks(tokenizer, text, chunk, limit)
     return measure_tokens(model, chunks, profile=profile, buckets=buckets, progress=progress)
 
