@@ -102,14 +102,13 @@ def main() -> None:
         return
     before = elsewhere(options.before, options.repeats) if options.before else {}
     now = times(options.repeats)
-    print(
-        f"{'':12s} {'parameters':>12s} {'forward':>10s} {'attach':>10s} {'before':>10s} {'share':>7s}"
-    )
+    titles = ("parameters", "forward", "attach", "before", "share")
+    print(" " * 12 + "".join(f"{title:>11s}" for title in titles))
     for name, row in now.items():
         old = before.get(name, {}).get("attach")
         shown = "" if old is None else f"{old:7.2f} ms {row['attach'] / old:7.3f}"
         print(
-            f"{name:12s} {row['parameters'] / 1e6:10.1f} M {row['forward']:7.2f} ms "
+            f"{name:12s} {row['parameters'] / 1e6:8.1f} M {row['forward']:7.2f} ms "
             f"{row['attach']:7.2f} ms {shown}"
         )
     for layers in (30, 80):
