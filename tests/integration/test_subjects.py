@@ -326,6 +326,11 @@ NO_MODELS = {
     "a pipeline": (lambda: Pipeline(oracle.tiny_llama()), r"holds a model .*\.model \(LlamaForC"),
     "another library's": (Configured, "is configured by mappingproxy, so it is no transformers"),
     "a module": (lambda: nn.Linear(2, 2), "Linear has no configuration, so it is no transformers"),
+    "a layer": (lambda: oracle.tiny_llama().model.layers[0], "LlamaDecoderLayer is a part of a"),
+    "attention": (
+        lambda: oracle.tiny_llama().model.layers[0].self_attn,
+        "LlamaAttention is a part of a transformers model; give the model",
+    ),
     "in a sequence": (
         lambda: nn.Sequential(oracle.tiny_llama(), nn.Linear(2, 2)),
         r"Sequential is a wrapper around LlamaForCausalLM; give .*model.get_submodule\('0'\)",

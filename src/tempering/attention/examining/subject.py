@@ -56,6 +56,11 @@ def check_subject(model: Any) -> None:
             f"{name} is a wrapper around {type(found).__name__}; give that one, "
             f"model.get_submodule('{path}'): its temperatures act inside the wrapper as well"
         )
+    if type(model).__module__.startswith("transformers."):
+        raise ArchitectureError(
+            f"{name} is a part of a transformers model; give the model, and name the part in the "
+            "profile: Profile.by_module({...})"
+        )
     config = getattr(model, "config", None)
     what = "has no configuration" if config is None else f"is configured by {type(config).__name__}"
     raise ArchitectureError(
