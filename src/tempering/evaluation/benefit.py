@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.stored import input_device
 from tempering.attention.modes import evaluation_mode
 from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
@@ -69,7 +70,7 @@ def sample(
     seed: int,
 ) -> list[list[int]]:
     """k continuations by plain sampling; the end token ends one and is left out."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     context = (
         contextlib.nullcontext() if variant.profile is None else tempered(model, variant.profile)
     )
@@ -191,7 +192,7 @@ def measure_benefits(
 
 def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float]:
     """All samples in one padded batch; padding on the right is never read by what is."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     longest = max(map(len, samples))
     start = len(prompt)
     ids = torch.zeros(len(samples), start + longest, dtype=torch.long)

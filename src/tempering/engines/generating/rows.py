@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError, TemperatureError
 from tempering.posterior import responsibilities
@@ -76,7 +77,7 @@ def generate_rows(
     Raises TemperatureError or InputError for a row that can't be sampled, before any work.
     """
     _check(model, rows)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     sampler = _Sampler.of(rows, device)
     ends, kind = _ending(model, rows, device)
     limits = torch.tensor([row.tokens for row in rows], device=device)
@@ -177,7 +178,7 @@ def _common(prompts: Sequence[Tensor]) -> int:
 
 
 def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prompts:
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     length = max(len(row.prompt) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     mask = torch.zeros(len(rows), length, dtype=torch.long)

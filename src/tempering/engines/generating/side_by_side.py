@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
@@ -76,7 +77,7 @@ def stream(
     if prompt.numel() == 0:
         raise InputError("the prompt has no tokens; give some text to continue")
     rows = len(profiles)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
     ends = _ends(model)
     ids, past = prompt.to(device).expand(rows, -1), None
