@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from tempering.estimators.mixture.anneal import Break, Stage, anneal
-from tempering.estimators.mixture.em import Components, Family, climb, expect, maximise
-from tempering.estimators.mixture.refine import Fit, fill, refine
+from tempering.estimators.mixture.em import (
+    CollapsedError,
+    Components,
+    Family,
+    climb,
+    expect,
+    maximise,
+)
+from tempering.estimators.mixture.refine import NEAR, Fit, fill, refine
 from tempering.estimators.mixture.rows import Rows
+from tempering.estimators.mixture.start import from_clusters
 from tempering.estimators.mixture.survey import Survey, survey
 
 # From the last variance of the annealing the covariances are set free, and cool on.
@@ -31,6 +40,7 @@ class Trace:
         self.value = -math.inf
         self.converged = False
         self.moves = 0
+        self.start = 0  # which start gave the components; 0 is the annealed one
         self._passes = self._moving = 0
 
     @property
@@ -57,6 +67,10 @@ class Trace:
     def spent(self, passes: int) -> None:
         """More passes over the rows."""
         self._passes += passes
+
+    def another(self) -> None:
+        """A further start: its passes come on top."""
+        self._passes, self._moving = self.passes, 0
 
     def keep(self, fit: Fit) -> None:
         """An improvement found by moves."""
@@ -86,6 +100,56 @@ def grow(
     sample = moving_sample(rows, count)
     trace.components = fill(rows, sample, kept(trace), count, family, generator)
     refine(rows, sample, kept(trace), family, generator, trace.keep, max_iter)
+
+
+def best_of(
+    starts: int,
+    rows: Rows,
+    count: int,
+    family: Family,
+    generator: torch.Generator,
+    random: np.random.RandomState,
+    temperatures: Sequence[float] | None,
+    max_iter: int,
+    trace: Trace,
+) -> None:
+    """Anneal, then start again from k-means; the likeliest mixture is kept."""
+    collapsed = None
+    try:
+        grow(rows, count, family, generator, temperatures, max_iter, trace)
+    except CollapsedError as error:
+        collapsed = error
+    if count > 1:
+        restart(rows, count, family, generator, random, starts, max_iter, trace)
+    if collapsed is not None and trace.value == -math.inf:
+        raise collapsed
+
+
+def restart(
+    rows: Rows,
+    count: int,
+    family: Family,
+    generator: torch.Generator,
+    random: np.random.RandomState,
+    starts: int,
+    max_iter: int,
+    trace: Trace,
+) -> None:
+    """Further starts, each from k-means with another draw; what is likelier is refined and kept."""
+    sample = moving_sample(rows, count)
+    for number in range(1, starts):
+        start = from_clusters(sample, count, family, random)
+        if start is None:
+            continue
+        try:
+            found = climb(rows, start, family, tol=NEAR, passes=max_iter, target=trace.value)
+        except CollapsedError:
+            continue
+        trace.spent(found.passes)
+        if found.value > trace.value + NEAR / 10:
+            trace.another()
+            trace.start = number
+            refine(rows, sample, found.components, family, generator, trace.keep, max_iter)
 
 
 def cool(

@@ -13,14 +13,16 @@ from torch import Tensor
 from tempering.errors import InputError
 from tempering.estimators.mixture.checks import (
     check_distinct,
+    check_fits,
     real,
     rows_of,
     temperatures_of,
     warn,
+    warn_of_ridge,
     whole,
 )
 from tempering.estimators.mixture.density import FittedMixture, like
-from tempering.estimators.mixture.driver import Trace, cool, finish, grow, kept
+from tempering.estimators.mixture.driver import Trace, best_of, cool, finish, kept
 from tempering.estimators.mixture.em import Components, Family, expect
 from tempering.estimators.mixture.online import Seen
 from tempering.estimators.mixture.path import MixtureSplit, plot, record
@@ -103,6 +105,7 @@ class AnnealedMixture(FittedMixture):
         reg_covar: Any = 1e-6,
         tol: Any = 1e-5,
         max_iter: Any = 1000,
+        n_init: Any = 2,
         random_state: Any = None,
         distributed: Any = False,
     ) -> None:
@@ -116,6 +119,7 @@ class AnnealedMixture(FittedMixture):
         self.reg_covar = reg_covar
         self.tol = tol
         self.max_iter = max_iter
+        self.n_init = n_init
         self.random_state = random_state
         self.distributed = distributed
 
@@ -155,23 +159,29 @@ class AnnealedMixture(FittedMixture):
         tol = real(self.tol, "tol", "nats per row, above 0", np.finfo(float).tiny)
         family = self._family()
         temperatures = temperatures_of(self.schedule)
+        starts = whole(self.n_init, "n_init", "how many starts")
         if self.criterion not in _CRITERIA:
             raise InputError(f"criterion = {self.criterion!r}; expected None, 'bic' or 'held-out'")
         group = self._group()
         least = 2 if group is None else 1
         rows, alive = rows_of(
-            lambda: self._values(X, reset=True, least=least), sample_weight, group
+            lambda: self._values(X, reset=True, least=least), sample_weight, group, family.ridge
         )
+        family = family.within(rows.unit)
         check_distinct(rows, count)
         given = self._given(rows, count, family, responsibilities, alive)
-        generator = torch.Generator().manual_seed(self._seed(rows))
+        seed = self._seed(rows)
+        generator = torch.Generator().manual_seed(seed)
         trace, interrupted = Trace(), False
         try:
             if given is not None:
                 trace.components = given
                 cool(rows, temperatures[:-1] if temperatures else (), family, trace)
             elif self.criterion is None:
-                grow(rows, count, family, generator, temperatures, max_iter, trace)
+                random = np.random.RandomState(seed)
+                best_of(
+                    starts, rows, count, family, generator, random, temperatures, max_iter, trace
+                )
             else:
                 self._select(rows, count, family, generator, max_iter, trace, temperatures)
             finish(rows, family, tol, max_iter, trace)
@@ -181,7 +191,8 @@ class AnnealedMixture(FittedMixture):
             interrupted = True
             sums = expect(rows, kept(trace), family)
             trace.value = sums.objective / rows.total
-        self._publish(trace, rows, X)
+        self._publish(trace, rows, family, X)
+        warn_of_ridge(kept(trace), family, rows, 3)
         if interrupted:
             warn(
                 "interrupted: this is the best mixture so far, not a converged one; fit again, "
@@ -207,16 +218,18 @@ class AnnealedMixture(FittedMixture):
         """
         if not hasattr(self, "_seen"):
             rows = self._fit(X, sample_weight, None)
-            self._seen = Seen.of(rows, self._components(rows), self._family())
+            family = self._family().within(rows.unit)
+            self._seen = Seen.of(rows, self._components(rows), family)
             self.n_samples_seen_ = rows.count
             return self
         family = self._family()
         group = self._group()
-        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group)
-        self._seen = self._seen.plus(Seen.of(rows, self._components(rows), family), family)
-        components = self._seen.components(family, rows.pivot)
-        self._mixture(components, rows.pivot, X)
-        self.lower_bound_ = expect(rows, components, family).objective / rows.total
+        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group, family.ridge)
+        within = family.within(rows.unit)
+        self._seen = self._seen.plus(Seen.of(rows, self._components(rows), within), family)
+        self._mixture(self._seen.components(family), X)
+        found = expect(rows, self._components(rows), within).objective
+        self.lower_bound_ = found / rows.total - rows.log_volume
         self.n_samples_seen_ += rows.count
         self.n_iter_ += 1
         self._fitted_rows = rows.alone()
@@ -261,7 +274,8 @@ class AnnealedMixture(FittedMixture):
         if self.criterion == "held-out":
             train, held = rows.divide(_HELD_OUT, generator)
             criterion = HeldOut(held, family)
-        self.criteria_ = grow_selected(train, count, family, generator, criterion, max_iter, trace)
+        found = grow_selected(train, count, family, generator, criterion, max_iter, trace)
+        self.criteria_ = {size: value - rows.log_volume for size, value in found.items()}
 
     def _given(
         self,
@@ -290,31 +304,32 @@ class AnnealedMixture(FittedMixture):
         (shared,) = rows.reduce([rows.pivot.new_tensor([float(seed * (rows.rank == 0))])])
         return int(shared)
 
-    def _publish(self, trace: Trace, rows: Rows, X: Any) -> None:
-        public = like(X)
-        components, pivot = kept(trace), rows.pivot
-        self._mixture(components, pivot, X)
+    def _publish(self, trace: Trace, rows: Rows, family: Family, X: Any) -> None:
+        public, pivot, square = like(X), rows.pivot, rows.unit * rows.unit
+        components = check_fits(kept(trace), family, rows)
+        self._mixture(components, X)
         temperatures, surveys = trace.path()
-        self.path_ = record(temperatures, surveys)
+        self.path_ = record(temperatures, surveys, square)
         self.temperature_path_ = np.array(temperatures)
-        self.positions_ = [(seen.means + pivot).cpu().numpy() for seen in surveys]
-        self.kernel_variance_ = trace.unit
+        self.positions_ = [(seen.means * rows.unit + pivot).cpu().numpy() for seen in surveys]
+        self.kernel_variance_ = trace.unit * square
         self.splits_ = [
             MixtureSplit(
                 parting.critical / trace.unit,
                 parting.parent,
                 parting.child,
-                public(parting.mean + pivot),
+                public(parting.mean * rows.unit + pivot),
                 public(parting.eigenvector),
-                parting.critical,
+                parting.critical * square,
             )
             for parting in trace.breaks
         ]
         self.n_components_ = len(components.means)
-        self.lower_bound_ = trace.value
+        self.lower_bound_ = trace.value - rows.log_volume
         self.converged_ = trace.converged
         self.n_iter_ = trace.passes
         self.n_moves_ = trace.moves
+        self.best_start_ = trace.start
         self._fitted_rows = rows.alone()
         for stale in ("_seen", "n_samples_seen_"):
             self.__dict__.pop(stale, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.errors import InputError
@@ -39,6 +39,18 @@ class Radial(ABC):
         """u(m^2); None where it is 1 everywhere."""
 
     @abstractmethod
+    def far(
+        self,
+        mantissa: Float[Tensor, "components rows"],
+        exponent: Int[Tensor, "components rows"],
+        features: int,
+    ) -> tuple[Float[Tensor, "components rows"], Float[Tensor, " rows"]]:
+        """Energies at m = mantissa 2^exponent, above those of the nearest component, and these.
+
+        For distances whose squares are beyond float64; what is beyond it is inf.
+        """
+
+    @abstractmethod
     def log_normaliser(self, features: int) -> float:
         """log of the integral of exp(-energy(|y|^2)) over y in R^D."""
 
@@ -57,6 +69,10 @@ class Gaussian(Radial):
     def pull(self, squared: Tensor, features: int) -> None:
         return None
 
+    def far(self, mantissa: Tensor, exponent: Tensor, features: int) -> tuple[Tensor, Tensor]:
+        m, least, unit = _nearest_first(mantissa, exponent)
+        return _times(_times((m - least) * (m + least) / 2, unit), unit), least**2 / 2 * unit * unit
+
     def log_normaliser(self, features: int) -> float:
         return features / 2 * math.log(2 * math.pi)
 
@@ -73,6 +89,10 @@ class Laplace(Radial):
 
     def pull(self, squared: Tensor, features: int) -> Tensor:
         return squared.clamp_min(_NEAREST).rsqrt()
+
+    def far(self, mantissa: Tensor, exponent: Tensor, features: int) -> tuple[Tensor, Tensor]:
+        m, least, unit = _nearest_first(mantissa, exponent)
+        return _times(m - least, unit), least * unit
 
     def log_normaliser(self, features: int) -> float:
         # The surface 2 pi^(D/2) / Gamma(D/2) times the integral of m^(D-1) exp(-m), Gamma(D).
@@ -96,6 +116,12 @@ class StudentT(Radial):
 
     def pull(self, squared: Tensor, features: int) -> Tensor:
         return (self.nu + features) / (self.nu + squared)
+
+    def far(self, mantissa: Tensor, exponent: Tensor, features: int) -> tuple[Tensor, Tensor]:
+        log_square = 2 * (mantissa.log() + exponent.double() * math.log(2))
+        log_ratio = log_square - math.log(self.nu)
+        energy = (self.nu + features) / 2 * torch.logaddexp(torch.zeros_like(log_ratio), log_ratio)
+        return energy - energy.amin(0), energy.amin(0)
 
     def log_normaliser(self, features: int) -> float:
         half = features / 2
@@ -122,3 +148,15 @@ def radial(name: Any, nu: Any) -> Radial:
     if isinstance(nu, bool) or not isinstance(nu, numbers.Real) or not 0 < float(nu) < math.inf:
         raise InputError(f"nu = {nu!r}; expected degrees of freedom, a finite number above 0")
     return StudentT(float(nu))
+
+
+def _nearest_first(mantissa: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(m in units of the nearest component's power of two, the least m, that power)."""
+    least = exponent.amin(0)
+    m = mantissa * torch.exp2((exponent - least).double())
+    return m, m.amin(0), torch.exp2(least.double())
+
+
+def _times(numbers: Tensor, factor: Tensor) -> Tensor:
+    """The product, 0 where a number is 0 and its factor inf."""
+    return torch.where(numbers == 0, numbers, numbers * factor)
