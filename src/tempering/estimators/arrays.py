@@ -23,7 +23,7 @@ def writable(array: np.ndarray) -> np.ndarray:
     Torch warns about read-only arrays, which we only read, so the memory is called writable.
     """
     if any(step < 0 for step in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy()  # np.ascontiguousarray leaves the stride of a single row as it is
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return array if array.flags.writeable else np.asarray(_Writable(array))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import sklearn.exceptions
 import torch
 from jaxtyping import Bool, Float64
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from torch import Tensor
 
 from tempering import errors
@@ -19,7 +20,7 @@ from tempering.errors import DataError, InputError, ScheduleError
 from tempering.estimators.arrays import writable
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, in_data_units
-from tempering.estimators.mixture.radial import radial
+from tempering.estimators.mixture.radial import KERNELS
 from tempering.estimators.mixture.ranks import agreed, gathered
 from tempering.estimators.mixture.rows import Rows
 from tempering.schedules import Schedule, as_schedule
@@ -29,9 +30,9 @@ _STEP = math.log(1 / 0.9)
 _FRAMED = 10_000  # rows whose medians are taken
 _EXTREME = 1000  # units are 2^-1000..2^1000, so that their inverses are normal numbers too
 _WIDE = 300  # a ridge up to 2^600 squared units is a number to reckon with
-_FARTHEST = 1e120  # in units: fourth powers of row distances never arise, sums of squares do
+_FARTHEST = 1e120  # in units: squares of this, added up and weighted, are still float64
 _RIDGE = 0.1  # of the variance within components: a tenth is 5% of a deviation
-_REPEATED = 1e-9
+_FINE = 1e-3  # of the square of a column's spread: clusters are seldom this much narrower
 _COUNTABLE = 60  # weights up to 2^60 are added up as they are
 
 
@@ -39,40 +40,53 @@ class MixtureConvergenceWarning(errors.ConvergenceWarning, sklearn.exceptions.Co
     """A mixture that stopped before it converged; both libraries' filters know it."""
 
 
-def family_of(covariance_type: Any, kernel: Any, nu: Any, reg_covar: Any) -> Family:
-    """Kind of covariance, kernel and ridge; InputError names the setting that can't be."""
-    if not isinstance(covariance_type, str) or covariance_type not in SHAPES:
-        raise InputError(
-            f"covariance_type = {covariance_type!r}; expected one of {', '.join(SHAPES)}"
-        )
-    ridge = real(reg_covar, "reg_covar", "a variance, 0 or more", least=0.0)
-    return Family(SHAPES[covariance_type](), radial(kernel, nu), ridge)
+class ParameterError(InputError, InvalidParameterError):
+    """A setting out of its constraints; scikit-learn's error too."""
+
+
+class Number(Interval):
+    """An interval of numbers that takes no True or False."""
+
+    def is_satisfied_by(self, value: Any) -> bool:
+        return not isinstance(value, bool | np.bool_) and super().is_satisfied_by(value)
+
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "n_components": [Number(Integral, 1, None, closed="left")],
+    "covariance_type": [StrOptions(set(SHAPES))],
+    "kernel": [StrOptions(set(KERNELS))],
+    "nu": [Number(Real, 0, None, closed="neither")],
+    "schedule": [str, Schedule],
+    "criterion": [StrOptions({"bic", "held-out"}), None],
+    "means_init": ["array-like", None],
+    "reg_covar": [Number(Real, 0, None, closed="left")],
+    "tol": [Number(Real, 0, None, closed="neither")],
+    "max_iter": [Number(Integral, 1, None, closed="left")],
+    "n_init": [Number(Integral, 1, None, closed="left")],
+    "random_state": ["random_state"],
+    "distributed": ["boolean"],
+}
+
+
+def check_parameters(estimator: Any) -> None:
+    """ParameterError, in scikit-learn's words, for a setting out of its constraints."""
+    try:
+        estimator._validate_params()
+    except InvalidParameterError as error:
+        raise ParameterError(str(error)) from None
 
 
 def whole(value: Any, name: str, expected: str) -> int:
     """A whole number, 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"{name} = {value!r}; expected {expected}, a whole number, 1 or more")
     return int(value)
-
-
-def real(value: Any, name: str, expected: str, least: float) -> float:
-    """A finite number, `least` or more."""
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value < least:
-        raise InputError(f"{name} = {value!r}; expected {expected}")
-    return float(value)
 
 
 def temperatures_of(schedule: Any) -> list[float] | None:
     """The temperatures of a schedule, read on a clock fine enough; None for "adaptive"."""
     if isinstance(schedule, str) and schedule == "adaptive":
         return None
-    if not isinstance(schedule, str | Schedule):
-        raise InputError(
-            f'schedule = {schedule!r}; expected "adaptive", or a schedule or its text, such as '
-            '"geometric(50,1)"'
-        )
     pattern = as_schedule(schedule)
     fine = pattern.sample(max(1000, 2 * pattern.stages))
     if not bool(torch.isfinite(fine).all()) or not bool((fine > 0).all()):
@@ -143,12 +157,20 @@ def framed(values: Tensor, weights: Tensor | None, group: Any, ridge: float = 0.
     # A ridge far above all variances is the measure itself.
     least = math.frexp(math.sqrt(ridge))[1] - _WIDE if ridge > 0 else -_EXTREME
     apart = (sample / largest - pivot / largest).abs()
-    spread = float(_medians(apart, drawn.weights).amax())
-    spread = spread or float((drawn.weights @ apart / drawn.weights.sum()).amax())
+    spreads = _spreads(apart, drawn.weights)
+    spread = float(spreads.amax())
     if spread == 0:  # of a constant table the numbers themselves are the measure
         spread = 1.0
     exponent = math.frexp(spread)[1] + math.frexp(largest)[1] - 1
     exponent = min(max(exponent, least, -_EXTREME), _EXTREME)
+    fine = (spreads > 0) & (spreads < spread / _FARTHEST)
+    if ridge == 0 and bool(fine.any()):
+        column = int(fine.nonzero()[0])
+        raise DataError(
+            f"column {column} of X spreads over about {float(spreads[column]) * largest:.1g} and "
+            f"column {int(spreads.argmax())} over {spread * largest:.1g}: no float64 holds the "
+            "squares of both. Scale the columns to similar spreads"
+        )
     return Rows(values, weights, group, pivot, 2.0**exponent)
 
 
@@ -158,6 +180,12 @@ def _medians(values: Tensor, weights: Tensor) -> Tensor:
     below = weights[order].cumsum(0)
     middle = (below >= below[-1] / 2).int().argmax(0)
     return values.gather(0, order.gather(0, middle.unsqueeze(0))).squeeze(0)
+
+
+def _spreads(apart: Tensor, weights: Tensor) -> Tensor:
+    """The median of each column's distances; the mean where more than half of them are 0."""
+    middle = _medians(apart, weights)
+    return torch.where(middle > 0, middle, weights @ apart / weights.sum())
 
 
 def _bounded(weights: Tensor, group: Any) -> Tensor:
@@ -270,8 +298,12 @@ def warn_of_ridge(components: Components, family: Family, rows: Rows, level: int
     inside = family.shape.variances(components.covariances, rows.features) - family.ridge
     mass = components.log_mass.exp() if len(inside) > 1 else inside.new_ones(1)
     within = (mass @ inside) / mass.sum()
-    # Where rows repeat, variances are 0 but for rounding, and a ridge is what they need.
-    small = (within > _REPEATED * family.ridge) & (family.ridge > _RIDGE * within)
+    small = family.ridge > _RIDGE * within
+    if bool(small.any()):
+        # Components on rows that repeat have no variance but rounding; a ridge is what they need.
+        drawn = rows.sample(_FRAMED)
+        spread = _spreads(drawn.measured(drawn.values, torch.float64).abs(), drawn.weights)
+        small = small & (family.ridge > _FINE * spread.square()) & (spread > 0)
     if bool(small.any()):
         column = int(small.nonzero()[0])
         square = rows.unit * rows.unit

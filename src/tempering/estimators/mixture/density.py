@@ -14,8 +14,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_n_features, check_is_fitted, validate_data
 from torch import Tensor
 
-from tempering.estimators.mixture.checks import array_rows, check_tensor, family_of, whole
+from tempering.estimators.mixture.checks import array_rows, check_tensor, whole
+from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, as_measured
+from tempering.estimators.mixture.radial import radial
 from tempering.estimators.mixture.ranks import process_group
 from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.rowwise import evaluate
@@ -97,7 +99,8 @@ class FittedMixture(DensityMixin, BaseEstimator):
         return hasattr(self, "means_")
 
     def _family(self) -> Family:
-        return family_of(self.covariance_type, self.kernel, self.nu, self.reg_covar)
+        shape = SHAPES[self.covariance_type]()
+        return Family(shape, radial(self.kernel, self.nu), float(self.reg_covar))
 
     def _group(self) -> Any:
         return process_group(self.distributed)
@@ -108,6 +111,8 @@ class FittedMixture(DensityMixin, BaseEstimator):
             values = check_tensor(X, least)
             _check_n_features(self, X, reset=reset)
             return values
+        if isinstance(X, np.ndarray) and not X.dtype.isnative:
+            X = X.astype(X.dtype.newbyteorder("="))  # else scikit-learn makes float64 of float32
         array = validate_data(
             self,
             X,

@@ -41,6 +41,7 @@ class Trace:
         self.converged = False
         self.moves = 0
         self.start = 0  # which start gave the components; 0 is the annealed one
+        self.collapsed = 0  # starts that came to a covariance that is not positive definite
         self._passes = self._moving = 0
 
     @property
@@ -119,6 +120,7 @@ def best_of(
         grow(rows, count, family, generator, temperatures, max_iter, trace)
     except CollapsedError as error:
         collapsed = error
+        trace.collapsed += 1
     if count > 1:
         restart(rows, count, family, generator, random, starts, max_iter, trace)
     if collapsed is not None and trace.value == -math.inf:
@@ -142,8 +144,9 @@ def restart(
         if start is None:
             continue
         try:
-            found = climb(rows, start, family, tol=NEAR, passes=max_iter, target=trace.value)
+            found = climb(rows, start, family, tol=NEAR, passes=max_iter)
         except CollapsedError:
+            trace.collapsed += 1
             continue
         trace.spent(found.passes)
         if found.value > trace.value + NEAR / 10:

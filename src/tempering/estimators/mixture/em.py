@@ -104,8 +104,9 @@ def factor_of(components: Components, family: Family) -> Factor:
     if bool(broken.any()):
         raise CollapsedError(
             f"the covariance of component {int(broken.nonzero()[0])} of {len(components.means)} "
-            "has collapsed (it is not positive definite): too few distinct rows, or columns that "
-            "depend on each other. Fit fewer components, raise reg_covar, or scale the columns"
+            "has collapsed (it is not positive definite): it has come to hold too few distinct "
+            "rows, or columns that depend on each other. Fit fewer components, raise reg_covar, "
+            "or scale the columns"
         )
     return family.shape.factor(components.covariances, components.means)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tempering.errors import InputError
 from tempering.estimators.mixture.checks import (
+    CONSTRAINTS,
     check_distinct,
     check_fits,
-    real,
+    check_parameters,
     rows_of,
     temperatures_of,
     warn,
     warn_of_ridge,
-    whole,
 )
 from tempering.estimators.mixture.density import FittedMixture, like
 from tempering.estimators.mixture.driver import Trace, best_of, cool, finish, kept
@@ -30,7 +30,6 @@ from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.select import Bic, Criterion, HeldOut, grow_selected
 from tempering.estimators.mixture.start import from_means, from_responsibilities
 
-_CRITERIA = (None, "bic", "held-out")
 _HELD_OUT = 0.2
 
 
@@ -44,7 +43,9 @@ class AnnealedMixture(FittedMixture):
     the kernel's variance, along the eigenvector; the first at lambda_max(cov). Near T = 1 the
     covariances are set free. At T = 1 it is ordinary EM, and components are merged and split
     elsewhere, and warmed and cooled, for as long as that raises the likelihood. Distances are
-    Euclidean while hot: columns of different units should be scaled first.
+    Euclidean while hot: columns of different units should be scaled first. One unit for all
+    columns changes nothing: rows are measured from the medians, in the power of two near their
+    spread.
 
     Parameters
     ----------
@@ -61,9 +62,14 @@ class AnnealedMixture(FittedMixture):
         error) choose their number, up to n_components.
     means_init: [n_components, n_features]; components given, that neither split nor move.
     reg_covar: variance added to the diagonal of covariances; squared units of the data, 0 or more.
+        A warning says so where it is large next to the variance within the components.
     tol: EM ends when its limit is estimated to be this near; nats per row, above 0.
     max_iter: most passes of EM at T = 1 in a row.
-    random_state: seed of the directions in which splits at T = 1 are sought, and of held-out rows.
+    n_init: starts, of which the likeliest is kept: the first is annealed, and each further one
+        takes the clusters of k-means with a draw of its own, as GaussianMixture does. Components
+        that are given, and a criterion, have one start.
+    random_state: seed of the directions in which splits at T = 1 are sought, of k-means, and of
+        held-out rows.
     distributed: whether every rank of torch.distributed's default group holds a part of the rows.
 
     Attributes
@@ -80,6 +86,8 @@ class AnnealedMixture(FittedMixture):
         and heat_capacity (nats). positions_: the means at each temperature.
     lower_bound_: mean log-likelihood of a row, nats. converged_. n_iter_: passes over the rows.
     n_moves_: splits with merges at T = 1 that were kept. n_components_: components fitted.
+    best_start_: which of the starts gave the mixture; 0 is the annealed one, of which the path and
+        the splits tell in any case.
     criteria_: with a criterion, its best value at each number of components tried; per row.
 
     Sources: Rose, Deterministic annealing for clustering, compression, classification, regression,
@@ -88,6 +96,8 @@ class AnnealedMixture(FittedMixture):
     masses enter the energies as T log mass; covariances stay out of the annealing until its end,
     since a component with the covariance of its own rows has T_c = 1 and never splits above.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
     n_iter_: int
     _fitted_rows: Rows
@@ -105,7 +115,7 @@ class AnnealedMixture(FittedMixture):
         reg_covar: Any = 1e-6,
         tol: Any = 1e-5,
         max_iter: Any = 1000,
-        n_init: Any = 2,
+        n_init: Any = 4,
         random_state: Any = None,
         distributed: Any = False,
     ) -> None:
@@ -144,24 +154,22 @@ class AnnealedMixture(FittedMixture):
         Raises
         ------
         DataError, naming the row and column: NaN or infinity; fewer distinct rows than components;
-        weights that are negative or sum to 0; a covariance that collapsed. InputError: a setting
-        out of its range. ScheduleError: a schedule that does not end at 1.
-        Warns MixtureConvergenceWarning when EM did not converge. Ctrl-C returns the best so far
-        with that warning and `converged_` False.
+        weights that are negative or sum to 0; a covariance that collapsed, or whose variances are
+        no float64 in the data's units; a row too far from all others. ParameterError (an
+        InputError): a setting out of its range. ScheduleError: a schedule that does not end at 1.
+        Warns MixtureConvergenceWarning when EM did not converge, or when starts collapsed;
+        TemperingWarning when reg_covar is large for the data. Ctrl-C returns the best so far with
+        a warning and `converged_` False.
         """
         self._fit(X, sample_weight, responsibilities)
         return self
 
     def _fit(self, X: Any, sample_weight: Any, responsibilities: Any) -> Rows:
         """`fit`; returns the rows, with their process group."""
-        count = whole(self.n_components, "n_components", "how many components to fit")
-        max_iter = whole(self.max_iter, "max_iter", "the most passes of EM")
-        tol = real(self.tol, "tol", "nats per row, above 0", np.finfo(float).tiny)
-        family = self._family()
+        check_parameters(self)
+        count, starts, max_iter = map(int, (self.n_components, self.n_init, self.max_iter))
+        tol, family = float(self.tol), self._family()
         temperatures = temperatures_of(self.schedule)
-        starts = whole(self.n_init, "n_init", "how many starts")
-        if self.criterion not in _CRITERIA:
-            raise InputError(f"criterion = {self.criterion!r}; expected None, 'bic' or 'held-out'")
         group = self._group()
         least = 2 if group is None else 1
         rows, alive = rows_of(
@@ -205,6 +213,13 @@ class AnnealedMixture(FittedMixture):
                 "max_iter, or tol, or scale the columns to similar spreads",
                 3,
             )
+        if trace.collapsed:
+            warn(
+                f"{trace.collapsed} of {starts} starts put a component on rows that agree, where "
+                "the likelihood grows without bound; the mixture is the best of the others. Raise "
+                "reg_covar, or fit fewer components",
+                3,
+            )
         return rows
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> AnnealedMixture:
@@ -216,6 +231,7 @@ class AnnealedMixture(FittedMixture):
 
         Parameters, errors: as for `fit`. Returns self.
         """
+        check_parameters(self)
         if not hasattr(self, "_seen"):
             rows = self._fit(X, sample_weight, None)
             family = self._family().within(rows.unit)

@@ -82,7 +82,7 @@ def best_split(
     own = view.responsibilities[k] > _OWN
     x, w = view.x[own], (view.weights * view.responsibilities[k])[own]
     # A child needs rows for its own scatter; with fewer, the likelihood grows without bound.
-    least = features + 1.0 if family.shape.name in ("full", "tied") else 2.0
+    least = {"full": features + 1.0, "tied": 1.0}.get(family.shape.name, 2.0)
     if float(w.sum()) < 2 * least:
         return None
     parent = pick(components, [k], family)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from tempering.errors import InputError
 
 # Below this squared distance the pull of the Laplace kernel, 1/m, stops growing: a mean that sits
 # on a row would otherwise be held there for ever (Weiszfeld's problem).
@@ -139,15 +135,9 @@ KERNELS: dict[str, type[Radial]] = {
 }
 
 
-def radial(name: Any, nu: Any) -> Radial:
-    """The kernel of that name; InputError when there is none, or nu is not above 0."""
-    if not isinstance(name, str) or name not in KERNELS:
-        raise InputError(f"kernel = {name!r}; expected one of {', '.join(KERNELS)}")
-    if name != "student_t":
-        return KERNELS[name]()
-    if isinstance(nu, bool) or not isinstance(nu, numbers.Real) or not 0 < float(nu) < math.inf:
-        raise InputError(f"nu = {nu!r}; expected degrees of freedom, a finite number above 0")
-    return StudentT(float(nu))
+def radial(name: str, nu: float) -> Radial:
+    """The kernel of that name; `nu` is for "student_t"."""
+    return StudentT(float(nu)) if name == "student_t" else KERNELS[name]()
 
 
 def _nearest_first(mantissa: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
