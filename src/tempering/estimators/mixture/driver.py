@@ -27,6 +27,7 @@ RELEASE = (1.2, 1.1)
 _PASSES = 5
 # Moves are sought on at most this many rows, more where a component would get too few of them.
 _SAMPLE = 20_000
+_STARTS_REFINED = 4  # one in so many of the starts is refined: it takes longer than all climbs
 _SAMPLE_PER_COMPONENT = 20
 
 
@@ -77,6 +78,12 @@ class Trace:
         """An improvement found by moves."""
         self.components, self.value = fit.components, fit.value
         self._moving, self.moves = fit.passes, fit.moves
+
+    def keep_better(self, fit: Fit, start: int) -> None:
+        """What a further start has come to, if it is likelier."""
+        if fit.value > self.value + NEAR / 10:
+            self.keep(fit)
+            self.start = start
 
     def path(self) -> tuple[list[float], list[Survey]]:
         """Temperatures, and what was surveyed there."""
@@ -137,22 +144,34 @@ def restart(
     max_iter: int,
     trace: Trace,
 ) -> None:
-    """Further starts, each from k-means with another draw; what is likelier is refined and kept."""
+    """Further starts, in turn from the clusters of k-means and from those of random centres.
+
+    All climb; the likeliest are refined, even where they are behind so far; the best is kept.
+    """
     sample = moving_sample(rows, count)
+    trace.another()
+    found: list[tuple[float, int, Components]] = []
     for number in range(1, starts):
-        start = from_clusters(sample, count, family, random)
+        start = from_clusters(sample, count, family, random, settled=number % 2 == 1)
         if start is None:
             continue
         try:
-            found = climb(rows, start, family, tol=NEAR, passes=max_iter)
+            climbed = climb(rows, start, family, tol=NEAR, passes=max_iter)
         except CollapsedError:
             trace.collapsed += 1
             continue
-        trace.spent(found.passes)
-        if found.value > trace.value + NEAR / 10:
-            trace.another()
-            trace.start = number
-            refine(rows, sample, found.components, family, generator, trace.keep, max_iter)
+        trace.spent(climbed.passes)
+        trace.keep_better(Fit(climbed.components, climbed.value, 0, 0), number)
+        if all(abs(climbed.value - value) > NEAR for value, _, _ in found):
+            found.append((climbed.value, number, climbed.components))
+    found.sort(key=lambda each: -each[0])
+    for _, number, components in found[: math.ceil(starts / _STARTS_REFINED)]:
+
+        def keep(fit: Fit, number: int = number) -> None:
+            trace.keep_better(fit, number)
+
+        trace.another()
+        refine(rows, sample, components, family, generator, keep, max_iter)
 
 
 def cool(

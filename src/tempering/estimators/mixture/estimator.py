@@ -65,9 +65,9 @@ class AnnealedMixture(FittedMixture):
         A warning says so where it is large next to the variance within the components.
     tol: EM ends when its limit is estimated to be this near; nats per row, above 0.
     max_iter: most passes of EM at T = 1 in a row.
-    n_init: starts, of which the likeliest is kept: the first is annealed, and each further one
-        takes the clusters of k-means with a draw of its own, as GaussianMixture does. Components
-        that are given, and a criterion, have one start.
+    n_init: starts, of which the likeliest is kept: the first is annealed, the second, fourth ...
+        take the clusters of k-means, as GaussianMixture does, the third, fifth ... those around
+        rows drawn at random. Components that are given, and a criterion, have one start.
     random_state: seed of the directions in which splits at T = 1 are sought, of k-means, and of
         held-out rows.
     distributed: whether every rank of torch.distributed's default group holds a part of the rows.
@@ -213,7 +213,7 @@ class AnnealedMixture(FittedMixture):
                 "max_iter, or tol, or scale the columns to similar spreads",
                 3,
             )
-        if trace.collapsed:
+        if trace.collapsed and family.ridge == 0:  # else it was rounding that stopped a start
             warn(
                 f"{trace.collapsed} of {starts} starts put a component on rows that agree, where "
                 "the likelihood grows without bound; the mixture is the best of the others. Raise "
