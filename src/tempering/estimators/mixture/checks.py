@@ -32,6 +32,7 @@ _EXTREME = 1000  # units are 2^-1000..2^1000, so that their inverses are normal 
 _WIDE = 300  # a ridge up to 2^600 squared units is a number to reckon with
 _FARTHEST = 1e120  # in units: squares of this, added up and weighted, are still float64
 _RIDGE = 0.1  # of the variance within components: a tenth is 5% of a deviation
+_REPEATED = 1e-9
 _FINE = 1e-3  # of the square of a column's spread: clusters are seldom this much narrower
 _COUNTABLE = 60  # weights up to 2^60 are added up as they are
 
@@ -150,8 +151,8 @@ def framed(values: Tensor, weights: Tensor | None, group: Any, ridge: float = 0.
     drawn = plain.sample(_FRAMED)
     sample = drawn.values.double()
     pivot = _medians(sample, drawn.weights)
-    largest = values.abs().amax().double().view(1) if len(values) else plain.pivot.new_zeros(1)
-    largest = float(plain.greatest(largest))
+    reached = values.abs().amax().double().view(1) if len(values) else plain.pivot.new_zeros(1)
+    largest = float(plain.greatest(reached))
     if largest == 0:
         return Rows(values, weights, group, pivot)
     # A ridge far above all variances is the measure itself.
@@ -298,7 +299,7 @@ def warn_of_ridge(components: Components, family: Family, rows: Rows, level: int
     inside = family.shape.variances(components.covariances, rows.features) - family.ridge
     mass = components.log_mass.exp() if len(inside) > 1 else inside.new_ones(1)
     within = (mass @ inside) / mass.sum()
-    small = family.ridge > _RIDGE * within
+    small = (family.ridge > _RIDGE * within) & (within > _REPEATED * family.ridge)
     if bool(small.any()):
         # Components on rows that repeat have no variance but rounding; a ridge is what they need.
         drawn = rows.sample(_FRAMED)

@@ -27,7 +27,7 @@ RELEASE = (1.2, 1.1)
 _PASSES = 5
 # Moves are sought on at most this many rows, more where a component would get too few of them.
 _SAMPLE = 20_000
-_STARTS_REFINED = 4  # one in so many of the starts is refined: it takes longer than all climbs
+_STARTS_REFINED = 4  # one in so many of the starts: moves take longer than all climbs
 _SAMPLE_PER_COMPONENT = 20
 
 
@@ -146,32 +146,27 @@ def restart(
 ) -> None:
     """Further starts, in turn from the clusters of k-means and from those of random centres.
 
-    All climb; the likeliest are refined, even where they are behind so far; the best is kept.
+    All climb; one in four is refined, and every one that is the likeliest so far. Starts are the
+    same whatever their number, so that more of them are never worse.
     """
     sample = moving_sample(rows, count)
-    trace.another()
-    found: list[tuple[float, int, Components]] = []
     for number in range(1, starts):
         start = from_clusters(sample, count, family, random, settled=number % 2 == 1)
         if start is None:
             continue
+        trace.another()
         try:
             climbed = climb(rows, start, family, tol=NEAR, passes=max_iter)
         except CollapsedError:
             trace.collapsed += 1
             continue
         trace.spent(climbed.passes)
-        trace.keep_better(Fit(climbed.components, climbed.value, 0, 0), number)
-        if all(abs(climbed.value - value) > NEAR for value, _, _ in found):
-            found.append((climbed.value, number, climbed.components))
-    found.sort(key=lambda each: -each[0])
-    for _, number, components in found[: math.ceil(starts / _STARTS_REFINED)]:
+        if number % _STARTS_REFINED == 1 or climbed.value > trace.value + NEAR / 10:
 
-        def keep(fit: Fit, number: int = number) -> None:
-            trace.keep_better(fit, number)
+            def keep(fit: Fit, number: int = number) -> None:
+                trace.keep_better(fit, number)
 
-        trace.another()
-        refine(rows, sample, components, family, generator, keep, max_iter)
+            refine(rows, sample, climbed.components, family, generator, keep, max_iter)
 
 
 def cool(
