@@ -155,18 +155,17 @@ def restart(
         if start is None:
             continue
         trace.another()
+
+        def keep(fit: Fit, number: int = number) -> None:
+            trace.keep_better(fit, number)
+
         try:
             climbed = climb(rows, start, family, tol=NEAR, passes=max_iter)
+            trace.spent(climbed.passes)
+            if number % _STARTS_REFINED == 1 or climbed.value > trace.value + NEAR / 10:
+                refine(rows, sample, climbed.components, family, generator, keep, max_iter)
         except CollapsedError:
             trace.collapsed += 1
-            continue
-        trace.spent(climbed.passes)
-        if number % _STARTS_REFINED == 1 or climbed.value > trace.value + NEAR / 10:
-
-            def keep(fit: Fit, number: int = number) -> None:
-                trace.keep_better(fit, number)
-
-            refine(rows, sample, climbed.components, family, generator, keep, max_iter)
 
 
 def cool(
