@@ -80,7 +80,7 @@ def test_a_temperature_of_one_changes_nothing_bit_for_bit(dtype):
 
 
 def test_float16_stays_finite_where_division_overflows():
-    logits = torch.tensor([[20000.0, -20000.0, 0.0]], dtype=torch.float16)
+    logits = torch.tensor([[20000.0, -20000.0, 19984.0]], dtype=torch.float16)
     result, _ = temper_logits(parse_policy("constant(1e-4)"), logits, [TokenState()])
     assert result[0, 0] == 0 and not result.isnan().any()
 
@@ -155,12 +155,67 @@ def test_masked_tokens_are_left_out_of_every_entropy(text):
     assert temper(text, wide)[1] == pytest.approx(temper(text, row)[1], rel=1e-6)
 
 
-def test_one_survivor_has_no_entropy_and_no_nan():
-    row = torch.full((10,), -INF).index_fill(0, torch.tensor(4), 1.5)
-    assert temper("dynatemp(0.5, temperature=0.8)", row)[1] == pytest.approx(0.3)
-    assert temper("entropy(T0=1, theta=0.1)", row)[1] == 0
-    assert temper("entropy(T0=0.9, theta=0)", row)[1] == pytest.approx(0.9)
-    assert temper("dynatemp(0.5)", row)[0][4] == 1
+EVERY = [
+    *("constant(0)", "constant(0.7)", "constant(inf)", "constant(1e39)", "support(3)"),
+    *("support(throb(12,3), length=9)", "entropy(T0=1e39, theta=0.5)", "entropy(T0=1, theta=0)"),
+    *("dynatemp(1e39)", "dynatemp(0.5, temperature=0.8)", "schedule(steps(inf,0), length=9)"),
+    *("ladder(0.5,2, n=3)", "constant(2)|room(1e300)", "constant(2)|clip(1e39,inf)"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("text", EVERY)
+def test_what_is_certain_stays_certain(text, dtype):
+    """p = 1 stays p = 1: one survivor, or a token that the engine forces; T is reported as 1."""
+    lone = torch.full((10,), -INF, dtype=dtype).index_fill(0, torch.tensor(4), 1.5)
+    forced = torch.linspace(-3, 3, 10).to(dtype).index_fill(0, torch.tensor(4), 6e4)
+    for row in (lone, forced):
+        posterior, T = temper(text, row)
+        assert (posterior[4], T) == (1, 1)
+
+
+def test_what_is_all_but_certain_is_tempered():
+    """104 nats is where exp is 0 in float32; a gap of 103 is a posterior like any other."""
+    row = [0.0, -103.0, -103.0]
+    assert temper("support(3)", row)[1] == INF
+    assert temper("support(2)", row)[1] == pytest.approx(reference_support(row, 2), rel=1e-4)
+    assert temper("support(2)", [0.0, -104.5, -INF])[1] == 1
+    mixed = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1e9, 2.0], [5.0, 4.0, 4.0]])
+    result, T = temper_logits(parse_policy("support(2)"), mixed, [TokenState()] * 3)
+    wanted = [reference_support(row, 2) for row in mixed[[0, 2]].tolist()]
+    assert T[[0, 2]].tolist() == pytest.approx(wanted, rel=1e-4)
+    assert T[1] == 1 and torch.equal(result[1], mixed[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "T"),
+    [
+        ("constant(1e39)", INF),
+        ("constant(1e300)|room(0.01)", 1e3),  # within float64 nothing is lost on the way
+        ("constant(2)|clip(1e39,inf)", INF),
+        ("constant(2)|room(1e300)", INF),
+        ("constant(0.5)|room(1e300)", 0),
+        ("entropy(T0=1e39, theta=1e-9)", INF),
+        ("dynatemp(1e39)", INF),
+        ("dynatemp(1.7e308, temperature=1.7e308)", INF),
+        ("dynatemp(1e39, exponent=1e308)", 0),
+        ("schedule(linear(1e39,1), length=9)", INF),
+        ("ladder(1e39,1e300, n=3)", INF),
+        ("constant(1e-39)", 0),
+        ("constant(1e-300)", 0),
+        ("constant(1e-38)|room(-0)", 1),
+    ],
+)
+def test_what_float32_cannot_hold_is_the_limit(text, T):
+    row = torch.tensor([0.5, -INF, 1.0, 0.0])
+    posterior, found = temper(text, row)
+    assert found == pytest.approx(T, rel=1e-6)
+    assert posterior == pytest.approx(reference_posterior(row.tolist(), T), abs=1e-7)
+
+
+def test_support_beyond_float32_is_the_limit():
+    row = torch.tensor([0.0, -1.0, -3e38])
+    assert temper("support(2.9999999)", row)[1] == INF
 
 
 def test_a_schedule_counts_generated_tokens_and_holds_its_end():

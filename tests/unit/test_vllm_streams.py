@@ -13,7 +13,7 @@ import torch
 
 from tempering.engines.vllm import admission
 from tempering.engines.vllm.policies import policy_of, sample_of
-from tempering.engines.vllm.streams import Stream, temper_rows
+from tempering.engines.vllm.streams import Row, Stream, temper_rows
 from tempering.errors import InputError, RefusedError
 from tempering.tokens import check_engine, parse_policy
 
@@ -168,6 +168,13 @@ def test_requests_are_refused_before_they_run():
 # -- batches
 
 
+def temper(logits, places, streams, states, *, divided):
+    """The logits after `temper_rows`, no row of which may fail."""
+    rows = [Row(*row, lambda s=s: s) for *row, s in zip(places, streams, states, strict=True)]
+    assert temper_rows(logits, rows, divided=divided) == {}
+    return logits
+
+
 def test_streams_keep_the_contract():
     """The same temperatures as every engine's, from streams that live through all batches."""
     streams: dict[Any, Stream] = {}
@@ -186,7 +193,7 @@ def test_streams_keep_the_contract():
                 )
             )
         rows = list(range(len(requests)))
-        return temper_rows(logits.clone(), rows, own, states, divided=False)
+        return temper(logits.clone(), rows, own, states, divided=False)
 
     assert check_engine(run) > 100
 
@@ -204,11 +211,11 @@ def test_rows_of_many_policies_in_one_batch(divided):
     if divided:
         given[rows] /= torch.tensor(own)[:, None]
     states = [stream.at(0, list, lambda index: 0) for stream in streams]
-    result = temper_rows(given, rows, streams, states, divided=divided)
+    result = temper(given, rows, streams, states, divided=divided)
     if not divided:
         result[rows] /= torch.tensor(own)[:, None]
     for row, policy in zip(rows, policies):
-        wanted = temper_rows(
+        wanted = temper(
             logits[row : row + 1].clone(), [0], [Stream(policy)], [policy.state(())], divided=False
         )
         torch.testing.assert_close(result[row].softmax(-1), wanted[0].softmax(-1))
@@ -224,7 +231,7 @@ def test_rows_without_a_finite_maximum_stay_as_they_are():
     before = logits.clone()
     streams = [Stream(policy)] * 4
     states = [policy.state(())] * 4
-    result = temper_rows(logits, [0, 1, 2, 3], streams, states, divided=True)
+    result = temper(logits, [0, 1, 2, 3], streams, states, divided=True)
     torch.testing.assert_close(result, before, equal_nan=True, rtol=0, atol=0)
 
 

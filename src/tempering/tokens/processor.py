@@ -23,7 +23,7 @@ from tempering.tokens.grammar import parse_policy
 from tempering.tokens.histories import Histories
 from tempering.tokens.order import effective_order
 from tempering.tokens.pieces import pieces_of
-from tempering.tokens.policy import Policy
+from tempering.tokens.policy import Policy, token_temperatures
 from tempering.tokens.recorder import Recorder
 from tempering.tokens.temper import tempered, token_energies
 from tempering.tokens.trace import Trace, measure
@@ -88,7 +88,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
         rows = input_ids.cpu().numpy().astype(np.int64, copy=False)
         states, parents = run.histories.read(np.ascontiguousarray(rows))
         energies = token_energies(scores)
-        temperature = self.policy.temperatures(energies, states)
+        temperature = token_temperatures(self.policy, energies, states)
         result = tempered(scores, energies, temperature)
         if run.recorder is not None:
             steps = measure(energies, temperature, states)
