@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
-from tempering.errors import TemperingError
+from tempering.errors import ScheduleError, TemperingError
 
 _NUMBER = r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf\b)"
 _TOKEN = re.compile(
@@ -87,7 +87,9 @@ class _Source:
         except TemperingError as error:
             if str(error).startswith("column "):
                 raise
-            raise type(error)(str(self.complaint(at, str(error)))) from error
+            # A pattern that stands in a rule is wrong as a part of the rule.
+            kind = self.grammar.error if isinstance(error, ScheduleError) else type(error)
+            raise kind(str(self.complaint(at, str(error)))) from error
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import describe_model
 from tempering.attention.profiles.format import fields_of, json_of
-from tempering.attention.profiles.rules import check_rules
+from tempering.attention.profiles.rules import Rule, check_rules
 from tempering.data.gallery import gallery_text, names_gallery
 from tempering.errors import DataError, ProfileError, RefusedError, TemperatureError
 from tempering.files import read_text, write_atomic
@@ -48,7 +48,7 @@ class Profile:
     model: Mapping[str, Any] | None = None
     pattern: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    rules: tuple[str | None, ...] = ()
+    rules: tuple[Rule | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -242,7 +242,7 @@ class Profile:
     def refuse_rules(self, why: str) -> None:
         """RefusedError that says why, when the profile has rules."""
         if any(self.rules):
-            named = ", ".join(dict.fromkeys(item for item in self.rules if item))
+            named = ", ".join(dict.fromkeys(str(item) for item in self.rules if item))
             raise RefusedError(f"this profile has rules ({named}): {why}")
 
     def _refuse_name(self, name: str, plan: Layout) -> None:
@@ -375,7 +375,7 @@ def _check_row(row: Tensor, where: str) -> None:
     check_values(row, where)
 
 
-def rules_for(profile: Profile, plan: Layout) -> tuple[str | None, ...]:
+def rules_for(profile: Profile, plan: Layout) -> tuple[Rule | None, ...]:
     """The rule of each attention layer of a layout; None where it has none."""
     if not profile.rules:
         return (None,) * len(plan.layers)
