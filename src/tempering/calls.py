@@ -161,8 +161,9 @@ class Argument:
         """The call that stands here, which makes a `kind`."""
         if isinstance(self.value, Call):
             return self.value
-        example = f", such as constant({number(self.value)})" if _is_number(self.value) else ""
-        raise self.complaint(f"{what} takes a {kind}{example}")
+        if isinstance(self.value, str):
+            raise self.complaint(f"{what} takes a {kind}, not a text")
+        raise self.complaint(f"{what} takes a {kind}, such as constant({number(self.value)})")
 
 
 Readers = Mapping[str, Callable[[Argument, str], Any]]

@@ -104,7 +104,7 @@ def _said(step: str) -> str:
     return {
         "nan": "the temperature is nan",
         "negative": "the temperature is -1.0",
-        "shape": "RuntimeError",
+        "shape": "rows; give one for each",
         "text": "(Fault)",
     }.get(step, f"injected at {step}")
 

@@ -123,14 +123,23 @@ def token_temperatures(
     """
     forced = certain(energies)
     if not bool(forced.any()):
-        return held_by(policy.temperatures(energies, states), energies)
+        return held_by(_of_each(policy, energies, states), energies)
     result = energies.new_ones(len(energies))
     free = (~forced).nonzero().squeeze(-1)
     if len(free):
         rows = energies[free]
-        own = policy.temperatures(rows, [states[row] for row in free.tolist()])
-        result[free] = held_by(own, rows)
+        result[free] = held_by(_of_each(policy, rows, [states[i] for i in free.tolist()]), rows)
     return result
+
+
+def _of_each(policy: Policy, energies: Tensor, states: Sequence[TokenState]) -> Tensor:
+    temperature = policy.temperatures(energies, states)
+    if temperature.shape != (len(states),):
+        raise InputError(
+            f"{policy} gives temperatures of shape {list(temperature.shape)} for {len(states)} "
+            "rows; give one for each"
+        )
+    return temperature
 
 
 def temper_logits(

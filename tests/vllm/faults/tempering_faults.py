@@ -73,7 +73,7 @@ def register() -> None:
             due = any(state.position >= self.after for state in states)
             if due and (self.at("temperature") or self.at("text")):
                 fault("temperature")
-            value = {"nan": math.nan, "negative": -1.0}.get(STEPS[int(self.step)], 1.0)
+            value = {"nan": math.nan, "negative": -1.0}.get(STEPS[int(self.step)], 2.0)
             count = len(states) + 1 if due and self.at("shape") else len(states)
             return per_row([value if due else 1.0] * count, energies)
 

@@ -4,7 +4,8 @@
     POST /v1/tempering/profile  {"profile": the JSON of a profile, or null for none}
 
 vLLM loads it only where VLLM_PLUGINS names it, which `tempering serve` does. It lies under /v1,
-which is what vLLM guards by --api-key.
+which is what vLLM guards by --api-key. Arguments of ours that vLLM refuses by their type are
+explained here too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.client import PATH
+from tempering.engines.vllm.policies import KEYS
 from tempering.engines.vllm.swap import agreed, swap_served
 from tempering.errors import InputError, TemperingError
 
@@ -28,14 +31,44 @@ class ProfileEndpoint:
     name = "tempering"
     required_tasks = ("generate",)
 
+    def __init__(self) -> None:
+        self._app: FastAPI | None = None
+
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes."""
+        self._app = app
         app.add_api_route(PATH, read, methods=["GET"])
         app.add_api_route(PATH, swap, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the engine, and a lock: swaps of one server follow one another."""
         state.tempering = (engine_client, asyncio.Lock())
+        if self._app is not None:  # by now vLLM has set its handlers
+            explain_types(self._app)
+
+
+def explain_types(app: FastAPI) -> None:
+    """Answer in our words where vLLM's types have no place for one of our arguments."""
+    kind = RequestValidationError
+    original = app.exception_handlers[kind]
+
+    async def explained(request: Request, error: Any) -> Any:
+        for each in error.errors():
+            place = [str(part) for part in each.get("loc", ())]
+            key = next((key for key in KEYS if key in place and "vllm_xargs" in place), None)
+            if key is not None:
+                return _refusal(
+                    InputError(
+                        f"{key} in vllm_xargs is a text or a number, for vLLM passes on no "
+                        f"objects; send JSON as a text: {_EXAMPLE}"
+                    )
+                )
+        return await original(request, error)
+
+    app.add_exception_handler(kind, explained)
+
+
+_EXAMPLE = '"post_thinking": "{\\"temperature\\": 0.2}"'
 
 
 async def read(request: Request) -> JSONResponse:
