@@ -35,13 +35,15 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=3000, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="no policies, to compare memory")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         directory = save_tiny_llama(home / "tiny", layers=4, width=128, spread=0.12)
         model, tokenizer = load_model(str(directory))
         with serving(directory, home, "--reasoning-config", REASONING) as server:
-            report = Fuzz(server, model, tokenizer, given.seed).run(given.requests, given.seconds)
+            fuzz = Fuzz(server, model, tokenizer, given.seed, given.plain)
+            report = fuzz.run(given.requests, given.seconds)
             print("\n".join(report.lines()))
             errors = [line for line in server.log.read_text().splitlines() if "Traceback" in line]
     print(f"tracebacks in the server's log: {len(errors)}")

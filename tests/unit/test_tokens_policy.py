@@ -1,6 +1,7 @@
 """Policies against plain Python: formulas, both limits, masks, dtypes, what is refused."""
 
 import math
+import tracemalloc
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempering.errors import EnergyError, InputError, SupportError, TemperatureError
+from tempering.schedules import schedule
 from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
 from tempering.tokens.contract import (
     reference_entropy,
     reference_posterior,
     reference_support,
 )
+from tempering.tokens.policy import Clock
 from tempering.tokens.temper import tempered
 
 INF = math.inf
@@ -228,6 +231,54 @@ def test_a_pattern_that_exists_only_on_a_clock_works():
     text = "schedule(shuffle(linear(2,1), seed=3), length=5)"
     got = sorted(temper(text, [0.0, 1.0], position=i)[1] for i in range(5))
     assert got == pytest.approx([1, 1.25, 1.5, 1.75, 2])
+
+
+def test_a_clock_is_read_where_it_is_asked():
+    """The values of the whole clock, without it: 61 of the longest take no memory."""
+    for pattern in ("linear(2,1)|room(0.5)", "reverse(throb(12,3,1,12))", "repeat(throb(2,1), 9)"):
+        clock = Clock(schedule(pattern), 1000)
+        wanted = schedule(pattern).sample(1000).tolist()
+        got = [clock.at(position) for position in range(1000)]
+        assert got == pytest.approx(wanted, rel=1e-14)
+        assert clock.at(5000) == got[-1]
+    controls = ("shuffle(linear(2,1), seed=3)", "uniform(linear(2,1))", "invert(linear(2,1))")
+    for pattern in controls:
+        clock = Clock(schedule(pattern), 1000)
+        wanted = schedule(pattern).sample(1000).tolist()
+        for position in (0, 999, 1, 500, 127, 128):
+            assert clock.at(position) == pytest.approx(wanted[position], rel=1e-14)
+    tracemalloc.start()
+    spans = ", ".join(
+        f"p{i}=between(schedule(linear(2,0.{i + 1}), length=1048576), ids({i},{i}), ids({i},9))"
+        for i in range(60)
+    )
+    policy = parse_policy(f"phases(answer=schedule(linear(2,1), length=1048576), {spans})")
+    state = policy.state([1, 2], [3] * 5)
+    _, T = temper_logits(policy, torch.randn(1, 40), [state])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert T.item() == pytest.approx(2 - 5 / 1048575, rel=1e-6)
+    assert most < 8e6  # 61 tables took 500 MB
+    assert policy.most_bytes < 4e6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "schedule(shuffle(linear(2,1), seed=1), length=131073)",
+        "support(uniform(linear(2,1)), length=1048576)",
+        "schedule(" + "invert(" * 20 + "linear(2,1)" + ")" * 20 + ", length=5000)",
+        "phases(answer=1, "
+        + ", ".join(
+            f"p{i}=between(schedule(shuffle(linear(2,1), seed=1), length=4000), ids({i}))"
+            for i in range(40)
+        )
+        + ")",
+    ],
+)
+def test_a_policy_that_costs_too_much_is_refused(text):
+    with pytest.raises(InputError, match="at most 131072 are meant"):
+        parse_policy(text)
 
 
 def test_ladder_is_geometric_and_knows_its_samples():

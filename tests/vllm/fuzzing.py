@@ -84,10 +84,13 @@ class Fuzz:
     Parameters
     ----------
     model, tokenizer: what the server serves, for the right log probabilities.
+    plain: send requests without policies alone, to compare the server's memory.
     """
 
-    def __init__(self, server: Running, model: Any, tokenizer: Any, seed: int = 0) -> None:
-        self.server = server
+    def __init__(
+        self, server: Running, model: Any, tokenizer: Any, seed: int = 0, plain: bool = False
+    ) -> None:
+        self.server, self.plain = server, plain
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer(text).input_ids
         texts = ("It is a truth universally", "Hot layers explore, cold", "3.14159 = \u03c0 \u2603")
         self.prompts = [self.encode(text) for text in texts]
@@ -108,6 +111,10 @@ class Fuzz:
 
     def case(self) -> Case:
         draw = self.draw
+        if self.plain:
+            T = round(draw.uniform(0.2, 2), 4)
+            body, which = self._body(None, temperature=T)
+            return Case(body, T, which)
         kind = draw.random()
         if kind < 0.45:
             return self._good()

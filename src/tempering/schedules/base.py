@@ -131,8 +131,8 @@ class Schedule(ABC):
     def whole_points(self, n: int) -> int:
         """How many points must be evaluated at once before one value on a clock of n is known.
 
-        0 for what is a function of progress alone. A control needs its whole clock, and `nest` the
-        stages of both its patterns.
+        Each counts once for every part that it goes through. 0 for what is a function of progress
+        alone. A control needs its whole clock, and `nest` the stages of both its patterns.
         """
         return sum(part.whole_points(n) for part in self._parts())
 
@@ -232,8 +232,9 @@ class Schedule(ABC):
     def _parts(self) -> tuple[Schedule, ...]:
         return ()
 
-    def _size(self) -> int:
-        return 1 + sum(part._size() for part in self._parts())
+    def size(self) -> int:
+        """How many patterns and operations it is made of."""
+        return 1 + sum(part.size() for part in self._parts())
 
     @abstractmethod
     def _check(self) -> None:
@@ -241,7 +242,7 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         self._check()
-        if (size := self._size()) > _LARGEST_TREE:
+        if (size := self.size()) > _LARGEST_TREE:
             raise ScheduleError(
                 f"this pattern is made of {size} parts; at most {_LARGEST_TREE} are meant: "
                 "merge operations that follow each other"

@@ -219,9 +219,8 @@ class Nest(Operation):
         on_progress(self.within, self)
 
     def whole_points(self, n: int) -> int:
-        outer, inner = self.inner.stages, self.within.stages
-        own = outer + inner
-        return own + self.inner.whole_points(outer) + self.within.whole_points(inner)
+        pairs = ((self.inner, self.inner.stages), (self.within, self.within.stages))
+        return sum(part.size() * k + part.whole_points(k) for part, k in pairs)
 
     def _levels(self) -> Tensor:
         return self._kept(("levels",), lambda: self.inner._all(self.inner.stages))
@@ -250,7 +249,7 @@ class Control(Operation):
         )
 
     def whole_points(self, n: int) -> int:
-        return n + self.inner.whole_points(n)
+        return n * self.inner.size() + self.inner.whole_points(n)
 
     def _mean(self, n: int | None) -> float:
         """The geometric mean of the inner pattern on the clock of n points."""

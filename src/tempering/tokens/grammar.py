@@ -15,14 +15,17 @@ from tempering.schedules import PATTERNS, Schedule, as_schedule, schedule_of
 from tempering.tokens import targeted as targeted  # whose policies are KNOWN once it is imported
 from tempering.tokens.delimiters import Mark
 from tempering.tokens.phases import Phases, Span
-from tempering.tokens.policy import KNOWN, Constant, Policy, check_points
+from tempering.tokens.policy import KNOWN, Constant, Operation, Policy, check_points
 
 # A request's policy is a line, not a document: sixty phases with a schedule each fit.
 _GRAMMAR = Grammar("policy", ScheduleError, strings=True, calls=500, characters=10_000)
 
 # name -> (signature, what it does, an example that parses)
 POLICIES: dict[str, tuple[str, str, str]] = {
-    name: (kind.signature, kind.summary, kind.example) for name, kind in KNOWN.items()
+    kind.name: (kind.signature, kind.summary, kind.example)
+    for kind in sorted(
+        KNOWN.values(), key=lambda kind: (kind is not Phases, issubclass(kind, Operation))
+    )
 }
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from tempering.errors import InputError, RefusedError
+from tempering.tokens.ends import end_tokens
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.histories import Histories
 from tempering.tokens.order import effective_order
@@ -114,7 +115,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
 
     def _begin(self, found: _Generation | None, length: int) -> _Run:
         prompt_length = self.prompt_length
-        ends = getattr(self.tokenizer, "eos_token_id", None)
+        ends = end_tokens(self.tokenizer if found is None else found.config)
         if found is None:
             if prompt_length is None:
                 raise InputError(
@@ -125,7 +126,6 @@ class TemperingLogitsProcessor(LogitsProcessor):
             effective_order(found.config, self.policy)
             found.check_alone(self.policy)
             prompt_length = length if prompt_length is None else prompt_length
-            ends = found.config.eos_token_id
             if self.trace is not None and found.assisted:
                 raise RefusedError(
                     "assisted decoding samples tokens that it may take back, which a trace can't "
@@ -133,7 +133,6 @@ class TemperingLogitsProcessor(LogitsProcessor):
                 )
         recorder = None
         if self.trace is not None:
-            ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
             pieces = pieces_of(self.tokenizer)
             recorder = Recorder(
                 prompt_length,

@@ -24,6 +24,8 @@ from tempering.errors import DataError, ProfileError, RefusedError, TemperatureE
 from tempering.files import read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
 
+UNTEMPERED = "untempered"  # a model without a profile, in tables, figures and a server's answers
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:

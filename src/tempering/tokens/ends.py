@@ -1,0 +1,16 @@
+"""Which tokens end a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def end_tokens(config: Any) -> list[int]:
+    """The ids that end a sequence, by the `eos_token_id` of a generation config or a tokenizer.
+
+    transformers keeps none (None), one (an int) or several (a list) there.
+    """
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        return []
+    return [ends] if isinstance(ends, int) else [int(end) for end in ends]
