@@ -1,4 +1,4 @@
-"""The one grammar: its limits are safe for all that is done with a tree; it reads what it prints."""
+"""The one grammar: all done with a tree within its limits is safe; it reads what it prints."""
 
 from __future__ import annotations
 
