@@ -198,7 +198,9 @@ def bind(call: Call, kind: Any, readers: Readers) -> list[Any]:
             )
         if name in values:
             raise argument.complaint(f"{kind.signature}: {name} is given twice")
-        values[name] = readers[str(form[name].type)](argument, f"{kind.signature}: {name}")
+        what = form[name].type
+        read = readers[what.__name__ if isinstance(what, type) else str(what)]
+        values[name] = read(argument, f"{kind.signature}: {name}")
     for name, each in form.items():
         if name not in values and each.default is MISSING:
             raise call.complaint(f"{kind.signature} needs {name}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tempering.engines.vllm.wrapping import wrap
+from tempering.others import check_release
 
 
 def register() -> None:
@@ -22,6 +23,7 @@ def register() -> None:
 
     from tempering.engines.vllm import admission, failing, settings
 
+    check_release("vllm")
     wrap(EngineArgs, "create_engine_config", settings.create_engine_config)
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
