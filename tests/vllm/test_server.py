@@ -111,6 +111,11 @@ BAD = (
     {"post_thinking": '{"top_p": 1}'},
     {"tempering": "schedule(throb(12,3,1,12), length=0)"},
     {"tempering": "schedule(linear(1,2), length=99999999)"},
+    {"tempering": "constant(1)" + "|room(1)" * 330},
+    {"tempering": "schedule(shuffle(linear(2,1), seed=0), length=1048576)"},
+    {"temperature_think": 0.5},
+    {"dynatemp_rnge": 0.5},
+    {"post_thinking": {"temperature": 0.2}},
 )
 
 
@@ -158,6 +163,14 @@ def test_hundreds_of_requests_good_and_bad(server):
         assert math.isclose(
             answer.choices[0].logprobs.token_logprobs[0], float(wanted), abs_tol=2e-4
         ), extra
+
+
+def test_an_object_is_explained_in_our_words(server):
+    from openai import BadRequestError
+
+    ids = server.tokenizer(TEXTS[0]).input_ids[:20]
+    with pytest.raises(BadRequestError, match="post_thinking in vllm_xargs is a text or a number"):
+        complete(server, ids, {"post_thinking": {"temperature": 0.2}})
 
 
 def log_softmax_at_end(model: Any, ids: list[int], profile: Any) -> torch.Tensor:

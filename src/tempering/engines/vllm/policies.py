@@ -25,6 +25,7 @@ KEYS = (*_POLICY, SAMPLE, PROFILE)
 # Words that no argument of vLLM's or of another plugin begins with, but a misspelt one of ours may.
 _OURS = ("tempering", "temperature", "dynatemp", "post_think", "dyna_temp")
 _CLOSE = 0.8  # of difflib: one letter in five may be another
+_LONGEST = 32  # letters of a name that may be a misspelt one of ours
 
 
 def extra_of(params: Any) -> Mapping[str, Any]:
@@ -42,7 +43,7 @@ def extra_of(params: Any) -> Mapping[str, Any]:
 def _refuse_misspelt(key: str) -> None:
     """InputError for an argument that looks like one of ours: ignored, it would temper nothing."""
     plain = key.strip().lower().replace("-", "_").replace(" ", "_")
-    close = difflib.get_close_matches(plain, KEYS, 1, _CLOSE)
+    close = difflib.get_close_matches(plain, KEYS, 1, _CLOSE) if len(plain) <= _LONGEST else []
     if not close and not plain.startswith(_OURS):
         return
     if plain == "temperature":
