@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tempering.errors import EnergyError, InputError, SupportError, TemperatureError
 from tempering.schedules import schedule
 from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
+from tempering.tokens.clock import Clock
 from tempering.tokens.contract import (
     reference_entropy,
     reference_posterior,
     reference_support,
 )
-from tempering.tokens.policy import Clock
 from tempering.tokens.temper import tempered
 
 INF = math.inf

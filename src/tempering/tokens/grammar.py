@@ -13,9 +13,10 @@ from tempering.calls import Argument, Call, Grammar, Readers, bind, number
 from tempering.errors import ScheduleError
 from tempering.schedules import PATTERNS, Schedule, as_schedule, schedule_of
 from tempering.tokens import targeted as targeted  # whose policies are KNOWN once it is imported
+from tempering.tokens.clock import check_points
 from tempering.tokens.delimiters import Mark
 from tempering.tokens.phases import Phases, Span
-from tempering.tokens.policy import KNOWN, Constant, Operation, Policy, check_points
+from tempering.tokens.policy import KNOWN, Constant, Operation, Policy
 
 # A request's policy is a line, not a document: sixty phases with a schedule each fit.
 _GRAMMAR = Grammar("policy", ScheduleError, strings=True, calls=500, characters=10_000)

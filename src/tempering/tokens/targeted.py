@@ -17,7 +17,8 @@ from tempering.errors import InputError, SupportError, TemperatureError
 from tempering.posterior import entropy, temperature_for
 from tempering.schedules import Schedule
 from tempering.schedules.patterns import Constant as ConstantPattern
-from tempering.tokens.policy import Clock, Policy
+from tempering.tokens.clock import Clock
+from tempering.tokens.policy import Policy
 from tempering.tokens.state import TokenState
 from tempering.tokens.temper import per_row
 
