@@ -97,7 +97,8 @@ LIBRARIES: dict[str, Library] = {
             ),
             Place(
                 "tempering.engines.vllm.endpoint",
-                "exception handlers are set before the state of endpoint plugins",
+                "exception_handling.register.validation_exception_handler is registered after the "
+                "endpoint plugins are attached",
             ),
             Place(
                 "tempering.engines.vllm.layers",

@@ -15,7 +15,6 @@ import json
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from tempering.attention.profiles.profile import Profile
@@ -31,26 +30,24 @@ class ProfileEndpoint:
     name = "tempering"
     required_tasks = ("generate",)
 
-    def __init__(self) -> None:
-        self._app: FastAPI | None = None
-
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes."""
-        self._app = app
+        explain_types()
         app.add_api_route(PATH, read, methods=["GET"])
         app.add_api_route(PATH, swap, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the engine, and a lock: swaps of one server follow one another."""
         state.tempering = (engine_client, asyncio.Lock())
-        if self._app is not None:  # by now vLLM has set its handlers
-            explain_types(self._app)
 
 
-def explain_types(app: FastAPI) -> None:
+def explain_types() -> None:
     """Answer in our words where vLLM's types have no place for one of our arguments."""
-    kind = RequestValidationError
-    original = app.exception_handlers[kind]
+    from vllm.entrypoints.serve.exception_handling import register
+
+    original = register.validation_exception_handler
+    if hasattr(original, "_tempering"):
+        return
 
     async def explained(request: Request, error: Any) -> Any:
         for each in error.errors():
@@ -65,7 +62,8 @@ def explain_types(app: FastAPI) -> None:
                 )
         return await original(request, error)
 
-    app.add_exception_handler(kind, explained)
+    explained._tempering = True  # type: ignore[attr-defined]
+    register.validation_exception_handler = explained  # registered once the plugins are attached
 
 
 _EXAMPLE = '"post_thinking": "{\\"temperature\\": 0.2}"'
