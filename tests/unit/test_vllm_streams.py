@@ -82,7 +82,7 @@ def test_names_of_other_engines_take_the_requests_temperature():
         (asked(post_thinking="{temperature: 1}"), "post_thinking is JSON"),
         (asked(post_thinking="[" * 100_000), "post_thinking is JSON"),
         (asked(post_thinking='{"temperature": ' + "9" * 5000 + "}"), "post_thinking is JSON"),
-        (asked(dynatemp_range=int("9" * 400)), "dynatemp_range is a number from 0"),
+        (asked(dynatemp_range=int("9" * 400)), "dynatemp_range is beyond the numbers"),
         (asked(temperature_thinking=int("9" * 400)), "beyond the numbers that float64 holds"),
         (asked(temperature_think=0.5), "'temperature_think'; did you mean temperature_thinking?"),
         (asked(dynatemp_rnge=0.5), "did you mean dynatemp_range?"),

@@ -51,11 +51,16 @@ class Call:
 class Reply:
     """What became of a call: an output or an error, and what it cost.
 
+    A reply that came without text, or with a part of it, has both: an output (perhaps "") and the
+    error that says why. One that never came has the output None.
+
     temperature_sent: None where none was sent. seed_sent: whether the engine took the seed.
     score: mean log probability of the output's tokens under the untempered model at T = 1,
         nats per token; None where the engine doesn't tell.
     finish: "end", "length", or the provider's word. attempts: 1 without retries.
     note: what a reader of the record should know, e.g. the provider's advice.
+    tokens_discarded: in and out, of earlier replies to this call that were paid for and could not
+        be read.
     """
 
     output: str | None
@@ -68,6 +73,7 @@ class Reply:
     score: float | None = None
     attempts: int = 1
     note: str | None = None
+    tokens_discarded: int = 0
 
 
 Done = Callable[[int, Reply], None]

@@ -13,11 +13,12 @@ import bisect
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tempering.agents import prompts
 from tempering.agents.contract import Call, Engine, Ledger, Memory, Reply, StageError, Stop, never
 from tempering.agents.plan import Plan, Stage
+from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.files import check_utf8
 
@@ -46,9 +47,9 @@ def run_plan(
     task: str,
     engine: Engine,
     *,
-    rounds: int = 1,
-    seed: int = 0,
-    budget: int | None = None,
+    rounds: SupportsIndex = 1,
+    seed: SupportsIndex = 0,
+    budget: SupportsIndex | None = None,
     ledger: Ledger | None = None,
     watch: Watch | None = None,
     stop: Stop = never,
@@ -73,8 +74,8 @@ def run_plan(
     if not task.strip():
         raise InputError("the task is empty; say what is to be done")
     check_utf8(task, "the task")
-    if rounds < 1:
-        raise InputError(f"rounds are 1 or more, got {rounds}")
+    rounds, seed = whole_number(rounds, "rounds", 1), whole_number(seed, "seed")
+    budget = None if budget is None else whole_number(budget, "budget", 0)
     runner = _Runner(plan, task, engine, seed, budget, Memory() if ledger is None else ledger,
                      watch or _silent, stop)  # fmt: skip
     runner.check(rounds)
@@ -102,9 +103,14 @@ def rows_of(stages: list[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def spent(stages: list[Row]) -> int:
-    """Tokens in and out of all workers."""
+    """Tokens in and out of all workers, also of replies that were thrown away."""
     rows = [row for stage in stages for row in stage["workers"]]
-    return sum((row["tokens_in"] or 0) + (row["tokens_out"] or 0) for row in rows)
+    return sum(_tokens(row) for row in rows)
+
+
+def _tokens(row: Row) -> int:
+    names = ("tokens_in", "tokens_out", "tokens_discarded")
+    return sum(row.get(name) or 0 for name in names)
 
 
 def worker_seed(seed: int, *names: object) -> int:
@@ -208,8 +214,11 @@ class _Runner:
             nonlocal made
             made += 1
             worker = missing[i]
+            key = calls[worker].key
             row = _row(worker, workers, calls[worker], reply, rungs[worker])
-            self.ledger.put(calls[worker].key, row)
+            if key in self.ledger:  # it failed before, and what that cost stays on the account
+                row["tokens_discarded"] += _tokens(self.ledger[key])
+            self.ledger.put(key, row)
             state = "done" if reply.error is None else "failed"
             self.watch(turn, stage, worker, state, reply.tokens_out)
 
@@ -300,6 +309,7 @@ def _row(worker: int, workers: int, call: Call, reply: Reply, rung: tuple[float,
         "seed_sent": reply.seed_sent,
         "tokens_in": reply.tokens_in,
         "tokens_out": reply.tokens_out,
+        "tokens_discarded": reply.tokens_discarded,
         "finish": reply.finish,
         "score": reply.score,
         "attempts": reply.attempts,

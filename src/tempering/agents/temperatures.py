@@ -54,7 +54,9 @@ class Rule:
     scale: what a normalised 0 and 1 stand for.
     fixed: the one value that is accepted. forbidden: none is accepted, or all are ignored.
     exclusive: temperature or top_p, not both. advisory: the value that the provider advises.
-    seed: whether a seed may be sent. send: what has to go with a temperature.
+    seed: whether a seed may be sent. send: what has to go with a temperature or top_p.
+    refuses: which of "top_p" and "stop" the model doesn't take.
+    note: what the record of every call should tell besides.
     date, source: when and where that was read.
     """
 
@@ -70,6 +72,8 @@ class Rule:
     advisory: float | None = None
     seed: bool = False
     send: dict[str, Any] = field(default_factory=dict)
+    refuses: tuple[str, ...] = ()
+    note: str | None = None
 
     def temperature(self, normalised: float) -> float:
         """cold + t (hot - cold) for t in [0, 1]."""
@@ -84,39 +88,57 @@ class Rule:
         """What to send when `asked` is wanted; TemperatureError where the policy says so."""
         if policy not in POLICIES:
             raise InputError(f"a policy is {', '.join(POLICIES)}; got '{policy}'")
-        if asked is None:
-            return Sent(None, top_p, {}, None)
+        dropped = None
+        if top_p is not None and "top_p" in self.refuses:
+            if top_p != 1 and policy == "strict":
+                raise self._refused(model, f"top_p {top_p:g}", "takes no top_p", policy)
+            # 1 is all tokens, what a model does unasked, and so also the nearest to any other.
+            dropped = "top_p left out: the model takes none" if top_p != 1 else None
+            top_p = None
+        temperature, note = asked, None
+        if asked is not None:
+            temperature, top_p, note = self._settled(asked, top_p, policy, model)
+        notes = [text for text in (note, dropped, self.note) if text is not None]
+        extra = {} if temperature is None and top_p is None else dict(self.send)
+        return Sent(temperature, top_p, extra, "; ".join(notes) or None)
+
+    def _settled(
+        self, asked: float, top_p: float | None, policy: str, model: str
+    ) -> tuple[float | None, float | None, str | None]:
+        """(temperature, top_p, note) for a temperature that was asked for."""
+        what = f"temperature {asked:g}"
         low, high = self.range
         if self.forbidden:
             if policy != "omit":
-                raise self._refused(model, asked, "takes no temperature", policy)
-            return Sent(None, top_p, {}, "temperature left out: the model takes none")
+                raise self._refused(model, what, "takes no temperature", policy)
+            return None, top_p, "temperature left out: the model takes none"
         if self.exclusive and top_p is not None:
             if policy != "omit":
-                raise self._refused(model, asked, "takes temperature or top_p, not both", policy)
-            return Sent(asked, None, dict(self.send), "top_p left out: it excludes temperature")
+                raise self._refused(model, what, "takes temperature or top_p, not both", policy)
+            return asked, None, "top_p left out: it excludes temperature"
         allowed = asked if self.fixed is None else self.fixed
         allowed = min(max(allowed, low), high)
         if allowed != asked:
             if policy == "strict":
                 only = f"only {self.fixed:g}" if self.fixed is not None else f"{low:g} to {high:g}"
-                raise self._refused(model, asked, f"takes {only}", policy)
+                raise self._refused(model, what, f"takes {only}", policy)
             if policy == "omit":
-                return Sent(None, top_p, {}, f"temperature left out: {asked:g} is not taken")
-            return Sent(allowed, top_p, dict(self.send), f"clamped from {asked:g}")
-        note = None
+                return None, top_p, f"temperature left out: {asked:g} is not taken"
+            return allowed, top_p, f"clamped from {asked:g}"
         if self.advisory is not None and asked != self.advisory:
-            note = f"the provider advises {self.advisory:g}"
-        return Sent(asked, top_p, dict(self.send), note)
+            return asked, top_p, f"the provider advises {self.advisory:g}"
+        return asked, top_p, None
 
-    def _refused(self, model: str, asked: float, why: str, policy: str) -> TemperatureError:
+    def _refused(self, model: str, what: str, why: str, policy: str) -> TemperatureError:
         mend = "leave it out with the policy omit"
-        if self.fixed is not None:
+        if what.startswith("top_p"):
+            mend += " or clamp"
+        elif self.fixed is not None:
             mend += f", send {self.fixed:g} with the policy clamp"
         elif not self.forbidden and not self.exclusive:
             mend += ", or send the nearest with the policy clamp"
         return TemperatureError(
-            f"{model} {why}; asked for temperature {asked:g} under the policy {policy} "
+            f"{model} {why}; asked for {what} under the policy {policy} "
             f"(row '{self.match}' of {self.date}, {self.source}). To mend it: {mend}, "
             "or choose another model"
         )
@@ -150,7 +172,9 @@ def rule_for(provider: str, model: str, policy: str = "strict", extra: Sequence[
     if policy not in POLICIES:
         raise InputError(f"a policy is {', '.join(POLICIES)}; got '{policy}'")
     for rule in (*extra, *known_rules()):
-        if rule.provider == provider and fnmatchcase(model, rule.match):
+        if rule.provider == provider and any(
+            fnmatchcase(name, rule.match) for name in (model, _base(model))
+        ):
             return rule
     if policy == "strict":
         entry = ENTRY.format(provider=provider, model=model, today=date.today().isoformat())
@@ -170,12 +194,20 @@ def rule_for(provider: str, model: str, policy: str = "strict", extra: Sequence[
     )
 
 
+def _base(model: str) -> str:
+    """The model behind a name: of "ft:gpt-4o-mini-2024-07-18:org::id" the one that was tuned, of
+    "models/gemini-3.5-flash" the name without the folder."""
+    if model.startswith("ft:"):
+        return model.split(":")[1]
+    return model.removeprefix("models/")
+
+
 def _rule(row: Any, where: str) -> Rule:
     row = strict_yaml.fields(
         row,
         where,
         ("provider", "match", "range", "date", "source"),
-        ("scale", "fixed", "forbidden", "exclusive", "advisory", "seed", "send"),
+        ("scale", "fixed", "forbidden", "exclusive", "advisory", "seed", "send", "refuses", "note"),
     )
     limits = _pair(row["range"], f"{where}.range", 0.0, math.inf)
     scale = _pair(row.get("scale", list(limits)), f"{where}.scale", *limits)
@@ -188,6 +220,11 @@ def _rule(row: Any, where: str) -> Rule:
         raise InputError(f"{where}.exclusive: expected top_p, got {row['exclusive']!r}")
     if not isinstance(row.get("send", {}), dict):
         raise InputError(f"{where}.send: expected a mapping of request fields")
+    refuses = row.get("refuses", [])
+    if not isinstance(refuses, list) or not set(map(str, refuses)) <= {"top_p", "stop"}:
+        raise InputError(
+            f"{where}.refuses: expected a list of top_p and stop, got {strict_yaml.shown(refuses)}"
+        )
     single = {
         name: strict_yaml.number(row[name], f"{where}.{name}", *limits)
         for name in ("fixed", "advisory")
@@ -206,6 +243,8 @@ def _rule(row: Any, where: str) -> Rule:
         exclusive="exclusive" in row,
         seed=row.get("seed", False),
         send=dict(row.get("send", {})),
+        refuses=tuple(map(str, refuses)),
+        note=strict_yaml.text(row["note"], f"{where}.note") if "note" in row else None,
         **single,
     )
 

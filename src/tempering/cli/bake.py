@@ -46,7 +46,7 @@ def bake(
     ] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Fold a profile into the weights, so that the plain model runs anywhere at no cost."""
+    """Fold a profile into the weights, to run anywhere."""
     if check and undo:
         raise InputError("--check and --undo exclude each other")
     if check:

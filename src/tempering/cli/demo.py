@@ -20,7 +20,9 @@ def demo(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Run a model hot and cold by layer beside the same model untouched: answers, support, cost.
+    """Show the main job on a small model, in a minute.
+
+    A model runs hot and cold by layer beside itself untouched: answers, support, cost.
 
     A model with a profile for recall in the package answers questions about a long text too.
     """

@@ -49,7 +49,10 @@ def explore(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", "-k", help="A task.", min=2)] = 12,
     temperature: Annotated[float, typer.Option(help="The single temperature.")] = 0.7,
-    ladder: Annotated[str, typer.Option(help="Coldest and hottest rung.")] = "0.4,1.2",
+    ladder: Annotated[
+        str | None,
+        typer.Option(help="Coldest and hottest rung; 0.4,1.2, or as hot as the model takes."),
+    ] = None,
     attention: Annotated[
         str, typer.Option(help="Pattern over depth, or uniform, that the ladder scales.")
     ] = "uniform",
@@ -78,14 +81,18 @@ def explore(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Compare a single temperature, a ladder, an attention ladder and both, at equal samples.
+    """Compare ways to heat the samples of a task.
+
+    A single temperature, a ladder, an attention ladder and both, at equal samples.
 
     pass@k without bias, accuracy of each aggregator, tokens spent, with paired bootstrap
-    intervals. Ctrl-C keeps what was finished; the same command goes on from there.
+    intervals. Ctrl-C keeps what was finished; the same command goes on from there, for what is
+    missing also with another --policy, --models, --tokens, --timeout or address of the server.
     """
     from tempering.agents.checkers import checker as read_checker
+    from tempering.agents.contract import EngineError
     from tempering.agents.ladder import strategies
-    from tempering.cli.shared.keeping import Kept, finish, interruptible, write_somewhere
+    from tempering.cli.shared.keeping import Kept, finish, interruptible
     from tempering.cli.shared.sections import explore_sections
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
@@ -113,6 +120,14 @@ def explore(
     made = {name: read_checker(str(name)) for name in dict.fromkeys(names)}
     if amplitude is None:
         amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
+    setup = options.engine_options(context)
+    remote = None
+    if engine != "local" and save_profiles is None:
+        remote = options.build_engine(setup)
+    if ladder is None:
+        coldest, hottest = (0.0, 1.2) if remote is None else (
+            remote[0].temperature(0.0), remote[0].temperature(1.0))  # fmt: skip
+        ladder = f"{max(0.4, coldest):g},{min(1.2, hottest):g}"
     chosen = strategies(
         samples,
         temperature=temperature,
@@ -138,16 +153,23 @@ def explore(
         "stop support": stop_support,
         "synthesis": synthesis,
     }
-    setup = options.engine_options(context)
-    worker, section = options.build_engine(setup, score=True)
-    # What changes no sample: samples stay good when it changes.
-    same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries")
+    worker, section = remote or options.build_engine(setup, score=True)
+    # What changes no sample, and what may change for those that are missing.
+    same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries",
+            "tokens", "policy", "models")  # fmt: skip
     key = {**settings, **setup, "seed": seed, "tasks": found, **dict.fromkeys(same)}
-    key["fingerprint"] = section.get("fingerprint")
+    key |= {"engine": worker.name, "fingerprint": section.get("fingerprint")}
     journal = Journal(out, "explore", key)
+    made_under = {**worker.describe(), "model": model, "tokens": tokens}
+    ledger = Kept(journal, made_under)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished samples in {journal.path}")
-    ledger = Kept(journal)
+        other = [row for row in journal.entries.values() if row.get("part") != ledger.part]
+        if other:
+            common.note(
+                f"note: {len(other)} of them were made under other settings, which the record "
+                "lists as its parts"
+            )
     with contextlib.closing(journal), interruptible() as asked, common.staged() as report:
         result = run(
             worker,
@@ -172,6 +194,7 @@ def explore(
             "samples that failed": result.failed,
             "complete": result.complete,
             **worker.describe(),
+            "parts": ledger.parts,
         },
         results=explore_sections(result, samples),
         model=section,
@@ -180,19 +203,29 @@ def explore(
     )
     if not result.complete and ledger.failed is None:
         common.finish(record, out, as_json)
+        for text in result.warnings:
+            common.note(f"warning: {text}")
         why = "interrupted" if asked() else "given up, since nothing but failures came back"
         common.note(f"{why}; the numbers rest on what was finished. Run it again to go on")
         raise typer.Exit(130)
-    stem = f"explore-{record.created[:19].replace(':', '').replace('-', '')}.samples.jsonl"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
-    common.note(f"samples: {write_somewhere(out / stem, lines)}")
-    finish(record, out, as_json, None if result.failed else journal)
+    # Half a character, which some servers send, as the escape that JSON has for it.
+    lines = lines.encode("utf-8", "backslashreplace").decode("utf-8")
+    kept = None if result.failed else journal
+    finish(record, out, as_json, kept, (".samples.jsonl", lines))
+    for text in result.warnings:
+        common.note(f"warning: {text}")
     if result.failed:
         common.note(
             f"{result.failed} samples failed and count as wrong; the same command tries them again"
         )
     if ledger.failed is not None:
         raise ledger.failed
+    if result.unanswered:
+        raise EngineError(
+            f"no reply of {', '.join(map(repr, result.unanswered))} had an answer, so the "
+            "comparison says nothing of the model; see the warnings"
+        )
 
 
 def _tasks(

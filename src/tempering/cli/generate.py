@@ -21,7 +21,10 @@ EPILOG = """Examples:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to answer or continue.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to answer or continue; - reads standard input.")
+    ] = None,
+    file: common.FromFile = None,
     pattern: Annotated[
         str | None, typer.Option(help="Schedule over depth, e.g. throb(12,3,1,12).")
     ] = None,
@@ -51,7 +54,10 @@ def generate(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Continue a prompt with and without a temperature pattern, from the same random numbers."""
+    """Continue a prompt with and without a temperature pattern.
+
+    Both continuations use the same random numbers.
+    """
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import Profile
     from tempering.errors import InputError
@@ -59,6 +65,9 @@ def generate(
     from tempering.tokens import parse_policy
     from tempering.tokens.policy import Constant
 
+    prompt = common.text_argument(prompt, file, "prompt")
+    if not prompt:
+        raise InputError('give a prompt: tempering generate "Why is the sky blue?"')
     if tokens is not None and temperature is not None:
         raise InputError("--tokens says the temperature of every token; leave --temperature out")
     sampled = 0.7 if temperature is None else temperature

@@ -51,7 +51,7 @@ def measure(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Measure how many keys stay alive in every layer and head, on real text.
+    """Measure how many keys each layer and head keeps alive.
 
     Memory is linear in --chunk: long texts can be measured in one piece.
     """

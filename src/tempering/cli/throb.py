@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from tempering.cli.shared import common
 if TYPE_CHECKING:
     from tempering.agents.contract import Engine
     from tempering.agents.plan import Plan
+    from tempering.reports import Record
 
 EPILOG = """Examples:
 
@@ -26,6 +28,8 @@ EPILOG = """Examples:
   tempering throb "Plan a picnic." --engine anthropic --model claude-haiku-4-5
 
   tempering throb --resume runs/throb-20261122T101500.json
+
+  tempering throb --resume runs/throb-20261122T101500.json --tokens 512 --timeout 300
 """
 
 SaveProfiles = Annotated[
@@ -56,7 +60,7 @@ Retries = Annotated[int, typer.Option(help="Tries of a request after the first."
 Batch = Annotated[int, typer.Option(help="Rows at once of the engine local.", min=1)]
 
 
-# What may change when a run goes on: parameter -> its name in the record.
+# What changes no row that is there: parameter -> its name in the record.
 CARRIED = {
     "rounds": "rounds",
     "budget_tokens": "budget",
@@ -65,12 +69,17 @@ CARRIED = {
     "retries": "retries",
     "batch": "batch",
 }
+# What may besides change when a run goes on, for the rows that are missing.
+MENDING = ("engine", "model", "policy", "models", "tokens", "device", "dtype")
 RESUMED = ("resume", "out", "as_json")
 
 
 def throb(
     context: common.Context,
-    task: Annotated[str | None, typer.Argument(help="What is to be done.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(help="What is to be done; - reads standard input.")
+    ] = None,
+    file: common.FromFile = None,
     pattern: Annotated[
         str, typer.Option(help="Widths of the stages; their temperatures follow.")
     ] = "throb(12,3,1,12)",
@@ -103,12 +112,15 @@ def throb(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Run stages of agents hot and cold: explore, consolidate, execute.
+    """Run stages of agents: explore, consolidate, execute.
 
-    Ctrl-C keeps what is done; --resume RECORD goes on. A failed worker doesn't lose the others.
+    Ctrl-C keeps what is done; --resume RECORD goes on, for what is missing also with another
+    --model, --engine, --policy, --models, --tokens or --timeout. A failed worker doesn't lose the
+    others.
     """
     from tempering.errors import InputError
 
+    task = common.text_argument(task, file, "task")
     chosen: dict[str, Any] = {
         **engine_options(context),
         "seed": seed,
@@ -118,9 +130,14 @@ def throb(
     if resume is not None:
         if task is not None:
             raise InputError("--resume takes the task from the record; leave it out")
-        fixed = common.given(context).difference(RESUMED, CARRIED)
-        common.unread(context, fixed, "--resume takes plan and engine from the record")
-        _resume(resume, chosen, common.given(context), out, as_json)
+        given = common.given(context)
+        fixed = given.difference(RESUMED, CARRIED, MENDING)
+        common.unread(context, fixed, "--resume takes plan and seed from the record")
+        chosen["tokens"] = tokens
+        may = given.intersection({*CARRIED, *MENDING})
+        _resume(
+            context, resume, {name: chosen[CARRIED.get(name, name)] for name in may}, out, as_json
+        )
         return
     if plan is not None:
         common.unread(context, ("pattern", "amplitude", "tokens"), "--plan says it all; edit it")
@@ -163,8 +180,10 @@ def unread_by_engine(context: common.Context, engine: str) -> None:
         common.unread(context, names, f"the engine {engine} runs elsewhere")
 
 
-def _resume(path: Path, chosen: dict[str, Any], given: set[str], out: Path, as_json: bool) -> None:
-    """Go on with a record: its plan, task, engine and rows; `CARRIED` options may differ."""
+def _resume(
+    context: common.Context, path: Path, given: dict[str, Any], out: Path, as_json: bool
+) -> None:
+    """Go on with a record: its plan, task and rows, and its engine where `given` has no other."""
     from tempering.agents.plan import Plan
     from tempering.agents.run import rows_of
     from tempering.errors import DataError
@@ -176,11 +195,33 @@ def _resume(path: Path, chosen: dict[str, Any], given: set[str], out: Path, as_j
         raise DataError(
             f"{path} is no whole record of throb but of '{record.kind}'; it can't go on"
         )
-    changed = {CARRIED[name]: chosen[CARRIED[name]] for name in given.intersection(CARRIED)}
-    chosen = {**chosen, **settings["run"], **changed}
-    kept = dict(rows_of(record.results.get("stages", [])))
     plan = Plan.from_data(settings["plan"], f"the plan in {path}")
-    _run(plan, settings["task"], chosen, out, as_json, kept, record.model)
+    if "tokens" in given:
+        most = given.pop("tokens")
+        stages = tuple(replace(stage, tokens=most) for stage in plan.stages)
+        plan = replace(plan, stages=stages)
+    chosen = {**settings["run"], **{CARRIED.get(name, name): given[name] for name in given}}
+    unread_by_engine(context, chosen["engine"])
+    kept = dict(rows_of(record.results.get("stages", [])))
+    before = _Before(record, kept, {"engine", "model", "device", "dtype"}.isdisjoint(given))
+    _run(plan, settings["task"], chosen, out, as_json, before)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The record that a run goes on with, and its rows. same: with the same model."""
+
+    record: Record
+    rows: dict[str, Any]
+    same: bool
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """The settings under which its rows were made."""
+        settings = self.record.settings
+        if "parts" in settings:
+            return list(settings["parts"])
+        return [{"recorded before parts were": settings["run"]}]
 
 
 def _run(
@@ -189,10 +230,9 @@ def _run(
     chosen: dict[str, Any],
     out: Path,
     as_json: bool,
-    kept: dict[str, Any] | None = None,
-    model: dict[str, Any] | None = None,
+    before: _Before | None = None,
 ) -> None:
-    """Run a plan; kept, model: the rows and the model of a record to go on with."""
+    """Run a plan, or what is missing of one."""
     from tempering.agents.contract import StageError
     from tempering.agents.run import Outcome, collect, run_plan, spent
     from tempering.cli.shared.keeping import Kept, finish, interruptible
@@ -203,20 +243,33 @@ def _run(
 
     common.check_out(out)
     worker, section = build_engine(chosen)
-    if model is not None and model.get("fingerprint") != section.get("fingerprint"):
-        raise InputError(
-            f"the model {chosen['model']} is not the one that the record began with; its weights "
-            "or its shape have changed"
-        )
-    # What changes no row: rows stay good when it changes.
-    key = {"task": task, "plan": plan.to_json(), **chosen, **dict.fromkeys(CARRIED.values())}
-    key["fingerprint"] = section.get("fingerprint")
+    key: dict[str, Any]
+    if before is None:
+        key = {"task": task, "plan": plan.to_json(), **chosen, **dict.fromkeys(CARRIED.values())}
+        key["fingerprint"] = section.get("fingerprint")
+    else:
+        model = before.record.model or {}
+        if before.same and model.get("fingerprint") != section.get("fingerprint"):
+            raise InputError(
+                f"the model {chosen['model']} is not the one that the record began with; its "
+                "weights or its shape have changed (to go on with it all the same, name it with "
+                "--model)"
+            )
+        # Whatever mends the run: what a killed attempt at it has paid for counts for the next.
+        run = {**before.record.settings, **dict.fromkeys(CARRIED.values())}
+        key = {"goes on": before.record.created, "run": run, "rows": sorted(before.rows)}
     journal = Journal(out, "throb", key)
-    for name, row in (kept or {}).items():
+    setting = {
+        **worker.describe(),
+        "model": chosen["model"],
+        "tokens": {stage.name: stage.tokens for stage in plan.stages},
+    }
+    ledger = Kept(journal, setting, [] if before is None else before.parts)
+    for name, row in ({} if before is None else before.rows).items():
         journal.entries.setdefault(name, row)
-    if journal.entries:
-        common.note(f"resuming: {len(journal.entries)} workers are done")
-    ledger = Kept(journal)
+    done = sum(row["error"] is None for row in journal.entries.values())
+    if done:
+        common.note(f"resuming: {done} workers are done")
     failed: StageError | None = None
     rounds = int(chosen["rounds"])
     with interruptible() as asked, Live(plan, rounds) as live:
@@ -247,6 +300,7 @@ def _run(
             "plan": plan.to_json(),
             "run": chosen,
             **worker.describe(),
+            "parts": ledger.parts,
             "complete": outcome.stopped is None,
             "stopped": outcome.stopped,
             "tokens": outcome.tokens,
@@ -260,6 +314,10 @@ def _run(
     if ledger.failed is not None:
         raise ledger.failed
     if failed is not None:
+        common.note(
+            "--resume RECORD goes on; what is missing may be made with another --model, --engine, "
+            "--policy, --models, --tokens or --timeout"
+        )
         raise failed
     if outcome.stopped == "budget":
         common.note(

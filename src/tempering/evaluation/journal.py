@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tempering.errors import OutputError
+from tempering.files import whole_characters
 
 
 class Journal:
@@ -29,10 +30,10 @@ class Journal:
             for line in lines:
                 try:
                     entry = json.loads(line)
-                except json.JSONDecodeError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(entry, dict) and entry.keys() >= {"name", "value"}:
-                    self.entries[entry["name"]] = entry["value"]
+                    self.entries[str(entry["name"])] = _whole(entry["value"])
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -41,7 +42,11 @@ class Journal:
         return self.entries[name]
 
     def put(self, name: str, value: Any) -> None:
-        """Keep one result; OutputError when it can't be written."""
+        """Keep one result; OutputError when it can't be written.
+
+        Halves of characters, which a record in UTF-8 can't hold, become U+FFFD.
+        """
+        value = _whole(value)
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,3 +73,14 @@ class Journal:
         """The run is complete: remove the file."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _whole(value: Any) -> Any:
+    """`value` with whole characters in all its texts."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return value

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, SupportsIndex, TypeVar, overload
 
 import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
+from tempering.counts import whole_number
 from tempering.errors import DepthWarning, ScheduleError
 
 _LARGEST_TREE = 50  # patterns and operations in one schedule: keeps recursion far from its limit
@@ -74,7 +75,7 @@ class Schedule(ABC):
             return values.to(torch.promote_types(u.dtype, torch.float32))
         return values.item()
 
-    def sample(self, n: int) -> Float64[Tensor, " points"]:
+    def sample(self, n: SupportsIndex) -> Float64[Tensor, " points"]:
         """The values on the clock of n points, u = l/(n-1); u = 0 where n = 1.
 
         Parameters
@@ -93,6 +94,7 @@ class Schedule(ABC):
         -----
         DepthWarning: fewer than two points a stage, for a pattern of more than one stage.
         """
+        n = whole_number(n, "points", error=ScheduleError)
         self._judge(n)
         return self._all(n)
 
@@ -162,17 +164,17 @@ class Schedule(ABC):
         """The pattern from its end to its start."""
         return operation("reverse")(self)
 
-    def repeat(self, n: int) -> Schedule:
+    def repeat(self, n: SupportsIndex) -> Schedule:
         """n cycles of the pattern, one after the other."""
-        return operation("repeat")(self, n)
+        return operation("repeat")(self, whole_number(n, "cycles", error=ScheduleError))
 
     def nested(self, inner: Schedule) -> Schedule:
         """The pattern of `inner` inside each stage of this one."""
         return operation("nest")(self, inner)
 
-    def shuffled(self, seed: int) -> Schedule:
+    def shuffled(self, seed: SupportsIndex) -> Schedule:
         """The values on a clock in an order drawn by seed (a control)."""
-        return operation("shuffle")(self, seed)
+        return operation("shuffle")(self, whole_number(seed, "seed", error=ScheduleError))
 
     def uniform(self) -> Schedule:
         """The geometric mean over a clock, everywhere (a control)."""
@@ -182,7 +184,7 @@ class Schedule(ABC):
         """Upside down about the geometric mean over a clock (a control)."""
         return operation("invert")(self)
 
-    def on_clock(self, n: int) -> Schedule:
+    def on_clock(self, n: SupportsIndex) -> Schedule:
         """The values of `sample(n)` as `steps`: a control becomes a function of any progress."""
         return operation("steps")(tuple(self.sample(n).tolist()))
 

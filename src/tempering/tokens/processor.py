@@ -59,7 +59,8 @@ class TemperingLogitsProcessor(LogitsProcessor):
     Raises
     ------
     RefusedError: inside generate(), what `effective_order` refuses (a second temperature, greedy
-    decoding, a ladder in beams), a second processor of this kind, or a trace of assisted decoding.
+    decoding, a ladder in beams), a second processor of this kind, a trace of assisted decoding, or
+    phases over a prompt that is given as embeddings alone.
     InputError: outside generate() without prompt_length.
     """
 
@@ -125,6 +126,12 @@ class TemperingLogitsProcessor(LogitsProcessor):
         else:
             effective_order(found.config, self.policy)
             found.check_alone(self.policy)
+            if length == 0 and self.policy.reads_tokens:
+                raise RefusedError(
+                    f"{self.policy} reads the prompt's tokens, but this prompt is given as "
+                    "embeddings alone; give its ids beside them: "
+                    "generate(input_ids=..., inputs_embeds=...)"
+                )
             prompt_length = length if prompt_length is None else prompt_length
             if self.trace is not None and found.assisted:
                 raise RefusedError(

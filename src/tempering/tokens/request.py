@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from tempering.calls import number
@@ -106,16 +107,17 @@ def _number(
 ) -> float:
     """A number >= 0 of a request; JSON's true is none, and a text that reads as one is none."""
     value = request.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where}{key} is a number, got {_shown(value)}")
-    if not 0 <= value <= most:
-        raise InputError(f"{where}{key} is a number from 0 to {number(most)}, got {_shown(value)}")
     try:
-        return float(value)
+        found = float(value)
     except OverflowError:  # a whole number of hundreds of digits
         raise InputError(
             f"{where}{key} is beyond the numbers that float64 holds (the limit is written inf)"
         ) from None
+    if not 0 <= found <= most:
+        raise InputError(f"{where}{key} is a number from 0 to {number(most)}, got {_shown(value)}")
+    return found
 
 
 def _read(text: str) -> Any:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,10 @@ from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import describe_model
 from tempering.attention.profiles.format import fields_of, json_of
 from tempering.attention.profiles.rules import Rule, check_rules
+from tempering.counts import whole_number
 from tempering.data.gallery import gallery_text, names_gallery
-from tempering.errors import DataError, ProfileError, RefusedError, TemperatureError
-from tempering.files import read_text, write_atomic
+from tempering.errors import ProfileError, RefusedError, TemperatureError
+from tempering.files import read_json, read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
 
 UNTEMPERED = "untempered"  # a model without a profile, in tables, figures and a server's answers
@@ -292,10 +293,10 @@ class Profile:
         self.refuse_rules("they can't be scaled; change their level or their bounds")
         return replace(self, rows=tuple(row**room for row in self.rows), pattern=None, evidence={})
 
-    def shuffled(self, seed: int) -> Profile:
+    def shuffled(self, seed: SupportsIndex) -> Profile:
         """The same values permuted over all heads of all layers: a control."""
         self.refuse_rules("they can't be shuffled over heads")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
         values = torch.cat(self.rows)
         values = values[torch.randperm(len(values), generator=generator)]
         rows = values.split([len(row) for row in self.rows])
@@ -317,17 +318,7 @@ class Profile:
         DataError or ProfileError says what is wrong with the file.
         """
         text = gallery_text(str(path)) if names_gallery(path) else read_text(path)
-        try:
-            data = json.loads(text)
-        except RecursionError as error:
-            raise DataError(
-                f"{path} is nested too deeply; give a profile saved by tempering"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
-                "give a profile saved by tempering"
-            ) from error
+        data = read_json(text, str(path), "give a profile saved by tempering")
         return cls.from_json(data, str(path))
 
     @classmethod

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,32 @@ if TYPE_CHECKING:
     from tempering.evaluation.journal import Journal
     from tempering.reports.record import Record
 
+PART = "part/"  # what the settings of a part are called in a journal; no row's name begins so
+
 
 class Kept:
-    """A journal that goes on in memory when the disk fails; `failed` then holds the error."""
+    """A journal that goes on in memory when the disk fails; `failed` then holds the error.
 
-    def __init__(self, journal: Journal) -> None:
+    A run that goes on may do so under other settings. Each row says in `part` under which it was
+    made: `parts[part - 1]`, whose last entry are this run's `settings`. Earlier parts come from a
+    record (`parts`), and from a journal whose run ended without one.
+    """
+
+    def __init__(
+        self, journal: Journal, settings: dict[str, Any], parts: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self.journal = journal
         self.failed: OutputError | None = None
+        self.parts = list(parts)
+        for name in sorted(name for name in journal.entries if name.startswith(PART)):
+            found = journal.entries.pop(name)
+            if int(name.removeprefix(PART)) > len(self.parts):
+                self.parts.append(found)
+        self.part = len(self.parts)
+        if not self.parts or self.parts[-1] != settings:
+            self.parts.append(settings)
+            self.part += 1
+        self.told = False
 
     def __contains__(self, name: str) -> bool:
         return name in self.journal
@@ -35,8 +54,14 @@ class Kept:
 
     def put(self, name: str, value: Any) -> None:
         """Keep one result, on disk if that can be."""
+        value = {**value, "part": self.part}
         if self.failed is None:
             try:
+                if not self.told:
+                    key = f"{PART}{self.part:06d}"
+                    self.journal.put(key, self.parts[-1])
+                    del self.journal.entries[key]
+                    self.told = True
                 self.journal.put(name, value)
                 return
             except OutputError as error:
@@ -65,12 +90,30 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def finish(record: Record, out: Path, as_json: bool, journal: Journal | None) -> None:
-    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with."""
+def finish(
+    record: Record,
+    out: Path,
+    as_json: bool,
+    journal: Journal | None,
+    beside: tuple[str, str] | None = None,
+) -> None:
+    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with.
+
+    beside: (suffix, text) of a file that goes by the record's name, such as the samples.
+    """
+    waiting = beside
     try:
-        common.finish(record, out, as_json)
+        path = common.reserve(record, out)
+        if beside is not None:
+            try:
+                _write_beside(path, *beside, record)
+            except OutputError:
+                path.unlink(missing_ok=True)
+                raise
+            waiting = None
+        common.finish(record, out, as_json, path)
     except OutputError as error:
-        place = _rescue(record)
+        place = _rescue(record, waiting)
         raise OutputError(f"{error} The record was written to {place} instead") from error
     if journal is not None:
         journal.finish()
@@ -110,11 +153,27 @@ def write_somewhere(path: Path, text: str) -> Path:
         return write_atomic(Path(tempfile.gettempdir()) / path.name, text)
 
 
-def _rescue(record: Record) -> str:
-    """Write the record to the temporary directory, or at last to standard output."""
-    stamp = record.created[:19].replace(":", "").replace("-", "")
+def _write_beside(path: Path, suffix: str, text: str, record: Record) -> None:
+    """Write a file that goes by a reserved name, into the temporary directory where there's no
+    room for it."""
+    from tempering.files import write_atomic
+
     try:
-        return str(record.save(Path(tempfile.gettempdir()) / f"{record.kind}-{stamp}.json"))
+        place = write_atomic(path.with_suffix(suffix), text)
+    except OutputError:
+        elsewhere = common.reserve(record, Path(tempfile.gettempdir()))
+        elsewhere.unlink()
+        place = write_atomic(elsewhere.with_suffix(suffix), text)
+    common.note(f"{suffix.split('.')[1]}: {place}")
+
+
+def _rescue(record: Record, beside: tuple[str, str] | None) -> str:
+    """Write the record to the temporary directory, or at last to standard output."""
+    try:
+        path = common.reserve(record, Path(tempfile.gettempdir()))
+        if beside is not None:
+            _write_beside(path, *beside, record)
+        return str(record.save(path))
     except OutputError:
         print(record.to_json(), flush=True)
         return "standard output"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
+from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
@@ -77,7 +78,7 @@ def stream(
         raise InputError("the prompt has no tokens; give some text to continue")
     rows = len(profiles)
     device = model.get_input_embeddings().weight.device
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
     ends = end_tokens(model.generation_config)
     ids, past = prompt.to(device).expand(rows, -1), None
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tempering.errors import ModelError
+from tempering.errors import DataError, ModelError
+from tempering.files import read_json
 
 _INDEX = "model.safetensors.index.json"
 _SETTINGS = ("generation_config.json", "tokenizer_config.json")
@@ -51,13 +51,9 @@ def check_directory(path: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is not JSON: it is not UTF-8 text") from error
+        content = read_json(path.read_bytes(), str(path))
+    except DataError as error:
+        raise ModelError(str(error)) from error
     except OSError as error:
         raise ModelError(f"can't read {path}: {error.strerror}") from error
     if not isinstance(content, dict):

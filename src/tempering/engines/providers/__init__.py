@@ -1,4 +1,4 @@
-"""Engines over HTTP: OpenAI-compatible servers, Anthropic, Gemini, each through its own SDK."""
+"""Engines over HTTP: OpenAI-compatible servers, Anthropic, Gemini."""
 
 from __future__ import annotations
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
 from typing import Any
 
 from tempering.agents.contract import Call
 from tempering.agents.temperatures import Sent
+from tempering.engines.providers import reasons
+from tempering.engines.providers.addresses import address_of
+from tempering.engines.providers.bodies import count, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
-from tempering.engines.providers.remote import Completion, Session
-from tempering.engines.providers.retry import MalformedError
-from tempering.errors import MissingExtraError
+from tempering.engines.providers.replies import Completion, MalformedError, opened
+from tempering.engines.providers.transport import Answer, HTTPStatusError
+
+# The last version that takes temperatures: 2026-10-21 answers 400 to every one
+# (https://codersera.com/blog/anthropic-api-2026-10-21-sdk-migration-guide-2026/, 2026-11-29).
+VERSION = "2023-06-01"
 
 
 class Anthropic:
@@ -21,44 +26,50 @@ class Anthropic:
     has_attention = False
 
     def __init__(self) -> None:
+        self.address = address_of("ANTHROPIC_BASE_URL", "https://api.anthropic.com")
         self.key = key_of("anthropic")
 
-    @asynccontextmanager
-    async def open(self, timeout: float) -> AsyncIterator[Session]:
-        """Connect, with the SDK's own retries off."""
-        try:
-            from anthropic import AsyncAnthropic
-        except ImportError:
-            raise MissingExtraError("anthropic", "agents") from None
-        async with AsyncAnthropic(api_key=self.key, max_retries=0, timeout=timeout) as sdk:
-            yield _Session(sdk)
+    def url(self, model: str) -> str:
+        """Where calls go."""
+        return f"{self.address.removesuffix('/v1')}/v1/messages"
 
+    def headers(self) -> dict[str, str]:
+        """Key and version of the interface."""
+        return {"x-api-key": self.key or "", "anthropic-version": VERSION}
 
-class _Session:
-    def __init__(self, sdk: Any) -> None:
-        self.sdk = sdk
-
-    async def send(self, call: Call, sent: Sent, model: str, seed: bool, name: str) -> Completion:
-        # Releases from 1.0 on have no argument for what older models still take.
-        body: dict[str, Any] = dict(sent.extra)
+    def body(self, call: Call, sent: Sent, model: str, seed: bool) -> dict[str, Any]:
+        """The request."""
+        turns = [{"role": "user", "content": call.prompt}]
+        body: dict[str, Any] = {"model": model, "messages": turns, "max_tokens": call.tokens}
+        body |= sent.extra
         if sent.temperature is not None:
             body["temperature"] = sent.temperature
         if sent.top_p is not None:
             body["top_p"] = sent.top_p
-        options: dict[str, Any] = {} if call.system is None else {"system": call.system}
-        if call.stop is not None and call.stop.strip():  # a blank one is refused there
-            options["stop_sequences"] = [call.stop]
-        reply = await self.sdk.messages.create(
-            model=model,
-            max_tokens=call.tokens,
-            messages=[{"role": "user", "content": call.prompt}],
-            extra_body=body,
-            extra_headers={"Idempotency-Key": name},
-            **options,
-        )
-        try:
-            text = "".join(block.text for block in reply.content if block.type == "text")
-            usage = reply.usage
-            return Completion(text, usage.input_tokens, usage.output_tokens, reply.stop_reason)
-        except (AttributeError, TypeError) as error:
-            raise MalformedError(f"no content or no usage in the reply ({error})") from None
+        if call.system is not None:
+            body["system"] = call.system
+        if call.stop is not None and call.stop.strip():  # a blank one is refused
+            body["stop_sequences"] = [call.stop]
+        return body
+
+    def amend(self, body: dict[str, Any], reason: str) -> bool:
+        """There is one way to put a request."""
+        return False
+
+    def read(self, answer: Answer) -> Completion:
+        """What a reply says, whatever of it is missing."""
+        payload = opened(answer)
+        text = text_of(payload.get("content"))
+        usage = mapping(payload.get("usage"))
+        read, written = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
+        refused = None
+        if not text and payload.get("error"):
+            if read is None and written is None:
+                raise HTTPStatusError(answer)
+            refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
+        elif not text and "content" not in payload:
+            said = f"no content in the reply: {reasons.reason_of(answer.content)}"
+            if read is None and written is None:
+                raise MalformedError(said)
+            refused = said
+        return Completion(text, read, written, word(payload.get("stop_reason")), refused)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
 from typing import Any
+from urllib.parse import quote
 
 from tempering.agents.contract import Call
 from tempering.agents.temperatures import Sent
+from tempering.engines.providers import reasons
+from tempering.engines.providers.addresses import address_of
+from tempering.engines.providers.bodies import count, first, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
-from tempering.engines.providers.remote import Completion, Session
-from tempering.engines.providers.retry import MalformedError
-from tempering.errors import MissingExtraError
+from tempering.engines.providers.replies import Completion, MalformedError, opened
+from tempering.engines.providers.transport import Answer, HTTPStatusError
 
 
 class Gemini:
@@ -21,51 +23,69 @@ class Gemini:
     has_attention = False
 
     def __init__(self) -> None:
+        default = "https://generativelanguage.googleapis.com"
+        self.address = address_of("GOOGLE_GEMINI_BASE_URL", default)
         self.key = key_of("gemini")
 
-    @asynccontextmanager
-    async def open(self, timeout: float) -> AsyncIterator[Session]:
-        """Connect, with the SDK's own retries off."""
-        try:
-            from google import genai
-        except ImportError:
-            raise MissingExtraError("google-genai", "agents") from None
-        once = genai.types.HttpRetryOptions(attempts=1)
-        options = genai.types.HttpOptions(timeout=int(timeout * 1000), retry_options=once)
-        sdk = genai.Client(api_key=self.key, http_options=options)
-        try:
-            yield _Session(sdk, genai.types)
-        finally:
-            await sdk.aio.aclose()
-            sdk.close()
+    def url(self, model: str) -> str:
+        """Where calls go; a name without a folder is one of `models/`."""
+        name = quote(model if "/" in model else f"models/{model}", safe="/")
+        versioned = self.address.endswith(("/v1", "/v1beta"))
+        return f"{self.address}{'' if versioned else '/v1'}/{name}:generateContent"
 
+    def headers(self) -> dict[str, str]:
+        """The key."""
+        return {"x-goog-api-key": self.key or ""}
 
-class _Session:
-    def __init__(self, sdk: Any, types: Any) -> None:
-        self.sdk = sdk
-        self.types = types
-
-    async def send(self, call: Call, sent: Sent, model: str, seed: bool, name: str) -> Completion:
-        config = self.types.GenerateContentConfig(
-            max_output_tokens=call.tokens,
-            temperature=sent.temperature,
-            top_p=sent.top_p,
-            seed=call.seed if seed else None,
-            system_instruction=call.system,
-            stop_sequences=None if call.stop is None else [call.stop],
-            http_options=self.types.HttpOptions(headers={"Idempotency-Key": name}),
+    def body(self, call: Call, sent: Sent, model: str, seed: bool) -> dict[str, Any]:
+        """The request."""
+        config = {
+            "maxOutputTokens": call.tokens,
+            "temperature": sent.temperature,
+            "topP": sent.top_p,
+            "seed": call.seed if seed else None,
+            "stopSequences": [call.stop] if call.stop is not None else None,
             **sent.extra,
-        )
-        reply = await self.sdk.aio.models.generate_content(
-            model=model, contents=call.prompt, config=config
-        )
-        try:
-            candidate, usage = reply.candidates[0], reply.usage_metadata
-            parts = (candidate.content.parts if candidate.content else None) or []
-            text = "".join(part.text for part in parts if part.text and not part.thought)
-            # Thinking is paid for as output and counted beside it.
-            out = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)
-            finish = None if candidate.finish_reason is None else candidate.finish_reason.value
-            return Completion(text, usage.prompt_token_count or 0, out, finish)
-        except (AttributeError, TypeError, IndexError) as error:
-            raise MalformedError(f"no candidates or no usage in the reply ({error})") from None
+        }
+        config = {name: value for name, value in config.items() if value is not None}
+        turns = [{"role": "user", "parts": [{"text": call.prompt}]}]
+        body: dict[str, Any] = {"contents": turns, "generationConfig": config}
+        if call.system is not None:
+            body["systemInstruction"] = {"role": "user", "parts": [{"text": call.system}]}
+        return body
+
+    def amend(self, body: dict[str, Any], reason: str) -> bool:
+        """There is one way to put a request."""
+        return False
+
+    def read(self, answer: Answer) -> Completion:
+        """What a reply says, whatever of it is missing."""
+        payload = opened(answer)
+        candidate = first(payload.get("candidates"))
+        text = text_of(mapping(candidate.get("content")).get("parts"))
+        usage = mapping(payload.get("usageMetadata"))
+        read = count(usage.get("promptTokenCount"))
+        # Thinking is paid for as output and counted beside it.
+        said = [count(usage.get(n)) for n in ("candidatesTokenCount", "thoughtsTokenCount")]
+        written = None if said == [None, None] else sum(n or 0 for n in said)
+        finish = word(candidate.get("finishReason"))
+        feedback = mapping(payload.get("promptFeedback"))
+        blocked = word(feedback.get("blockReason"))
+        if blocked is not None or (not text and not candidate and read is not None):
+            written = written or 0  # nothing was written
+        refused = None
+        if not text and payload.get("error"):
+            if read is None and written is None:
+                raise HTTPStatusError(answer)
+            refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
+        elif not text and blocked is not None:
+            more = feedback.get("blockReasonMessage")
+            refused, finish = f"the prompt was blocked: {blocked}", finish or f"blocked: {blocked}"
+            refused += f" ({more})" if isinstance(more, str) and more else ""
+        elif not text and isinstance(candidate.get("finishMessage"), str):
+            refused = candidate["finishMessage"]
+        elif not text and "candidates" not in payload and read is None:
+            raise MalformedError(f"no candidates in the reply: {reasons.reason_of(answer.content)}")
+        elif not text and not candidate:
+            refused = "the reply has no candidates"
+        return Completion(text, read, written, finish, refused)

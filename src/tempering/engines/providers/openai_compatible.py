@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
+import os
+import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from tempering.agents.contract import Call
 from tempering.agents.temperatures import Sent
+from tempering.engines.providers import reasons
+from tempering.engines.providers.addresses import address_of, checked
+from tempering.engines.providers.bodies import count, first, load, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
-from tempering.engines.providers.remote import Completion, Session
-from tempering.engines.providers.retry import MalformedError
-from tempering.errors import InputError, MissingExtraError
+from tempering.engines.providers.replies import Completion, MalformedError, opened
+from tempering.engines.providers.transport import Answer, HTTPStatusError
 
 # A server of `tempering serve` has profiles by name (--named); a call's attention names one.
 ATTENTION_ARGUMENT = "tempering_profile"
+LIMITS = ("max_tokens", "max_completion_tokens")
+_UNKNOWN = re.compile(r"support|recogni|unknown|unexpected|extra|permitted|allowed", re.IGNORECASE)
 
 
 class OpenAICompatible:
@@ -27,85 +31,115 @@ class OpenAICompatible:
     def __init__(self, url: str | None = None, *, attention: bool = False) -> None:
         self.provider = "openai" if url is None else "server"
         self.has_attention = attention
-        self.spec = "openai" if url is None else ("vllm:" if attention else "") + _checked(url)
-        self.url = url
+        if url is None:
+            self.spec = "openai"
+            self.address = address_of("OPENAI_BASE_URL", "https://api.openai.com/v1")
+        else:
+            self.address = checked(url)
+            self.spec = ("vllm:" if attention else "") + self.address
         self.key = key_of(self.provider)
-
-    @asynccontextmanager
-    async def open(self, timeout: float) -> AsyncIterator[Session]:
-        """Connect, with the SDK's own retries off."""
-        try:
-            from openai import AsyncOpenAI
-        except ImportError:
-            raise MissingExtraError("openai", "agents") from None
-        options: dict[str, Any] = {} if self.url is None else {"base_url": self.url}
-        # The SDK insists on a key; servers of one's own mostly ignore it.
-        key = self.key if self.key is not None else "none"
-        async with AsyncOpenAI(api_key=key, max_retries=0, timeout=timeout, **options) as sdk:
-            yield _Session(sdk, self.provider == "openai")
-
-
-class _Session:
-    def __init__(self, sdk: Any, official: bool) -> None:
-        self.sdk = sdk
         # OpenAI's reasoning models refuse max_tokens, older servers know nothing else.
-        self.limit = "max_completion_tokens" if official else "max_tokens"
+        self.limit = LIMITS[1] if url is None else LIMITS[0]
+        self.takes_stop = True
 
-    async def send(self, call: Call, sent: Sent, model: str, seed: bool, name: str) -> Completion:
+    def url(self, model: str) -> str:
+        """Where calls go."""
+        return f"{self.address}/chat/completions"
+
+    def headers(self) -> dict[str, str]:
+        """Key, organisation and project; the latter two are OpenAI's and go nowhere else."""
+        found = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+        if self.provider == "openai":
+            names = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
+            for header, variable in names.items():
+                if value := os.environ.get(variable, "").strip():
+                    found[header] = value
+        return found
+
+    def body(self, call: Call, sent: Sent, model: str, seed: bool) -> dict[str, Any]:
+        """The request."""
         messages = [{"role": "user", "content": call.prompt}]
         if call.system is not None:
             messages.insert(0, {"role": "system", "content": call.system})
-        body: dict[str, Any] = {self.limit: call.tokens, **sent.extra}
+        body: dict[str, Any] = {"model": model, "messages": messages, self.limit: call.tokens}
+        body |= sent.extra
         for field, value in (
             ("temperature", sent.temperature),
             ("top_p", sent.top_p),
             ("seed", call.seed if seed else None),
-            ("stop", call.stop),
+            ("stop", call.stop if self.takes_stop else None),
         ):
             if value is not None:
                 body[field] = value
         if call.attention is not None:
             body["vllm_xargs"] = {ATTENTION_ARGUMENT: call.attention}
-        reply = await self.sdk.chat.completions.create(
-            model=model,
-            messages=messages,
-            extra_body=body,
-            extra_headers={"Idempotency-Key": name},
-        )
+        return body
+
+    def amend(self, body: dict[str, Any], reason: str) -> bool:
+        """Whether a request that was refused may be put otherwise; later ones are, at once.
+
+        The limit of tokens has two names, of which a server may know one. A stop text that is not
+        taken can be left out: the output is cut at it here anyway.
+        """
+        used = next(name for name in LIMITS if name in body)
+        other = LIMITS[used == LIMITS[0]]
+        if re.search(rf"\b{used}\b", reason) and (other in reason or _UNKNOWN.search(reason)):
+            self.limit = other
+            return True
+        if "stop" in body and re.search(r"['\"`]stop['\"`]|\bbody\.stop\b", reason):
+            self.takes_stop = False
+            return True
+        return False
+
+    def read(self, answer: Answer) -> Completion:
+        """What a reply says, whatever of it is missing."""
+        payload = _streamed(answer.content) or opened(answer)
+        choice = first(payload.get("choices"))
+        message = mapping(choice.get("message"))
+        text = text_of(message.get("content")) or text_of(choice.get("text"))
+        usage = mapping(payload.get("usage"))
+        read = count(usage.get("prompt_tokens", usage.get("input_tokens")))
+        written = count(usage.get("completion_tokens", usage.get("output_tokens")))
+        total = count(usage.get("total_tokens"))
+        if written is None and None not in (total, read):
+            written = max(0, (total or 0) - (read or 0)) or None
+        finish, refused = word(choice.get("finish_reason")), None
+        error = choice.get("error") or (None if text else payload.get("error"))
+        if error:
+            if not text and read is None and written is None:
+                raise HTTPStatusError(answer)
+            refused = reasons.reason_of(json.dumps({"error": error}).encode())
+        elif not text and isinstance(message.get("refusal"), str) and message["refusal"]:
+            refused, finish = f"the model refused: {message['refusal']}", "refusal"
+        elif not text and "choices" not in payload:
+            said = reasons.reason_of(answer.content)
+            if read is None and written is None:
+                raise MalformedError(f"no choices in the reply: {said}")
+            refused = f"no choices in the reply: {said}"
+        elif not text and not choice:
+            refused = "the reply has no choices"
+        elif not text and (message.get("reasoning_content") or message.get("reasoning")):
+            refused = "the reply holds reasoning and no answer"
+        return Completion(text, read, written, finish, refused)
+
+
+def _streamed(data: bytes) -> dict[str, Any] | None:
+    """A reply that came in pieces ("data: {..}") although none were asked for; None for others."""
+    if not data.lstrip().startswith((b"data:", b"event:", b": ")):
+        return None
+    text, finish = "", None
+    whole: dict[str, Any] = {}
+    for line in data.splitlines():
+        if not line.startswith(b"data:"):
+            continue
         try:
-            choice = reply.choices[0]
-            text, usage = choice.message.content, reply.usage
-            return Completion(
-                _text(text), usage.prompt_tokens, usage.completion_tokens, choice.finish_reason
-            )
-        except (AttributeError, TypeError, IndexError, KeyError) as error:
-            raise MalformedError(f"no choices or no usage in the reply ({error})") from None
-
-
-def _text(value: Any) -> str:
-    """The content; a reply may have none, e.g. where thinking used up all tokens."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise MalformedError(f"the content is no text but {type(value).__name__}")
-    return value
-
-
-def _checked(url: str) -> str:
-    """The address, without anything in it that may be a key."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InputError(f"the engine's address can't be read: {error}") from None
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            "an engine's address holds no user, password or query; put the key into the "
-            "environment variable TEMPERING_SERVER_KEY"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(
-            f"the engine {url!r} is neither local, openai, anthropic, gemini nor an address such "
-            "as http://localhost:8000/v1"
-        )
-    return url
+            piece = mapping(load(line[5:].strip()))
+        except ValueError:
+            continue
+        choice = first(piece.get("choices"))
+        text += text_of(mapping(choice.get("delta") or choice.get("message")).get("content"))
+        finish = choice.get("finish_reason") or finish
+        whole |= {name: piece[name] for name in ("usage", "error") if piece.get(name)}
+    if finish is None and not text and not whole:
+        return None
+    return {**whole, "choices": [{"message": {"content": text}, "finish_reason": finish}]}

@@ -1,4 +1,4 @@
-"""What engines over HTTP share: concurrency, retries, timeouts, policy, and keys kept out."""
+"""What engines over HTTP share: concurrency, retries, timeouts, policy, and what is kept."""
 
 from __future__ import annotations
 
@@ -7,53 +7,49 @@ import random
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 from tempering.agents.contract import Call, Done, EngineError, Progress, Reply, Stop
 from tempering.agents.temperatures import Rule, Sent
 from tempering.engines.providers.keys import redacted
-from tempering.engines.providers.retry import Backoff, MalformedError, classify
+from tempering.engines.providers.reasons import cut, plain
+from tempering.engines.providers.replies import Completion, MalformedError
+from tempering.engines.providers.retry import Backoff, Failure, classify
+from tempering.engines.providers.transport import Answer, NoAnswerError, Wire, connected
 from tempering.errors import InputError
+from tempering.files import whole_characters
 
 NO_PATTERN = "no pattern at all"  # what a server that tempers attention answers 400 to
 
 
-class Completion(NamedTuple):
-    """A provider's answer, in plain values."""
-
-    text: str
-    tokens_in: int
-    tokens_out: int
-    finish: str | None
-
-
-@runtime_checkable
-class Session(Protocol):
-    """An open connection of an SDK."""
-
-    async def send(self, call: Call, sent: Sent, model: str, seed: bool, name: str) -> Completion:
-        """One request; `name` is the same over retries, for servers that look out for doubles."""
-
-
 @runtime_checkable
 class Client(Protocol):
-    """One provider's SDK. spec: how the command line names it."""
+    """How one provider wants to be asked. spec: how the command line names it.
+
+    address: of the server, without what follows for one kind of call.
+    """
 
     provider: str
     spec: str
+    address: str
     has_attention: bool
 
-    def open(self, timeout: float) -> AbstractAsyncContextManager[Session]:
-        """Connect, with the SDK's own retries off."""
+    def url(self, model: str) -> str:
+        """Where calls go."""
 
+    def headers(self) -> dict[str, str]:
+        """Key and version; nothing that is meant for another provider."""
 
-def _counted(completion: Completion) -> Completion:
-    """A completion whose tokens are numbers; what they cost is summed up later."""
-    for count in (completion.tokens_in, completion.tokens_out):
-        if not isinstance(count, int):
-            raise MalformedError(f"a count of tokens is no number but {count!r}")
-    return completion
+    def body(self, call: Call, sent: Sent, model: str, seed: bool) -> dict[str, Any]:
+        """The request."""
+
+    def amend(self, body: dict[str, Any], reason: str) -> bool:
+        """Whether a request that was refused for this reason is put otherwise from now on, with
+        the same meaning."""
+
+    def read(self, answer: Answer) -> Completion:
+        """What a reply says; MalformedError or HTTPStatusError where it says nothing."""
 
 
 class RemoteEngine:
@@ -114,6 +110,7 @@ class RemoteEngine:
         """Settings for the record: never a key."""
         return {
             "engine": self.client.spec,
+            "address": self.client.address,
             "policy": self.policy,
             "rule": f"{self.rule.match} ({self.rule.date}, {self.rule.source})",
             "concurrency": self.concurrency,
@@ -158,9 +155,9 @@ class RemoteEngine:
                 await asyncio.sleep(0.05)
             halt.set()
 
-        async def one(session: Session, index: int, call: Call) -> None:
+        async def one(wire: Wire, index: int, call: Call) -> None:
             async with gate:
-                reply = await self._try(session, index, call, progress, halt)
+                reply = await self._try(wire, index, call, progress, halt)
             if reply is None:
                 return
             try:
@@ -170,89 +167,139 @@ class RemoteEngine:
                 failed.append(error)
                 halt.set()
 
-        async with self.client.open(self.timeout) as session:
+        async with connected(self.client.address, self.concurrency) as wire:
             if any(call.attention is not None for call in calls):
-                await self._probe(session)
+                await self._probe(wire)
             watcher = asyncio.create_task(watch())
             try:
                 async with asyncio.TaskGroup() as group:
                     for index, call in enumerate(calls):
-                        group.create_task(one(session, index, call))
+                        group.create_task(one(wire, index, call))
             finally:
                 watcher.cancel()
         if failed:
             raise failed[0]
 
     async def _try(
-        self, session: Session, index: int, call: Call, progress: Progress, halt: asyncio.Event
+        self, wire: Wire, index: int, call: Call, progress: Progress, halt: asyncio.Event
     ) -> Reply | None:
         """One call to its end; None when the run halted before it was made."""
         sent = self._sent(call)
         name = uuid.uuid4().hex
         rng = random.Random()
-        attempt = 0
+        attempt = discarded = 0
+        amended = False
         while not halt.is_set():
             attempt += 1
             progress(index, "running" if attempt == 1 else "retrying", attempt - 1)
+            body = self._body(call, sent)
+            answer = None
             try:
-                made = session.send(call, sent, self.model, self.rule.seed, name)
-                completion = _counted(await asyncio.wait_for(made, self.timeout))
+                async with asyncio.timeout(self.timeout):
+                    answer = await self._post(wire, body, name)
+                completion = self.client.read(answer)
             except Exception as error:
                 failure = classify(error)
+                discarded += self._lost(call, error, answer)
+                if not amended and not failure.retry and self.client.amend(body, failure.reason):
+                    amended = True
+                    continue
                 wait = self.backoff.wait(attempt, failure, rng)
                 if wait is None:
-                    tries = f" after {attempt} tries" if attempt > 1 else ""
                     return Reply(
                         None,
-                        error=redacted(f"{failure.reason}{tries}"),
+                        error=self._given_up(failure, attempt),
                         temperature_sent=sent.temperature,
                         attempts=attempt,
                         note=sent.note,
+                        tokens_discarded=discarded,
                     )
                 try:
                     await asyncio.wait_for(halt.wait(), wait)
                 except TimeoutError:
                     continue
                 return None
-            return self._reply(call, completion, sent, attempt)
+            return self._reply(call, completion, sent, attempt, discarded)
         return None
 
-    def _reply(self, call: Call, completion: Completion, sent: Sent, attempt: int) -> Reply:
-        text = completion.text.strip()
+    def _lost(self, call: Call, error: Exception, answer: Answer | None) -> int:
+        """Tokens that a failed try cost: those of a reply with status 200 that can't be read."""
+        size = error.begun if isinstance(error, NoAnswerError) else None
+        if isinstance(error, MalformedError) and answer is not None:
+            size = len(answer.content)
+        return 0 if size is None else self.count(call) + _written(size, call)
+
+    def _body(self, call: Call, sent: Sent) -> dict[str, Any]:
+        # The output is cut at the stop text here in any case.
+        asked = replace(call, stop=None) if "stop" in self.rule.refuses else call
+        return self.client.body(asked, sent, self.model, self.rule.seed)
+
+    async def _post(self, wire: Wire, body: dict[str, Any], name: str) -> Answer:
+        headers = {**self.client.headers(), "idempotency-key": name}
+        return await wire.post(self.client.url(self.model), headers, body)
+
+    def _given_up(self, failure: Failure, attempts: int) -> str:
+        """Why a call failed for good, with what there is to do about it."""
+        reason = failure.reason
+        if reason == "timed out":
+            reason += f": no reply of {self.client.address} in {self.timeout:g} s (--timeout)"
+        if failure.retry and self.backoff.too_long(failure):
+            reason += (
+                f"; the server asks to wait {failure.after:.0f} s, and at most "
+                f"{self.backoff.patience:g} s are waited for: go on after that"
+            )
+        return reason + (f" after {attempts} tries" if attempts > 1 else "")
+
+    def _reply(
+        self, call: Call, completion: Completion, sent: Sent, attempt: int, discarded: int
+    ) -> Reply:
+        """What is kept of a reply: all that was paid for."""
+        said = whole_characters(completion.text)
+        text = said.strip()
         if call.stop is not None:
             text = text.split(call.stop)[0].strip()
         error = None
-        if not text:
-            error = f"the reply has no text (finish: {completion.finish})"
+        if completion.refused is not None or not text:
+            error = completion.refused or "the reply has no text"
+            if completion.finish is not None and completion.finish not in error:
+                error += f" (finish: {completion.finish})"
             if completion.finish in ("length", "max_tokens", "MAX_TOKENS"):
                 error += "; allow more tokens, which include what a reasoning model thinks"
+            error = cut(redacted(plain(error)))
+        read, written, note = completion.tokens_in, completion.tokens_out, sent.note
+        if read is None or written is None:
+            counted = "the reply doesn't count its tokens: reckoned at 3 bytes each"
+            note = counted if note is None else f"{note}; {counted}"
+            read = self.count(call) if read is None else read
+            written = _written(len(said.encode()), call) if written is None else written
         return Reply(
-            output=redacted(text),
+            output=text,
             error=error,
             temperature_sent=sent.temperature,
             seed_sent=self.rule.seed,
-            tokens_in=completion.tokens_in,
-            tokens_out=completion.tokens_out,
+            tokens_in=read,
+            tokens_out=written,
             finish=completion.finish,
             attempts=attempt,
-            note=sent.note,
+            note=note,
+            tokens_discarded=discarded,
         )
 
-    async def _probe(self, session: Session) -> None:
+    async def _probe(self, wire: Wire) -> None:
         """EngineError unless the server reads attention patterns: it must refuse a wrong one.
 
         A server that doesn't know the argument ignores it, and every temperature would be wrong.
         """
         probe = Call("probe", "Say hello.", None, 1, 0, attention=NO_PATTERN)
         try:
-            made = session.send(probe, self._sent(probe), self.model, False, uuid.uuid4().hex)
-            await asyncio.wait_for(made, self.timeout)
+            async with asyncio.timeout(self.timeout):
+                await self._post(wire, self._body(probe, self._sent(probe)), uuid.uuid4().hex)
         except Exception as error:
             reason = classify(error).reason
             if reason.startswith(("HTTP 400", "HTTP 422")):
                 return
             raise EngineError(
-                f"can't ask {self.client.spec} whether it tempers attention: {redacted(reason)}"
+                f"can't ask {self.client.spec} whether it tempers attention: {reason}"
             ) from None
         raise EngineError(
             f"{self.client.spec} ignores attention patterns (it accepted a wrong one); serve it "
@@ -261,3 +308,9 @@ class RemoteEngine:
 
     def _sent(self, call: Call) -> Sent:
         return self.rule.settle(call.temperature, call.top_p, self.policy, self.model)
+
+
+def _written(size: int, call: Call) -> int:
+    """Tokens that a text of so many bytes may have cost: one for 3 bytes, at most those allowed,
+    unless the server allowed more (no token has over 8 bytes for long)."""
+    return max(min(size // 3 + 1, call.tokens), size // 8) if size else 0

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
-import json
+import math
 import random
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-
-class MalformedError(Exception):
-    """A reply that came whole but is not what the interface promises."""
+from tempering.engines.providers import reasons
+from tempering.engines.providers.bodies import load, mapping
+from tempering.engines.providers.keys import redacted
+from tempering.engines.providers.replies import MalformedError
+from tempering.engines.providers.transport import Answer, NoAnswerError
 
 
 class Failure(NamedTuple):
@@ -27,7 +30,7 @@ class Failure(NamedTuple):
 class Backoff:
     """Waits of first * 2^(attempt - 1) seconds, at most `most`, each times a factor in [0.5, 1].
 
-    retries: tries after the first, at most. patience: longest Retry-After that is waited for.
+    retries: tries after the first, at most. patience: longest wait that a server asks for and gets.
     """
 
     retries: int = 5
@@ -37,72 +40,138 @@ class Backoff:
 
     def wait(self, attempt: int, failure: Failure, rng: random.Random) -> float | None:
         """Seconds until the next try after `attempt` tries; None to give up."""
-        if not failure.retry or attempt > self.retries:
-            return None
-        if failure.after is not None and failure.after > self.patience:
+        if not failure.retry or attempt > self.retries or self.too_long(failure):
             return None
         own = min(self.most, self.first * 2 ** min(attempt - 1, 30)) * rng.uniform(0.5, 1.0)
         return max(own, failure.after or 0.0)
 
+    def too_long(self, failure: Failure) -> bool:
+        """Whether the server asks for a longer wait than is waited for."""
+        return failure.after is not None and failure.after > self.patience
 
-# Of the SDKs and of the HTTP libraries under them, which share no base class.
-_TRANSIENT = (
-    "APIConnectionError",
-    "APITimeoutError",
-    "APIResponseValidationError",
-    "UnknownApiResponseError",
-    "TransportError",
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "ValidationError",
+
+# Kinds of errors that no waiting mends: OpenAI's, Anthropic's, Gemini's quotas of a day.
+_FOR_GOOD = re.compile(
+    r"insufficient_quota|billing_(?:not_active|hard_limit_reached|error)|access_terminated"
+    r"|.*PerDay.*",
+    re.IGNORECASE,
+)
+# Kinds of errors inside a reply with status 200 that pass.
+_PASSING = re.compile(
+    r"overloaded(?:_error)?|rate_limit\w*|server_error|internal\w*|unavailable|api_error"
+    r"|resource_exhausted|deadline_exceeded|timeout\w*|too_many_requests",
+    re.IGNORECASE,
 )
 
 
 def classify(error: Exception) -> Failure:
-    """What an exception of an SDK means: by its status, else by its kind."""
-    status = _status(error)
-    if status is not None:
-        retry = status in (408, 409, 429) or status >= 500
-        return Failure(f"HTTP {status}: {_words(error)}", retry, retry_after(error))
-    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+    """What an exception means: by the server's answer where there is one, else by its kind.
+
+    The reason is one line without a key, cut when it is long.
+    """
+    answer: Any = getattr(error, "response", None)
+    status = getattr(answer, "status_code", None)
+    if isinstance(status, int):
+        headers = {str(name).lower(): str(v) for name, v in dict(answer.headers).items()}
+        url = answer.url if isinstance(answer, Answer) else ""
+        return refusal(status, headers, bytes(answer.content), url)
+    if isinstance(error, MalformedError):
+        return Failure(_line(f"malformed reply: {error}"), error.again, None)
+    if isinstance(error, NoAnswerError):
+        return Failure(_line(str(error)), error.again, None)
+    if isinstance(error, TimeoutError):
         return Failure("timed out", True, None)
-    if isinstance(error, MalformedError | json.JSONDecodeError | UnicodeDecodeError):
-        return Failure(f"malformed reply: {_words(error)}", True, None)
-    names = {base.__name__ for base in type(error).__mro__}
-    if isinstance(error, OSError) or names.intersection(_TRANSIENT):
-        return Failure(f"{type(error).__name__}: {_words(error)}", True, None)
-    return Failure(f"{type(error).__name__}: {_words(error)}", False, None)
+    said = str(error) or type(error).__name__
+    return Failure(_line(f"{type(error).__name__}: {said}"), isinstance(error, OSError), None)
 
 
-def retry_after(error: Exception) -> float | None:
-    """Seconds that the server's reply asks to wait, from a number or a date."""
-    headers: Any = getattr(getattr(error, "response", None), "headers", None)
-    if headers is None:
-        return None
+def refusal(status: int, headers: Mapping[str, str], data: bytes, url: str) -> Failure:
+    """What an answer that is none means. status 200: an error that came as a whole reply."""
+    said = reasons.reason_of(data) or reasons.phrase(status)
+    codes = reasons.codes_of(data)
+    after = wait_asked(headers, data)
+    inner = _inner_status(data)
+    if status == 200:
+        retry = any(_PASSING.fullmatch(code) for code in codes)
+        retry = _passes(inner) if inner is not None else retry
+        start = "an error inside HTTP 200"
+    else:
+        retry = _passes(status)
+        start = f"HTTP {status}"
+    told = headers.get("x-should-retry")
+    retry = told == "true" if told in ("true", "false") else retry
+    if any(_FOR_GOOD.fullmatch(code) for code in codes) or inner == 402:
+        retry = False
+    if status in (301, 302, 303, 307, 308) and "location" in headers:
+        said += f"; it moved to {reasons.plain(headers['location'])}: give that address"
+    reason = _line(f"{start}: {said}") + _line(reasons.advice(status, data, url))
+    return Failure(reason, retry, after)
+
+
+def wait_asked(headers: Mapping[str, str], data: bytes = b"") -> float | None:
+    """Seconds that a server asks to wait: by a header (a number, a date) or in its body."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
+        value = headers.get(name, "").strip()
+        if not value:
             continue
+        seconds = _seconds(value)
+        if seconds is not None:
+            return seconds / unit
+        date = email.utils.parsedate_tz(value)
+        if date is not None and (left := email.utils.mktime_tz(date) - time.time()) >= 0:
+            return left
+    try:
+        body = load(data)
+    except ValueError:
+        body = None
+    for item in body if isinstance(body, list) else [body]:
+        details = mapping(mapping(item).get("error")).get("details")
+        for detail in details if isinstance(details, list) else []:
+            seconds = _seconds(str(mapping(detail).get("retryDelay", "")))
+            if seconds is not None:
+                return seconds
+    said = re.search(r"(?:retry|try again) (?:in|after) ((?:[\d.]+ ?(?:ms|h|m|s)[a-z]* ?)+)",
+                     reasons.reason_of(data), re.IGNORECASE)  # fmt: skip
+    return _seconds(said[1]) if said else None
+
+
+_UNITS = {"ms": 0.001, "h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+def _seconds(text: str) -> float | None:
+    """ "6", "6s", "1m30.5s", "20ms" in seconds; None for what is no time from now on."""
+    text = text.strip().rstrip(".").lower()
+    try:
+        found = float(text)
+    except ValueError:
+        parts = re.findall(r"([\d.]+) ?(ms|h|m|s)[a-z]*", text)
+        if not parts or not re.fullmatch(r"(?:[\d.]+ ?(?:ms|h|m|s)[a-z]* ?)+", text):
+            return None
         try:
-            seconds = float(value) / unit
+            found = sum(float(number) * _UNITS[unit] for number, unit in parts)
         except ValueError:
-            parsed = email.utils.parsedate_tz(value)
-            if parsed is None:
-                continue
-            seconds = email.utils.mktime_tz(parsed) - time.time()
-        if seconds == seconds and seconds >= 0:
-            return seconds
-    return None
+            return None
+    return found if math.isfinite(found) and found >= 0 else None
 
 
-def _status(error: Exception) -> int | None:
-    for name in ("status_code", "code"):
-        value = getattr(error, name, None)
-        if isinstance(value, int) and 400 <= value < 600:
-            return value
-    return None
+def _passes(status: int) -> bool:
+    """Whether a status is one that passes; 501 and 505 are for good."""
+    return status in (408, 409, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
-def _words(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+def _inner_status(data: bytes) -> int | None:
+    """The status that an error in a body gives itself."""
+    try:
+        body = load(data)
+    except ValueError:
+        return None
+    item = body[0] if isinstance(body, list) and body else body
+    code = mapping(mapping(item).get("error")).get("code", mapping(item).get("code"))
+    if isinstance(code, str) and code.isascii() and code.isdigit():
+        code = int(code[:4])
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
+def _line(text: str) -> str:
+    """One line without a key, and only then cut."""
+    return reasons.cut(redacted(reasons.plain(text)))

@@ -21,9 +21,10 @@ def register() -> None:
     from vllm.v1.engine.parallel_sampling import ParentRequest
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from tempering.engines.vllm import admission, failing, settings
+    from tempering.engines.vllm import admission, failing, settings, templates
 
     check_release("vllm")
+    templates.register()
     wrap(EngineArgs, "create_engine_config", settings.create_engine_config)
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)

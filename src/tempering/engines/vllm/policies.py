@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from tempering.engines.vllm import templates
 from tempering.errors import InputError
 from tempering.tokens.policy import Policy
 from tempering.tokens.request import policy_from_request
@@ -74,6 +75,7 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
     request = {key: value for key, value in extra_of(params).items() if key in _POLICY}
     if not request:
         return None
+    tokenizer = templates.tokenizer_of(params, tokenizer)
     temperature = float(params.temperature)
     if temperature == 0:
         raise InputError(

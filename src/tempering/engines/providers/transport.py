@@ -1,0 +1,174 @@
+"""One request over HTTP: bytes out, bytes back, and what went wrong in the words of a user.
+
+The providers' SDKs are not used. They decode a reply before it can be kept (half a character, a
+body without usage), lose the reasons of servers that are not theirs, add headers of the
+environment to requests for any server, and choose the version of the interface: since its release
+2 Anthropic's asks for version 2026-10-21, which refuses every temperature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+from tempering.errors import InputError, MissingExtraError
+
+MOST = 64 * 2**20  # bytes of a reply; the longest of today's models write about one
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered. headers: with names in lower case. url: what was asked."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+    url: str
+
+
+class HTTPStatusError(Exception):
+    """A server answered, but not with 200."""
+
+    def __init__(self, response: Answer) -> None:
+        super().__init__(f"HTTP {response.status_code}")
+        self.response = response
+
+
+class NoAnswerError(Exception):
+    """No whole answer came. again: trying again may help. begun: bytes of a reply that was cut."""
+
+    def __init__(self, reason: str, again: bool, begun: int | None = None) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.begun = begun
+
+
+class Wire:
+    """Connections to one server."""
+
+    def __init__(self, http: Any) -> None:
+        self.http = http
+
+    async def post(self, url: str, headers: Mapping[str, str], body: dict[str, Any]) -> Answer:
+        """The answer with status 200; HTTPStatusError or NoAnswerError."""
+        import httpx2
+
+        content = json.dumps(body).encode()
+        sent = {"content-type": "application/json", **headers}
+        data, begun = bytearray(), None
+        for _ in range(4):
+            try:
+                async with self.http.stream("POST", url, headers=sent, content=content) as reply:
+                    begun = 0 if reply.status_code == 200 else None
+                    async for part in reply.aiter_bytes():
+                        data += part
+                        if len(data) > MOST:
+                            raise NoAnswerError(f"a reply of over {MOST >> 20} MiB", False, MOST)
+                    names = {name.lower(): value for name, value in reply.headers.items()}
+                    answer = Answer(reply.status_code, names, bytes(data), url)
+            except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+                cut = None if begun is None else len(data)
+                raise _explained(error, url, cut) from error
+            place = _moved(url, answer)
+            if place is None:
+                break
+            url = place
+            data.clear()
+        if answer.status_code != 200:
+            raise HTTPStatusError(answer)
+        return answer
+
+
+@asynccontextmanager
+async def connected(url: str, concurrency: int) -> AsyncIterator[Wire]:
+    """A wire to a server for so many requests at once; proxies and certificates are those of the
+    environment. How long a request may take is the caller's matter."""
+    try:
+        import httpx2
+    except ImportError:
+        raise MissingExtraError("httpx2", "agents") from None
+    limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    options: dict[str, Any] = {"limits": limits}
+    try:
+        if proxy_bypass(urlsplit(url).netloc):  # no proxy is even looked at, also one of SOCKS
+            options = {"transport": httpx2.AsyncHTTPTransport(limits=limits)}
+        http = httpx2.AsyncClient(timeout=None, **options)
+    except ImportError:
+        raise InputError(
+            "the proxy of the environment (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY) is a SOCKS proxy, "
+            "which needs a package more: pip install 'httpx2[socks]'; or unset the variable, or "
+            "name this server in NO_PROXY"
+        ) from None
+    except (ValueError, httpx2.InvalidURL):
+        raise InputError(
+            "the environment names a proxy (ALL_PROXY, HTTP_PROXY, HTTPS_PROXY or NO_PROXY) that "
+            "is no address such as http://host:3128; set it anew or unset it"
+        ) from None
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"can't read the certificates that SSL_CERT_FILE or SSL_CERT_DIR names: {error}"
+        ) from None
+    async with http:
+        yield Wire(http)
+
+
+def _moved(url: str, answer: Answer) -> str | None:
+    """Where a redirection leads that keeps the request and its key on the same server."""
+    import httpx2
+
+    place = answer.headers.get("location")
+    if answer.status_code not in (307, 308) or place is None:
+        return None
+    try:
+        here = httpx2.URL(url)
+        there = here.join(place)
+    except httpx2.InvalidURL:
+        return None
+    same = (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
+    return str(there) if same else None
+
+
+def _explained(error: Exception, url: str, cut: int | None) -> NoAnswerError:
+    """An exception of the HTTP library, with the address and what may mend it."""
+    import httpx2
+
+    place = httpx2.URL(url)
+    server = f"{place.scheme}://{place.netloc.decode('ascii', 'replace')}"
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if not isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        again = isinstance(error, httpx2.TransportError | httpx2.DecodingError)
+        again = again and not isinstance(error, httpx2.UnsupportedProtocol)
+        told = str(error) or type(error).__name__
+        return NoAnswerError(f"the connection to {server} broke: {told}", again, cut)
+    if caused_by(ssl.SSLError):
+        mend = "the environment variable SSL_CERT_FILE can name more certificates to trust"
+        if caused_by(ssl.SSLCertVerificationError):
+            return NoAnswerError(f"{server} shows no certificate to trust: {error}; {mend}", False)
+        return NoAnswerError(
+            f"{server} doesn't speak HTTPS: {error}; is its address http://{place.host}...?", False
+        )
+    if caused_by(socket.gaierror):
+        reason = f"can't find the server {place.host}: {error}; is its name right?"
+    elif caused_by(ConnectionRefusedError):
+        reason = f"can't connect to {server}: connection refused; is the server running there?"
+    else:
+        reason = f"can't connect to {server}: {error}"
+    proxies = [name for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
+               if os.environ.get(name) or os.environ.get(name.lower())]  # fmt: skip
+    if proxies:
+        reason += f" (the environment's {' and '.join(proxies)} may be in the way)"
+    return NoAnswerError(reason, True)
