@@ -26,6 +26,7 @@ from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, bootstrap_mean
+from tempering.tokens.ends import end_tokens
 
 METRICS = ("distinct-1", "distinct-2", "spread", "nll")
 
@@ -88,7 +89,7 @@ def sample(
             num_return_sequences=k,
             max_new_tokens=tokens,
         )
-    ends = _ends(model)
+    ends = end_tokens(model.generation_config)
     results = []
     for row in out[:, len(prompt) :].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -226,11 +227,6 @@ def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float
     ]
 
 
-def _ends(model: Any) -> set[int]:
-    end = model.generation_config.eos_token_id
-    return set(end) if isinstance(end, list) else {end}
-
-
 def _pad(model: Any) -> int:
     pad = model.generation_config.pad_token_id
-    return pad if pad is not None else min(_ends(model) - {None} or {0})
+    return pad if pad is not None else min(end_tokens(model.generation_config), default=0)

@@ -65,8 +65,8 @@ class Tempering:
                 )
             check_profiles(profiles, model, self._layout, walked)
         rules = self._rules_of(profiles)
-        for module, texts in rules:
-            layer_rule.check_attach(self, getattr(module, interface_route.STATE), texts)
+        for module, own in rules:
+            layer_rule.check_attach(self, getattr(module, interface_route.STATE), own)
         self.set_rows(_stack(profiles, self._layout))
         self._set_rules(rules)
 
@@ -76,8 +76,8 @@ class Tempering:
         return list(zip(self._modules, zip(*rules, strict=True), strict=True))
 
     def _set_rules(self, rules: list[tuple[nn.Module, Sequence[Any]]]) -> None:
-        for module, texts in rules:
-            layer_rule.attach(self, module, getattr(module, interface_route.STATE), texts)
+        for module, own in rules:
+            layer_rule.attach(self, module, getattr(module, interface_route.STATE), own)
 
     def rules(self) -> dict[str, list[layer_rule.RuleCount]]:
         """For each layer with rules: how often each acted, and how often T was at its bounds."""

@@ -24,12 +24,14 @@ from tempering.attention.profiles.fingerprint import (
     quick_fingerprint,
 )
 from tempering.attention.profiles.format import fields_of, json_of
-from tempering.attention.profiles.rules import check_rules
+from tempering.attention.profiles.rules import Rule, check_rules
 from tempering.counts import whole_number
 from tempering.data.gallery import gallery_text, names_gallery
 from tempering.errors import ProfileError, RefusedError, TemperatureError
 from tempering.files import read_json, read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
+
+UNTEMPERED = "untempered"  # a model without a profile, in tables, figures and a server's answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Profile:
     model: Mapping[str, Any] | None = None
     pattern: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    rules: tuple[str | None, ...] = ()
+    rules: tuple[Rule | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -249,7 +251,7 @@ class Profile:
     def refuse_rules(self, why: str) -> None:
         """RefusedError that says why, when the profile has rules."""
         if any(self.rules):
-            named = ", ".join(dict.fromkeys(item for item in self.rules if item))
+            named = ", ".join(dict.fromkeys(str(item) for item in self.rules if item))
             raise RefusedError(f"this profile has rules ({named}): {why}")
 
     def _refuse_name(self, name: str, plan: Layout) -> None:
@@ -386,7 +388,7 @@ def _check_row(row: Tensor, where: str) -> None:
     check_values(row, where)
 
 
-def rules_for(profile: Profile, plan: Layout) -> tuple[str | None, ...]:
+def rules_for(profile: Profile, plan: Layout) -> tuple[Rule | None, ...]:
     """The rule of each attention layer of a layout; None where it has none."""
     if not profile.rules:
         return (None,) * len(plan.layers)

@@ -17,6 +17,7 @@ from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
+from tempering.tokens.ends import end_tokens
 from tempering.tokens.trace import Step as Known
 from tempering.tokens.trace import measure as trace_steps
 
@@ -79,7 +80,7 @@ def stream(
     rows = len(profiles)
     device = input_device(model)
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
-    ends = _ends(model)
+    ends = end_tokens(model.generation_config)
     ids, past = prompt.to(device).expand(rows, -1), None
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [_Text(tokenizer) for _ in range(rows)]
@@ -130,10 +131,3 @@ class _Text:
             return ""
         new, self.shown = text[self.shown :], len(text)
         return new
-
-
-def _ends(model: Any) -> set[int]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        return set()
-    return set(end) if isinstance(end, list) else {end}
