@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.logits import Call, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.rules import LogLength, Rule, rule
@@ -32,24 +33,29 @@ class LayerRule:
     texts: the rule of each row of the batch (or one for all); None where a row has none.
     """
 
-    def __init__(self, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
-        self.module, self.state, self.texts = module, state, list(texts)
+    def __init__(self, module: nn.Module, texts: Sequence[str | None]) -> None:
+        self.module, self.texts = module, list(texts)
         self.rules = {text: rule(text) for text in texts if text is not None}
         self.counts = {text: RuleCount(text) for text in self.rules}
 
+    def join(self, state: TemperatureState, owner: int) -> None:
+        """Become the rule of a state; RefusedError where another handle's is."""
+        check_attach(owner, state, self.texts)
+        state.rule, state.rule_owner = self, owner
+
     @torch.compiler.disable
     def __call__(
-        self, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+        self, state: TemperatureState, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
     ) -> Float[Tensor, "batch heads q_seq 1"]:
         """beta of every query: the profile's times the rule's."""
         batch, heads, q_seq, _ = query.shape
         if len(self.texts) not in (1, batch):
             raise ProfileError(
                 f"{len(self.texts)} profiles with rules were given for a batch of {batch} rows "
-                f"(at {self.state.layer.name}); give one profile, or one for each row"
+                f"(at {state.layer.name}); give one profile, or one for each row"
             )
         texts = self.texts * batch if len(self.texts) == 1 else self.texts
-        own = self.state.beta.to(query.device)
+        own = state.beta.to(query.device)
         beta = own.new_ones(batch, heads, q_seq)
         for text, item in self.rules.items():
             rows = [index for index, other in enumerate(texts) if other == text]
@@ -110,28 +116,18 @@ def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     return (seen & shown).sum(-1).expand(batch, -1, q_seq)
 
 
-def check_attach(handle: Any, state: Any, texts: Sequence[str | None]) -> None:
-    """Raise what `attach` would, and change nothing."""
+def check_attach(owner: int, state: TemperatureState, texts: Sequence[str | None]) -> None:
+    """Raise what `LayerRule.join` would, and change nothing; owner: the number of a hold."""
     if all(text is None for text in texts):
         return
     check_layer(state.layer)
-    if state.rule is not None and state.rule_owner is not handle:
+    if state.rule is not None and state.rule_owner != owner:
         raise RefusedError(
             f"{state.layer.name} has a rule already ({', '.join(state.rule.counts)}); rules don't "
             "nest: remove the other handle first"
         )
 
 
-def attach(handle: Any, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
-    """Give a tempered module its rules; RefusedError where another handle gave it some."""
-    check_attach(handle, state, texts)
-    if all(text is None for text in texts):
-        detach(handle, state)
-    else:
-        state.rule, state.rule_owner = LayerRule(module, state, texts), handle
-
-
-def detach(handle: Any, state: Any) -> None:
-    """Take away the rules that a handle gave."""
-    if state.rule_owner is handle:
-        state.rule, state.rule_owner = None, None
+def layer_rule(module: nn.Module, texts: Sequence[str | None]) -> LayerRule | None:
+    """The rule of a module, if a row of the batch has one."""
+    return None if all(text is None for text in texts) else LayerRule(module, texts)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import AttentionLayer, Layout, attends
 from tempering.errors import ArchitectureError
 
@@ -51,8 +52,10 @@ def examined(model: nn.Module, sample: dict[str, Any] | None = None) -> tuple[La
     if sample is not None or implementation not in known:
         from tempering.attention.examining.watch import observe
 
-        observation = observe(model, sample)
-        known[implementation] = (_arrange(model, observation.layers), observation)
+        with untempered():  # whatever is in force
+            observation = observe(model, sample)
+        plan = _arrange(model, observation.layers)
+        known[implementation] = (_with_outside(model, plan, observation.reached), observation)
     return known[implementation]
 
 
@@ -115,6 +118,16 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
             missing.append(name)
             known.append(name)
     return tuple(missing)
+
+
+def _with_outside(model: nn.Module, plan: Layout, reached: Collection[str]) -> Layout:
+    """The layout with the modules that attend by their code and did not on the sample."""
+    outside = tuple(
+        name
+        for name, module in model.named_modules()
+        if attends(module) and not any(_related(name, layer) for layer in plan.names)
+    )
+    return replace(plan, outside=outside, unreached=tuple(n for n in outside if n not in reached))
 
 
 def _related(name: str, other: str) -> bool:

@@ -1,0 +1,105 @@
+"""The forward of a tempered module: it finds its temperatures, and must have used them.
+
+While a module is held, its `forward` is wrapped. What runs inside is attention that must meet
+its temperature: a forward that ends without one tempered call (it took softmax under a name of
+its own, or by another way than when it was examined) is an error at that moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempering.attention.hooks.ownership import LOCK, STATE, Hold, Outside, Part, Site, Trouble
+from tempering.attention.hooks.softmax_route import Running
+from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.layout import AttentionLayer
+from tempering.errors import ArchitectureError
+
+
+def hold(module: nn.Module, owner: Hold, given: Part | Outside) -> Site:
+    """Give a module what a hold has for it; `owner.release` takes it back."""
+    with LOCK:
+        site = getattr(module, STATE, None)
+        if site is None:
+            site = Site(module, _forward_tempered, _place(module))
+            inner = module.__dict__.get("forward")
+            # A copy of a tempered model has our method and no site: there is nothing inside.
+            site.inner = None if getattr(inner, "__func__", None) is _forward_tempered else inner
+            setattr(module, STATE, site)
+            # A bound method, so that a deep copy of the model binds it to the copy.
+            module.forward = types.MethodType(_forward_tempered, module)
+        if isinstance(given, Part):
+            site.parts[owner.number] = given
+        else:
+            site.outside[owner.number] = given
+        return site
+
+
+@contextlib.contextmanager
+def held(
+    module: nn.Module, layer: AttentionLayer
+) -> Iterator[Callable[[Tensor], TemperatureState]]:
+    """Temper one module for this thread alone: gives a function that sets T[rows, heads]."""
+    owner = Hold([module], private=True)
+    try:
+        site = hold(module, owner, Part(layer, torch.ones(1, layer.heads, dtype=torch.float64)))
+        owner.enter()
+
+        def temper(temperature: Tensor) -> TemperatureState:
+            site.set(owner.number, temperature)
+            state = site.find()
+            assert isinstance(state, TemperatureState)
+            return state
+
+        yield temper
+    finally:
+        owner.release()
+
+
+def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    site = getattr(module, STATE, None)
+    if site is None:
+        inner = module.__dict__.get("forward")
+        if inner is None or getattr(inner, "__func__", None) is _forward_tempered:
+            # A deep copy: its forward came along, its temperatures did not.
+            return type(module).forward(module, *args, **kwargs)
+        return inner(*args, **kwargs)  # given back since this was looked up
+    inner = site.inner
+    state = site.here
+    if state is None:
+        if inner is not None:
+            return inner(*args, **kwargs)
+        return type(module).forward(module, *args, **kwargs)
+    if isinstance(state, Trouble) or (isinstance(state, Outside) and state.entered):
+        raise state.error
+    with Running(state) as running:
+        if inner is not None:
+            output = inner(*args, **kwargs)
+        else:
+            output = type(module).forward(module, *args, **kwargs)
+    if not running.met and not isinstance(state, Outside):
+        raise ArchitectureError(
+            f"{state.layer.name} ({type(module).__name__}) ran without meeting its temperature: "
+            "it attends by another way than when it was examined, or calls torch.softmax or "
+            "scaled_dot_product_attention under a name of its own (import torch.nn.functional "
+            "as F, and call F.softmax), so this forward can't be controlled exactly"
+        )
+    return output
+
+
+# A pickled method is looked up by name in the module that is loaded: its own forward, there.
+_forward_tempered.__name__ = "forward"
+
+
+def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module computes, and float64 for a model that does (else float32)."""
+    tensor = next((item for item in module.parameters() if item.is_floating_point()), None)
+    if tensor is None or tensor.is_meta:
+        return torch.device("cpu"), torch.float32
+    return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
