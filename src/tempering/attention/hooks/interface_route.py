@@ -82,7 +82,7 @@ def _signature(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
 class _ModuleWithSinks:
     """A module with other sink logits, for eager code that reads them off the module."""
 
-    def __init__(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, module: Any, change: Callable[[Tensor], Tensor]) -> None:
         self._module = module
         self._change = change
 
