@@ -143,9 +143,7 @@ def test_many_threads_are_each_exact(kind, model):
 def test_a_profile_for_each_row_in_each_thread(model):
     def work(index):
         rows = [profile(2 * index), profile(2 * index + 1)]
-        expected = torch.stack(
-            [exact(model, 2 * index)[0], exact(model, 2 * index + 1)[1]]
-        )
+        expected = torch.stack([exact(model, 2 * index)[0], exact(model, 2 * index + 1)[1]])
         for _ in range(3):
             with tempered(model, rows):
                 assert off(logits(model), expected) < 2e-5

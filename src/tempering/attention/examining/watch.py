@@ -274,9 +274,10 @@ class _Watcher:
             last = dim in (-1, logits.ndim - 1)
             if not (last and readings and bool((logits <= _MASKED).any())):
                 return
-        self.unread[self.names.get(id(owner), "")] = (
+        self.unread.setdefault(
+            self.names.get(id(owner), ""),
             f"attends by {operator}, out of reach of a temperature (a softmax by hand, or of "
-            "compiled, scripted or fused code; call torch.nn.functional.softmax)"
+            "compiled, scripted or fused code; call torch.nn.functional.softmax)",
         )
 
     def by_hand(self, logits: Tensor) -> None:

@@ -71,26 +71,36 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return type(module).forward(module, *args, **kwargs)
         return inner(*args, **kwargs)  # given back since this was looked up
     inner = site.inner
+    if inner is None:
+        inner = types.MethodType(type(module).forward, module)
     state = site.here
     if state is None:
-        if inner is not None:
-            return inner(*args, **kwargs)
-        return type(module).forward(module, *args, **kwargs)
-    if isinstance(state, Trouble) or (isinstance(state, Outside) and state.entered):
-        raise state.error
-    with Running(state) as running:
-        if inner is not None:
+        return inner(*args, **kwargs)
+    if type(state) is TemperatureState:
+        if state.layer.route == "interface" and not torch.compiler.is_compiling():
+            before = state.calls
             output = inner(*args, **kwargs)
+            met = state.calls != before
         else:
-            output = type(module).forward(module, *args, **kwargs)
-    if not running.met and not isinstance(state, Outside):
-        raise ArchitectureError(
-            f"{state.layer.name} ({type(module).__name__}) ran without meeting its temperature: "
-            "it attends by another way than when it was examined, or calls torch.softmax or "
-            "scaled_dot_product_attention under a name of its own (import torch.nn.functional "
-            "as F, and call F.softmax), so this forward can't be controlled exactly"
-        )
-    return output
+            with Running(state) as running:
+                output = inner(*args, **kwargs)
+            met = running.met
+        if not met:
+            raise _unmet(state, module)
+        return output
+    if isinstance(state, Outside) and not state.entered:
+        with Running(state):
+            return inner(*args, **kwargs)
+    raise state.error
+
+
+def _unmet(state: TemperatureState, module: nn.Module) -> ArchitectureError:
+    return ArchitectureError(
+        f"{state.layer.name} ({type(module).__name__}) ran without meeting its temperature: it "
+        "attends by another way than when it was examined, or calls torch.softmax or "
+        "scaled_dot_product_attention under a name of its own (import torch.nn.functional as F, "
+        "and call F.softmax), so this forward can't be controlled exactly"
+    )
 
 
 # A pickled method is looked up by name in the module that is loaded: its own forward, there.

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from tempering.attention.hooks.interface_route import attend
-from tempering.attention.hooks.ownership import STATE, Outside, Trouble
+from tempering.attention.hooks.ownership import STATE
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.logits import observe_with
 
 # Reentrant: a forgotten handle may be collected, and so let go, while the lock is held.
@@ -104,7 +105,7 @@ def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) 
         state = None if site is None else site.here
         if state is None:
             return function(module, *args, **kwargs)
-        if isinstance(state, Trouble | Outside):
+        if type(state) is not TemperatureState:
             raise state.error
         if state.observer is None:
             return attend(function, state, module, *args, **kwargs)

@@ -138,9 +138,10 @@ def attend(
             f"{layer.name} has queries of shape {tuple(query.shape)}; "
             f"axis 1 should hold its {layer.heads} heads"
         )
-    met(state)
     compiling = torch.compiler.is_compiling()
-    if not compiling:
+    if compiling:
+        met(state)
+    else:
         check_arguments(function, layer.name, kwargs)
         state.calls += 1
         state.meet(query.shape[0], query.device)

@@ -17,6 +17,7 @@ from tempering.attention.layout import AttentionLayer
 from tempering.attention.limits import check_values
 from tempering.errors import ProfileError
 
+
 @contextlib.contextmanager
 def _ordinary_tensors() -> Iterator[None]:
     """What is made in here serves outside `torch.inference_mode` as well."""
