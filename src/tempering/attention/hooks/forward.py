@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.hooks.ownership import LOCK, STATE, Hold, Outside, Part, Site, Trouble
+from tempering.attention.hooks.ownership import LOCK, STATE, Hold, Outside, Part, Site
 from tempering.attention.hooks.softmax_route import Running
 from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.layout import AttentionLayer

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from tempering.attention.hooks.softmax_route import met
 from tempering.attention.hooks.state import (
     TemperatureState,
+    adds_too_much,
     fitted,
+    in_float,
     scaled,
     scaled_mask,
     shift_of,
@@ -150,12 +152,19 @@ def attend(
     else:
         beta = state.rule(state, query, key, attention_mask, kwargs)
         shift = shift_of(beta) if query.dtype == torch.float16 else 1
+    biases = (attention_mask, kwargs.get("position_bias"))
+    half = any(adds_too_much(query, item, shift, layer.mask_floor) for item in biases)
+    if half:
+        query, key, value = query.float(), key.float(), value.float()
+        attention_mask = in_float(attention_mask)
+        kwargs = {name: in_float(item) for name, item in kwargs.items()}
     sinks = has_own_sinks(module)
     extras = [name for name in LOGIT_ARGUMENTS if kwargs.get(name) is not None]
     flat = [name for name in ("s_aux", "sinks") if name in extras and kwargs[name].ndim == 1]
     if beta.shape[0] > 1 and (sinks or flat):
         states = (query, key, value)
-        return _by_row(function, state, beta, shift, module, states, attention_mask, kwargs)
+        output = _by_row(function, state, beta, shift, module, states, attention_mask, kwargs)
+        return tuple(None if x is None else x.half() for x in output) if half else output
 
     scaling = kwargs.get("scaling")
     uniform = None if compiling or state.rule is not None else state.uniform
@@ -171,7 +180,8 @@ def attend(
     if sinks:
         target = _ModuleWithSinks(module, lambda own: _scaled_sinks(own, beta))
     mask = scaled_mask(attention_mask, beta, layer.mask_floor)
-    return function(target, query, key, value, mask, **kwargs)
+    output = function(target, query, key, value, mask, **kwargs)
+    return tuple(None if x is None else x.half() for x in output) if half else output
 
 
 def _scaled_extra(

@@ -22,7 +22,14 @@ from torch import Tensor
 
 from tempering.attention import axes
 from tempering.attention.hooks.ownership import Outside
-from tempering.attention.hooks.state import TemperatureState, divided, fitted, scaled_mask
+from tempering.attention.hooks.state import (
+    TemperatureState,
+    adds_too_much,
+    divided,
+    fitted,
+    in_float,
+    scaled_mask,
+)
 from tempering.errors import ArchitectureError
 
 _F_SOFTMAX, _TORCH_SOFTMAX, _SPECIAL = F.softmax, torch.softmax, torch.special.softmax
@@ -136,8 +143,14 @@ def _product(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: An
     if state is None:
         return _PRODUCT(query, key, value, *args, **kwargs)
     mask = args[0] if args else kwargs.pop("attn_mask", None)
+    half = isinstance(state, TemperatureState) and adds_too_much(
+        query, mask, state.shift, state.layer.mask_floor
+    )
+    if half:
+        query, key, value, mask = query.float(), key.float(), value.float(), in_float(mask)
     query, mask, kwargs = tempered_product(state, query, key, value, mask, args[1:], kwargs)
-    return _PRODUCT(query, key, value, mask, *args[1:], **kwargs)
+    output = _PRODUCT(query, key, value, mask, *args[1:], **kwargs)
+    return output.half() if half else output
 
 
 def _plain(logits: Tensor, dim: Any, dtype: Any) -> Tensor:

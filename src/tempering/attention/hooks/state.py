@@ -129,6 +129,27 @@ def fitted(query: Tensor, beta: Tensor, shift: int) -> tuple[Tensor, int]:
     return (query * (beta / shift)).to(query.dtype), shift
 
 
+def adds_too_much(query: Tensor, mask: Any, shift: int, floor: float) -> bool:
+    """Whether parts of a logit may overflow in float16 over T, though their sum may not.
+
+    Only where a mask has biases in it; the call is then made in float32.
+    """
+    if query.dtype != torch.float16 or shift == 1:
+        return False
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return False
+    floor = max(floor, torch.finfo(mask.dtype).min / 2)
+    return torch.compiler.is_compiling() or _has_bias(mask, floor)
+
+
+def in_float(item: Any) -> Any:
+    """A tensor of float16 in float32, with what masks as low as it goes there; else the item."""
+    if not isinstance(item, Tensor) or item.dtype != torch.float16:
+        return item
+    masked = item <= torch.finfo(torch.float16).min / 2
+    return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
+
+
 _MASKS: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
 
 
