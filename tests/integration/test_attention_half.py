@@ -16,12 +16,13 @@ LAYERS, HEADS = 2, 4
 IDS = oracle.tokens(1, 2, 9)
 
 
-def model_of(kind, dtype, factor):
-    """Logits within +-`factor` or so; queries are large, keys small."""
+def model_of(kind, dtype, factor, lean=1.0):
+    """Logits within +-`factor` or so; lean: how much larger queries are, and keys smaller."""
     made = oracle.tiny_llama(attention="sdpa" if kind == "sdpa" else "eager", num_hidden_layers=2)
     with torch.no_grad():
         for layer in made.model.layers:
-            layer.self_attn.q_proj.weight.mul_(factor)
+            layer.self_attn.q_proj.weight.mul_(factor * lean)
+            layer.self_attn.k_proj.weight.div_(lean)
             if kind in ("softmax", "product"):
                 layer.self_attn.__class__ = OwnAttention if kind == "softmax" else OwnProduct
     return made.to(dtype)
@@ -62,6 +63,19 @@ def exact_layer(model, hidden, row):
 
 # Large logits over small temperatures that float16 still holds (65504), and the other way.
 CASES = [(40.0, 0.01), (2.0, 1e-3), (200.0, 0.05), (1.0, 1e3), (40.0, 1e3)]
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa", "product"])
+def test_queries_that_do_not_fit_over_a_temperature(kind):
+    model = model_of(kind, torch.float16, 40.0, lean=300.0)
+    row = torch.tensor([0.01, 0.02, 1.0, 0.01], dtype=torch.float64)
+    given = Profile.from_matrix(torch.stack([row, torch.ones(HEADS)]))
+    with tempered(model, given, check=False):
+        l, expected, found = exact_layer(model, IDS, row)
+    assert l.abs().max() / 0.01 < 6e4
+    assert found.isfinite().all()
+    error = (found.double() - expected).abs().amax(-1)
+    assert error.median() <= 8 * torch.finfo(torch.float16).eps * expected.abs().amax()
 
 
 @pytest.mark.parametrize("uniform", [True, False])

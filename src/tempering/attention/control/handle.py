@@ -37,6 +37,7 @@ class Tempering:
     ) -> None:
         self._model = weakref.ref(model)
         self._layout = plan
+        self._sites: list[Site] = []
         rows = _stack(profiles, plan)
         rules = self._rules_of(profiles)
         modules = [model.get_submodule(layer.name) for layer in plan.layers]
@@ -149,7 +150,7 @@ class Tempering:
     def remove(self) -> None:
         """Give the model back as it was before this handle; doing it twice is harmless."""
         self._hold.release()
-        self._sites: list[Site] = []
+        self._sites = []
 
     def _require_active(self) -> None:
         if not self._hold.active:

@@ -122,9 +122,10 @@ def check_attach(owner: int, state: TemperatureState, texts: Sequence[str | None
         return
     check_layer(state.layer)
     if state.rule is not None and state.rule_owner != owner:
+        named = ", ".join(getattr(state.rule, "counts", ()))
         raise RefusedError(
-            f"{state.layer.name} has a rule already ({', '.join(state.rule.counts)}); rules don't "
-            "nest: remove the other handle first"
+            f"{state.layer.name} has a rule already ({named}); rules don't nest: remove the other "
+            "handle first"
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tempering.attention import axes
 from tempering.attention.examining.interface_trial import Trial, try_interface
+from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking
 from tempering.attention.examining.sample import run, sample_inputs
 from tempering.attention.examining.softmax_calls import Functions, Operators
 from tempering.attention.hooks import interface_patch, interface_route
@@ -30,8 +31,6 @@ from tempering.errors import ArchitectureError, TemperingError
 
 __all__ = ["Observation", "observe", "run", "sample_inputs"]
 
-# A finite masking constant is below this.
-_MASKED = -5e3
 _HEAD_FIELDS = (
     "num_attention_heads",
     "num_heads",
@@ -226,7 +225,7 @@ class _Watcher:
             index=0,
             heads=query.shape[1],
             kv_heads=key.shape[1],
-            mask_floor=_mask_floor(mask),
+            mask_floor=mask_floor(mask),
             features=tuple(sorted(features - {"s_aux"})),
         )
         return self.found.setdefault(name, layer)
@@ -272,7 +271,7 @@ class _Watcher:
             # A softmax of some other kind, unless it looks like attention all the same.
             readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
             last = dim in (-1, logits.ndim - 1)
-            if not (last and readings and bool((logits <= _MASKED).any())):
+            if not (last and readings and bool((logits <= MASKED).any())):
                 return
         self.unread.setdefault(
             self.names.get(id(owner), ""),
@@ -285,7 +284,7 @@ class _Watcher:
         if self.inside or self.announced or not self.stack:
             return
         owner = self.owner()
-        if named_for_attention(owner) and bool((logits <= _MASKED).any()):
+        if named_for_attention(owner) and bool((logits <= MASKED).any()):
             readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
             if readings:
                 self.unseen("exp", None, None)
@@ -308,10 +307,11 @@ class _Watcher:
             return None
         name = self.names.get(id(owner), "")
         readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
-        if not last or not readings or not bool((logits <= _MASKED).any()):
+        masked = bool((logits <= MASKED).any())
+        if not last or not readings or not masked:
             if last and readings and (name in self.found or attends(owner)):
                 self.unmasked[name] = logits.shape
-            elif last and not readings and attends(owner):
+            elif last and not readings and attends(owner) and (masked or _is_square(logits)):
                 self.unread.setdefault(
                     name,
                     f"calls softmax over {list(logits.shape)}, whose {self.batch} rows and heads "
@@ -339,14 +339,14 @@ class _Watcher:
                 kv_heads=heads,
                 route="softmax",
                 axes=(pattern,),
-                mask_floor=_logits_floor(name, axes.standard(logits, pattern, heads)),
-                masking=_masking(logits),
+                mask_floor=logits_floor(name, axes.standard(logits, pattern, heads)),
+                masking=masking(logits),
             )
         elif heads != known.heads:
             raise ArchitectureError(f"{name} has softmaxes of {known.heads} and of {heads} heads")
         elif pattern not in known.axes:
             known = replace(known, axes=(*known.axes, pattern))
-        if known.masking != _masking(logits):
+        if known.masking != masking(logits):
             known = replace(known, masking=None)
         self.found[name] = known
         return known
@@ -363,7 +363,7 @@ class _Watcher:
         # In the shape of its logits, and masked, as it may be inside.
         layer = self.own_softmax(query.new_full((*query.shape[:3], key.shape[2]), -torch.inf), -1)
         if layer is not None:
-            layer = replace(layer, mask_floor=_mask_floor(mask), masking=None)
+            layer = replace(layer, mask_floor=mask_floor(mask), masking=None)
             self.found[layer.name] = layer
         return layer
 
@@ -380,29 +380,6 @@ class _Watcher:
         return counts
 
 
-def _mask_floor(mask: Any) -> float:
-    """Half the model's own masking constant (some use -1e4 or -1e9 rather than the minimum)."""
-    natural = float(torch.finfo(torch.float32).min) / 2
-    if not isinstance(mask, Tensor) or not mask.is_floating_point():
-        return natural
-    masked = mask[(mask <= _MASKED) & (mask > -torch.inf)]
-    return max(natural, masked.max().item() / 2) if masked.numel() else natural
-
-
-def _logits_floor(name: str, logits: Tensor) -> float:
-    """The same from finished logits [batch, heads, queries, keys]: masking is common to heads."""
-    low = logits <= _MASKED
-    masked = low.all(dim=1, keepdim=True).expand_as(logits)
-    floor = _mask_floor(logits[masked])
-    if bool((low & ~masked & (logits <= floor)).any()):
-        raise ArchitectureError(
-            f"{name} has logits down to {logits[low & ~masked].min().item():.3g}, as low as its "
-            f"masking (above {2 * floor:.3g}), so the two can't be told apart"
-        )
-    return floor
-
-
-def _masking(logits: Tensor) -> float | None:
-    values = logits[logits <= _MASKED].unique().tolist()
-    lowest = (-torch.inf, torch.finfo(logits.dtype).min)
-    return values[0] if len(values) == 1 and values[0] in lowest else None
+def _is_square(logits: Tensor) -> bool:
+    """Whether there is a key for every query, as in windows; streams or points are fewer."""
+    return logits.ndim > 1 and logits.shape[-1] == logits.shape[-2] > 1

@@ -86,7 +86,7 @@ def acquire() -> None:
         if _USERS == 1:
             F.softmax, torch.softmax, torch.special.softmax = _f_softmax, _softmax, _special
             F.scaled_dot_product_attention = _product
-            torch.Tensor.softmax = _method
+            torch.Tensor.softmax = _method  # type: ignore[method-assign, assignment]
 
 
 def release() -> None:
@@ -165,8 +165,10 @@ def _plain(logits: Tensor, dim: Any, dtype: Any) -> Tensor:
 
 
 # Every function that the models' code may call, as modes that watch it see them.
-SOFTMAXES = (F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax)
-SOFTMAXES += (_f_softmax, _method)
+SOFTMAXES: tuple[Any, ...] = (
+    *(F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax),
+    *(_f_softmax, _method),
+)
 PRODUCTS = (F.scaled_dot_product_attention,)
 
 
