@@ -70,28 +70,32 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             # A deep copy: its forward came along, its temperatures did not.
             return type(module).forward(module, *args, **kwargs)
         return inner(*args, **kwargs)  # given back since this was looked up
-    inner = site.inner
-    if inner is None:
-        inner = types.MethodType(type(module).forward, module)
     state = site.here
     if state is None:
-        return inner(*args, **kwargs)
+        return _inner(site, module, args, kwargs)
     if type(state) is TemperatureState:
         if state.layer.route == "interface" and not torch.compiler.is_compiling():
             before = state.calls
-            output = inner(*args, **kwargs)
+            output = _inner(site, module, args, kwargs)
             met = state.calls != before
         else:
             with Running(state) as running:
-                output = inner(*args, **kwargs)
+                output = _inner(site, module, args, kwargs)
             met = running.met
         if not met:
             raise _unmet(state, module)
         return output
     if isinstance(state, Outside) and not state.entered:
         with Running(state):
-            return inner(*args, **kwargs)
+            return _inner(site, module, args, kwargs)
     raise state.error
+
+
+def _inner(site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the module would run untempered."""
+    if site.inner is not None:
+        return site.inner(*args, **kwargs)
+    return type(module).forward(module, *args, **kwargs)
 
 
 def _unmet(state: TemperatureState, module: nn.Module) -> ArchitectureError:
