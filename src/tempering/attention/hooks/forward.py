@@ -74,15 +74,9 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if state is None:
         return _inner(site, module, args, kwargs)
     if type(state) is TemperatureState:
-        if state.layer.route == "interface" and not torch.compiler.is_compiling():
-            before = state.calls
+        with Running(state) as running:
             output = _inner(site, module, args, kwargs)
-            met = state.calls != before
-        else:
-            with Running(state) as running:
-                output = _inner(site, module, args, kwargs)
-            met = running.met
-        if not met:
+        if not running.met:
             raise _unmet(state, module)
         return output
     if isinstance(state, Outside) and not state.entered:

@@ -140,10 +140,9 @@ def attend(
             f"{layer.name} has queries of shape {tuple(query.shape)}; "
             f"axis 1 should hold its {layer.heads} heads"
         )
+    met(state)
     compiling = torch.compiler.is_compiling()
-    if compiling:
-        met(state)
-    else:
+    if not compiling:
         check_arguments(function, layer.name, kwargs)
         state.calls += 1
         state.meet(query.shape[0], query.device)

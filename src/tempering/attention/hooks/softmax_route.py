@@ -39,7 +39,9 @@ _METHOD, _PRODUCT = torch.Tensor.softmax, F.scaled_dot_product_attention
 class _Current(threading.local):
     """The tempered module whose forward this thread runs, if any."""
 
-    running: Running | None = None
+    def __init__(self) -> None:
+        # On the instance, in every thread, so that a compiled graph finds what it was made with.
+        self.running: Running | None = None
 
 
 _CURRENT = _Current()
