@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tempering.survey.families import CAUSAL, ENCODER, ENCODER_DECODER
-from tempering.survey.verdict import EXACT, NO_SOFTMAX, NOT_BUILT, Verdict
+from tempering.survey.judge import EXACT, NO_SOFTMAX, NOT_BUILT, Verdict
 
 COLUMNS = ("Type", "Class", "eager", "sdpa", "Decoding", "Bakes", "Attention", "Why not more")
 _TITLES = {
