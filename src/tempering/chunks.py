@@ -31,10 +31,15 @@ def token_chunks(
     # The tokenizer's warning about the model's length does not apply: chunks are cut below.
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
     count = len(ids) // length
+    if len(ids) < 2:
+        raise DataError(
+            f"the text has {len(ids)} token{'' if len(ids) == 1 else 's'}, and a chunk has at "
+            "least 2, since the first of them predicts the next; give a longer text"
+        )
     if count == 0:
         raise DataError(
             f"the text has {len(ids)} tokens, less than one chunk of {length}; "
-            f"give a longer text or shorter chunks (at most {max(len(ids), 2)} tokens)"
+            f"give a longer text or shorter chunks (at most {len(ids)} tokens)"
         )
     chunks = ids[: count * length].view(count, length)
     if limit is not None and limit < count:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from torch import nn
+from torch import Tensor, nn
 
+from tempering.counts import whole_number
 from tempering.errors import ScheduleError
 from tempering.temperature import Clocked
 
@@ -37,22 +38,22 @@ class ScheduleStepper:
     ScheduleError: no clock inside, or a pattern with more stages than there are steps.
     """
 
-    def __init__(self, modules: nn.Module | Iterable[nn.Module], total_steps: int) -> None:
+    def __init__(
+        self, modules: nn.Module | Iterable[nn.Module], total_steps: SupportsIndex
+    ) -> None:
         roots = [modules] if isinstance(modules, nn.Module) else list(modules)
         # a dict keeps order and drops a module that is reached twice
         found = {part: None for root in roots for part in root.modules()}
         self.clocks = [part for part in found if isinstance(part, Clocked)]
-        self.total_steps = total_steps
         self.completed = 0
         if not self.clocks:
             raise ScheduleError(
                 "there is nothing to step: no Scheduled or Targeted temperature is inside "
                 + (", ".join(type(root).__name__ for root in roots) or "an empty list")
             )
-        if total_steps < 1:
-            raise ScheduleError(f"a run has at least 1 training step, got {total_steps}")
+        self.total_steps = whole_number(total_steps, "total_steps", 1, ScheduleError)
         for clock in self.clocks:
-            if clock.schedule.stages > total_steps:
+            if clock.schedule.stages > self.total_steps:
                 raise ScheduleError(
                     f"{clock.schedule} has {clock.schedule.stages} stages and can't show them in "
                     f"{total_steps} training steps; train longer, or use a shorter pattern"
@@ -69,9 +70,10 @@ class ScheduleStepper:
         """Move on by one; call after each optimizer step, at most `total_steps` times."""
         self.seek(self.completed + 1)
 
-    def seek(self, completed: int) -> None:
+    def seek(self, completed: SupportsIndex) -> None:
         """Put the clocks where they stand after that many training steps, 0..total_steps."""
-        if not 0 <= completed <= self.total_steps:
+        completed = whole_number(completed, "completed steps", 0, ScheduleError)
+        if completed > self.total_steps:
             raise ScheduleError(
                 f"{completed} completed steps lie outside this run of {self.total_steps}; "
                 "give ScheduleStepper the number of optimizer steps of the whole run"
@@ -86,12 +88,25 @@ class ScheduleStepper:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a checkpoint; ScheduleError where it belongs to a run of another length."""
-        if state["total_steps"] != self.total_steps:
+        missing = [name for name in self.state_dict() if name not in state]
+        if missing:
             raise ScheduleError(
-                f"the checkpoint is of a run of {state['total_steps']} steps and this run has "
+                f"the checkpoint has no {' and no '.join(missing)}; it is not the state_dict of a "
+                f"ScheduleStepper (it holds {', '.join(map(str, state)) or 'nothing'})"
+            )
+        # A checkpoint may have turned its numbers into tensors.
+        total, completed = (_plain(state[name]) for name in ("total_steps", "completed"))
+        completed = whole_number(completed, "completed steps", 0, ScheduleError)
+        if total != self.total_steps:
+            raise ScheduleError(
+                f"the checkpoint is of a run of {total} steps and this run has "
                 f"{self.total_steps}, so its temperatures would jump; use the same total_steps"
             )
-        self.seek(state["completed"])
+        self.seek(completed)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def trainer_callback(modules: nn.Module | Iterable[nn.Module]) -> TrainerCallback:

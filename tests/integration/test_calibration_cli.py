@@ -88,7 +88,7 @@ def test_probabilities_and_a_temperature_per_input(files):
     (row,) = Record.load(files / "out.json").results["temperature"]
     assert row["temperature"] == pytest.approx(2.0, rel=0.1)
     assert "log T per sd of entropy" in row
-    with pytest.raises(DataError, match="inputs='probabilities'"):
+    with pytest.raises(DataError, match="add --probabilities"):
         call(files / "p.npy", *options)
 
 
@@ -120,6 +120,9 @@ def test_what_can_t_be_known_is_told_and_recorded(files):
         (("logits.npz", "--labels", "labels.npy", "--fraction", "0"), "--fraction is above 0"),
         (("logits.npz", "--labels", "labels.npy", "--report", "out.json"), "names an HTML file"),
         (("logits.npz", "--labels", "labels.npy", "--per", "row"), "per = 'row'"),
+        (("logits.npz", "--labels", "labels.npy", "--per", "group"), "--per group needs --groups"),
+        (("logits.npz", "--labels", "labels.npy", "--classes", "a,b"), "expected 5 different"),
+        (("--text", "t.txt", "--classes", "a,b"), "--classes, --groups and --probabilities go"),
         (("--text", "t.txt", "--labels", "labels.npy"), "go with a file of logits"),
         (("logits.npz", "--labels", "labels.npy", "--fraction", "0.0001"), "none to fit on"),
     ],
@@ -215,3 +218,122 @@ def test_answers_to_choose_from(model, tmp_path):
     record = Record.load(tmp_path / "out.json")
     assert record.settings["rows reported on"] == 10
     assert record.results["temperature"][0]["temperature"] > 0
+
+
+# What only Python knows: none of it may stand in a message of the command.
+PYTHON = (
+    "inputs=",
+    "classes=",
+    "prior=",
+    "per=",
+    "max_iter",
+    "bound,",
+    "the bounds",
+    "sample_weight",
+)
+
+
+def broken(files, kind):
+    """Arguments of a call on data with this fault."""
+    z, y = np.load(files / "logits.npz")["logits"].astype(float), np.load(files / "labels.npy")
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    table, labels, options = {
+        "probabilities as logits": (p, y, ()),
+        "logits as probabilities": (z, y, ("--probabilities",)),
+        "labels out of range": (z, y + 7, ()),
+        "labels that are names": (z, np.array(list("abcde"))[y], ()),
+        "one name too few": (z, np.array(list("abcdd"))[y], ()),
+        "constant": (np.ones_like(z), y, ()),
+        "separable": (z, z.argmax(1), ()),
+        "no better than chance": (z, z.argmin(1), ()),
+        "tiny unit": (z * 1e-9, y, ()),
+        "a class that is never predicted": (z - 50 * np.eye(5)[4], y % 4, ("--per", "class")),
+        "inputs at a bound": (z, z.argmin(1), ("--per", "input")),
+        "one constant group": (z * (np.arange(1200) % 2)[:, None], y, ("--per", "group")),
+        "from one": (z, y + 1, ()),
+    }[kind]
+    np.save(files / "z.npy", table)
+    np.save(files / "y.npy", labels)
+    if "group" in options:
+        options = (*options, "--groups", files / "groups.npy")
+    return files / "z.npy", "--labels", files / "y.npy", "--out", files / "runs", *options
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("probabilities as logits", "add --probabilities"),
+        ("logits as probabilities", "leave --probabilities out"),
+        ("labels out of range", "add --classes, the labels of the columns in order"),
+        ("labels that are names", "add --classes"),
+        ("one name too few", "add --classes"),
+        ("constant", "--prior 0 0.5"),
+        ("separable", "--prior 0 0.5"),
+        ("no better than chance", "check that labels and columns match"),
+        ("tiny unit", "multiply the logits"),
+        ("a class that is never predicted", "--prior 0 0.5"),
+        ("inputs at a bound", "--prior 0 0.5"),
+        ("one constant group", "--prior 0 0.5"),
+        ("from one", "add --classes"),
+    ],
+)
+def test_advice_names_options_that_the_command_has(kind, advice, files):
+    arguments = [str(item) for item in broken(files, kind)]
+    result = CliRunner().invoke(app, arguments)
+    told = result.stderr + str(result.exception or "")
+    told = " ".join(told.split())
+    assert advice in told
+    assert not [word for word in PYTHON if word in told]
+    shown = " ".join(CliRunner().invoke(app, ["--help"]).stdout.split())
+    for option in {word.strip(",;:") for word in told.split() if word.startswith("--")}:
+        assert option in shown
+
+
+def test_a_table_of_text_with_named_columns(files):
+    """The header of a CSV file names the classes; without one, --classes does."""
+    z, y = np.load(files / "logits.npz")["logits"], np.load(files / "labels.npy")
+    names = np.array(["dog", "cat", "eel", "ant", "bee"])
+    rows = [",".join(map(repr, map(float, row))) for row in z]
+    (files / "named.csv").write_text("\n".join([",".join(names), *rows]) + "\n")
+    (files / "bare.csv").write_text("\n".join(rows) + "\n")
+    (files / "y.csv").write_text(
+        "\n".join(["id,labels", *(f"{i},{names[k]}" for i, k in enumerate(y))])
+    )
+    (files / "names.txt").write_text("\n".join(names) + "\n")
+    options = ("--labels", files / "y.csv", "--report", files / "out.html")
+
+    def temperature(*arguments):
+        call(*arguments)
+        results = Record.load(files / "out.json").results
+        assert "warnings" not in results
+        return results["temperature"][0]["temperature"]
+
+    call(files / "logits.npz", "--labels", files / "labels.npy", "--report", files / "out.html")
+    expected = Record.load(files / "out.json").results["temperature"][0]["temperature"]
+    for arguments in (
+        (files / "named.csv", *options),
+        (files / "bare.csv", *options, "--classes", "dog,cat, eel,ant,bee"),
+        (files / "bare.csv", *options, "--classes", files / "names.txt"),
+    ):
+        assert temperature(*arguments) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(DataError, match=r"y\[\d+\] = ant is not among classes"):
+        call(files / "bare.csv", *options, "--classes", "dog,cat,eel,ape,bee")
+    with pytest.raises(DataError, match="and 5 labels for 5 columns.*add --classes"):
+        call(files / "bare.csv", *options)  # their order is not known
+
+
+def test_scores_in_one_column(files):
+    rng = np.random.default_rng(0)
+    s = 3 * rng.standard_normal(800)
+    y = (s / 2 + rng.logistic(size=800) > 0).astype(int)
+    np.save(files / "s.npy", s)
+    np.save(files / "p.npy", 1 / (1 + np.exp(-s))[:, None])
+    np.save(files / "sy.npy", y)
+    found = []
+    for arguments in ((files / "s.npy",), (files / "p.npy", "--probabilities")):
+        call(*arguments, "--labels", files / "sy.npy", "--report", files / "out.html")
+        found.append(Record.load(files / "out.json").results["temperature"][0]["temperature"])
+    assert found[0] == pytest.approx(2.0, rel=0.15)
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    with pytest.raises(DataError, match="every score of .* lies between 0 and 1.*add --probabil"):
+        call(files / "p.npy", "--labels", files / "sy.npy", "--out", files)

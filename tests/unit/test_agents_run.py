@@ -158,7 +158,7 @@ def test_a_budget_that_stops_can_be_raised():
     ("arguments", "message"),
     [
         ({"task": " "}, "the task is empty"),
-        ({"task": "x", "rounds": 0}, "rounds are 1 or more"),
+        ({"task": "x", "rounds": 0}, "rounds = 0; expected a whole number, 1 or more"),
         ({"task": "x", "budget": 5}, "too small: one worker in each stage may take"),
     ],
 )

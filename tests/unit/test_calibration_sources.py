@@ -36,6 +36,13 @@ def parquet_lists(z, path):
     return path
 
 
+def csv(z, path, header=None, between=",", mark="", end="\n"):
+    lines = [] if header is None else [between.join(header)]
+    lines += [between.join(repr(float(value)) for value in row) for row in z]
+    path.write_bytes((mark + end.join(lines) + end).encode())
+    return path
+
+
 def saved(save, name):
     def write(z, folder):
         save(folder / name, z)
@@ -60,6 +67,10 @@ PLACES = {
     "compressed .npz": saved(lambda path, z: np.savez_compressed(path, anything=z), "z.npz"),
     "parquet columns": lambda z, folder: parquet_columns(z, folder / "z.parquet"),
     "parquet lists": lambda z, folder: parquet_lists(z, folder / "z.parquet"),
+    ".csv": lambda z, folder: csv(z, folder / "z.csv"),
+    ".csv of a spreadsheet": lambda z, folder: csv(
+        z, folder / "z.csv", [f"class {i}" for i in range(6)], ";", "\ufeff", "\r\n"
+    ),
     "path as text": lambda z, folder: str(saved(np.save, "z.npy")(z, folder)),
 }
 
@@ -169,12 +180,20 @@ def archive(path, **arrays):
     ("name", "write", "message"),
     [
         ("none.npy", lambda p: None, "there is no such file"),
-        ("z.csv", lambda p: p.write_text("1,2"), r"ends in \.npy, \.npz, \.parquet"),
+        ("z.tsv", lambda p: p.write_text("1,2"), r"ends in \.npy, \.npz, \.parquet, \.csv"),
+        ("z.csv", lambda p: p.write_text("a,b\n1.5,x\n"), "column 'b' holds string, not numbers"),
+        (
+            "z.csv",
+            lambda p: p.write_text("a,b\n1.5,\n2,2.5\n"),
+            "row 0 of column 'b' is empty",
+        ),
+        ("z.csv", lambda p: p.write_text("id,b\n1,2.5\n"), "the columns 'id' hold integers"),
+        ("z.csv", lambda p: p.write_text("1.5,2\n3\n"), r"can't be read as \.csv"),
         ("z.npy", lambda p: p.write_text("hello"), r"can't be read as \.npy"),
         ("z.npy", lambda p: truncated(np.ones((9, 3)), p), r"can't be read as \.npy"),
         ("z.npz", lambda p: p.write_text("hello"), r"can't be read as \.npz"),
         ("z.parquet", lambda p: p.write_text("hello"), r"can't be read as \.parquet"),
-        ("z.npy", lambda p: np.save(p, np.ones(3)), r"got shape \(3,\)"),
+        ("z.npy", lambda p: np.save(p, np.ones((3, 1, 1))), r"got shape \(3, 1, 1\)"),
         ("z.npy", lambda p: np.save(p, np.array([["a"]])), "real dtype"),
         ("z.npy", lambda p: np.save(p, np.array([[None]]), allow_pickle=True), "can't be read"),
         ("z.npz", lambda p: archive(p, a=np.ones((2, 2)), b=np.ones(2)), "holds the arrays a, b"),
@@ -241,7 +260,7 @@ def test_labels_from_files(name, write, tmp_path):
     ("name", "write", "message"),
     [
         ("none.npy", lambda p: None, "there is no such file; give the labels"),
-        ("y.csv", lambda p: p.write_text("1"), r"ends in \.npy, \.npz, \.parquet or \.txt"),
+        ("y.tsv", lambda p: p.write_text("1"), r"ends in \.npy, \.npz, \.parquet, \.csv or"),
         ("y.npy", lambda p: p.write_text("hello"), r"can't be read as \.npy"),
         ("y.npy", lambda p: np.save(p, np.eye(3)), r"labels have shape \(3, 3\)"),
         (
@@ -252,7 +271,7 @@ def test_labels_from_files(name, write, tmp_path):
         (
             "y.parquet",
             lambda p: pq.write_table(pa.table({"y": [1, None]}), p),
-            "column 'y' has nulls",
+            "row 1 of column 'y' is empty",
         ),
     ],
 )

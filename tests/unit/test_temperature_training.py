@@ -117,7 +117,7 @@ def test_what_a_stepper_refuses():
         ScheduleStepper(nn.Linear(1, 1), 10)
     with pytest.raises(ScheduleError, match="is inside an empty list"):
         ScheduleStepper([], 10)
-    with pytest.raises(ScheduleError, match="at least 1 training step, got 0"):
+    with pytest.raises(ScheduleError, match="total_steps = 0; expected a whole number, 1 or more"):
         ScheduleStepper(module, 0)
     with pytest.raises(ScheduleError, match="has 4 stages and can't show them in 3 training steps"):
         ScheduleStepper(module, 3)

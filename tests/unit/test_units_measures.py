@@ -162,5 +162,5 @@ def test_bad_input(given, error, message):
 def test_bad_options():
     with pytest.raises(InputError, match=r"noise is 0; expected a positive"):
         report("gaussian", "mean", 1.0, Z, noise=0.0)
-    with pytest.raises(InputError, match=r"levels is 1; expected at least 2"):
+    with pytest.raises(InputError, match=r"levels = 1; expected a whole number, 2 or more"):
         information_kept("gaussian", 1.0, Z, levels=1)

@@ -13,11 +13,12 @@ import bisect
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tempering.agents import prompts
 from tempering.agents.contract import Call, Engine, Ledger, Memory, Reply, StageError, Stop, never
 from tempering.agents.plan import Plan, Stage
+from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.files import check_utf8
 
@@ -46,9 +47,9 @@ def run_plan(
     task: str,
     engine: Engine,
     *,
-    rounds: int = 1,
-    seed: int = 0,
-    budget: int | None = None,
+    rounds: SupportsIndex = 1,
+    seed: SupportsIndex = 0,
+    budget: SupportsIndex | None = None,
     ledger: Ledger | None = None,
     watch: Watch | None = None,
     stop: Stop = never,
@@ -73,8 +74,8 @@ def run_plan(
     if not task.strip():
         raise InputError("the task is empty; say what is to be done")
     check_utf8(task, "the task")
-    if rounds < 1:
-        raise InputError(f"rounds are 1 or more, got {rounds}")
+    rounds, seed = whole_number(rounds, "rounds", 1), whole_number(seed, "seed")
+    budget = None if budget is None else whole_number(budget, "budget", 0)
     runner = _Runner(plan, task, engine, seed, budget, Memory() if ledger is None else ledger,
                      watch or _silent, stop)  # fmt: skip
     runner.check(rounds)

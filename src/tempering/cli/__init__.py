@@ -1,17 +1,24 @@
 """The command line: one file a command; errors are one line on stderr.
 
 Exit codes: 0 done; 1 it failed; 2 what was asked can't be; 130 interrupted.
+Options are also read from TEMPERING_... variables and from a file, see `shared/settings.py`.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tempering.cli.shared.settings import Found, Option
 
 # command -> module in this package; the function has the command's name.
 COMMANDS = (
@@ -41,7 +48,16 @@ EPILOG = """Examples:
   tempering measure --text notes.txt
 
   tempering compare --text notes.txt --pattern 'throb(12,3,1,12)' --budget 0.01
+
+Options come from the command line, from variables (TEMPERING_MODEL for every command,
+TEMPERING_GENERATE_MODEL for one), and from config.toml where the platform keeps such files
+(TEMPERING_CONFIG names another).
 """
+# Understood wherever they stand on the command line.
+EVERYWHERE = ("--debug", "--quiet")
+
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def application() -> typer.Typer:
@@ -53,13 +69,14 @@ def application() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        add_completion=False,
+        context_settings=HELP,
     )
 
     @app.callback()
     def common(
         version: bool = typer.Option(False, "--version", help="Print the version and leave."),
         debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+        quiet: bool = typer.Option(False, "--quiet", help="No progress or notes on stderr."),
     ) -> None:
         pass
 
@@ -68,7 +85,7 @@ def application() -> typer.Typer:
         app.command(
             name,
             epilog=getattr(module, "EPILOG", None),
-            context_settings=getattr(module, "CONTEXT", None),
+            context_settings={**getattr(module, "CONTEXT", {}), **HELP},
         )(getattr(module, name))
     for name in GROUPS:
         app.add_typer(import_module(f"tempering.cli.{name}").app, name=name)
@@ -77,10 +94,14 @@ def application() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `tempering`."""
+    _open_streams()
     given = sys.argv[1:] if arguments is None else arguments
-    # --debug and --version are understood wherever they stand.
-    debug = "--debug" in given
-    given = [item for item in given if item != "--debug"]
+    debug, quiet = (option in _options(given) for option in EVERYWHERE)
+    given = _without(given, EVERYWHERE)
+    if quiet:
+        from tempering.cli.shared import common
+
+        common.silence()
     if given and given[0] == "--version":
         from tempering.version import __version__
 
@@ -92,16 +113,45 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(_run(given, debug))
 
 
+def _open_streams() -> None:
+    """Give standard streams that were closed (`2>&-`) a place to go.
+
+    Without it the next file that is opened takes their number, and messages go into that file; and
+    print() to a stderr that is None prints on stdout.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            if getattr(sys, name) is None and number:
+                setattr(sys, name, os.fdopen(os.dup(number), "w", encoding="utf-8"))
+
+
+def _options(given: list[str]) -> list[str]:
+    """What stands before a `--`, behind which everything is text."""
+    return given[: given.index("--")] if "--" in given else given
+
+
+def _without(given: list[str], names: tuple[str, ...]) -> list[str]:
+    count = len(_options(given))
+    return [item for item in given[:count] if item not in names] + given[count:]
+
+
 def _warn(message: object, category: type[Warning], *place: object, **more: object) -> None:
     """A warning is one line on stderr, without the place in the code."""
     print(f"tempering: warning: {message}", file=sys.stderr)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
+    from tempering.cli.shared.settings import settings
     from tempering.errors import TemperingError
 
+    found: Mapping[tuple[str, str], Found] = {}
     try:
-        result = application()(arguments, prog_name="tempering", standalone_mode=False)
+        command = _command()
+        found = settings(_options_of(command))
+        result = _call(command, arguments, found)
         if sys.stdout is not None:
             sys.stdout.flush()  # the last lines' errors are met here, not at the interpreter's end
         # Some releases of typer return an exit code, also Ctrl-C's, without a word.
@@ -129,14 +179,71 @@ def _run(arguments: list[str], debug: bool) -> int:
             if type(error).__name__ == "NoArgsIsHelpError":
                 print(error.format_message())
                 return 2
-            command = getattr(getattr(error, "ctx", None), "command_path", "tempering")
-            return _say(f"{error.format_message()} (see {command} --help)", 2, debug)
+            called = getattr(getattr(error, "ctx", None), "command_path", "tempering")
+            message = error.format_message() + _about_origin(found, error)
+            message += _about_minus(arguments, error)
+            return _say(f"{message} (see {called} --help)", 2, debug)
         return _say(
             f"{type(error).__name__}: {error} (this is a defect of tempering, or of a library; "
             "--debug shows where)",
             1,
             debug,
         )
+
+
+def _command() -> Any:
+    """The click command that typer makes of the application."""
+    from typer.main import get_command
+
+    return get_command(application())
+
+
+def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], Found]) -> Any:
+    from tempering.cli.shared.settings import as_defaults
+
+    return command.main(
+        arguments, prog_name="tempering", standalone_mode=False, default_map=as_defaults(found)
+    )
+
+
+def _options_of(group: Any, above: str = "") -> dict[str, dict[str, Option]]:
+    """Every command's options by parameter; a command of a group is called "profile show"."""
+    from tempering.cli.shared.settings import Option
+
+    known: dict[str, dict[str, Option]] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            known |= _options_of(command, f"{above}{name} ")
+            continue
+        own = {}
+        for parameter in command.params:
+            long = [text for text in parameter.opts if text.startswith("--")]
+            if long and parameter.name != "help":
+                own[parameter.name] = Option(long[0].removeprefix("--"), parameter.multiple)
+        known[above + name] = own
+    return known
+
+
+def _about_origin(found: Mapping[tuple[str, str], Found], error: Any) -> str:
+    """Where a bad value comes from that stands on no command line."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or parameter is None:
+        return ""
+    command = context.command_path.removeprefix("tempering ")
+    item = found.get((command, parameter.name))
+    source = getattr(context.get_parameter_source(parameter.name), "name", "DEFAULT_MAP")
+    return f" (from {item.origin})" if item is not None and source == "DEFAULT_MAP" else ""
+
+
+def _about_minus(arguments: list[str], error: Any) -> str:
+    """How to write a text that begins with a minus, where that may be what was meant."""
+    if type(error).__name__ != "NoSuchOption":
+        return ""
+    name = str(getattr(error, "option_name", ""))
+    texts = [item for item in _options(arguments) if item.startswith("-") and " " in item]
+    if texts or re.fullmatch(r"-[0-9.]+", name):
+        return ". A text that begins with a minus goes behind two of them: -- '-5 degrees'"
+    return ""
 
 
 def _unread() -> int:

@@ -66,7 +66,7 @@ def activation(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Show an activation: a statistic of the posterior that a kernel induces.
+    """Show an activation: the statistic of a posterior.
 
     Prints values of the activation and its posterior, and what it does to evenly spaced inputs.
     """

@@ -33,7 +33,7 @@ def architectures(
     jobs: Annotated[int, typer.Option(help="Processes, of one thread each.", min=1)] = 2,
     as_json: common.Json = False,
 ) -> None:
-    """Say on which architectures attention temperature is exact, by trying it on each.
+    """Try attention temperature on every architecture.
 
     A tiny random model of each is built, tempered and checked against a float64 reference. All
     of them take some minutes on two cores.

@@ -25,6 +25,8 @@ EPILOG = """Examples:
 
   tempering calibrate probabilities.parquet --probabilities --labels labels.npy --per input
 
+  tempering calibrate logits.csv --labels labels.csv --classes cat,dog,eel
+
   tempering calibrate --model smollm2 --text notes.txt
 
   tempering calibrate --model smollm2 --choices questions.jsonl
@@ -36,11 +38,18 @@ _BLOCK = 64
 
 def calibrate(
     logits: Annotated[
-        Path | None, typer.Argument(help="Logits, rows by classes: .npy, .npz or .parquet.")
+        Path | None, typer.Argument(help="Logits, rows by classes: .npy, .npz, .parquet or .csv.")
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="The right class of each row, 0..K-1: .npy, .npz, .parquet or .txt."),
+        typer.Option(help="The right class of each row: .npy, .npz, .parquet, .csv or .txt."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="The labels of the columns in their order, e.g. cat,dog, or a file of them. "
+            "Without it labels are 0..K-1."
+        ),
     ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="The file holds probabilities, not logits.")
@@ -82,13 +91,17 @@ def calibrate(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Fit the temperature of a classifier's or a language model's probabilities to labels."""
+    """Fit the temperature of a classifier or language model."""
     if sum(source is not None for source in (logits, text, choices)) != 1:
         raise InputError("give a file of logits, --text or --choices: one of the three")
     if not 0 < fraction <= 1:
         raise InputError(f"--fraction is above 0 and at most 1, not {fraction:g}")
-    if logits is None and (labels, groups, probabilities) != (None, None, False):
-        raise InputError("--labels, --groups and --probabilities go with a file of logits")
+    if logits is None and (labels, classes, groups, probabilities) != (None, None, None, False):
+        raise InputError(
+            "--labels, --classes, --groups and --probabilities go with a file of logits"
+        )
+    if per == "group" and groups is None:
+        raise InputError("--per group needs --groups FILE, the group of each row")
     if logits is not None and labels is None:
         raise InputError(f"{logits} needs --labels FILE, the right class of each row")
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
@@ -104,7 +117,7 @@ def calibrate(
     section = None
     with _told() as told:
         if logits is not None:
-            found = _file(scaler, logits, labels, groups, fraction, seed)
+            found = _file(scaler, logits, labels, classes, groups, fraction, seed)
             name = logits.name
         else:
             network, tokenizer = common.open_model(model, device, dtype)
@@ -138,9 +151,21 @@ def calibrate(
 
 @contextlib.contextmanager
 def _told() -> Iterator[list[str]]:
-    """Warnings of the library as notes on stderr, and in a list."""
+    """Warnings of the library as notes on stderr, and in a list; its advice names our options."""
     from tempering.errors import TemperingWarning
+    from tempering.estimators.calibration.advice import Advice, advising
 
+    options = Advice(
+        given_probabilities="--probabilities says that it is",
+        for_probabilities="add --probabilities",
+        for_logits="leave --probabilities out",
+        classes="add --classes, the labels of the columns in order, such as --classes cat,dog",
+        prior="--prior 0 0.5",
+        more_passes="",
+        lower_bound="",
+        wider_bounds="",
+        groups="--per group needs --groups FILE, the group of each row",
+    )
     told: list[str] = []
     shown = warnings.showwarning
 
@@ -151,7 +176,7 @@ def _told() -> Iterator[list[str]]:
         else:
             shown(message, category, *rest, **more)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), advising(options):
         warnings.simplefilter("always", TemperingWarning)
         warnings.showwarning = show
         yield told
@@ -179,6 +204,7 @@ def _file(
     scaler: TemperatureScaler,
     path: Path,
     labels_path: Path | None,
+    classes: str | None,
     groups_path: Path | None,
     fraction: float,
     seed: int,
@@ -189,7 +215,24 @@ def _file(
     logits = open_logits(path)
     y = open_vector(labels_path or Path(), "labels")
     groups = None if groups_path is None else open_vector(groups_path, "groups")
+    if classes is not None:
+        scaler.set_params(classes=_labels(classes))
     return _fit_and_report(scaler, logits, y, groups, fraction, seed)
+
+
+def _labels(classes: str) -> np.ndarray:
+    """The labels that --classes lists, or those in the file that it names."""
+    import numpy as np
+
+    from tempering.estimators.calibration.files import open_vector
+
+    if Path(classes).is_file():
+        return open_vector(classes, "classes")
+    names = np.array([name.strip() for name in classes.split(",")])
+    try:
+        return names.astype(np.int64)
+    except ValueError:
+        return names
 
 
 def _answers(
@@ -217,12 +260,14 @@ def _fit_and_report(
     scaler: TemperatureScaler, logits: Logits, y: Any, groups: Any, fraction: float, seed: int
 ) -> CalibrationReport:
     """Fit on a random share of the rows, report on the rest."""
-    from tempering.estimators.calibration.check import encode_labels, vector
+    from tempering.estimators.calibration.labels import encode_labels, vector
     from tempering.estimators.calibration.source import Part
 
     y = vector(y, "labels", logits.n_rows)
     # From all rows: a share of them may miss the label by which 1..K is told from 0..K-1.
-    _, classes = encode_labels(y, logits.n_rows, logits.n_columns, None)
+    columns = max(2, logits.n_columns)  # one score a row tells two classes apart
+    names = logits.column_names
+    _, classes = encode_labels(y, logits.n_rows, columns, scaler.classes, names, in_order=False)
     scaler.set_params(classes=classes)
     groups = None if groups is None else vector(groups, "groups", logits.n_rows)
     fit, rest = _split(logits.n_rows, fraction, seed, "rows")

@@ -55,7 +55,9 @@ def compare(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Measure cost in nats per token with its interval, and with --samples diversity.
+    """Measure what patterns cost on text, with intervals.
+
+    The cost is in nats per token; --samples measures diversity too.
 
     Ctrl-C keeps what was finished; the same command goes on from there.
     """

@@ -20,7 +20,9 @@ def demo(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Run a model hot and cold by layer beside the same model untouched: answers, support, cost.
+    """Show the main job on a small model, in a minute.
+
+    A model runs hot and cold by layer beside itself untouched: answers, support, cost.
 
     A model with a profile for recall in the package answers questions about a long text too.
     """
@@ -39,7 +41,7 @@ def demo(
     from tempering.evaluation.compare import compare
     from tempering.reports import Record
     from tempering.schedules import schedule
-    from tempering.tokens import parse_policy
+    from tempering.tokens.policy import Constant
 
     common.check_out(out)
     network, tokenizer = common.open_model(model)
@@ -53,7 +55,7 @@ def demo(
         PROMPT,
         profile,
         tokens=48,
-        policy=parse_policy("constant(0.7)"),
+        policy=Constant(0.7),
         chat=True,
         seed=seed,
         show=not as_json,

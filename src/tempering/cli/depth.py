@@ -44,7 +44,9 @@ def depth(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Run a pattern ever faster over depth, and in parts of the stack: cost and benefit of each.
+    """Say how much depth a pattern needs.
+
+    It runs ever faster over depth, and in parts of the stack: cost and benefit of each.
 
     Every case stands beside the same values in the same layers in another order. Ctrl-C keeps
     what was finished; the same command goes on from there.

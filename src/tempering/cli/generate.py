@@ -21,7 +21,10 @@ EPILOG = """Examples:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to answer or continue.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to answer or continue; - reads standard input.")
+    ] = None,
+    file: common.FromFile = None,
     pattern: Annotated[
         str | None, typer.Option(help="Schedule over depth, e.g. throb(12,3,1,12).")
     ] = None,
@@ -51,13 +54,20 @@ def generate(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Continue a prompt with and without a temperature pattern, from the same random numbers."""
+    """Continue a prompt with and without a temperature pattern.
+
+    Both continuations use the same random numbers.
+    """
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import Profile
     from tempering.errors import InputError
     from tempering.reports import Record
     from tempering.tokens import parse_policy
+    from tempering.tokens.policy import Constant
 
+    prompt = common.text_argument(prompt, file, "prompt")
+    if not prompt:
+        raise InputError('give a prompt: tempering generate "Why is the sky blue?"')
     if tokens is not None and temperature is not None:
         raise InputError("--tokens says the temperature of every token; leave --temperature out")
     sampled = 0.7 if temperature is None else temperature
@@ -68,7 +78,7 @@ def generate(
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
     network, tokenizer = common.open_model(model, device, dtype)
-    policy = parse_policy(tokens or f"constant({sampled})", tokenizer)
+    policy = Constant(sampled) if tokens is None else parse_policy(tokens, tokenizer)
     if policy.samples is not None:
         raise InputError(
             f"--tokens {policy} has a temperature for each of {policy.samples} samples of a "
@@ -136,8 +146,8 @@ def side_by_side(
 
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.measuring.measure import measure_tokens
-    from tempering.attention.profiles.profile import Profile
-    from tempering.cli.shared.sections import UNTEMPERED, pattern_section, support_section
+    from tempering.attention.profiles.profile import UNTEMPERED, Profile
+    from tempering.cli.shared.sections import pattern_section, support_section
     from tempering.engines.generating.side_by_side import prompt_ids, stream
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")

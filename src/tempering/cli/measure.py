@@ -51,14 +51,14 @@ def measure(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Measure how many keys stay alive in every layer and head, on real text.
+    """Measure how many keys each layer and head keeps alive.
 
     Memory is linear in --chunk: long texts can be measured in one piece.
     """
     from tempering.attention import layout, measure_tokens
+    from tempering.attention.profiles.profile import UNTEMPERED
     from tempering.chunks import token_chunks
     from tempering.cli.shared.sections import (
-        UNTEMPERED,
         pattern_section,
         positions_section,
         rules_section,

@@ -15,7 +15,10 @@ EPILOG = """Examples:
 
 
 def models(as_json: common.Json = False) -> None:
-    """List the models known by name; directories and hub ids work in their place."""
+    """List the models known by name.
+
+    Directories and hub ids work in their place.
+    """
     from tempering.engines.loading.embedded import MODELS
 
     rows = [

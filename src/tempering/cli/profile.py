@@ -11,7 +11,7 @@ import typer
 from tempering.cli.shared import common
 
 app = typer.Typer(
-    help="Show profiles, and how two of them differ; make one from a rule.",
+    help="Show profiles, compare two, or make one from a rule.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

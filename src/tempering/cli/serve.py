@@ -36,7 +36,10 @@ def serve(
         typer.Option(help="NAME=FILE: a profile for requests that name it; repeatable."),
     ] = None,
 ) -> None:
-    """Start vLLM's server with a profile; what isn't listed here goes to `vllm serve`."""
+    """Start vLLM's server with temperature profiles.
+
+    What isn't listed here goes to `vllm serve`.
+    """
     from tempering.engines.vllm.serve import serve as run
     from tempering.engines.vllm.serve import server_command
     from tempering.errors import InputError

@@ -26,7 +26,10 @@ def swap(
         str | None, typer.Option(help="The server's --api-key; $VLLM_API_KEY by default.")
     ] = None,
 ) -> None:
-    """Give a server of `tempering serve` another profile; without one, say which it uses.
+    """Give a running server another profile.
+
+    The server is one of `tempering serve`; without a profile, say which it uses.
+
 
     Requests in flight finish under the old profile, later ones wait for the new one.
     """

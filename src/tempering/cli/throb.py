@@ -76,7 +76,10 @@ RESUMED = ("resume", "out", "as_json")
 
 def throb(
     context: common.Context,
-    task: Annotated[str | None, typer.Argument(help="What is to be done.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(help="What is to be done; - reads standard input.")
+    ] = None,
+    file: common.FromFile = None,
     pattern: Annotated[
         str, typer.Option(help="Widths of the stages; their temperatures follow.")
     ] = "throb(12,3,1,12)",
@@ -109,7 +112,7 @@ def throb(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Run stages of agents hot and cold: explore, consolidate, execute.
+    """Run stages of agents: explore, consolidate, execute.
 
     Ctrl-C keeps what is done; --resume RECORD goes on, for what is missing also with another
     --model, --engine, --policy, --models, --tokens or --timeout. A failed worker doesn't lose the
@@ -117,6 +120,7 @@ def throb(
     """
     from tempering.errors import InputError
 
+    task = common.text_argument(task, file, "task")
     chosen: dict[str, Any] = {
         **engine_options(context),
         "seed": seed,

@@ -22,7 +22,8 @@ EPILOG = """Examples:
 
   tempering tune --data notes.txt --out tuned.json --resume
 
-A .jsonl file holds lines {"prompt": "...", "answer": "..."}; any other file is plain text.
+A .jsonl file holds lines {"prompt": "...", "answer": "..."}, or conversations {"messages":
+[{"role": "user", "content": "..."}, ...]}; any other file is plain text.
 """
 
 
@@ -79,7 +80,9 @@ def tune(
     ] = Path("tuned.json"),
     as_json: common.Json = False,
 ) -> None:
-    """Tune temperatures with every weight frozen; keep the profile with its evidence.
+    """Learn temperatures for a text or task, weights frozen.
+
+    The profile carries its evidence.
 
     Ctrl-C keeps the best so far; the same command with --resume goes on.
     """

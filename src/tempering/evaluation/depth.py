@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
+from tempering.counts import whole_number
 from tempering.errors import DepthWarning, InputError, ScheduleError
 from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
 from tempering.evaluation.cost import Cost, Variant, cost_rows, summarised
@@ -130,7 +131,7 @@ def depth_cases(
             # Too few layers a stage is what is being studied; the number stands in the results.
             warnings.simplefilter("ignore", DepthWarning)
             values = whole.sample(last - first + 1)
-        generator = torch.Generator().manual_seed(seed + len(found))
+        generator = torch.Generator().manual_seed(whole_number(seed, "seed") + len(found))
         orders = [torch.randperm(len(values), generator=generator) for _ in range(shuffles)]
         found.append(
             Case(

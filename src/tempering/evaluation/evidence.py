@@ -31,6 +31,7 @@ from tempering.attention.tuning.objective import Batch, target_logits
 from tempering.attention.tuning.outcome import Tuned
 from tempering.attention.tuning.pieces import Constraint, Objective, Piece
 from tempering.attention.tuning.split import refuse_overlap
+from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate
@@ -248,7 +249,7 @@ def cluster_bootstrap(
     value = float(tops.sum() / bottoms.sum())
     if count == 1:
         return Estimate(value, math.nan, math.nan, math.nan, 1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
     picks = torch.randint(count, (draws, count), generator=generator)
     means = tops[picks].sum(1) / bottoms[picks].sum(1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

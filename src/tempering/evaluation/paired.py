@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.intervals import t_quantile
 
@@ -54,15 +55,19 @@ def paired_difference(
     return mean_estimate(first - second)
 
 
-def bootstrap_mean(values: Float[Tensor, "units"], *, seed: int, draws: int = 2000) -> Estimate:
+def bootstrap_mean(
+    values: Float[Tensor, "units"], *, seed: SupportsIndex, draws: SupportsIndex = 2000
+) -> Estimate:
     """The mean with a percentile bootstrap interval over units (Efron 1979); NaN with one."""
     data = values.to(torch.float64)
     if len(data) == 0:
         raise InputError("an estimate needs at least one value")
     if len(data) == 1:
         return Estimate(float(data), math.nan, math.nan, math.nan, 1)
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(data), (draws, len(data)), generator=generator)
+    generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
+    picks = torch.randint(
+        len(data), (whole_number(draws, "draws", 2), len(data)), generator=generator
+    )
     means = data[picks].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(float(data.mean()), float(means.std()), low, high, len(data))

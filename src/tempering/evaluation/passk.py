@@ -10,19 +10,21 @@ random from the ladder. Intervals are bootstraps over tasks; differences are pai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 
+from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.evaluation.paired import Estimate, bootstrap_mean
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
+def pass_at_k(n: SupportsIndex, c: SupportsIndex, k: SupportsIndex) -> float:
     """1 - C(n - c, k) / C(n, k), as a product that doesn't overflow.
 
     Raises InputError unless 1 <= k <= n and 0 <= c <= n.
     """
+    n, c, k = (whole_number(value, name, 0) for value, name in ((n, "n"), (c, "c"), (k, "k")))
     if not 1 <= k <= n or not 0 <= c <= n:
         raise InputError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got n={n}, c={c}, k={k}")
     missed = 1.0

@@ -16,10 +16,12 @@ from tempering.kernels.hypotheses import (
     Parameter,
     Prototypes,
     Signed,
+    as_parameter,
     at_least_float32,
     like,
     positive,
 )
+from tempering.tensors import TensorLike, as_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Kernel(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.m, Hypotheses):
             object.__setattr__(self, "m", Signed(self.m))
+        for name in self._shape_names():
+            object.__setattr__(self, name, as_parameter(name, getattr(self, name)))
         self._check()
 
     @property
@@ -63,14 +67,14 @@ class Kernel(ABC):
         """The same kernel with some parameters replaced."""
         return replace(self, **parameters)
 
-    def energies(self, z: Float[Tensor, "..."]) -> Float[Tensor, "... hypotheses"]:
+    def energies(self, z: TensorLike) -> Float[Tensor, "... hypotheses"]:
         """d_h(z) for every hypothesis; 0 at its centre.
 
         Returns [..., H], at least float32. Raises InputError when z does not fit the hypotheses.
         """
         return self._energies(_working(z))
 
-    def log_odds(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_odds(self, z: TensorLike) -> Float[Tensor, "..."]:
         """Log odds of the signed hypotheses at T = 1 and equal priors, d_-(z) - d_+(z).
 
         In closed form: the difference of two energies would lose small odds to rounding.
@@ -140,13 +144,32 @@ class NoiseKernel(Kernel):
 def squared_distances(
     z: Float[Tensor, "*rows features"], vectors: Float[Tensor, "prototypes features"]
 ) -> Float[Tensor, "*rows prototypes"]:
-    """||z - w_k||^2 in memory for the result alone.
+    """||z - w_k||^2 in memory for the result alone."""
+    return _distances(z, vectors).square()
 
-    Not by ||z||^2 - 2 z.w + ||w||^2: that loses near prototypes which lie far from the origin.
-    """
+
+def distances(
+    z: Float[Tensor, "*rows features"], vectors: Float[Tensor, "prototypes features"]
+) -> Float[Tensor, "*rows prototypes"]:
+    """||z - w_k|| in memory for the result alone, also of lengths whose square overflows."""
+    longest = torch.finfo(z.dtype).max ** 0.5 / 1e3
+    far = z.detach().abs().amax(-1) > longest
+    if bool((vectors.detach().abs() > longest).any()):
+        far = torch.ones_like(far)
+    if not bool(far.any()):
+        return _distances(z, vectors)
+    near = _distances(torch.where(far.unsqueeze(-1), 0.0, z), vectors.clamp(-longest, longest))
+    apart = z[far].unsqueeze(-2) - vectors
+    size = apart.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+    lengths = size.squeeze(-1) * torch.linalg.vector_norm(apart / size, dim=-1)
+    return near.index_put(far.nonzero(as_tuple=True), lengths)
+
+
+def _distances(z: Tensor, vectors: Tensor) -> Tensor:
+    # Not by ||z||^2 - 2 z.w + ||w||^2: that loses near prototypes which lie far from the origin.
     flat = z.reshape(-1, z.shape[-1])
-    distances = torch.cdist(flat, vectors, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.square().reshape(*z.shape[:-1], len(vectors))
+    lengths = torch.cdist(flat, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+    return lengths.reshape(*z.shape[:-1], len(vectors))
 
 
 def check_features(z: Tensor, features: int) -> None:
@@ -158,7 +181,8 @@ def check_features(z: Tensor, features: int) -> None:
         )
 
 
-def _working(z: Tensor) -> Tensor:
+def _working(z: TensorLike) -> Tensor:
+    z = as_tensor(z, "z", InputError)
     if not z.is_floating_point():
         raise InputError(f"z must be floating point; got {z.dtype}. Use z.float()")
     return z.to(at_least_float32(z.dtype))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import InputError
+from tempering.tensors import TensorLike, as_tensor
 
 Number = float | int
-Parameter = Number | Tensor
-Weights = Sequence[Number] | Tensor
+Parameter = TensorLike
+Weights = TensorLike
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -25,6 +26,13 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def like(value: Parameter | Weights, work: Tensor) -> Tensor:
     """`value` as a tensor of the dtype and device of `work`."""
     return torch.as_tensor(value, dtype=work.dtype, device=work.device)
+
+
+def as_parameter(name: str, value: TensorLike | None) -> Number | Tensor | None:
+    """A number as it is, None too; an array or a list as a tensor."""
+    if value is None or isinstance(value, Tensor | float | int):
+        return value
+    return float(value) if isinstance(value, Real) else as_tensor(value, name, InputError)
 
 
 def positive(name: str, value: Parameter, *, below: float = float("inf")) -> None:
@@ -51,9 +59,9 @@ def _finite(name: str, value: Tensor) -> None:
 def _checked_prior(prior: Weights | None, count: int) -> Tensor | None:
     if prior is None:
         return None
-    weights = torch.as_tensor(prior)
-    if not weights.is_floating_point():
-        weights = weights.to(torch.float32)
+    weights = as_tensor(prior, "the prior", InputError)
+    if not weights.is_floating_point() or isinstance(prior, list | tuple):
+        weights = weights.to(torch.get_default_dtype())
     if weights.shape != (count,):
         raise InputError(
             f"the prior has shape {list(weights.shape)}; expected one weight for each of the "
@@ -110,6 +118,7 @@ class Signed(Hypotheses):
     prior: Weights | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "m", as_parameter("m", self.m))
         if torch.is_tensor(self.m):
             _finite("m", self.m)
         object.__setattr__(self, "prior", _checked_prior(self.prior, 2))
@@ -137,8 +146,8 @@ class Centred(Hypotheses):
     prior: Weights | None = None
 
     def __post_init__(self) -> None:
-        centres = torch.as_tensor(self.centres)
-        if not torch.is_tensor(self.centres):
+        centres = as_tensor(self.centres, "centres", InputError)
+        if isinstance(self.centres, list | tuple):
             centres = centres.to(torch.get_default_dtype())
         if centres.ndim == 0 or centres.shape[-1] < 2:
             raise InputError(
@@ -172,7 +181,8 @@ class Prototypes(Hypotheses):
     prior: Weights | None = None
 
     def __post_init__(self) -> None:
-        if self.vectors.shape[0] < 2 or self.vectors.shape[1] < 1:
+        object.__setattr__(self, "vectors", as_tensor(self.vectors, "prototypes", InputError))
+        if self.vectors.ndim != 2 or self.vectors.shape[0] < 2 or self.vectors.shape[1] < 1:
             raise InputError(
                 f"prototypes have shape {list(self.vectors.shape)}; expected [K, features] with "
                 "K >= 2: a single hypothesis has no rival, so its responsibility is always 1"

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempering.kernels.base import NoiseKernel, squared_distances
+from tempering.kernels.base import NoiseKernel, distances, squared_distances
 from tempering.kernels.hypotheses import Parameter
+
+# Lengths further apart than this square to what 1 is lost beside, in float64 too.
+_FAR = 1e9
+_SHARP = 1 / _FAR
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,19 +87,32 @@ class StudentT(NoiseKernel):
 
     def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
         sigma, nu = shapes
-        return (nu + 1) / 2 * torch.log1p((deviation / sigma).square() / nu)
+        return (nu + 1) / 2 * _log1p_square(deviation, sigma * nu.sqrt())
 
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         sigma, nu = shapes
-        # By symmetry from |z|, where the ratio under the logarithm is at least 1.
+        # By symmetry from |z|, where the ratio under the logarithm is at least 1. With s the
+        # smaller and l the larger of |z| and m, that ratio less 1 is 4 (s/l)/d^2, with
+        # d^2 = nu (sigma/l)^2 + (1 - s/l)^2: no length stands alone, so none can overflow.
         side = torch.where(z >= 0, 1.0, -1.0).to(z)
-        u, v = side * z / sigma, m / sigma
-        return side * (nu + 1) / 2 * torch.log1p(4 * v * u / (nu + (u - v).square()))
+        far = side * z
+        small, large = torch.minimum(far, m), torch.maximum(far, m)
+        d = torch.hypot(nu.sqrt() * (sigma / large), (large - small) / large)
+        share = 4 * (small / large)
+        sharp = d < _SHARP
+        blunt = torch.where(sharp, 1.0, d)
+        keen = torch.where(sharp, d, 1.0)
+        odds = torch.where(
+            sharp,
+            torch.log(torch.where(sharp, share, 1.0)) - 2 * torch.log(keen),
+            torch.log1p(share / blunt.square()),
+        )
+        return side * (nu + 1) / 2 * odds
 
     def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
         sigma, nu = self._shapes(z, 1)
-        squares = squared_distances(z, vectors) / sigma.square()
-        return (nu + vectors.shape[-1]) / 2 * torch.log1p(squares / nu)
+        lengths = distances(z, vectors)
+        return (nu + vectors.shape[-1]) / 2 * _log1p_square(lengths, sigma * nu.sqrt())
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +206,14 @@ class Logistic(NoiseKernel):
         small = 2 * torch.atanh(torch.tanh(low.clamp(max=1.0)) * torch.tanh(high))
         large = 2 * low + torch.log1p(torch.expm1(-4 * low) * torch.sigmoid(-2 * gap))
         return 2 * side * torch.where(low < 1, small, large)
+
+
+def _log1p_square(x: Tensor, unit: Tensor) -> Tensor:
+    """log(1 + (x/unit)^2), also where the square overflows."""
+    far = x.abs() > _FAR * unit
+    size = torch.where(far, x.abs(), 1.0)
+    near = torch.where(far, 0.0, x) / unit
+    return torch.where(far, 2 * (torch.log(size) - torch.log(unit)), torch.log1p(near.square()))
 
 
 def _hypotenuse(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tempering.errors import EnergyError, InputError, TemperatureError
+from tempering.tensors import TensorLike, as_tensor
 
 Number = float | int | Tensor
 
@@ -76,7 +77,7 @@ class Competition(NamedTuple):
         return torch.where(hot | (self.temperature == 0), limit, inside)
 
 
-def compete(energies: Tensor, temperature: Number, dim: int) -> Competition:
+def compete(energies: TensorLike, temperature: TensorLike, dim: int) -> Competition:
     """Check energies and temperature, and let the hypotheses along `dim` compete."""
     whole, dim = working(energies, dim)
     level = per_row(temperature, whole, dim, TemperatureError, "temperature").unsqueeze(dim)
@@ -102,9 +103,10 @@ def compete(energies: Tensor, temperature: Number, dim: int) -> Competition:
     return Competition(dim, minimum, first, finite, excess, level, heat, reduced, weights, others)
 
 
-def working(energies: Tensor, dim: int) -> tuple[Tensor, int]:
+def working(energies: TensorLike, dim: int) -> tuple[Tensor, int]:
     """Energies in the dtype of the work (float32 at least; integers exactly, in float64), and
     the hypothesis axis counted from the front."""
+    energies = as_tensor(energies, "energies", EnergyError)
     if energies.is_complex() or energies.dtype == torch.bool:
         raise EnergyError(f"energies must be real numbers, got {energies.dtype}")
     if not -energies.dim() <= dim < energies.dim():
@@ -123,17 +125,15 @@ def working(energies: Tensor, dim: int) -> tuple[Tensor, int]:
 
 
 def per_row(
-    value: Number, energies: Tensor, dim: int, error: type[InputError], name: str
+    value: TensorLike, energies: Tensor, dim: int, error: type[InputError], name: str
 ) -> Tensor:
-    """A number or tensor as one value for each row, in the energies' dtype and device."""
+    """Numbers as one value for each row, in the energies' dtype and device."""
     shape = energies.shape[:dim] + energies.shape[dim + 1 :]
-    if isinstance(value, Tensor):
-        given = value
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         # Straight into the dtype of the work: by way of float32, 1e300 would become inf.
         given = torch.tensor(float(value), dtype=energies.dtype)
     else:
-        raise error(f"{name} must be a number or a torch.Tensor, got {type(value).__name__}")
+        given = as_tensor(value, name, error)
     if given.is_complex() or given.dtype == torch.bool:
         raise error(f"{name} must be real, got {given.dtype}")
     try:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from tempering.errors import SupportError
-from tempering.posterior.competition import Number, check_rows, compete, per_row, working
+from tempering.posterior.competition import check_rows, compete, per_row, working
+from tempering.tensors import TensorLike
 
 # Elements worked on at a time: three such blocks of float32 stay in a core's cache (measured
 # flat from 2^16 to 2^18); other devices want few, large kernels instead.
@@ -39,15 +40,15 @@ _TURNS = 140
 _NEAR = 1e-7
 
 
-def temperature_for(energies: Tensor, support: Number, *, dim: int = -1) -> Tensor:
+def temperature_for(energies: TensorLike, support: TensorLike, *, dim: int = -1) -> Tensor:
     """The temperature at which N hypotheses stay alive: the T with exp(S(T)) = N, row by row.
 
     Parameters
     ----------
-    energies: any shape and real dtype; +inf rules a hypothesis out.
-    support: the wanted N; a number, or a tensor that broadcasts to the energies' shape without
-        `dim`. From the number of tied minimisers (gives T = 0) to the number of finite energies
-        (gives T = inf).
+    energies: any shape and real dtype; +inf rules a hypothesis out. A tensor, an array or a list.
+    support: the wanted N; a number, or a tensor, array or list that broadcasts to the energies'
+        shape without `dim`. From the number of tied minimisers (gives T = 0) to the number of
+        finite energies (gives T = inf).
     dim: the hypothesis axis.
 
     Returns

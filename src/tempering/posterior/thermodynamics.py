@@ -6,6 +6,8 @@ Hypotheses h = 1..H compete with energies d_h (lower is better) at temperature T
 
 Every function takes energies of any shape and real dtype, works in float32 at least (float64
 stays, integers become float64), and is differentiable in energies and temperature, repeatedly.
+Energies, temperatures and weights may be arrays or lists of numbers too, which are converted:
+arrays keep their dtype, lists become float64. The result is always a tensor.
 All are exact at T = 0 (uniform over the minimisers) and T = inf (uniform over the hypotheses of
 finite energy), where gradients are finite; energy +inf gives responsibility exactly 0.
 
@@ -19,11 +21,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from tempering.errors import InputError
+from tempering.errors import InputError, TemperatureError
 from tempering.posterior.competition import Number, compete, per_row, temperature_error
+from tempering.tensors import TensorLike, as_tensor
 
 __all__ = [
     "Canonical",
@@ -44,7 +47,6 @@ __all__ = [
     "variance_from_temperature",
 ]
 
-Energies = Shaped[Tensor, "..."]
 PerRow = Float[Tensor, "..."]
 
 
@@ -70,15 +72,16 @@ class Canonical(NamedTuple):
 
 
 def responsibilities(
-    energies: Energies, temperature: Number = 1.0, *, dim: int = -1
+    energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1
 ) -> Float[Tensor, "..."]:
     """The posterior over hypotheses, r_h = exp(-d_h/T) / sum_k exp(-d_k/T).
 
     Parameters
     ----------
-    energies: any shape and real dtype, in any unit; +inf rules a hypothesis out.
-    temperature: in the energies' unit, 0..inf; a number, or a tensor that broadcasts to the
-        energies' shape without `dim`.
+    energies: any shape and real dtype, in any unit; +inf rules a hypothesis out. A tensor, an
+        array or a list.
+    temperature: in the energies' unit, 0..inf; a number, or a tensor, array or list that
+        broadcasts to the energies' shape without `dim`.
     dim: the hypothesis axis.
 
     Returns
@@ -94,7 +97,7 @@ def responsibilities(
     return compete(energies, temperature, dim).responsibilities()
 
 
-def log_partition(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def log_partition(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The log partition function, log Z = logsumexp(-d/T), in nats.
 
     At T = 0 it is -inf where min d > 0, +inf where min d < 0, and log of the ties where min d = 0.
@@ -103,7 +106,7 @@ def log_partition(energies: Energies, temperature: Number = 1.0, *, dim: int = -
     return compete(energies, temperature, dim).log_partition().squeeze(dim)
 
 
-def free_energy(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def free_energy(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The free energy, F = -T log Z, in the energies' unit; dF/dd_h = r_h and dF/dT = -S.
 
     F = min d at T = 0; at T = inf it is -inf, unless a single hypothesis has finite energy.
@@ -112,7 +115,7 @@ def free_energy(energies: Energies, temperature: Number = 1.0, *, dim: int = -1)
     return compete(energies, temperature, dim).free_energy().squeeze(dim)
 
 
-def mean_energy(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def mean_energy(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The mean energy, U = sum_h r_h d_h, in the energies' unit; dU/dT = C.
 
     Parameters and errors as for `responsibilities`; returns the energies' shape without `dim`.
@@ -121,7 +124,7 @@ def mean_energy(energies: Energies, temperature: Number = 1.0, *, dim: int = -1)
     return (state.minimum + state.mean_excess()).squeeze(dim)
 
 
-def entropy(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def entropy(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The entropy, S = -sum_h r_h log r_h, in nats, 0..log H; dS/dT = C/T.
 
     Accurate relative to its own size, however small: it is summed from terms of one sign.
@@ -130,7 +133,7 @@ def entropy(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> 
     return compete(energies, temperature, dim).entropy().squeeze(dim)
 
 
-def support(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def support(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The support, N = exp(S): the effective number of live hypotheses, 1..H.
 
     Parameters and errors as for `responsibilities`; returns the energies' shape without `dim`.
@@ -139,7 +142,7 @@ def support(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> 
     return compete(energies, temperature, dim).support().squeeze(dim)
 
 
-def heat_capacity(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def heat_capacity(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The heat capacity, C = Var_r(d)/T^2 = dU/dT, in nats; 0 at T = 0 and at T = inf.
 
     Parameters and errors as for `responsibilities`; returns the energies' shape without `dim`.
@@ -147,7 +150,7 @@ def heat_capacity(energies: Energies, temperature: Number = 1.0, *, dim: int = -
     return compete(energies, temperature, dim).heat_capacity().squeeze(dim)
 
 
-def peak(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> PerRow:
+def peak(energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1) -> PerRow:
     """The peak, max_h r_h: the responsibility of the likeliest hypothesis, 1/H..1.
 
     Parameters and errors as for `responsibilities`; returns the energies' shape without `dim`.
@@ -156,7 +159,7 @@ def peak(energies: Energies, temperature: Number = 1.0, *, dim: int = -1) -> Per
 
 
 def thermodynamics(
-    energies: Energies, temperature: Number = 1.0, *, dim: int = -1
+    energies: TensorLike, temperature: TensorLike = 1.0, *, dim: int = -1
 ) -> Thermodynamics:
     """All quantities at once, from one pass over the exponentials.
 
@@ -176,7 +179,7 @@ def thermodynamics(
 
 
 def susceptibility(
-    energies: Shaped[Tensor, "*rows hypotheses"], temperature: Number = 1.0
+    energies: TensorLike, temperature: TensorLike = 1.0
 ) -> Float[Tensor, "*rows hypotheses hypotheses"]:
     """How responsibilities answer energies: dr_h/dd_k = -r_h (delta_hk - r_k)/T, in 1/energy.
 
@@ -196,11 +199,11 @@ def susceptibility(
 
 
 def information(
-    energies: Energies,
-    temperature: Number = 1.0,
+    energies: TensorLike,
+    temperature: TensorLike = 1.0,
     *,
     dim: int = -1,
-    weights: Tensor | None = None,
+    weights: TensorLike | None = None,
 ) -> Float[Tensor, ""]:
     """What the posterior keeps of the input: I = S(mean of r) - mean of S(r), in nats.
 
@@ -221,7 +224,7 @@ def information(
     return kept.clamp(min=0.0)
 
 
-def canonical(energies: Energies, *, dim: int = -1) -> Canonical:
+def canonical(energies: TensorLike, *, dim: int = -1) -> Canonical:
     """Energies without shift and scale: least 0, and mean 1 over the finite ones.
 
     energies = shift + spread * canonical, with shift = min d = U(T=0) and
@@ -239,7 +242,7 @@ def canonical(energies: Energies, *, dim: int = -1) -> Canonical:
     return Canonical(gauge, state.minimum.squeeze(dim), spread.squeeze(dim))
 
 
-def temperature_from_variance(sigma2: Number) -> Number:
+def temperature_from_variance(sigma2: TensorLike) -> Number:
     """The temperature that does what a variance does: T = sigma^2.
 
     Energies d~/sigma^2 at T = 1 have the responsibilities of d~ at T = sigma^2: one control under
@@ -249,7 +252,7 @@ def temperature_from_variance(sigma2: Number) -> Number:
     return _one_control(sigma2, "sigma2")
 
 
-def variance_from_temperature(temperature: Number) -> Number:
+def variance_from_temperature(temperature: TensorLike) -> Number:
     """The variance that does what a temperature does: sigma^2 = T.
 
     The inverse of `temperature_from_variance`, with the same range and errors.
@@ -257,21 +260,29 @@ def variance_from_temperature(temperature: Number) -> Number:
     return _one_control(temperature, "temperature")
 
 
-def _one_control(value: Number, name: str) -> Number:
-    given = torch.as_tensor(value)
+def _one_control(value: TensorLike, name: str) -> Number:
+    given = as_tensor(value, name, TemperatureError)
     if not bool((given >= 0).all()):
         raise temperature_error(given, name)
-    return value
+    return value if isinstance(value, float | int | Tensor) else given
 
 
-def _shares(r: Tensor, weights: Tensor | None, dim: int) -> Tensor:
+def _shares(r: Tensor, weights: TensorLike | None, dim: int) -> Tensor:
     """Weights of the inputs, with the hypothesis axis kept and a sum of 1."""
     inputs = r.numel() // r.shape[dim]
     if inputs == 0:
         raise InputError(f"energies of shape {tuple(r.shape)} hold no inputs to average over")
     if weights is None:
         return r.new_full([1] * r.dim(), 1.0 / inputs).expand_as(r.narrow(dim, 0, 1))
-    given = per_row(weights, r, dim, InputError, "weights").unsqueeze(dim)
+    given = as_tensor(weights, "weights", InputError)
+    most = (
+        float(given.detach().abs().amax()) if given.is_floating_point() and given.numel() else 0.0
+    )
+    if 0 < most < math.inf:
+        # Only ratios matter. Near 1, which takes a power of 2, they survive in every dtype.
+        half = 2.0 ** -(math.frexp(most)[1] // 2)
+        given = given * half * half
+    given = per_row(given, r, dim, InputError, "weights").unsqueeze(dim)
     total = given.sum()
     if not bool((given >= 0).all() & (total > 0) & torch.isfinite(total)):
         raise InputError("weights must be finite, not negative, and not all 0")

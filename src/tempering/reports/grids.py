@@ -226,6 +226,20 @@ def positions_grid(support: dict[str, Any], quantity: str = "support") -> Grid:
     ], rows)  # fmt: skip
 
 
+def workers_grid(stages: Sequence[Row]) -> Grid:
+    """One row a worker, as narrow as a terminal: where it ran, how hot, and what went wrong."""
+    full = stages_grid(stages)
+    known = {*full.columns, "T"}
+    columns = [name for name in "stage round worker T error".split() if name in known]
+    rows = []
+    for row in full.rows:
+        cells = dict(zip(full.columns, row))
+        asked, sent = (cells.get(name, "–") for name in ("T asked", "T sent"))
+        cells["T"] = asked if asked == sent else f"{asked}, sent {sent}"
+        rows.append([cells[name] for name in columns])
+    return Grid(full.heading, "T: asked for, and sent where that differs", columns, rows)
+
+
 def stages_grid(stages: Sequence[Row]) -> Grid:
     """One row a worker: what was asked, what was sent, what came back."""
     rows = [

@@ -89,7 +89,10 @@ def _drawn(record: Record) -> dict[str, list[Markup]]:
     if results.get("support"):
         found["support"] += _support_figures(record)
     return {
-        section: [inline(figure, f"{section}{i}") for i, figure in enumerate(drawn)]
+        section: [
+            inline(figure, f"{section}{i}", _name(section, figure))
+            for i, figure in enumerate(drawn)
+        ]
         for section, drawn in found.items()
     }
 
@@ -118,10 +121,21 @@ def _support_figures(record: Record) -> list[Figure]:
     return drawn
 
 
-def inline(figure: Figure, key: str) -> Markup:
+def _name(section: str, figure: Figure) -> str:
+    """What a screen reader says of a figure: its section, and the titles of its axes."""
+    titles = [
+        text
+        for axes in figure.axes
+        for text in (axes.get_title(loc="left"), axes.get_title(), axes.get_ylabel())
+        if text
+    ]
+    return ": ".join([words(section).capitalize(), *dict.fromkeys(titles)])
+
+
+def inline(figure: Figure, key: str, name: str) -> Markup:
     """A figure as SVG to stand in a page: its colours CSS variables, its ids its own, no font.
 
-    key: put before every id, so that two figures never share one.
+    key: put before every id, so that two figures never share one. name: for screen readers.
     """
     root = ET.fromstring(figures.svg(figure))
     used = {
@@ -142,6 +156,7 @@ def inline(figure: Figure, key: str) -> Markup:
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "role": "img",
+        "aria-label": name,
         "width": width,
         "height": height,
     }

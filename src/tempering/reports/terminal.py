@@ -45,6 +45,8 @@ def print_record(record: Record, console: Console | None = None) -> None:
     console = console or Console()
     if record.results.get("generations"):
         _generations(record, console)
+    if record.results.get("stages"):
+        _answers(record, console)
     tables = _tables(record, console)
     wide = [not _fits(grid, console) for grid in tables]
     keys = _letters(record) if any(wide) else {}
@@ -53,8 +55,6 @@ def print_record(record: Record, console: Console | None = None) -> None:
         print_grid(Grid("Patterns", "", ["", ""], rows), console)
     for grid, too_wide in zip(tables, wide):
         print_grid(_abbreviated(grid, keys) if too_wide else grid, console)
-    if record.results.get("stages"):
-        _answers(record, console)
 
 
 def _abbreviated(grid: Grid, keys: dict[str, str]) -> Grid:
@@ -71,7 +71,7 @@ def _tables(record: Record, console: Console) -> list[Grid]:
         "benefit": grids.benefit_grid,
         "frontier": grids.frontier_grid,
         "depth": grids.depth_grid,
-        "stages": grids.stages_grid,
+        "stages": grids.workers_grid,
     }
     tables += [make(results[name]) for name, make in made.items() if results.get(name)]
     if metrics := results.get("reliability", {}).get("metrics"):

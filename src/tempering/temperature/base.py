@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.errors import TemperatureError
+from tempering.errors import EnergyError, TemperatureError
+from tempering.tensors import TensorLike, as_tensor
 
 
 class Temperature(nn.Module, ABC):
@@ -18,7 +19,7 @@ class Temperature(nn.Module, ABC):
 
     def forward(
         self,
-        energies: Real[Tensor, "*rows hypotheses"] | None = None,
+        energies: TensorLike | None = None,
         *,
         u: float | int | Tensor | None = None,
     ) -> Float[Tensor, "..."]:
@@ -26,7 +27,8 @@ class Temperature(nn.Module, ABC):
 
         Parameters
         ----------
-        energies: hypotheses last; gives the dtype, and `Targeted` what it solves for.
+        energies: hypotheses last; gives the dtype, and `Targeted` what it solves for. A tensor,
+            an array or a list.
         u: progress in [0, 1], a number or a tensor, read instead of the module's own clock by
             the regimes that have one; fixed and learned temperatures don't depend on it.
 
@@ -34,7 +36,24 @@ class Temperature(nn.Module, ABC):
         -------
         T >= 0, of a shape that broadcasts to the energies' rows.
         """
-        return self._temperature(energies, u)
+        return self._temperature(
+            None if energies is None else as_tensor(energies, "energies", EnergyError), u
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """What load_state_dict calls for each module; a state that is none is refused before."""
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix) and isinstance(value, Tensor) and not value.is_meta
+        }
+        self._check_state(own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raise TemperatureError or ScheduleError for a state that isn't one of this module."""
 
     @abstractmethod
     def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor: ...
@@ -56,7 +75,8 @@ class Fixed(Temperature):
 
     Parameters
     ----------
-    value: T, 0..inf with both limits; a number, or a tensor with one value for each unit.
+    value: T, 0..inf with both limits; a number, or a tensor, array or list with one value for
+        each unit.
 
     Raises
     ------
@@ -65,23 +85,32 @@ class Fixed(Temperature):
 
     value: Tensor
 
-    def __init__(self, value: float | int | Tensor) -> None:
+    def __init__(self, value: TensorLike) -> None:
         super().__init__()
-        level = torch.as_tensor(value, dtype=torch.float64).detach().clone()
-        wrong = ~(level >= 0)
-        if wrong.any():
-            where = tuple(wrong.nonzero()[0].tolist())
-            at = f" at position {list(where)}" if where else ""
-            raise TemperatureError(
-                f"a temperature is >= 0 (0 and inf are the limits), got {level[where].item():g}{at}"
-            )
+        level = as_tensor(value, "a temperature", TemperatureError)
+        level = level.detach().to(torch.float64, copy=True)
+        _check_level(level)
         self.register_buffer("value", level)
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        if "value" in state:
+            _check_level(state["value"])
 
     def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor:
         return as_result(self.value, energies)
 
     def extra_repr(self) -> str:
         return shown(self.value)
+
+
+def _check_level(level: Tensor) -> None:
+    wrong = ~(level >= 0)
+    if wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        at = f" at position {list(where)}" if where else ""
+        raise TemperatureError(
+            f"a temperature is >= 0 (0 and inf are the limits), got {level[where].item():g}{at}"
+        )
 
 
 def as_result(level: Tensor, energies: Tensor | None) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from tempering.errors import SupportError, TemperatureError
+from tempering.errors import ScheduleError, SupportError, TemperatureError
 from tempering.posterior import temperature_for
 from tempering.schedules import Schedule, as_schedule
 from tempering.temperature.base import Temperature, as_result
@@ -36,6 +38,20 @@ class Clocked(Temperature):
         reading = self.schedule(float(u))
         self.progress.fill_(u)
         self.reading.fill_(reading)
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        if "progress" not in state or "reading" not in state:
+            return  # load_state_dict itself says what is missing
+        u, reading = float(state["progress"]), float(state["reading"])
+        expected = self.schedule(u)  # raises where u lies outside [0, 1]
+        # A state that went through a narrower dtype has its rounding.
+        near = 8 * torch.finfo(state["reading"].dtype).eps
+        if not math.isclose(reading, expected, rel_tol=near, abs_tol=0.0):
+            raise ScheduleError(
+                f"the state is of another schedule: it reads {reading:g} at u = {u:g}, and "
+                f"{self.schedule} is {expected:g} there; make the module with the schedule that "
+                "was saved"
+            )
 
     def _read(self, u: float | int | Tensor | None, energies: Tensor | None) -> Tensor:
         if u is None:
@@ -77,8 +93,8 @@ class Targeted(Clocked):
     """
 
     def __init__(self, support: str | float | int | Schedule) -> None:
-        if isinstance(support, (int, float)) and not 1 <= support < math.inf:
-            raise SupportError(f"a support is a finite number >= 1, got {support:g}")
+        if isinstance(support, Real) and not 1 <= float(support) < math.inf:
+            raise SupportError(f"a support is a finite number >= 1, got {float(support):g}")
         super().__init__(support)
 
     def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.errors import CollapseWarning, SupportError, TemperatureError
+from tempering.errors import CollapseWarning, EnergyError, SupportError, TemperatureError
 from tempering.posterior import support
 from tempering.temperature.base import Temperature, as_result, shown
+from tempering.tensors import TensorLike, as_tensor
 
 _AT_BOUND = math.log(1.01)  # within 1 % of a bound counts as at it
 # Support 1.05 is two hypotheses at .99 and .01: learning through the loser has all but ended.
@@ -67,6 +70,7 @@ class Learned(Temperature):
 
     The parameter x is log T itself near the centre of the bounds, where the slope is 1, so that
     learning rates mean what they mean for log T; T can't leave the bounds, and no step is clamped.
+    The bounds are in the state_dict (`limits`): the same x is another T under other bounds.
     Add `penalty()` to the loss (once per example that the loss sums over, or divided by their
     number where it averages), and call `check()` now and then.
 
@@ -80,7 +84,8 @@ class Learned(Temperature):
 
     Raises
     ------
-    TemperatureError: bounds or initial value that aren't as above.
+    TemperatureError: bounds or initial value that aren't as above, or an initial value so near
+        its bound that x would be infinite; a state of other bounds, or one that is not finite.
     SupportError: a floor under 1.
     """
 
@@ -105,24 +110,37 @@ class Learned(Temperature):
         if not support_floor >= 1:
             raise SupportError(f"a support floor is >= 1, got {support_floor:g}")
         self.bounds = (float(low), float(high))
+        wide_dtypes = (torch.float32, torch.float64)
+        self._ends = {dtype: _ends(*self.bounds, dtype) for dtype in wide_dtypes}
+        logs = tuple(map(math.log, self.bounds))
+        self._log_ends = {dtype: _ends(logs[0], logs[1], dtype) for dtype in wide_dtypes}
         self.prior = prior
         self.support_floor = float(support_floor)
         centre, width = self._centre_and_width()
-        start = centre + width * math.atanh((math.log(initial) - centre) / width)
+        place = (math.log(initial) - centre) / width
+        if not -1 < place < 1:
+            raise TemperatureError(
+                f"a learned temperature can't start at {initial:.17g}, which float64 can't tell "
+                f"from its bound in log T, where nothing is learned; start further inside "
+                f"{low:g} to {high:g}, or move the bounds"
+            )
+        start = centre + width * math.atanh(place)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.unbounded = nn.Parameter(torch.full(shape, start, dtype=wide))
+        self.register_buffer("limits", torch.tensor(self.bounds, dtype=torch.float64))
 
     @property
     def log_temperature(self) -> Tensor:
         """log T of each unit, within the log bounds; differentiable in the parameter."""
         centre, width = self._centre_and_width()
-        return centre + width * torch.tanh((self.unbounded - centre) / width)
+        level = centre + width * torch.tanh((self.unbounded - centre) / width)
+        return _inside(level, self._log_ends[level.dtype])
 
     def penalty(self) -> Float[Tensor, ""]:
         """-log prior of log T in nats, summed over units, its constant dropped; differentiable."""
         return self.prior.penalty(self.log_temperature)
 
-    def check(self, energies: Real[Tensor, "*rows hypotheses"] | None = None) -> Collapse | None:
+    def check(self, energies: TensorLike | None = None) -> Collapse | None:
         """The collapse guard: report units whose temperature no longer does its work.
 
         Parameters
@@ -159,8 +177,9 @@ class Learned(Temperature):
         )
         return found
 
-    def _support(self, energies: Tensor) -> Tensor:
+    def _support(self, energies: TensorLike) -> Tensor:
         """Mean support of each unit over its rows."""
+        energies = as_tensor(energies, "energies", EnergyError)
         rows = support(energies.detach(), self(energies).detach())
         units = self.unbounded.shape
         return rows.sum_to_size(units) * (max(self.unbounded.numel(), 1) / max(rows.numel(), 1))
@@ -171,11 +190,57 @@ class Learned(Temperature):
 
     def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor:
         level = self.log_temperature.exp()
-        return level if energies is None else as_result(level, energies)
+        level = level if energies is None else as_result(level, energies)
+        return _inside(level, self._ends[level.dtype])
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        limits, parameter = state.get("limits"), state.get("unbounded")
+        # A state that went through a narrower dtype has its rounding.
+        near = 0.0 if limits is None else 8 * torch.finfo(limits.dtype).eps
+        if limits is not None and not all(
+            math.isclose(saved, own, rel_tol=near)
+            for saved, own in zip(limits.tolist(), self.bounds, strict=True)
+        ):
+            low, high = limits.tolist()
+            raise TemperatureError(
+                f"the state is of a learned temperature with bounds {low:g} to {high:g}, this one "
+                f"has {self.bounds[0]:g} to {self.bounds[1]:g}, under which it would be another "
+                "T; make the module with the bounds that were saved"
+            )
+        if parameter is not None and not bool(torch.isfinite(parameter).all()):
+            where = _places(_positions(~torch.isfinite(parameter)))
+            raise TemperatureError(
+                f"the state of a learned temperature is not finite {where}; load an earlier one"
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if f"{prefix}limits" not in state_dict and f"{prefix}unbounded" in state_dict:
+            # States before 0.2 don't name their bounds, which are taken to be these.
+            state_dict = {**state_dict, f"{prefix}limits": self.limits}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         low, high = self.bounds
         return f"{shown(self().detach())}, bounds=({low:g}, {high:g}), prior={self.prior}"
+
+
+def _ends(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the greatest number of a dtype that lie within low and high."""
+    least, most = torch.tensor([low, high], dtype=torch.float64).to(dtype)
+    up = torch.tensor(math.inf, dtype=dtype)
+    if float(least) < low:
+        least = torch.nextafter(least, up)
+    if float(most) > high:
+        most = torch.nextafter(most, -up)
+    return float(least), float(most)
+
+
+def _inside(values: Tensor, ends: tuple[float, float]) -> Tensor:
+    """Values taken back over the bound that their rounding carried them across; same gradient."""
+    inside = values.detach().clamp(*ends)
+    return torch.where(torch.isfinite(values), values + (inside - values).detach(), inside)
 
 
 def _positions(units: Tensor) -> tuple[tuple[int, ...], ...]:

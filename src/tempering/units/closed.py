@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -92,7 +93,7 @@ def number(value: object) -> float | None:
         # Reading it from a GPU waits for the GPU, but so does every check of the general path.
         known = value.ndim == 0 and not value.requires_grad
         return float(value) if known and not torch.compiler.is_compiling() else None
-    return float(value) if isinstance(value, (float, int)) else None
+    return float(value) if isinstance(value, Real) else None
 
 
 def _signed(

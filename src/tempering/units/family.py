@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.errors import EnergyError, InputError, TemperatureError
-from tempering.kernels import Hypotheses, Kernel, Prototypes, Signed, as_kernel
+from tempering.kernels import Hypotheses, Kernel, Prototypes, Signed, StudentT, as_kernel
+from tempering.tensors import TensorLike, as_tensor
 from tempering.units import odds, prior
 from tempering.units.closed import closed_form
 
@@ -18,10 +20,10 @@ STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 
 def activation(
-    z: Float[Tensor, "..."],
+    z: TensorLike,
     kernel: Kernel | str | nn.Module | type,
     statistic: str,
-    temperature: float | int | Tensor = 1.0,
+    temperature: TensorLike = 1.0,
 ) -> Float[Tensor, "..."]:
     """What the chosen statistic says of the posterior that the kernel induces at z.
 
@@ -41,11 +43,12 @@ def activation(
 
     Parameters
     ----------
-    z: [..., units], any unit of length; [..., features] where the hypotheses are vectors.
+    z: [..., units], any unit of length; [..., features] where the hypotheses are vectors. A
+        tensor, an array or a list; the last two are converted.
     kernel: a Kernel, or the name of one.
     statistic: one of STATISTICS.
-    temperature: T, energy, 0..inf; a number, or a tensor that broadcasts to the rows: to z, or
-        to z without its features.
+    temperature: T, energy, 0..inf; a number, or a tensor, array or list that broadcasts to the
+        rows: to z, or to z without its features.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def activation(
     """
     kernel = as_kernel(kernel)
     check_statistic(statistic)
-    check_temperature(temperature)
+    z = as_tensor(z, "z", InputError)
+    temperature = as_level(temperature)
     curve = closed_form(kernel, statistic, temperature) if z.is_floating_point() else None
     if curve is not None:
         return curve(z)
@@ -81,14 +85,16 @@ def check_statistic(statistic: str) -> None:
         raise InputError(f"no statistic {statistic!r}; expected one of: {', '.join(STATISTICS)}")
 
 
-def check_temperature(temperature: float | int | Tensor) -> None:
-    """Refuse a negative temperature and not-a-number."""
-    if not isinstance(temperature, Tensor):
-        if not temperature >= 0:
+def as_level(temperature: TensorLike) -> float | Tensor:
+    """A temperature as a number or a tensor; a negative one and not-a-number are refused."""
+    if isinstance(temperature, Real) and not isinstance(temperature, bool):
+        level = float(temperature)
+        if not level >= 0:
             raise TemperatureError(
-                f"temperature is {temperature:g}; it must lie in 0..inf, both limits included"
+                f"temperature is {level:g}; it must lie in 0..inf, both limits included"
             )
-        return
+        return level
+    temperature = as_tensor(temperature, "temperature", TemperatureError)
     bad = (~(temperature.detach() >= 0)).nonzero()
     if len(bad):
         where = tuple(bad[0].tolist())
@@ -96,6 +102,7 @@ def check_temperature(temperature: float | int | Tensor) -> None:
             f"temperature{list(where)} is {temperature[where].item():g} ({len(bad)} in all); "
             "it must lie in 0..inf, both limits included"
         )
+    return temperature
 
 
 def check_input(z: Tensor) -> None:
@@ -133,6 +140,10 @@ def _of_odds(
     statistic: str,
     temperature: float | int | Tensor,
 ) -> Tensor:
+    if isinstance(kernel, StudentT) and z.device.type != "mps":  # which has no float64
+        # Far out its odds fall as 1/z while gates grow as z: float32 would hold their product,
+        # but not the factors of its gradient.
+        z = z.double()
     plain = kernel.log_odds(z)
     log_prior = hypotheses.log_prior(plain)
     bias = None if log_prior is None else log_prior[1] - log_prior[0]

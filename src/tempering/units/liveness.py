@@ -6,10 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tempering.errors import InputError
+from tempering.tensors import TensorLike, as_tensor
 
 # A share of the equal share 1/K under which a hypothesis is dead.
 DEAD = 0.1
@@ -58,7 +57,7 @@ class HypothesisReport:
         )
 
 
-def monitor(r: Float[Tensor, "*rows hypotheses"]) -> HypothesisReport:
+def monitor(r: TensorLike) -> HypothesisReport:
     """Report dead and dominant hypotheses of a batch of responsibilities.
 
     Parameters
@@ -67,6 +66,12 @@ def monitor(r: Float[Tensor, "*rows hypotheses"]) -> HypothesisReport:
 
     Raises InputError where rows are missing or aren't responsibilities.
     """
+    r = as_tensor(r, "responsibilities", InputError)
+    if r.ndim == 0 or not r.is_floating_point():
+        raise InputError(
+            f"responsibilities of shape {list(r.shape)} and {r.dtype}; expected [..., K] with at "
+            "least one input and K >= 2, in floating point"
+        )
     rows = r.detach().reshape(-1, r.shape[-1]).double()
     if rows.shape[0] == 0 or rows.shape[1] < 2:
         raise InputError(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.kernels import Kernel, as_kernel
+from tempering.tensors import TensorLike, as_tensor
 from tempering.units.family import (
     STATISTICS,
     activation,
+    as_level,
     check_input,
     check_statistic,
-    check_temperature,
 )
 
 # Temperatures of the trade-off curve in units of the energies' spread, since T means nothing
@@ -82,10 +83,10 @@ def report(
     kernel: Kernel | str | nn.Module | type,
     statistic: str,
     temperature: float | int,
-    inputs: Float[Tensor, "..."],
+    inputs: TensorLike,
     *,
     noise: float | int | None = None,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
 ) -> ActivationReport:
     """Measure an activation on a sample of inputs.
 
@@ -93,7 +94,8 @@ def report(
     ----------
     kernel, statistic: as `tempering.activation`.
     temperature: T >= 0, a number.
-    inputs: z, at least 2 values (vectors, where the hypotheses are vectors).
+    inputs: z, at least 2 values (vectors, where the hypotheses are vectors); a tensor, an array
+        or a list.
     noise: standard deviation of the Gaussian noise of the robustness, unit of z, > 0; a tenth of
         the inputs' own if None.
     seed: of that noise.
@@ -103,7 +105,9 @@ def report(
     """
     kernel = as_kernel(kernel)
     check_statistic(statistic)
-    check_temperature(temperature)
+    temperature = float(as_level(temperature))
+    seed = whole_number(seed, "seed", 0)
+    inputs = as_tensor(inputs, "inputs", InputError)
     check_input(inputs)
     z = inputs.detach().double()
     z = z.reshape(-1, z.shape[-1]) if kernel.takes_vectors and z.ndim else z.reshape(-1)
@@ -182,9 +186,9 @@ def _slopes(kernel: Kernel, statistic: str, temperature: float, z: Tensor) -> Te
 def information_kept(
     kernel: Kernel | str | nn.Module | type,
     temperature: float | int,
-    inputs: Float[Tensor, "..."],
+    inputs: TensorLike,
     *,
-    levels: int | None = None,
+    levels: SupportsIndex | None = None,
 ) -> dict[str, float]:
     """Nats about the hypothesis that each statistic of the same posterior keeps.
 
@@ -203,18 +207,18 @@ def information_kept(
     Returns a value for each of STATISTICS, 0..log H.
     """
     kernel = as_kernel(kernel)
-    if levels is not None and levels < 2:
-        raise InputError(f"levels is {levels}; expected at least 2 values to tell apart")
+    most = None if levels is None else whole_number(levels, "levels", 2)
+    inputs = as_tensor(inputs, "inputs", InputError)
     r = activation(inputs, kernel, "full", temperature)
     r = r.reshape(-1, r.shape[-1])
-    levels = max(2, min(LEVELS, len(r) // INPUTS_PER_LEVEL)) if levels is None else levels
+    most = max(2, min(LEVELS, len(r) // INPUTS_PER_LEVEL)) if most is None else most
     marginal = torch.special.entr(r.mean(0)).sum()
     kept: dict[str, float] = {}
     for statistic in STATISTICS:
         left = torch.special.entr(r).sum(-1).mean()
         if statistic != "full":
             values = activation(inputs, kernel, statistic, temperature).reshape(len(r), -1)
-            left = _entropy_within(r, _digits(values, levels))
+            left = _entropy_within(r, _digits(values, most))
         kept[statistic] = float((marginal - left).clamp(min=0))
     return kept
 
@@ -230,4 +234,7 @@ def _digits(values: Tensor, levels: int) -> Tensor:
     """Each column as one of `levels` equal steps over its range."""
     low, high = values.amin(0), values.amax(0)
     step = torch.where(high > low, high - low, 1.0) / levels
-    return ((values - low) / step).floor().clamp(max=levels - 1)
+    # Values that are equal but for rounding stay together where they lie on an edge, as 0 does
+    # between -1 and 1: edges are moved down by some roundings.
+    edge = 16 * levels * torch.finfo(values.dtype).eps
+    return ((values - low) / step + edge).floor().clamp(max=levels - 1)

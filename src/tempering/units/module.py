@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.errors import RefusedError
+from tempering.errors import InputError, RefusedError
 from tempering.kernels import Kernel, as_kernel
 from tempering.temperature import Fixed, Targeted, Temperature
+from tempering.tensors import TensorLike, as_tensor
 from tempering.units.family import activation, check_input, check_statistic
 
 
@@ -76,13 +77,14 @@ class Activation(nn.Module):
         return self._kernel.with_parameters(m=replace(hypotheses, **theirs), **mine)
 
     def forward(
-        self, z: Float[Tensor, "..."], *, u: float | int | Tensor | None = None
+        self, z: TensorLike, *, u: float | int | Tensor | None = None
     ) -> Float[Tensor, "..."]:
         """The activation at z; `u` is progress for a regime that follows a schedule.
 
         Shapes, raises: as `tempering.activation`.
         """
         kernel = self.kernel
+        z = as_tensor(z, "z", InputError)
         return activation(z, kernel, self.statistic, self.level(z, kernel, u))
 
     def level(self, z: Tensor, kernel: Kernel, u: float | int | Tensor | None = None) -> Tensor:

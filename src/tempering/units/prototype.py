@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import SupportsIndex
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering import posterior
+from tempering.counts import whole_number
 from tempering.errors import InputError, TemperatureError
 from tempering.kernels import Kernel, Prototypes, as_kernel
 from tempering.kernels.hypotheses import Weights
 from tempering.temperature import Temperature
+from tempering.tensors import TensorLike, as_tensor
 from tempering.units.family import activation, per_row
 from tempering.units.liveness import HypothesisReport, monitor
 from tempering.units.module import Activation
@@ -40,14 +44,16 @@ class PrototypeLayer(Activation):
 
     def __init__(
         self,
-        in_features: int,
-        prototypes: int,
+        in_features: SupportsIndex,
+        prototypes: SupportsIndex,
         kernel: Kernel | str | nn.Module | type = "gaussian",
         statistic: str = "full",
         temperature: Temperature | float | int = 1.0,
         *,
         prior: Weights | None = None,
     ) -> None:
+        in_features = whole_number(in_features, "in_features", 0)
+        prototypes = whole_number(prototypes, "prototypes", 0)
         if in_features < 1 or prototypes < 2:
             raise InputError(
                 f"got {in_features} features and {prototypes} prototypes; expected at least 1 "
@@ -58,14 +64,15 @@ class PrototypeLayer(Activation):
         super().__init__(as_kernel(kernel).with_parameters(m=hypotheses), statistic, temperature)
 
     def responsibilities(
-        self, z: Float[Tensor, "*rows features"], *, u: float | int | Tensor | None = None
+        self, z: TensorLike, *, u: float | int | Tensor | None = None
     ) -> Float[Tensor, "*rows prototypes"]:
         """r_k, whatever statistic the layer passes on."""
         kernel = self.kernel
+        z = as_tensor(z, "z", InputError)
         return activation(z, kernel, "full", self.level(z, kernel, u))
 
     def free_energy(
-        self, z: Float[Tensor, "*rows features"], *, u: float | int | Tensor | None = None
+        self, z: TensorLike, *, u: float | int | Tensor | None = None
     ) -> Float[Tensor, "*rows"]:
         """F(z) = -T log sum_k pi_k exp(-d_k/T): the loss whose gradient is that of EM.
 
@@ -77,7 +84,7 @@ class PrototypeLayer(Activation):
 
     def regulariser(
         self,
-        z: Float[Tensor, "*rows features"],
+        z: TensorLike,
         *,
         support_floor: float | int | None = None,
         minimum: float | int | None = None,
@@ -98,10 +105,11 @@ class PrototypeLayer(Activation):
         return monitor(r)
 
     def _competition(
-        self, z: Tensor, u: float | int | Tensor | None
+        self, z: TensorLike, u: float | int | Tensor | None
     ) -> tuple[Float[Tensor, "*rows prototypes"], Float[Tensor, "*rows"]]:
         """Energies with the prior in them, and the temperature of each row."""
         kernel = self.kernel
+        z = as_tensor(z, "z", InputError)
         energies = kernel.energies(z)
         level = per_row(self.level(z, kernel, u), energies.shape[:-1], energies)
         if not bool(((level > 0) & (level < torch.inf)).all()):

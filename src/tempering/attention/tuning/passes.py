@@ -180,7 +180,7 @@ def _drawn(live: Tunable, theta: Tensor, piece: Piece, draws: int, seed: int) ->
     q = log_q.detach().exp()
     picked = [goals]
     if bool(q.isfinite().all()):
-        generator = torch.Generator(q.device).manual_seed(seed)
+        generator = torch.Generator(q.device).manual_seed(int(seed))
         picked += [torch.multinomial(q, 1, generator=generator)[:, 0] for _ in range(draws)]
     return [row_means(-log_q.gather(1, one[:, None])[:, 0], piece.source) for one in picked]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,7 +75,9 @@ def make_problem(
         raise InputError("give an Objective to tune for, or several: from_text(tokenizer, text)")
     limit = constraint.objective if constraint else None
     watched_limit = limit
-    if isinstance(held_out, int | float):
+    if isinstance(held_out, bool | np.bool_):
+        raise InputError(f"held_out = {held_out!r}; expected a share, or objectives to hold out")
+    if isinstance(held_out, int | float | np.number):
         if held_out == 0:
             return Problem(goals, goals, constraint, limit, limit, "calibration")
         share = float(held_out)

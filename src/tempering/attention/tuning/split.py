@@ -11,6 +11,7 @@ import torch
 
 from tempering.attention.tuning.objective import Batch
 from tempering.attention.tuning.pieces import Objective, Piece
+from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
 
 # A run of tokens that two texts share by no accident. Blocks of the one are looked for at every
@@ -39,7 +40,7 @@ def split(objective: Objective, share: float, seed: int) -> tuple[Objective, Obj
             f"at least 2: give more data or shorter {what}s, or hold nothing out (held_out=0)"
         )
     groups = list(alike.values())
-    random.Random(seed).shuffle(groups)
+    random.Random(whole_number(seed, "seed")).shuffle(groups)
     wanted = min(max(1, round(share * len(objective.pieces))), len(objective.pieces) - 1)
     chosen: set[int] = set()
     for group in groups[:-1]:

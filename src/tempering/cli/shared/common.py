@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +51,9 @@ Layers = Annotated[str | None, typer.Option(help="Only these layers, e.g. 0-5,12
 Heads = Annotated[str | None, typer.Option(help="Only these heads, e.g. 0,3-5.")]
 Chunk = Annotated[int, typer.Option(help="Tokens in a chunk of text.")]
 Limit = Annotated[int | None, typer.Option("--chunks", help="Chunks at most, spread evenly.")]
+FromFile = Annotated[
+    Path | None, typer.Option("--file", help="Read it from this file; - is standard input.")
+]
 TextFile = Annotated[
     Path | None, typer.Option("--text", help="UTF-8 text file; a text of the package by default.")
 ]
@@ -72,9 +76,36 @@ def unread(context: Context, names: Iterable[str], because: str) -> None:
         raise InputError(f"{because}: leave out {options}")
 
 
+_SILENT = False
+
+
+def silence() -> None:
+    """No notes and no progress from now on (--quiet); errors and results are still shown."""
+    global _SILENT
+    _SILENT = True
+    warnings.simplefilter("ignore")
+
+
 def note(message: str) -> None:
     """One line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    if not _SILENT:
+        print(message, file=sys.stderr, flush=True)
+
+
+def text_argument(text: str | None, file: Path | None, what: str) -> str | None:
+    """A text from the command line: itself, standard input where it is "-", or from a file.
+
+    Raises InputError for both, DataError for a file that is no text.
+    """
+    from tempering.files import decoded, read_text
+
+    if file is not None and text is not None:
+        raise InputError(f"give the {what} on the command line or by --file, not both")
+    if file is not None and str(file) != "-":
+        return read_text(file).strip()
+    if text == "-" or file is not None:
+        return decoded(sys.stdin.buffer.read(), "standard input").strip()
+    return text
 
 
 def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
@@ -276,14 +307,16 @@ def check_file(path: Path | None, option: str, *suffixes: str) -> None:
     check_out(path.parent)
 
 
-def finish(record: Record, out: Path, as_json: bool) -> None:
-    """Save record and report, print the tables (or the JSON), and say where things are."""
+def finish(record: Record, out: Path, as_json: bool, path: Path | None = None) -> None:
+    """Save record and report, print the tables (or the JSON), and say where things are.
+
+    path: as `reserve` gave it, where other files already go by its name.
+    """
     from tempering.reports import print_record, save_html
 
-    stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
     saved: list[str] = []
     try:
-        path = _reserve(out, stem)
+        path = reserve(record, out) if path is None else path
         try:
             record.save(path)
             saved.append(f"record: {path}")
@@ -304,10 +337,14 @@ def finish(record: Record, out: Path, as_json: bool) -> None:
                 note(line)
 
 
-def _reserve(out: Path, stem: str) -> Path:
-    """An empty file of a name that was free: runs that end in one second keep their records."""
+def reserve(record: Record, out: Path) -> Path:
+    """An empty file for a record, of a name that was free: runs that end in one second keep theirs.
+
+    What else the run writes goes by that name too, so it needs no check of its own.
+    """
     from tempering.errors import OutputError
 
+    stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
     path, count = out / f"{stem}.json", 1
     while True:
         try:
@@ -329,6 +366,9 @@ def counted(what: str, unit: str = "chunks") -> Iterator[Any]:
     """A callback (done, total) that shows progress on stderr."""
     from tempering.reports import progress
 
+    if _SILENT:
+        yield lambda done, total: None
+        return
     with contextlib.ExitStack() as stack:
         bars: dict[str, Any] = {}
 
@@ -345,6 +385,9 @@ def staged() -> Iterator[Any]:
     """A callback (stage, done, total) that shows one bar a stage on stderr."""
     from tempering.reports import progress
 
+    if _SILENT:
+        yield lambda stage, done, total: None
+        return
     with contextlib.ExitStack() as stack:
         current: dict[str, Any] = {}
 

@@ -52,7 +52,7 @@ def objective(
 ) -> Objective:
     """What a file asks for: answers of a .jsonl file, else the next tokens of a text."""
     if path.suffix == ".jsonl":
-        return from_pairs(tokenizer, read_pairs(path), weight=weight, name=path.name)
+        return from_pairs(tokenizer, read_pairs(path, tokenizer), weight=weight, name=path.name)
     return from_text(
         tokenizer, read_text(path), chunk=chunk, limit=limit, weight=weight, name=path.name
     )

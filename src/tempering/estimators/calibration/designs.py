@@ -89,7 +89,8 @@ def add_rows(
         return
     wide = moments.double()
     w = wide.new_ones(moments.shape[1]) if weights is None else weights
-    wide = torch.cat([wide * w, w[None]])
+    # A row of weight 0 counts for nothing, also where its loss is infinite.
+    wide = torch.cat([torch.where(w > 0, wide * w, 0.0), w[None]])
     if index is None:
         sums[:, 0] += wide.sum(1)
     else:

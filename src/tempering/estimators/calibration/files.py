@@ -1,4 +1,4 @@
-"""Logits in files: .npy (memory-mapped), .npz and Parquet (streamed)."""
+"""Logits in files: .npy (memory-mapped), .npz and Parquet (streamed), CSV (read whole)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from tempering.errors import DataError
-from tempering.estimators.arrays import writable
 from tempering.estimators.calibration.source import CHUNK, ArrayLogits, Logits
 from tempering.files import read_text
+from tempering.tensors import from_numpy
 
 # A read from a compressed file: large enough to hide the calls, small beside the logits.
 _READ_BYTES = 1 << 22
@@ -26,12 +25,13 @@ def open_logits(path: str | Path) -> Logits:
     """Logits in a file, read a chunk at a time.
 
     .npy is memory-mapped; .npz streams its only array, or the one called "logits"; .parquet
-    streams its only list column, or all its floating columns in their order.
+    streams its only list column, or all its floating columns in their order. .csv has a column a
+    class, under a header line or, where its first line is of numbers alone, without one.
 
     Raises DataError when the file is missing, cut short, of another kind, or not a table.
     """
     path = Path(path)
-    readers = {".npy": _npy, ".npz": NpzLogits, ".parquet": ParquetLogits}
+    readers = {".npy": _npy, ".npz": NpzLogits, ".parquet": ParquetLogits, ".csv": _csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: expected a file that ends in {', '.join(readers)}")
@@ -55,8 +55,8 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 
 def check_table(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
-    """DataError unless this is a two-dimensional table of real numbers."""
-    if len(shape) != 2 or dtype.kind not in "fiu":
+    """DataError unless this is a table of real numbers, or one score a row."""
+    if len(shape) not in (1, 2) or dtype.kind not in "fiu":
         raise DataError(
             f"{name}: expected logits of shape (rows, classes) and a real dtype, got shape "
             f"{tuple(shape)} of {dtype}"
@@ -93,7 +93,7 @@ class NpzLogits(Logits):
                 f"{path}[{chosen}] is stored by column, so it can't be streamed by row; save "
                 "np.ascontiguousarray(logits)"
             )
-        self.n_rows, self.n_columns = shape
+        self.n_rows, self.n_columns = shape if len(shape) == 2 else (*shape, 1)
 
     def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
         width = self.n_columns * self.dtype.itemsize
@@ -146,6 +146,7 @@ class ParquetLogits(Logits):
                     "drop them, or store the logits as one column of lists"
                 )
             self.n_columns = len(self.columns)
+            self.column_names = None if self.nested else tuple(self.columns)
             if self.nested:
                 first = next(file.iter_batches(1, columns=self.columns), None)
                 self.n_columns = len(first.column(0)[0]) if first is not None else 0
@@ -172,7 +173,7 @@ class ParquetLogits(Logits):
                 raise DataError(f"{self.path}: row {row} of column '{name}' is null")
         if not self.nested:
             columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
-            return torch.from_numpy(np.column_stack(columns))
+            return from_numpy(np.column_stack(columns))
         values = batch.column(0)
         flat = values.flatten()
         if flat.null_count:
@@ -185,18 +186,70 @@ class ParquetLogits(Logits):
                 f"has {self.n_columns}"
             )
         table = flat.to_numpy(zero_copy_only=False).reshape(batch.num_rows, self.n_columns)
-        return torch.from_numpy(writable(table))
+        return from_numpy(table)
 
 
 def _is_list(types: Any, kind: Any) -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
-def open_vector(path: str | Path, name: str) -> np.ndarray:
-    """One value a row from a file: .npy, .npz, .parquet with one column, or .txt, a value a line.
+def _csv(path: Path) -> Logits:
+    from pyarrow import types
 
-    name: of the values ("labels", "groups"), the array to take from an .npz or the column from a
-    Parquet file that has several. Raises DataError when the file is missing or holds no such thing.
+    table = _read_csv(path)
+    for field, column in zip(table.schema, table.columns):
+        if not types.is_integer(field.type) and not types.is_floating(field.type):
+            raise DataError(
+                f"{path}: the column '{field.name}' holds {field.type}, not numbers; leave out "
+                "what are no logits"
+            )
+        if column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise DataError(f"{path}: row {row} of column '{field.name}' is empty or NaN")
+    whole = [field.name for field in table.schema if types.is_integer(field.type)]
+    if whole and len(whole) < table.num_columns:
+        raise DataError(
+            f"{path}: the columns {', '.join(map(repr, whole))} hold integers, which logits don't; "
+            "leave them out, or write them with a decimal point where they are logits"
+        )
+    columns = [column.to_numpy() for column in table.columns]
+    logits = ArrayLogits(np.column_stack(columns).astype(np.float64), str(path))
+    logits.column_names = tuple(table.column_names)
+    return logits
+
+
+def _read_csv(path: Path) -> Any:
+    """A CSV file as a pyarrow table; comma, semicolon or tab stands between its cells."""
+    from pyarrow import csv
+
+    first = next((line for line in read_text(path).splitlines() if line.strip()), "")
+    between = max(",;\t", key=first.count)
+    cells = [cell.strip().strip('"') for cell in first.split(between)]
+    return csv.read_csv(
+        path,
+        # One block: the kind of a column is then told from all of its rows.
+        csv.ReadOptions(
+            autogenerate_column_names=all(map(_is_number, cells)),
+            block_size=min(path.stat().st_size + (1 << 20), 2**31 - 1),
+        ),
+        csv.ParseOptions(delimiter=between),
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def open_vector(path: str | Path, name: str) -> np.ndarray:
+    """One value a row from a file: .npy, .npz, .parquet or .csv, or .txt, a value a line.
+
+    name: of the values ("labels", "groups"), the array to take from an .npz that has several, or
+    the column from a table that has several. A CSV file has a header line, unless its first line
+    is of numbers alone. Raises DataError when the file is missing or holds no such thing.
     """
     path = Path(path)
     if not path.is_file():
@@ -207,6 +260,8 @@ def open_vector(path: str | Path, name: str) -> np.ndarray:
         raise
     except Exception as error:  # whatever numpy and pyarrow raise on a broken file
         raise unreadable(path, error) from error
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
     if values.ndim != 1:
         raise DataError(f"{path}: {name} have shape {values.shape}; expected one value a row")
     return values
@@ -219,14 +274,22 @@ def _vector(path: Path, name: str) -> np.ndarray:
     if kind == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return archive[_only(list(archive), name, path)]
-    if kind == ".parquet":
+    if kind in (".parquet", ".csv"):
         from pyarrow import parquet
 
-        with parquet.ParquetFile(path) as file:
-            column = _only(file.schema_arrow.names, name, path)
-            values = file.read([column]).column(0)
+        if kind == ".csv":
+            table = _read_csv(path)
+            column = _only(table.column_names, name, path)
+            values = table.column(column)
+        else:
+            with parquet.ParquetFile(path) as file:
+                column = _only(file.schema_arrow.names, name, path)
+                values = file.read([column]).column(0)
         if values.null_count:
-            raise DataError(f"{path}: column '{column}' has nulls; every row needs one of {name}")
+            row = values.is_null().to_pylist().index(True)
+            raise DataError(
+                f"{path}: row {row} of column '{column}' is empty; every row needs one of {name}"
+            )
         return values.to_numpy()
     if kind == ".txt":
         lines = np.array(read_text(path).split("\n"))
@@ -235,7 +298,7 @@ def _vector(path: Path, name: str) -> np.ndarray:
             return lines.astype(np.int64)
         except ValueError:
             return lines
-    raise DataError(f"{path}: expected a file that ends in .npy, .npz, .parquet or .txt")
+    raise DataError(f"{path}: expected a file that ends in .npy, .npz, .parquet, .csv or .txt")
 
 
 def _only(names: list[str], name: str, path: Path) -> str:

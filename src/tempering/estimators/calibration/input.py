@@ -164,7 +164,10 @@ def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point
         log_temperature = raw.clamp(low, high)
         moments = problem.moments(z, span, -log_temperature).double()
         weight = problem.weight(span)
-        nll, slope, curvature, beaten = moments if weight is None else moments * weight
+        if weight is not None:
+            # A row of weight 0 counts for nothing, also where its loss is infinite.
+            moments = torch.where(weight > 0, moments * weight, 0.0)
+        nll, slope, curvature, beaten = moments
         loss += float(nll.sum())
         excess += float(beaten.sum())
         free = inputs * (raw == log_temperature)[:, None]

@@ -18,19 +18,15 @@ from tempering.errors import (
     TemperatureError,
     TemperingWarning,
 )
+from tempering.estimators.calibration.advice import advice
 from tempering.estimators.calibration.designs import Blocks, OneBlock
 from tempering.estimators.calibration.input import InputFit
+from tempering.estimators.calibration.labels import listing
 from tempering.estimators.calibration.moments import Problem
 from tempering.estimators.calibration.newton import Fit
 from tempering.estimators.calibration.settings import Settings
 
-_SHOWN = 5
 _LEVEL = 5  # the caller of fit(), past `passes`
-_UNIDENTIFIED = (
-    "the temperature is not identified: every row of logits is constant, so all temperatures "
-    "give the same probabilities; check that these are the logits, or give a prior on log T, "
-    "e.g. prior=(0.0, 0.5)"
-)
 
 
 def explain(
@@ -57,9 +53,9 @@ def explain(
     flat = on_top & constant_blocks(problem, blocks) if bool(on_top.any()) else on_top
     free = settings.prior is None
     if free and bool((flat | empty).all()):
-        raise TemperatureError(_UNIDENTIFIED)
+        raise _unidentified()
     outcome = "it is NaN and such rows are refused" if free else "it is the prior's"
-    mend = "; give more data, or a prior on log T such as prior=(0.0, 0.5)" if free else ""
+    mend = f"; give more data, or a prior on log T such as {advice().prior}" if free else ""
     _warn(empty, names, kind, f"no row says anything about T: {outcome}{mend}")
     _warn(flat, names, kind, f"every row of logits is constant, so T is unknown: {outcome}{mend}")
     low, high = settings.log_beta_bounds
@@ -72,7 +68,7 @@ def explain(
         names,
         kind,
         f"the best T lies below the bound {settings.bounds[0]:g}: the unit of the logits is tiny; "
-        "lower the bound, or multiply the logits",
+        f"{advice().lower_bound}multiply the logits",
         CollapseWarning,
     )
     _warn(
@@ -95,14 +91,14 @@ def explain_inputs(problem: Problem, fit: InputFit, settings: Settings) -> None:
         return
     if settings.prior is None and fit.excess == 0:
         if bool(constant_blocks(problem, OneBlock()).all()):
-            raise TemperatureError(_UNIDENTIFIED)
-        text = _separable(settings) + "; give more data, or a prior such as prior=(0.0, 0.5)"
+            raise _unidentified()
+        text = f"{_separable(settings)}; give more data, or a prior such as {advice().prior}"
         warnings.warn(text, CollapseWarning, stacklevel=_LEVEL)
     elif fit.bounded:
         warnings.warn(
             f"{fit.bounded} of {problem.logits.n_rows} rows have their temperature at a bound "
             f"{settings.bounds}: the data drive log T there; give a prior such as "
-            "prior=(0.0, 0.5), or widen the bounds",
+            f"{advice().prior}{advice().wider_bounds}",
             CollapseWarning,
             stacklevel=_LEVEL,
         )
@@ -114,6 +110,14 @@ def explain_inputs(problem: Problem, fit: InputFit, settings: Settings) -> None:
             TemperingWarning,
             stacklevel=_LEVEL,
         )
+
+
+def _unidentified() -> TemperatureError:
+    return TemperatureError(
+        "the temperature is not identified: every row of logits is constant, so all temperatures "
+        "give the same probabilities; check that these are the logits, or give a prior on log T, "
+        f"e.g. {advice().prior}"
+    )
 
 
 def _separable(settings: Settings) -> str:
@@ -144,8 +148,9 @@ def warn_unfinished(converged: bool, interrupted: bool, n_iter: int, max_iter: i
         text = f"the fit was interrupted after {n_iter} passes: T is the best so far, not converged"
     elif not converged:
         text = (
-            f"the fit did not converge in {n_iter} passes; raise max_iter ({max_iter}), or give a "
-            "prior on log T if the data fix it poorly"
+            f"the fit did not converge in {n_iter} passes; "
+            f"{advice().more_passes.format(max_iter=max_iter)}give a prior on log T such as "
+            f"{advice().prior} if the data fix it poorly"
         )
     else:
         return
@@ -163,12 +168,6 @@ def warn_missing(counts: np.ndarray, names: np.ndarray) -> np.ndarray:
             stacklevel=_LEVEL - 1,
         )
     return missing
-
-
-def listing(names: Sequence[object] | np.ndarray) -> str:
-    """The first few names and how many more there are."""
-    text = ", ".join(str(name) for name in names[:_SHOWN])
-    return text + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from tempering.errors import DataError
 from tempering.estimators.calibration.source import Logits, floats, threads
-from tempering.files import read_text
+from tempering.files import read_json, read_text
 
 # Windows of text that a warm start runs the model on.
 _WARM_WINDOWS = 4
@@ -65,6 +64,9 @@ class TokenLogits(Logits):
         rows = np.concatenate([window * self.positions + places for window in chosen])
         keep = torch.as_tensor(places, device=self.device)
         return rows, torch.cat([floats(self._rows(int(window))[keep]) for window in chosen])
+
+    def resolution(self) -> float:
+        return torch.finfo(self.model.dtype).eps
 
     @torch.no_grad()
     def _rows(self, window: int) -> Shaped[Tensor, "rows columns"]:
@@ -138,10 +140,7 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def _question(line: str, where: str) -> Question:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+    entry = read_json(line, where)
     expected = '{"prompt": text, "choices": [two texts or more], "answer": index or text}'
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise DataError(f"{where}: expected {expected}")

@@ -6,22 +6,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tempering.estimators.calibration.check import (
     Rows,
-    are_probabilities,
     check_label_logits,
+    check_reach,
     check_rows,
     log_probabilities,
-    refuse_probabilities,
 )
 from tempering.estimators.calibration.source import Logits
 
 # Below this excess energy over T a responsibility is 0 in float64 too.
 _UNDERFLOW = -1e4
+# float32 holds 1/T for log T within this, with room for what it is multiplied by.
+_REACH = 80.0
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Problem:
     def sample(self, size: int, seed: int) -> Sample:
         """About `size` rows spread over the table, in memory, as logits."""
         rows, z = self.logits.sample(size, seed)
-        if self.inputs == "logits" and are_probabilities(z):
+        if self.inputs == "logits" and self.logits.are_probabilities(z):
             self._refuse_if_probabilities()
         index = torch.as_tensor(rows, device=self.labels.device)
         weights = None if self.weights is None else self.weights[index].double()
@@ -63,8 +65,8 @@ class Problem:
 
     def _refuse_if_probabilities(self) -> None:
         """A sample looks like probabilities: so does every row, or they are logits after all."""
-        if all(are_probabilities(z) for _, z in self.logits.chunks()):
-            raise refuse_probabilities(self.logits.name)
+        if all(self.logits.are_probabilities(z) for _, z in self.logits.chunks()):
+            raise self.logits.refuse_probabilities()
 
     def moments(
         self, z: Float[Tensor, "rows columns"], span: slice, log_beta: Float[Tensor, "*rows"]
@@ -116,6 +118,8 @@ def row_moments(
     logit is -inf.
     """
     rows, size = len(z), z.numel()
+    if z.dtype == torch.float32 and bool((log_beta.abs() > _REACH).any()):
+        return _in_float64(z, labels, log_beta, indices, name)
     top = z.amax(1, keepdim=True)  # NaN and inf show here: amax passes them on
     if not _all_finite(top):
         check_rows(z, indices, name)
@@ -124,12 +128,16 @@ def row_moments(
     torch.sub(z, top, out=u)
     excess = -u.gather(1, labels[:, None]).squeeze(1)
     if not _all_finite(excess):
-        check_label_logits(-excess, labels, indices)
+        check_label_logits(z.gather(1, labels[:, None]).squeeze(1), labels, indices)
     u.mul_(beta[:, None] if beta.ndim else beta)
     torch.exp(u, out=e)
     partition = e.sum(1)
     energy = e.mul_(u).sum(1)
-    if not _all_finite(energy):  # 0 * -inf, from a class that is ruled out
+    if not _all_finite(energy):  # 0 * -inf: a class that is ruled out, or a difference too large
+        if bool((torch.isinf(z - top) & torch.isfinite(z)).any()):
+            if z.dtype == torch.float64:
+                check_reach(z, indices, name)
+            return _in_float64(z, labels, log_beta, indices, name)
         u.clamp_(min=_UNDERFLOW)
         energy = torch.exp(u, out=e).mul_(u).sum(1)
     square = e.mul_(u).sum(1)
@@ -137,6 +145,46 @@ def row_moments(
     label = excess * beta
     curvature = (square / partition - mean * mean).clamp_(min=0)
     return torch.stack([partition.log() + label, mean + label, curvature, excess]).view(4, rows)
+
+
+def _in_float64(
+    z: Float[Tensor, "rows columns"],
+    labels: Integer[Tensor, "rows"],
+    log_beta: Float[Tensor, "*rows"],
+    indices: Rows,
+    name: str,
+) -> Float[Tensor, "4 rows"]:
+    """`row_moments` of rows whose differences, or whose 1/T, float32 can't hold."""
+    wide = z.double()
+    return row_moments(wide, labels, log_beta, wide.new_empty(2 * wide.numel()), indices, name)
+
+
+def tempered_softmax(
+    z: Float[Tensor, "rows columns"],
+    log_temperature: Float[Tensor, "rows 1"],
+    indices: Rows,
+    name: str = "X",
+) -> Float[Tensor, "rows columns"]:
+    """softmax(z_i / T_i), each row as if it were alone.
+
+    Rows whose differences, or whose 1/T, float32 can't hold are worked in float64. Parameters and
+    errors as for `row_moments`, the DataError of labels aside.
+    """
+    u = z - z.amax(1, keepdim=True)
+    hard = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    if not _all_finite(u):
+        hard = (torch.isinf(u) & torch.isfinite(z)).any(1)
+    if z.dtype == torch.float32:
+        hard |= (log_temperature.abs() > _REACH).squeeze(1)
+    u *= torch.exp(-log_temperature).to(z.dtype)
+    p = torch.softmax(u, 1)
+    if bool(hard.any()):
+        rows = torch.arange(len(z), device=z.device)[hard]
+        wide = z[rows].double()
+        check_reach(wide, np.asarray(indices)[rows.cpu().numpy()], name)
+        v = (wide - wide.amax(1, keepdim=True)) * torch.exp(-log_temperature[rows])
+        p[rows] = torch.softmax(v, 1).to(p.dtype)
+    return p
 
 
 def _all_finite(values: Tensor) -> bool:

@@ -102,12 +102,23 @@ def warm_start(problem: Problem, settings: Settings) -> float:
         return Totals(*sums)
 
     low, high = settings.log_beta_bounds
-    start = torch.zeros(1, dtype=torch.float64, device=sample.logits.device).clamp(low, high)
+    start = _inverse_unit(sample.logits).clamp(low, high)
     free = Settings(None, settings.bounds, 50)
     fit = newton(evaluate, start, free, _STEP_TOLERANCE)
     if fit.interrupted:
         raise KeyboardInterrupt  # nothing is known yet
     return float(fit.log_beta)
+
+
+def _inverse_unit(z: Float[Tensor, "rows columns"]) -> Float[Tensor, "1"]:
+    """log beta at which half of the rows span less than one T, 0 where no row varies.
+
+    The fit of logits in another unit starts, and so ends, at the same place in that unit.
+    """
+    wide = z.double()
+    spread = wide.amax(1) - wide.masked_fill(torch.isneginf(wide), math.inf).amin(1)
+    varied = spread[(spread > 0) & torch.isfinite(spread)]
+    return -varied.median().log()[None] if len(varied) else wide.new_zeros(1)
 
 
 def _passes(problem: Problem, blocks: Blocks, settings: Settings, start: float) -> Fit:
@@ -138,6 +149,7 @@ def newton(
     left = torch.full_like(log_beta, -math.inf)
     right = torch.full_like(log_beta, math.inf)
     totals, loss = None, torch.full_like(log_beta, math.inf)
+    stride = torch.full_like(log_beta, _MAX_STEP)
     for n_iter in range(1, settings.max_iter + 1):
         try:
             totals = evaluate(log_beta)
@@ -148,10 +160,13 @@ def newton(
         g = totals.slope + pull
         left = torch.where(g < 0, log_beta, left)
         right = torch.where(g > 0, log_beta, right)
-        step = _step(g, totals, stiffness)
+        step = _step(g, totals, stiffness, stride)
+        # Far from the minimum full strides double, so that hundreds of decades take few passes.
+        stride = torch.where(step.abs() >= stride, 2 * stride, _MAX_STEP)
         new = log_beta + step
-        outside = (new <= left) | (new >= right)
-        new = torch.where(outside & (g != 0), (left + right) / 2, new)
+        # On the far side only: a step too small to move log beta leaves it on the near end.
+        outside = ((g > 0) & (new <= left)) | ((g < 0) & (new >= right))
+        new = torch.where(outside, (left + right) / 2, new)
         if settings.prior is None:
             # Every label on top: the loss falls all the way, so go to the bound at once.
             new = torch.where((totals.excess == 0) & (totals.weight > 0), math.inf, new)
@@ -164,14 +179,16 @@ def newton(
     return Fit(log_beta, loss, totals, settings.max_iter, False)
 
 
-def _step(g: Float[Tensor, "blocks"], totals: Totals, stiffness: float) -> Float[Tensor, "blocks"]:
-    """The safeguarded step; 0 where the slope is 0."""
+def _step(
+    g: Float[Tensor, "blocks"], totals: Totals, stiffness: float, stride: Float[Tensor, "blocks"]
+) -> Float[Tensor, "blocks"]:
+    """The safeguarded step, `stride` at most; 0 where the slope is 0."""
     fisher = totals.curvature + stiffness
     # With a prior the slope of nll does not vanish at the minimum, so the full second derivative
     # is needed for quadratic convergence; far from the minimum it may be negative.
     full = fisher + totals.slope if stiffness else fisher
     curvature = torch.maximum(full, 0.1 * fisher)
-    size = torch.log1p(g.abs() / curvature).clamp(max=_MAX_STEP)
+    size = torch.minimum(torch.log1p(g.abs() / curvature), stride)
     return torch.where(g == 0, 0.0, -g.sign() * size)
 
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from numbers import Real
 from statistics import NormalDist
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Integer
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from tempering.counts import whole_number
 from tempering.errors import InputError
-from tempering.estimators.calibration.check import (
-    check_label_logits,
+from tempering.estimators.calibration.check import check_label_logits, check_reach
+from tempering.estimators.calibration.labels import (
     check_weights,
     encode_labels,
-    vector,
+    groups_of,
+    row_tensor,
 )
-from tempering.estimators.calibration.scores import METRICS, Scores, equal_mass, row_sums
+from tempering.estimators.calibration.scores import (
+    METRICS,
+    Rounding,
+    Scores,
+    equal_mass,
+    row_sums,
+)
 from tempering.estimators.calibration.source import Logits, passes
 
 # Rows are resampled one by one up to this many, in as many random bundles beyond: bundles of
@@ -115,6 +123,7 @@ class FittedScaler(Protocol):
     """What a report asks of a fitted `TemperatureScaler`."""
 
     classes_: np.ndarray
+    inputs: str
 
     def _open_logits(self, X: Any, *, reset: bool) -> Logits: ...
 
@@ -133,16 +142,17 @@ def calibration_report(
     by: Any = None,
     sample_weight: Any = None,
     clusters: Any = None,
-    bins: int = 15,
-    resamples: int = 1000,
+    bins: SupportsIndex = 15,
+    resamples: SupportsIndex = 1000,
     level: float = 0.95,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
 ) -> CalibrationReport:
     """NLL, Brier score and ECE of held-out rows at T = 1 and at the fitted temperature.
 
         ECE = sum_b |sum_{i in b} w_i (hit_i - confidence_i)| / sum_i w_i
 
-    over bins b of the top class's confidence, of equal mass or of equal width. Intervals are the
+    over bins b of the top class's confidence, of equal mass or of equal width. Confidences that
+    are equal but for the rounding of the logits share their bin. Intervals are the
     basic bootstrap's, [2 v - q_high, 2 v - q_low]: resampling biases ECE upwards about as
     much as sampling did, and this takes most of both off. An ECE can so lie above its own
     interval: then most of it is noise of the bins. Its interval is cut at 0.
@@ -166,46 +176,67 @@ def calibration_report(
     Source: Naeini, Cooper, Hauskrecht 2015 (ECE); Davison and Hinkley 1997 (basic bootstrap).
     """
     check_is_fitted(scaler)
-    _check_options(bins, resamples, level, seed)
+    options = _options(bins, resamples, level, seed)
     logits = scaler._open_logits(X, reset=False)
     codes, _ = encode_labels(y, logits.n_rows, logits.n_columns, scaler.classes_)
-    weights = check_weights(sample_weight, logits.n_rows)
-    labels = torch.from_numpy(codes).to(logits.device)
+    weights, _ = check_weights(sample_weight, logits.n_rows)
+    labels = row_tensor(codes, logits.device)
     scores = Scores.empty(logits.n_rows)
+    rounding = Rounding(logits.resolution(), float(scaler.inputs == "probabilities"))
     for span, z, log_temperature in scaler._tempered_chunks(logits, groups):
         at = labels[span].long()
         own = z.gather(1, at[:, None]).squeeze(1)
-        check_label_logits(own, at, logits.places(range(span.start, span.stop)))
-        scores.put(span, z, at, log_temperature)
+        places = logits.places(range(span.start, span.stop))
+        check_label_logits(own, at, places)
+        check_reach(z.double(), places, logits.name)
+        scores.put(span, z, at, log_temperature, rounding)
     w = np.ones(logits.n_rows) if weights is None else weights.astype(np.float64)
-    cluster = None if clusters is None else _codes(clusters, "clusters", logits.n_rows)[1]
-    options = (bins, resamples, level, seed)
+    cluster = None if clusters is None else groups_of(clusters, "clusters", logits.n_rows)[1]
     metrics, units = _measure(scores, w, cluster, *options)
     parts: dict[str, tuple[int, tuple[Metric, ...]]] = {}
     if by is not None:
-        names, of = _codes(by, "by", logits.n_rows)
+        names, of = groups_of(by, "by", logits.n_rows)
         for i, name in enumerate(names):
             rows = np.flatnonzero((of == i) & (w > 0))
             if len(rows):
                 own_cluster = None if cluster is None else cluster[rows]
                 own_metrics, _ = _measure(scores.of(rows), w[rows], own_cluster, *options)
                 parts[str(name)] = (len(rows), own_metrics)
-    before, after = (_bins(scores, w, column, bins, level) for column in (0, 1))
+    before, after = (_bins(scores, w, column, options.bins, options.level) for column in (0, 1))
+    _, resamples, level, seed = options
     return CalibrationReport(
-        logits.n_rows, units, metrics, before, after, parts, level, resamples, seed
+        logits.n_rows,
+        units,
+        metrics,
+        before,
+        after,
+        parts,
+        options.level,
+        options.resamples,
+        options.seed,
     )
 
 
-def _check_options(bins: int, resamples: int, level: float, seed: int) -> None:
-    for name, value, least in (("bins", bins, 1), ("resamples", resamples, 2), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} = {value!r}; expected a whole number, {least} or more")
-    if not 0 < level < 1:
+class _Options(NamedTuple):
+    bins: int
+    resamples: int
+    level: float
+    seed: int
+
+
+def _options(bins: Any, resamples: Any, level: Any, seed: Any) -> _Options:
+    if (
+        isinstance(level, bool | np.bool_)
+        or not isinstance(level, Real)
+        or not 0 < float(level) < 1
+    ):
         raise InputError(f"level = {level!r}; expected a share between 0 and 1, such as 0.95")
-
-
-def _codes(values: Any, name: str, n_rows: int) -> tuple[np.ndarray, Integer[np.ndarray, "rows"]]:
-    return np.unique(vector(values, name, n_rows), return_inverse=True)
+    return _Options(
+        whole_number(bins, "bins", 1),
+        whole_number(resamples, "resamples", 2),
+        float(level),
+        whole_number(seed, "seed", 0),
+    )
 
 
 def _measure(
@@ -286,7 +317,7 @@ def _bins(
 ) -> tuple[Bin, ...]:
     """Bins of equal mass; those without weight are left out."""
     confidence = scores.confidence[:, column]
-    place = equal_mass(confidence, weights, bins)
+    place = equal_mass(confidence, weights, bins, scores.slack[:, column])
     mass = np.bincount(place, weights, bins)
     square = np.bincount(place, weights**2, bins)
     hits = np.bincount(place, weights * scores.hit, bins)

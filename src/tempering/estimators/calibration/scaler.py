@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator
-from sklearn.utils import ClassifierTags, Tags
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions, make_constraint
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from tempering.errors import DataError, InputError, TemperatureError
-from tempering.estimators.arrays import writable
-from tempering.estimators.calibration.check import (
-    Rows,
-    check_rows,
-    check_weights,
-    encode_labels,
-    vector,
-)
+from tempering.estimators.calibration.advice import advice
+from tempering.estimators.calibration.check import Rows, check_rows
 from tempering.estimators.calibration.designs import Blocks, ByGroup, ByPrediction, OneBlock
 from tempering.estimators.calibration.files import check_table, open_logits
 from tempering.estimators.calibration.input import InputModel, fit_inputs
-from tempering.estimators.calibration.known import explain, explain_inputs, listing, warn_missing
-from tempering.estimators.calibration.moments import Problem, as_logits
+from tempering.estimators.calibration.known import explain, explain_inputs, warn_missing
+from tempering.estimators.calibration.labels import (
+    check_weights,
+    encode_labels,
+    groups_of,
+    listing,
+    named_rows,
+    positions,
+    row_tensor,
+)
+from tempering.estimators.calibration.moments import Problem, as_logits, tempered_softmax
 from tempering.estimators.calibration.newton import fit_blocks
 from tempering.estimators.calibration.report import CalibrationReport, calibration_report
 from tempering.estimators.calibration.settings import Settings
-from tempering.estimators.calibration.source import ArrayLogits, Logits, TensorLogits, passes
+from tempering.estimators.calibration.source import (
+    ArrayLogits,
+    Binary,
+    Logits,
+    TensorLogits,
+    passes,
+)
 
-_INPUTS = ("logits", "probabilities")
-_PER = ("global", "class", "group", "input")
+_CHOICES = {
+    "inputs": ("logits", "probabilities"),
+    "per": ("global", "class", "group", "input"),
+}
 
 
-class TemperatureScaler(BaseEstimator):
+class TemperatureScaler(ClassifierMixin, BaseEstimator):
     """Calibrate a classifier by the temperature of its softmax, fitted to labels.
 
         minimise over log T:  -sum_i w_i log softmax(z_i / T_i)[y_i] + (log T - mean)^2 / (2 sd^2)
@@ -46,6 +59,10 @@ class TemperatureScaler(BaseEstimator):
     by safeguarded Newton in log beta = -log T, one pass over the rows a step, after a warm start
     on a sample of them. Rows are read a chunk at a time, so logits larger than memory fit. A row
     is divided by one temperature, so its order is kept, and so are predictions.
+
+    To scikit-learn it is a classifier whose features are logits, one column a class; `score` is
+    the accuracy. One score a row, as scikit-learn's binary classifiers give, is the log odds of
+    class 1 (or its probability): the logits (0, s), so that T = 1 is sigmoid(s).
 
     Parameters
     ----------
@@ -59,7 +76,9 @@ class TemperatureScaler(BaseEstimator):
         and "group" it holds for each temperature, with "input" for log T at the mean features,
         and (0, sd) for the slopes.
     bounds: (lowest, highest) T. Data that drive T to a bound are reported, never silently cut.
-    classes: labels of the columns, in order; None reads labels as column indices 0..K-1.
+    classes: labels of the columns, in order; None reads labels as column indices 0..K-1, and K
+        labels that are none in sorted order, as scikit-learn does, under a TemperingWarning. Text
+        labels that name the columns of a data frame need neither.
     max_iter: most passes over all rows.
 
     Attributes
@@ -71,11 +90,20 @@ class TemperatureScaler(BaseEstimator):
     groups_: for "group": the groups, in the order of `temperature_`.
     classes_: labels of the columns. missing_classes_: those that no label names.
     converged_: whether the fit ended at a minimum or a bound. n_iter_: passes over all rows.
-    n_features_in_: columns of the logits.
+    n_features_in_: columns of the logits; 1 for one score a row.
 
     Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, 2017. It fits
     T by gradient steps on held-out logits; the objective is the same.
     """
+
+    n_features_in_: int
+    _parameter_constraints: ClassVar[Mapping[str, list[Any]]] = {
+        **{name: [StrOptions(set(known))] for name, known in _CHOICES.items()},
+        "prior": ["array-like", None],
+        "bounds": ["array-like"],
+        "classes": ["array-like", None],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+    }
 
     def __init__(
         self,
@@ -102,12 +130,12 @@ class TemperatureScaler(BaseEstimator):
 
         Parameters
         ----------
-        X: logits or probabilities [rows, classes]: an array (a memory map stays on disk), a torch
-            tensor on any device, a data frame, the path of a .npy, .npz or .parquet file, or
-            `Logits`. -inf is a class ruled out.
+        X: logits or probabilities [rows, classes], or [rows] or [rows, 1] for two classes: an
+            array (a memory map stays on disk), a torch tensor on any device, a data frame, the
+            path of a .npy, .npz, .parquet or .csv file, or `Logits`. -inf is a class ruled out.
         y: labels [rows].
         sample_weight: [rows], 0 or more; against a prior they count as numbers of rows.
-        groups: [rows], for per="group".
+        groups: [rows], for per="group"; none may be missing.
 
         Returns
         -------
@@ -127,43 +155,51 @@ class TemperatureScaler(BaseEstimator):
                 f"{logits.name} has n_samples = {logits.n_rows} and {logits.n_columns} feature(s); "
                 "expected logits of at least 2 rows and 2 classes, a column each"
             )
-        codes, classes = encode_labels(y, logits.n_rows, logits.n_columns, self.classes)
-        weights = check_weights(sample_weight, logits.n_rows)
+        names = getattr(self, "feature_names_in_", logits.column_names)
+        codes, classes = encode_labels(y, logits.n_rows, logits.n_columns, self.classes, names)
+        weights, unit = check_weights(sample_weight, logits.n_rows)
+        if unit < 1 and settings.prior is not None:
+            # Against a prior such rows count for nothing, in any unit.
+            weights, unit = (None if weights is None else weights * unit), 1.0
+        settings = settings.in_unit(unit)
         problem = Problem(
             logits,
-            torch.from_numpy(writable(codes)).to(logits.device),
-            None if weights is None else torch.from_numpy(writable(weights)).to(logits.device),
+            row_tensor(codes, logits.device),
+            None if weights is None else row_tensor(weights, logits.device),
             self.inputs,
         )
         counts = np.bincount(codes, weights, minlength=logits.n_columns)
         self.classes_ = classes
         if self.per == "input":
             self._refuse_groups(groups)
-            self._fit_inputs(problem, settings)
+            self._fit_inputs(problem, settings, unit)
         else:
-            self._fit_blocks(problem, settings, groups)
+            self._fit_blocks(problem, settings, groups, unit)
         self.missing_classes_ = warn_missing(counts, classes)
         return self
 
-    def _fit_blocks(self, problem: Problem, settings: Settings, groups: Any) -> None:
+    def _fit_blocks(self, problem: Problem, settings: Settings, groups: Any, unit: float) -> None:
         blocks, names = self._blocks(problem.logits, groups)
         kind = "" if self.per == "global" else self.per
         fit = explain(problem, blocks, fit_blocks(problem, blocks, settings), settings, names, kind)
         temperature = torch.exp(-fit.log_beta).cpu().numpy()
-        error = fit.standard_error(settings).cpu().numpy()
+        error = fit.standard_error(settings).cpu().numpy() / math.sqrt(unit)
         single = self.per == "global"
         self.temperature_ = float(temperature[0]) if single else temperature
         self.standard_error_ = float(error[0]) if single else error
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
-    def _fit_inputs(self, problem: Problem, settings: Settings) -> None:
+    def _fit_inputs(self, problem: Problem, settings: Settings, unit: float) -> None:
         fit = fit_inputs(problem, settings)
         explain_inputs(problem, fit, settings)
         self.coef_ = fit.model.coefficients.cpu().numpy()
         self.feature_mean_ = fit.model.mean.cpu().numpy()
         self.feature_sd_ = fit.model.sd.cpu().numpy()
-        self.temperature_ = math.exp(self.coef_[0])
-        self.standard_error_ = fit.standard_error()
+        low, high = settings.bounds
+        at_mean = float(self.coef_[0])
+        inside = math.log(low) < at_mean < math.log(high)
+        self.temperature_ = math.exp(at_mean) if inside else (low if at_mean < 0 else high)
+        self.standard_error_ = fit.standard_error() / math.sqrt(unit)
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
     @passes
@@ -180,9 +216,8 @@ class TemperatureScaler(BaseEstimator):
             if result is None:
                 shape = (logits.n_rows, logits.n_columns)
                 result = torch.empty(shape, dtype=z.dtype, device=z.device)
-            u = z - z.amax(1, keepdim=True)
-            u *= torch.exp(-log_temperature).to(z.dtype)
-            torch.softmax(u, 1, out=result[span])
+            places = logits.places(range(span.start, span.stop))
+            result[span] = tempered_softmax(z, log_temperature, places, logits.name)
         return result if isinstance(X, Tensor) else result.numpy()
 
     @passes
@@ -222,17 +257,23 @@ class TemperatureScaler(BaseEstimator):
         tags.target_tags.required = True
         # Columns are classes. scikit-learn's checks pair two columns with three labels, which is
         # refused here; this tag makes them use two labels. Nothing else in scikit-learn reads it.
-        tags.classifier_tags = ClassifierTags(poor_score=True, multi_class=False)
+        tags.classifier_tags.multi_class = False
+        tags.classifier_tags.poor_score = True
         return tags
 
     def _settings(self) -> Settings:
         """The parameters, checked."""
-        for name, known in (("inputs", _INPUTS), ("per", _PER)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"{name} = {getattr(self, name)!r}; expected one of {', '.join(known)}"
+        settings = Settings.checked(self.prior, self.bounds, self.max_iter)
+        for name, allowed in self._parameter_constraints.items():
+            value = getattr(self, name)
+            constraints = [make_constraint(each) for each in allowed]
+            if not any(each.is_satisfied_by(value) for each in constraints):
+                known = _CHOICES.get(name)
+                expected = (
+                    f"one of {', '.join(known)}" if known else " or ".join(map(str, constraints))
                 )
-        return Settings.checked(self.prior, self.bounds, self.max_iter)
+                raise InputError(f"{name} = {value!r}; expected {expected}")
+        return settings
 
     def _open_logits(self, X: Any, *, reset: bool) -> Logits:
         """X as logits to stream, with its width noted at fit and compared later."""
@@ -241,13 +282,15 @@ class TemperatureScaler(BaseEstimator):
         elif isinstance(X, Logits):
             logits = X
         elif isinstance(X, Tensor):
-            if X.ndim != 2 or X.is_complex() or X.dtype == torch.bool:
+            if X.ndim not in (1, 2) or X.is_complex() or X.dtype == torch.bool:
                 raise DataError(
                     f"X is a tensor of shape {tuple(X.shape)} and {X.dtype}; expected logits "
-                    "(rows, classes) of a real dtype"
+                    "(rows, classes), or (rows,) for two classes, of a real dtype"
                 )
             logits = TensorLogits(X)
         else:
+            if (reset or self.n_features_in_ == 1) and _is_one_dimensional(X):
+                X = np.asarray(X)[:, None]
             array = validate_data(self, X, reset=reset, ensure_all_finite=False)
             check_table(array.shape, array.dtype, "X")
             logits = ArrayLogits(array)
@@ -258,7 +301,7 @@ class TemperatureScaler(BaseEstimator):
                 f"{logits.name} has {logits.n_columns} columns; the temperature was fitted on "
                 f"{self.n_features_in_} classes"
             )
-        return logits
+        return Binary(logits, self.inputs) if logits.n_columns == 1 else logits
 
     def _refuse_groups(self, groups: Any) -> None:
         if groups is not None:
@@ -268,10 +311,10 @@ class TemperatureScaler(BaseEstimator):
         """The blocks of rows that share a temperature, and their names."""
         if self.per == "group":
             if groups is None:
-                raise InputError("per='group' needs the group of each row: pass groups")
-            names, codes = np.unique(vector(groups, "groups", logits.n_rows), return_inverse=True)
+                raise InputError(advice().groups)
+            names, codes = groups_of(groups, "groups", logits.n_rows)
             self.groups_ = names
-            return ByGroup(torch.from_numpy(codes).to(logits.device), len(names)), names
+            return ByGroup(row_tensor(codes, logits.device), len(names)), names
         self._refuse_groups(groups)
         if self.per == "class":
             return ByPrediction(logits.n_columns), self.classes_
@@ -319,14 +362,18 @@ class TemperatureScaler(BaseEstimator):
             self._refuse_groups(groups)
             return None
         if groups is None:
-            raise InputError("per='group' needs the group of each row: pass groups")
-        values = vector(groups, "groups", n_rows)
-        codes = np.searchsorted(self.groups_, values).clip(max=len(self.groups_) - 1)
-        unknown = self.groups_[codes] != values
-        if np.any(unknown):
-            row = int(np.flatnonzero(unknown)[0])
+            raise InputError(advice().groups)
+        values = named_rows(groups, "groups", n_rows)
+        codes = positions(values, self.groups_, "groups", "the groups of the fit")
+        if np.any(codes < 0):
+            row = int(np.flatnonzero(codes < 0)[0])
             raise DataError(
                 f"groups[{row}] = {values[row]} was not in the fit, so its temperature is not "
                 f"known; fitted groups are {listing(self.groups_)}"
             )
         return codes
+
+
+def _is_one_dimensional(X: Any) -> bool:
+    ndim = getattr(X, "ndim", None)
+    return (np.asarray(X).ndim if ndim is None else ndim) == 1

@@ -10,6 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+# Sums over many classes in float64 agree to this.
+_FLOOR = 64 * 2.0**-52
+# Equal confidences spread over two roundings of the logits; room for their slacks to differ.
+_WIDEST_TIE = 4
 METRICS = ("nll", "brier", "ece_equal_mass", "ece_equal_width")
 
 
@@ -18,23 +22,31 @@ class Scores:
     """Per row, in the columns (before, after).
 
     nll: -log p_y, nats. brier: sum_k (p_k - 1[k = y])^2, 0..2. confidence: max_k p_k.
+    slack: by how much confidences may differ that are equal but for the rounding of the logits.
     hit: whether the top class is the label; no temperature changes it.
     """
 
     nll: Float[np.ndarray, "rows 2"]
     brier: Float[np.ndarray, "rows 2"]
     confidence: Float[np.ndarray, "rows 2"]
+    slack: Float[np.ndarray, "rows 2"]
     hit: Bool[np.ndarray, "rows"]
 
     @classmethod
     def empty(cls, rows: int) -> Scores:
         """Scores to be filled in."""
-        nll, brier, confidence = (np.empty((rows, 2)) for _ in range(3))
-        return cls(nll, brier, confidence, np.empty(rows, np.bool_))
+        nll, brier, confidence, slack = (np.empty((rows, 2)) for _ in range(4))
+        return cls(nll, brier, confidence, slack, np.empty(rows, np.bool_))
 
     def of(self, rows: Integer[np.ndarray, "some"]) -> Scores:
         """The scores of some rows."""
-        return Scores(self.nll[rows], self.brier[rows], self.confidence[rows], self.hit[rows])
+        return Scores(
+            self.nll[rows],
+            self.brier[rows],
+            self.confidence[rows],
+            self.slack[rows],
+            self.hit[rows],
+        )
 
     def put(
         self,
@@ -42,38 +54,97 @@ class Scores:
         z: Float[Tensor, "rows columns"],
         labels: Integer[Tensor, "rows"],
         log_temperature: Float[Tensor, "rows 1"],
+        rounding: Rounding,
     ) -> None:
-        """Fill in a span of rows from their logits."""
+        """Fill in a span of rows from their logits, in float64.
+
+        The logits z_k and z_top of a row are known to within eps/2 of their size, so the
+        confidence p is known to within p sum_{k != top} r_k (|dz_k| + |dz_top|)/T.
+        """
         label = labels[:, None]
-        u = z - z.amax(1, keepdim=True)
-        self.hit[span] = (z.argmax(1) == labels).cpu().numpy()
+        z = z.double()
+        top = z.argmax(1, keepdim=True)
+        highest = z.gather(1, top)
+        u = z - highest
+        size = z.abs() + highest.abs() + 2 * rounding.added
+        self.hit[span] = (top == label).squeeze(1).cpu().numpy()
         for column in range(2):
-            v = u * torch.exp(-log_temperature).to(z.dtype) if column else u
+            beta = torch.exp(-log_temperature) if column else 1.0
+            v = u * beta
             e = v.exp()
-            partition = e.sum(1).double()
-            p_label = e.gather(1, label).squeeze(1).double() / partition
-            square = (e * e).sum(1).double() / partition**2
-            nll = partition.log() - v.gather(1, label).squeeze(1).double()
+            partition = e.sum(1)
+            p_label = e.gather(1, label).squeeze(1) / partition
+            square = (e * e).sum(1) / partition**2
+            nll = partition.log() - v.gather(1, label).squeeze(1)
             self.nll[span, column] = nll.cpu().numpy()
             self.brier[span, column] = (square - 2 * p_label + 1).cpu().numpy()
             self.confidence[span, column] = (1 / partition).cpu().numpy()
+            # e is 0 where size is inf, and where a difference in units of T is beyond all sizes.
+            others = torch.where(e > 0, e * (size * beta), 0.0).scatter_(1, top, 0.0).sum(1)
+            slack = rounding.eps * others / partition**2 + _FLOOR / partition
+            self.slack[span, column] = slack.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How well logits are known: to within eps/2 (|z| + added).
+
+    added: 1 for the logs of probabilities, which are known to within eps/2 of *their* size.
+    """
+
+    eps: float
+    added: float
 
 
 def equal_width(
-    confidence: Float[np.ndarray, "rows"], weights: Float[np.ndarray, "rows"], bins: int
+    confidence: Float[np.ndarray, "rows"],
+    weights: Float[np.ndarray, "rows"],
+    bins: int,
+    slack: Float[np.ndarray, "rows"] | float = 0.0,
 ) -> Int[np.ndarray, "rows"]:
-    """Bin of each row among `bins` intervals ((b-1)/bins, b/bins] of confidence."""
-    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    """Bin of each row among `bins` intervals ((b-1)/bins, b/bins] of confidence.
+
+    Confidences above an edge by no more than their slack lie on the edge.
+    """
+    return np.clip(np.ceil((confidence - slack) * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def equal_mass(
-    confidence: Float[np.ndarray, "rows"], weights: Float[np.ndarray, "rows"], bins: int
+    confidence: Float[np.ndarray, "rows"],
+    weights: Float[np.ndarray, "rows"],
+    bins: int,
+    slack: Float[np.ndarray, "rows"] | float = 0.0,
 ) -> Int[np.ndarray, "rows"]:
     """Bin of each row among `bins` of equal weight by confidence; equal confidences share a bin."""
-    _, place = np.unique(confidence, return_inverse=True)
+    place = ties(confidence, np.broadcast_to(slack, confidence.shape))
     mass = np.bincount(place, weights)
     middle = (np.cumsum(mass) - mass / 2) / mass.sum()
     return np.minimum((middle * bins).astype(np.int64), bins - 1)[place]
+
+
+def ties(
+    values: Float[np.ndarray, "rows"], slack: Float[np.ndarray, "rows"]
+) -> Int[np.ndarray, "rows"]:
+    """The rank of each value, the same for values that are equal to within their slack.
+
+    Neighbours within their slack are tied. A run of them that is wider than a few slacks is no
+    tie but a dense stretch, which is cut into pieces one slack wide.
+    """
+    order = np.argsort(values, kind="stable")
+    sorted_values, sorted_slack = values[order], slack[order]
+    between = np.maximum(sorted_slack[1:], sorted_slack[:-1])
+    first = np.r_[True, np.diff(sorted_values) > between]
+    run = np.cumsum(first) - 1
+    start = sorted_values[first]
+    width = np.maximum.reduceat(sorted_slack, np.flatnonzero(first))
+    last = np.r_[np.flatnonzero(first)[1:], len(values)] - 1
+    dense = sorted_values[last] - start > _WIDEST_TIE * width
+    step = np.where(dense, width, np.inf)[run]
+    piece = np.floor((sorted_values - start[run]) / np.where(step > 0, step, np.inf))
+    new = first | np.r_[True, np.diff(piece) != 0]
+    place = np.empty(len(values), np.int64)
+    place[order] = np.cumsum(new) - 1
+    return place
 
 
 def row_sums(
@@ -89,6 +160,6 @@ def row_sums(
     binned = np.empty((len(weights), 4, 2))
     for i, (binning, column) in enumerate(product((equal_mass, equal_width), (0, 1))):
         confidence = scores.confidence[:, column]
-        binned[:, i, 0] = binning(confidence, weights, bins)
+        binned[:, i, 0] = binning(confidence, weights, bins, scores.slack[:, column])
         binned[:, i, 1] = weights * (scores.hit - confidence)
     return fixed, binned

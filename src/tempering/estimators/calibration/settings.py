@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tempering.counts import whole_number
 from tempering.errors import InputError
+
+# Temperatures whose inverse float64 holds, and a product with it.
+_LOWEST, _HIGHEST = 1e-300, 1e300
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,23 @@ class Settings:
         low, high = _pair(bounds, "bounds", "(lowest, highest) T, 0 < lowest < highest")
         if not 0 < low < high:
             raise InputError(f"bounds = ({low:g}, {high:g}); expected 0 < lowest T < highest T")
+        if low < _LOWEST or high > _HIGHEST:
+            raise InputError(
+                f"bounds = ({low:g}, {high:g}); expected temperatures from {_LOWEST:g} to "
+                f"{_HIGHEST:g}, whose inverse float64 can hold"
+            )
         if prior is not None:
             prior = _pair(prior, "prior", "(mean, sd) of log T, sd above 0; or None")
             if prior[1] <= 0:
                 raise InputError(f"prior = (mean, sd) of log T has sd = {prior[1]:g}; expected > 0")
-        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
-            raise InputError(f"max_iter = {max_iter!r}; expected a whole number, 1 or more")
-        return cls(prior, (low, high), max_iter)
+        return cls(prior, (low, high), whole_number(max_iter, "max_iter", 1))
+
+    def in_unit(self, unit: float) -> Settings:
+        """The same settings for losses counted in this unit, a power of 4: a wider prior."""
+        if self.prior is None or unit == 1:
+            return self
+        mean, sd = self.prior
+        return replace(self, prior=(mean, sd * math.sqrt(unit)))
 
     @property
     def log_beta_bounds(self) -> tuple[float, float]:

@@ -10,11 +10,12 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tempering.errors import DataError
-from tempering.estimators.arrays import writable
+from tempering.estimators.calibration.advice import advice
+from tempering.tensors import from_numpy, shareable
 
 # Elements in a chunk. 2^17 float32 values and two work buffers of the same size stay near a core;
 # with four times fewer the calls cost more than the sums. A GPU wants long kernels instead: 2^23
@@ -22,6 +23,10 @@ from tempering.estimators.arrays import writable
 CHUNK = 1 << 17
 CHUNK_CUDA = 1 << 23
 
+
+# A row of probabilities sums to 1 within this: rounding in half precision, or in printing to
+# three digits, stays inside it.
+SUM_TOLERANCE = 1e-2
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,12 +61,14 @@ def passes(method: Callable[P, R]) -> Callable[P, R]:
 class Logits(ABC):
     """An [n_rows, n_columns] table of logits that can be read from the start again and again.
 
-    n_rows, n_columns: the shape. name: how messages call it. device: where its chunks live.
+    n_rows, n_columns: the shape. name: how messages call it. column_names: those that the source
+    states. device: where its chunks live.
     """
 
     n_rows: int
     n_columns: int
     name: str = "X"
+    column_names: tuple[str, ...] | None = None
     device: torch.device = torch.device("cpu")
 
     @abstractmethod
@@ -98,41 +105,51 @@ class Logits(ABC):
         """Where these rows stand in what the user gave, for messages."""
         return rows
 
+    def resolution(self) -> float:
+        """The relative spacing of the numbers as they were given, that of the first piece."""
+        dtype = next(iter(self.pieces())).dtype
+        return torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
+
+    def are_probabilities(self, z: Float[Tensor, "rows columns"]) -> bool:
+        """Whether every row is nonnegative and sums to 1, as logits all but never do."""
+        return bool((z.amin(1) >= 0).all() and ((z.sum(1) - 1).abs() <= SUM_TOLERANCE).all())
+
+    def refuse_probabilities(self) -> DataError:
+        """The error for probabilities given as logits."""
+        return DataError(
+            f"every row of {self.name} is nonnegative and sums to 1: these are probabilities, not "
+            f"logits, and a softmax over them would be wrong; {advice().for_probabilities}"
+        )
+
 
 class ArrayLogits(Logits):
     """A numpy array, in memory or memory-mapped, of any real dtype, byte order and strides."""
 
     def __init__(self, array: np.ndarray, name: str = "X") -> None:
-        self.array = array
+        self.array = array if array.ndim == 2 else array[:, None]
         self.name = name
-        self.n_rows, self.n_columns = array.shape
-        # torch shares memory with such arrays only; others are converted a piece at a time.
-        self.shared = array.dtype.isnative and array.dtype.itemsize <= 8 and min(array.strides) >= 0
+        self.n_rows, self.n_columns = self.array.shape
+        # Arrays whose memory torch can't read are converted a piece at a time.
+        self.shared = shareable(self.array)
 
     def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
         rows = self.n_rows if self.shared else max(1, CHUNK // self.n_columns)
         for first in range(0, self.n_rows, max(1, rows)):
-            yield self._tensor(self.array[first : first + rows])
+            yield from_numpy(self.array[first : first + rows])
 
     def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
         wanted = strata(self.n_rows, size, seed)
-        return wanted, floats(self._tensor(self.array[wanted]))
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        if not self.shared:
-            native = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
-            array = np.ascontiguousarray(array, dtype=native)
-        return torch.from_numpy(writable(array))
+        return wanted, floats(from_numpy(self.array[wanted]))
 
 
 class TensorLogits(Logits):
     """A torch tensor on any device; its chunks stay there."""
 
     def __init__(self, tensor: Tensor, name: str = "X") -> None:
-        self.tensor = tensor.detach()
+        self.tensor = tensor.detach() if tensor.ndim == 2 else tensor.detach()[:, None]
         self.name = name
         self.device = tensor.device
-        self.n_rows, self.n_columns = tensor.shape
+        self.n_rows, self.n_columns = self.tensor.shape
 
     def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
         yield self.tensor
@@ -148,6 +165,7 @@ class Part(Logits):
     def __init__(self, whole: Logits, keep: np.ndarray) -> None:
         self.whole, self.keep = whole, keep
         self.name, self.device = whole.name, whole.device
+        self.column_names = whole.column_names
         self.n_rows, self.n_columns = int(keep.sum()), whole.n_columns
 
     def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
@@ -157,6 +175,54 @@ class Part(Logits):
 
     def places(self, rows: range | np.ndarray) -> range | np.ndarray:
         return self.whole.places(np.flatnonzero(self.keep)[np.asarray(rows)])
+
+    def resolution(self) -> float:
+        return self.whole.resolution()
+
+
+class Binary(Logits):
+    """One score a row as the logits, or the probabilities, of two classes, 0 and 1.
+
+    The log odds s of class 1 become the logits (0, s), so that softmax gives sigmoid(s/T); its
+    probability p becomes (1 - p, p).
+    """
+
+    def __init__(self, scores: Logits, inputs: str) -> None:
+        self.scores, self.inputs = scores, inputs
+        self.name, self.device = scores.name, scores.device
+        self.n_rows, self.n_columns = scores.n_rows, 2
+
+    def pieces(self) -> Iterator[Shaped[Tensor, "rows columns"]]:
+        for _, scores in self.scores.chunks():
+            yield self._pairs(scores)
+
+    def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
+        rows, scores = self.scores.sample(size, seed)
+        return rows, self._pairs(scores)
+
+    def places(self, rows: range | np.ndarray) -> range | np.ndarray:
+        return self.scores.places(rows)
+
+    def resolution(self) -> float:
+        return self.scores.resolution()
+
+    def are_probabilities(self, z: Float[Tensor, "rows columns"]) -> bool:
+        p = z[:, 1]
+        inside = bool(((p >= 0) & (p <= 1)).all())
+        return inside and bool((p < 0.5).any()) and bool((p > 0.5).any())
+
+    def refuse_probabilities(self) -> DataError:
+        return DataError(
+            f"every score of {self.name} lies between 0 and 1: these look like probabilities of "
+            f"class 1, not like its log odds; {advice().for_probabilities}, or give log odds s "
+            "as two columns, 0 and s"
+        )
+
+    def _pairs(self, scores: Float[Tensor, "rows 1"]) -> Float[Tensor, "rows 2"]:
+        if self.inputs == "logits":
+            return torch.cat([torch.zeros_like(scores), scores], 1)
+        p = scores.double()  # 1 - p keeps the digits of p
+        return torch.cat([1 - p, p], 1)
 
 
 def strata(n_rows: int, size: int, seed: int) -> np.ndarray:

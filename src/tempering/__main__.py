@@ -1,0 +1,6 @@
+"""python -m tempering: the command line."""
+
+from tempering.cli import main
+
+if __name__ == "__main__":
+    main()
