@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from tempering.cli import _run
-from tempering.errors import CheckError, InputError
+from tempering.errors import ArchitectureError, CheckError, InputError, NoSoftmaxError
 from tempering.survey import judge as judging
 from tempering.survey import workers
 from tempering.survey.families import CAUSAL, tasks
@@ -77,6 +77,18 @@ def test_a_wrong_model_is_told(monkeypatch):
     found = judge(tasks(["llama"])[0])
     assert found.eager == WRONG
     assert "rows with different profiles give the same output" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [(NoSoftmaxError, NO_SOFTMAX), (ArchitectureError, REFUSED), (CheckError, REFUSED)],
+)
+def test_a_verdict_is_of_the_type_of_an_error_and_not_of_its_text(monkeypatch, kind, verdict):
+    def refuse(model):
+        raise kind("LlamaAttention shows no softmax attention in a forward pass")
+
+    monkeypatch.setattr(judging, "self_check", refuse)
+    assert judge(tasks(["llama"])[0]).eager == verdict
 
 
 def test_a_process_that_hangs_loses_one_verdict():

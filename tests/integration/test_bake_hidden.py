@@ -17,6 +17,8 @@ from torch.nn.utils import prune
 from tempering.attention import Profile
 from tempering.attention.baking import fold_search
 from tempering.attention.baking.bake import bake, foldable
+from tempering.attention.baking.file_rows import locate
+from tempering.attention.baking.folds import Fold
 from tempering.attention.baking.isolated_layer import Isolated, capture_calls
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import BakeError
@@ -273,3 +275,47 @@ def test_a_fold_that_is_right_for_other_weights_alone_is_refused(monkeypatch):
     found = fold_search.search(isolated)
     assert found.verdict == "no"
     assert "q_proj.weight as it is, temperatures give another output" in found.reason
+
+
+def in_a_file(weights, order, beta, fold=None):
+    """Where a file that keeps the rows in this order, among others, has them."""
+    fold = fold or Fold.of("q_proj.weight", 0, torch.arange(2).repeat_interleave(4))
+    stored = torch.cat([weights[order], torch.full((2, weights.shape[1]), 9.0)])
+    shapes = {"attn_q": tuple(stored.shape)}
+    return locate(fold, torch.tensor(beta), weights, ["q_proj.weight"], shapes, lambda name: stored)
+
+
+PERMUTED = [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_equal_heads_in_a_file_of_another_layout():
+    """As GGUF permutes the rows of a head: which of two equal ones is whose can't be told."""
+    half = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    weights = torch.cat([half, half])
+    with pytest.raises(BakeError, match=r"heads 0 and 1 have equal slices in q_proj.weight, which"):
+        in_a_file(weights, PERMUTED, [0.5, 2.0])
+    (fold,) = in_a_file(weights, PERMUTED, [0.5, 0.5])
+    assert fold.runs == ((0, 8, 0),)
+    with pytest.raises(BakeError, match=r"head 1 and no head have equal slices"):
+        own = Fold("q_proj.weight", 0, ((4, 8, 1),))
+        in_a_file(weights, PERMUTED, [0.5, 0.5], own)
+
+
+def test_rows_of_zeros_in_a_file_of_another_layout():
+    weights = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    weights[4:] = 0
+    (fold,) = in_a_file(weights, PERMUTED, [0.5, 2.0])
+    assert fold.runs[0] == (0, 4, 0)
+    weights[:] = 0
+    (fold,) = in_a_file(weights, PERMUTED, [0.5, 2.0])
+    assert fold.parameter == "attn_q"
+
+
+def test_equal_heads_under_their_own_name_are_theirs():
+    weights = torch.ones(8, 3)
+    fold = Fold.of("q_proj.weight", 0, torch.arange(2).repeat_interleave(4))
+    shapes = {"q_proj.weight": (8, 3)}
+    found = locate(
+        fold, torch.tensor([0.5, 2.0]), weights, ["q_proj.weight"], shapes, lambda name: weights
+    )
+    assert found == [fold]

@@ -81,8 +81,11 @@ class Fold:
 
     def merged(self, beta: Float[Tensor, "heads"]) -> Fold:
         """The same for this `beta`, with heads of equal beta as one, the first of them."""
-        values = beta.tolist()
-        runs = tuple((start, stop, values.index(values[head])) for start, stop, head in self.runs)
+        first: dict[float, int] = {}
+        runs = tuple(
+            (start, stop, first.setdefault(float(beta[head]), head))
+            for start, stop, head in self.runs
+        )
         return replace(self, runs=runs)
 
     def to_json(self) -> dict[str, Any]:
