@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from tempering.attention.axes import STANDARD
+
+# mypy compares what is written in other files with these (strict_equality).
+Stack = Literal["decoder", "encoder", "cross"]
+Route = Literal["interface", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,11 @@ class AttentionLayer:
     """
 
     name: str
-    stack: str
+    stack: Stack
     index: int
     heads: int
     kv_heads: int
-    route: str = "interface"
+    route: Route = "interface"
     axes: tuple[str, ...] = (STANDARD,)
     other_softmaxes: tuple[tuple[int, bool], ...] = ()
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2

@@ -23,7 +23,7 @@ from tempering.attention.examining.structure import (
 from tempering.attention.examining.subject import check_sample, check_subject, unwrapped
 from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import AttentionLayer, Layout, attends
-from tempering.errors import ArchitectureError
+from tempering.errors import ArchitectureError, NoSoftmaxError
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +118,13 @@ def examined(
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     if not layers:
         own = next((name for name, module in model.named_modules() if attends(module)), None)
+        if own is None:
+            raise NoSoftmaxError(
+                f"{type(model).__name__} shows no softmax attention in a forward pass, "
+                "so it has no attention temperature"
+            )
         raise ArchitectureError(
-            f"{type(model).__name__} shows no softmax attention in a forward pass, "
-            "so it has no attention temperature"
-            if own is None
-            else f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
+            f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
             "softmax over keys, so its temperature can't be controlled exactly"
         )
     numbered: list[AttentionLayer] = []

@@ -26,7 +26,7 @@ from tempering.attention.examining.sample import fails_on_sample, run, sample_in
 from tempering.attention.examining.softmax_calls import Functions, Operators
 from tempering.attention.hooks import interface_patch, interface_route
 from tempering.attention.hooks.ownership import state_of
-from tempering.attention.layout import AttentionLayer, attends, named_for_attention
+from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
 from tempering.errors import ArchitectureError, TemperingError
 
 __all__ = ["Observation", "observe", "run", "sample_inputs"]
@@ -229,7 +229,7 @@ class _Watcher:
 
     def _stack_of(
         self, module: nn.Module, name: str, queries: int, keys: int, kwargs: dict[str, Any]
-    ) -> str:
+    ) -> Stack:
         if name in self.found:
             return self.found[name].stack
         model: Any = self.model
