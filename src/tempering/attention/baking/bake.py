@@ -30,7 +30,8 @@ from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
-from tempering.attention.hooks import interface_patch, interface_route
+from tempering.attention.hooks import interface_patch
+from tempering.attention.hooks.ownership import is_held
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, BakeError, RefusedError
@@ -55,7 +56,7 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     if not isinstance(model, nn.Module):
         check_subject(model)
     for module in model.modules():
-        if getattr(module, interface_route.STATE, None) is not None:
+        if is_held(module):
             raise RefusedError(
                 "this model is tempered at the moment; remove the handle before baking"
             )

@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tempering.attention.control.handle import Tempering
 from tempering.attention.examining.watch import run, sample_inputs
-from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import has_sinks, sliced_logits
 from tempering.attention.profiles.profile import Profile
@@ -157,9 +156,12 @@ class Isolated:
             seen = Seen()
             # Some layers write into dictionaries that they are given; this makes new ones.
             args, kwargs = tree_map(_own, (args, kwargs))
-            with Tempering(self.module, self._layout, [profile]), torch.random.fork_rng(devices=[]):
+            with (
+                Tempering(self.module, self._layout, [profile]) as handle,
+                torch.random.fork_rng(devices=[]),
+            ):
                 torch.manual_seed(0)
-                getattr(self.module, interface_route.STATE).observer = _Observer(seen)
+                handle.states()[0].observer = _Observer(seen)
                 with _Products(seen):
                     output = self.module(*args, **kwargs)
             seen.outputs = [
