@@ -14,6 +14,7 @@ from tempering.kernels import Hypotheses, Kernel, Prototypes, Signed, StudentT, 
 from tempering.tensors import TensorLike, as_tensor
 from tempering.units import odds, prior
 from tempering.units.closed import closed_form
+from tempering.units.odds import SATURATED
 
 Statistic = Literal["mean", "mode", "full", "variance", "entropy", "gate-mean", "gate-mode"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -163,8 +164,16 @@ def _of_odds(
 def _of_energies(
     z: Tensor, kernel: Kernel, statistic: str, temperature: float | int | Tensor
 ) -> Tensor:
-    energies = kernel.energies(z)
+    energies = kernel.excess(z)
     level = per_row(temperature, energies.shape[:-1], energies)
+    # An overflown difference is +inf, a dead hypothesis: right, unless T is as large.
+    hot = level > torch.finfo(energies.dtype).max / SATURATED
+    alive = (torch.isinf(energies.detach()) & hot.unsqueeze(-1)).nonzero()
+    if len(alive):
+        raise EnergyError(
+            f"the energy at {alive[0].tolist()} overflows {energies.dtype}, and the temperature "
+            "there is too high to leave it out; give z in float64, or in another unit"
+        )
     log_prior = kernel.hypotheses.log_prior(energies)
     if statistic == "entropy":
         return prior.entropy(energies, level, log_prior)

@@ -91,7 +91,7 @@ class Activation(nn.Module):
         """The temperature of the competitions at z."""
         if isinstance(self.temperature, Targeted):
             check_input(z)
-            return self.temperature(kernel.energies(z), u=u)
+            return self.temperature(kernel.excess(z), u=u)
         # The other regimes read nothing of the energies but their dtype.
         work = torch.promote_types(z.dtype, torch.float32)
         return self.temperature(torch.empty(1, dtype=work, device=z.device), u=u)
