@@ -181,7 +181,7 @@ class Huber(NoiseKernel):
         size = side * z
         inner = size - m
         wide = 2 * delta * m - (delta - inner).square() / 2
-        narrow = 2 * m * size - (size + m - delta).square() / 2
+        narrow = 2 * m * size - (size - delta + m).square() / 2
         mixed = torch.where(m >= 2 * delta, wide, narrow)
         lines = 2 * delta * torch.minimum(size, m)
         odds = torch.where(inner.abs() > delta, lines, mixed)
