@@ -271,7 +271,7 @@ def test_a_kind_is_a_word(kind):
             broken(lambda b: b["settings"].update(x={"$float": "big"})),
             r"settings\.x: \$float is 'big'",
         ),
-        (broken(lambda b: b["settings"].update(x=math.nan)), r"NaN stands where a number belongs"),
+        (broken(lambda b: b["settings"].update(x=math.nan)), r"NaN is not JSON"),
         (
             broken(lambda b: b["results"]["cost"][1].update(se="no")),
             r"run: results\.cost\[1\]\.se: expected",

@@ -1,4 +1,4 @@
-"""What every kernel does: turn an input and hypotheses into energies and log odds."""
+"""The interface of kernels: energies, their differences and log odds of an input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tempering.kernels.hypotheses import (
     Signed,
     as_parameter,
     at_least_float32,
-    like,
-    positive,
+    check_positive,
+    in_dtype_of,
 )
 from tempering.tensors import TensorLike, as_tensor
 
@@ -104,7 +104,7 @@ class Kernel(ABC):
                 "Use energies(z)"
             )
         z = _working(z)
-        return self._log_odds(z, like(self.hypotheses.m, z))
+        return self._log_odds(z, in_dtype_of(self.hypotheses.m, z))
 
     @property
     def _is_signed(self) -> bool:
@@ -134,13 +134,13 @@ class Kernel(ABC):
 
 @dataclass(frozen=True, eq=False)
 class NoiseKernel(Kernel):
-    """A kernel that charges energy for the deviation z - c_h, by feature."""
+    """A kernel whose energy is a function of the deviation z - c_h, feature by feature."""
 
     def _check(self) -> None:
         for name in self._shape_names():
-            positive(f"{name} of {type(self).__name__}", getattr(self, name))
+            check_positive(f"{name} of {type(self).__name__}", getattr(self, name))
         if isinstance(self.hypotheses, Signed):
-            positive("m, the distance of the signed centres from 0,", self.hypotheses.m)
+            check_positive("m, the distance of the signed centres from 0,", self.hypotheses.m)
 
     def _energies(self, z: Tensor) -> Tensor:
         values = self.hypotheses.values(z)
@@ -148,7 +148,7 @@ class NoiseKernel(Kernel):
             check_features(z, values.shape[-1])
             return self._vector_energies(z, values)
         if isinstance(self.hypotheses, Signed):
-            values = like(self.hypotheses.m, z).unsqueeze(-1) * values
+            values = in_dtype_of(self.hypotheses.m, z).unsqueeze(-1) * values
         z, values = self._on_line(z), self._on_line(values)
         return self._noise(z.unsqueeze(-1) - values, *self._shapes(z, 1))
 
@@ -204,7 +204,7 @@ class NoiseKernel(Kernel):
 
     def _shapes(self, z: Tensor, extra: int) -> list[Tensor]:
         """The shape parameters, aligned with `extra` dimensions behind those of the rows."""
-        values = [like(getattr(self, name), z) for name in self._shape_names()]
+        values = [in_dtype_of(getattr(self, name), z) for name in self._shape_names()]
         return [v.reshape(v.shape + (1,) * extra) if v.ndim else v for v in values]
 
     def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:

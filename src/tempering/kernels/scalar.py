@@ -1,4 +1,4 @@
-"""Kernels of independent noise: a deviation from the centre costs energy, feature by feature."""
+"""Kernels of independent noise: the energy of a deviation from the centre, feature by feature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tempering.kernels.distances import (
 )
 from tempering.kernels.hypotheses import Parameter
 
-# Lengths further apart than this square to what 1 is lost beside, in float64 too.
+# Beyond this ratio 1 + x^2 rounds to x^2, in float64 too.
 _FAR = 1e9
 _SHARP = 1 / _FAR
 
@@ -96,8 +96,8 @@ class Laplace(NoiseKernel):
 class StudentT(NoiseKernel):
     """Student-t noise: d_h(z) = (nu + D)/2 log(1 + ||z - c_h||^2/(nu sigma^2)), D features.
 
-    D = 1 on the line. The log odds are not monotone: far out, no hypothesis explains z, and
-    they return to 0.
+    D = 1 on the line. The log odds are not monotone: far from all centres no hypothesis explains z,
+    and they return to 0.
 
     Parameters
     ----------
@@ -114,9 +114,9 @@ class StudentT(NoiseKernel):
 
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         sigma, nu = shapes
-        # By symmetry from |z|, where the ratio under the logarithm is at least 1. With s the
-        # smaller and l the larger of |z| and m, that ratio less 1 is 4 (s/l)/d^2, with
-        # d^2 = nu (sigma/l)^2 + (1 - s/l)^2: no length stands alone, so none can overflow.
+        # By symmetry computed from |z|, where the ratio under the logarithm is at least 1. With s
+        # the smaller and l the larger of |z| and m, the ratio less 1 is 4 (s/l)/d^2, with
+        # d^2 = nu (sigma/l)^2 + (1 - s/l)^2: made of ratios of lengths, which don't overflow.
         side = torch.where(z >= 0, 1.0, -1.0).to(z)
         far = side * z
         small, large = torch.minimum(far, m), torch.maximum(far, m)
@@ -235,7 +235,7 @@ class Logistic(NoiseKernel):
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         (b,) = shapes
         # 2 log[cosh(u + v)/cosh(u - v)], by symmetry from u >= 0, in the form that keeps its
-        # digits: small odds by atanh(tanh u tanh v), large ones past their linear part.
+        # digits: atanh(tanh u tanh v) for small odds, the linear part and a rest for large ones.
         side = torch.where(z >= 0, 1.0, -1.0).to(z)
         u, v = side * z / (2 * b), m / (2 * b)
         low, gap = torch.minimum(u, v), (u - v).abs()

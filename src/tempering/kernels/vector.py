@@ -1,4 +1,4 @@
-"""Kernels with a geometry of their own: angles, and correlated features."""
+"""Kernels of angles, and of correlated features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from torch import Tensor
 from tempering.errors import EnergyError, InputError
 from tempering.kernels.base import Kernel, NoiseKernel, check_features
 from tempering.kernels.distances import squared_distances, squared_excess
-from tempering.kernels.hypotheses import Hypotheses, Parameter, Prototypes, Signed, like, positive
+from tempering.kernels.hypotheses import (
+    Hypotheses,
+    Parameter,
+    Prototypes,
+    Signed,
+    check_positive,
+    in_dtype_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +39,7 @@ class Angular(NoiseKernel):
     def _check(self) -> None:
         super()._check()
         if isinstance(self.hypotheses, Signed):
-            positive("m of Angular, an angle in radians,", self.hypotheses.m, below=torch.pi)
+            check_positive("m of Angular, an angle in radians,", self.hypotheses.m, below=torch.pi)
 
     def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
         (kappa,) = shapes
@@ -52,7 +59,7 @@ class Angular(NoiseKernel):
         return kappa / 2 * squared_excess(_direction(z, "z"), _direction(vectors, "prototypes"))
 
     def _on_line(self, x: Tensor) -> Tensor:
-        # Before centres are subtracted, which would take the phase of a large angle.
+        # A centre subtracted from a large angle would be lost to rounding, and the phase with it.
         return torch.atan2(torch.sin(x), torch.cos(x))
 
 
@@ -103,7 +110,7 @@ class Mahalanobis(Kernel):
 
     def _energies(self, z: Tensor) -> Tensor:
         if isinstance(self.hypotheses, Signed):
-            m = like(self.hypotheses.m, z)
+            m = in_dtype_of(self.hypotheses.m, z)
             centres = torch.stack([-m, m])
         else:
             centres = self.hypotheses.values(z)
@@ -124,7 +131,7 @@ class Mahalanobis(Kernel):
         if self.covariance is None:
             raise TypeError("checked when the kernel was made")
         check_features(z, len(self.covariance))
-        root = torch.linalg.cholesky(like(self.covariance, z))
+        root = torch.linalg.cholesky(in_dtype_of(self.covariance, z))
         flat = z.reshape(-1, z.shape[-1])
         return torch.linalg.solve_triangular(root, flat.mT, upper=False).mT.reshape(z.shape)
 

@@ -1,4 +1,4 @@
-"""One JSON record of a run: everything that the table, the report and the figures draw."""
+"""One JSON record of a run, from which the tables, the report and the figures are made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tempering.version import __version__
 FORMAT = "tempering.record"
 VERSION = 1
 
-# What a run may have leant on; a version is recorded where the package was loaded.
+# Packages that a run may have used: module -> distribution. Versions of loaded ones are recorded.
 _PACKAGES = {
     "torch": "torch",
     "transformers": "transformers",
@@ -87,7 +87,7 @@ class Record:
     ) -> Record:
         """A record made now, on this machine; tensors and arrays become lists.
 
-        Raises DataError that names the entry when a section has not the shape that
+        Raises DataError that names the entry when a section does not have the shape that
         `tempering.reports.sections` states.
         """
         body = {
@@ -134,7 +134,7 @@ class Record:
         try:
             body = json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
-            # Where a text was cut inside a number or a word, the parser stops a little earlier.
+            # The parser stops before the end of a text that was cut inside a number or a word.
             at_the_end = len(text) - error.pos < 40 and not text.rstrip().endswith("}")
             unclosed = error.msg.startswith("Unterminated string")
             if not text[error.pos :].strip() or at_the_end or unclosed:
@@ -179,7 +179,7 @@ class Record:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f'{name} stands where a number belongs; a record writes {{"$float": ...}}')
+    raise ValueError(f'{name} is not JSON; a record writes {{"$float": ...}}')
 
 
 def _written_by(body: dict[str, Any]) -> str:
@@ -209,7 +209,7 @@ def _machine(device: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's model; Linux tells it in /proc, elsewhere the platform's word serves."""
+    """The processor's model: from /proc on Linux, elsewhere from Python's `platform`."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Small checks for plain values, put together to the shapes that a record's sections have.
+"""Checks of plain values, combined into the shapes of a record's sections.
 
 A check takes (value, where) and returns nothing, or raises DataError that says where, what was
 expected and what was found.

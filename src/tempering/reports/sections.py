@@ -18,7 +18,7 @@ be added under any name and become columns. A trailing ? marks an optional field
                   level: the intervals' confidence, e.g. 0.95
     frontier      [row {label, family, cost, cost_se?, benefit, benefit_low?, benefit_high?,
                   metric?}]
-                  family: "sampling temperature", "attention pattern", "control", or a name of yours
+                  family: "sampling temperature", "attention pattern", "control", or any other name
     generations   {prompt, samples: [{label, seed, text, tokens, finish?, trace?: [token]}]}
                   token: row {token (its text), phase?, temperature?, entropy?, support?}
     stages        [{stage, width, round?, workers: [row {prompt, output, temperature_asked?,
@@ -247,6 +247,6 @@ SECTIONS = {
 
 
 def check_results(results: dict[str, Any], where: str = "results") -> None:
-    """Check every known section of `results`; DataError names the first entry that is off."""
+    """Check every known section of `results`; DataError names the first entry that is wrong."""
     for name, section in results.items():
         SECTIONS.get(name, anything)(section, f"{where}.{name}")

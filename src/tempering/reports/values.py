@@ -1,7 +1,8 @@
 """Python values to JSON and back: tensors become lists, NaN and infinities survive.
 
 JSON has no NaN and no infinity, so they are written as {"$float": "nan"}, {"$float": "inf"} and
-{"$float": "-inf"}. A key that starts with "$" gets one more "$", so nothing else reads as one.
+{"$float": "-inf"}. A key that starts with "$" gets one more "$", so that no other
+object reads as one of these.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def plain(value: Any, where: str = "value") -> Any:
         return {_key(key, where): plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    # Known by what they can do, so that a record of a text run imports neither torch nor numpy.
+    # Told by their methods, so that a record without tensors imports neither torch nor numpy.
     if hasattr(value, "detach"):
         value = value.detach().to("cpu")
     if hasattr(value, "tolist"):
@@ -101,7 +102,7 @@ def decode(value: Any, where: str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON text of an encoded value; a leaf or a list of leaves a line, so that diffs read well."""
+    """JSON text of an encoded value, a leaf or a list of leaves on a line, for readable diffs."""
     return _dump(value, "") + "\n"
 
 

@@ -15,7 +15,7 @@ from tempering.kernels import Kernel, Prototypes, as_kernel
 from tempering.kernels.hypotheses import Weights
 from tempering.temperature import Temperature
 from tempering.tensors import TensorLike, as_tensor
-from tempering.units.family import activation, per_row
+from tempering.units.family import activation, row_temperatures
 from tempering.units.liveness import HypothesisReport, monitor
 from tempering.units.module import Activation
 from tempering.units.volume import VolumeTerms, volume_terms
@@ -27,14 +27,14 @@ class PrototypeLayer(Activation):
     The prototypes are the parameter `vectors`, [K, in_features], drawn from a standard normal:
     copy in rows of data where data are at hand. Their natural loss is the free energy,
     `free_energy(z).mean()`, whose gradient moves each prototype by its responsibility (implicit
-    EM). With an encoder in front of it that loss has a collapse as its optimum, and without one
-    it has dead prototypes as local optima: add `regulariser(z)`, and look at `monitor(r)`.
+    EM). With an encoder before it, collapse is an optimum of that loss; without one, dead
+    prototypes are local optima. So add `regulariser(z)`, and look at `monitor(r)`.
 
     Parameters
     ----------
     in_features: features of z, >= 1.
     prototypes: K >= 2.
-    kernel: a Kernel or the name of one; its own hypotheses give way to the layer's.
+    kernel: a Kernel or the name of one; its own hypotheses are replaced by the layer's.
     statistic: as Activation; "full" gives [..., K].
     temperature: as Activation; one value, or a value for each row.
     prior: [K] positive weights; None for equal.
@@ -66,7 +66,7 @@ class PrototypeLayer(Activation):
     def responsibilities(
         self, z: TensorLike, *, u: float | int | Tensor | None = None
     ) -> Float[Tensor, "*rows prototypes"]:
-        """r_k, whatever statistic the layer passes on."""
+        """r_k, independent of the statistic that the layer passes on."""
         kernel = self.kernel
         z = as_tensor(z, "z", InputError)
         return activation(z, kernel, "full", self.level(z, kernel, u))
@@ -116,7 +116,7 @@ class PrototypeLayer(Activation):
         kernel = self.kernel
         z = as_tensor(z, "z", InputError)
         excess = kernel.excess(z)
-        level = per_row(self.level(z, kernel, u), excess.shape[:-1], excess)
+        level = row_temperatures(self.level(z, kernel, u), excess.shape[:-1], excess)
         if not bool(((level > 0) & (level < torch.inf)).all()):
             raise TemperatureError(
                 "free energy and volume controls need 0 < T < inf; at the limits responsibilities "

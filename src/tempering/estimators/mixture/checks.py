@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tempering import errors
 from tempering.errors import DataError, InputError, ScheduleError
-from tempering.estimators.arrays import writable
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Family
 from tempering.estimators.mixture.radial import radial
 from tempering.estimators.mixture.ranks import agreed, gathered
 from tempering.estimators.mixture.rows import Rows
 from tempering.schedules import Schedule, as_schedule
+from tempering.tensors import from_numpy
 
 # A schedule is read at as many temperatures as keep neighbours this far apart, or closer.
 _STEP = math.log(1 / 0.9)
@@ -113,10 +113,8 @@ def rows_of(
 
 
 def array_rows(array: np.ndarray) -> Tensor:
-    """An array [rows, features] as a tensor of the same memory, finite."""
-    if any(step < 0 for step in array.strides):
-        array = np.ascontiguousarray(array)
-    values = torch.from_numpy(writable(array))
+    """An array [rows, features] as a tensor, of the same memory where torch can read it."""
+    values = from_numpy(array)
     check_finite(values, "X")
     return values
 
