@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tempering.errors import DataError, OutputError
+from tempering.errors import DataError, InputError, OutputError
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
@@ -30,6 +30,40 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
             os.fsync(file.fileno())
 
     return replace_atomic(path, fill)
+
+
+def write_new(path: str | Path, content: str) -> Path:
+    """Write a file that isn't there yet, whole or not at all; one with this very text stays.
+
+    For what users edit. Raises InputError where another text is there: it is theirs, and a second
+    run of a command must not undo it. OutputError as `write_atomic` does.
+    """
+    path = Path(path)
+    data = content.encode("utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            if path.is_file() and path.read_bytes() == data:
+                return path
+            raise InputError(
+                f"{path} is there already, with other contents, and is not overwritten; name "
+                "another file, or move that one away"
+            ) from None
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"can't write {path}: {error.strerror or error}; free some space or name another place"
+        ) from error
+    return path
 
 
 def replace_atomic(path: str | Path, fill: Callable[[Path], None]) -> Path:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tempering.errors import TemperingWarning
 from tempering.tokens import TemperingLogitsProcessor, Trace, parse_policy, temper_logits
 
 pytestmark = pytest.mark.model
@@ -27,7 +28,8 @@ def chat(tokenizer, said, reply=""):
 def test_phases_of_a_reply_get_their_temperatures(smollm2):
     """Thinking opened in the reply and left open in the history; the trace sees both."""
     model, tokenizer = smollm2
-    policy = parse_policy("phases(thinking=1.3, answer=0.2)|clip(0.1,2)", tokenizer)
+    with pytest.warns(TemperingWarning, match="names delimiters of thinking"):  # SmolLM2 has none
+        policy = parse_policy("phases(thinking=1.3, answer=0.2)|clip(0.1,2)", tokenizer)
     for said, reply, phase, temperature in [
         ("Why is the sky <think> blue?", "", "answer", 0.2),
         ("Why is the sky blue?", "<think>\nBecause", "thinking", 1.3),

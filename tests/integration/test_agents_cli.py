@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import yaml
 
 from tempering import Profile, load_model
+from tempering.agents.run import worker_seed
 from tempering.agents.tasks import generate_tasks, write_tasks
 from tempering.cli import _run
 from tempering.reports import Record, figure_stages, render_html
@@ -309,7 +311,7 @@ def test_explore_reports_every_strategy_with_its_interval(tasks, tmp_path, capsy
 
 def test_explore_on_a_model_in_this_process_has_all_four_strategies(tiny, tmp_path, tasks):
     code = call("explore", "--tasks", tasks, "-k", 3, "--model", tiny, "--tokens", 3,
-                "--synthesis", "--out", tmp_path / "o")  # fmt: skip
+                "--checker", r"regex:^\s*(\S)", "--synthesis", "--out", tmp_path / "o")  # fmt: skip
     assert code == 0
     rows = record_of(tmp_path / "o", "explore").results["benefit"]
     labels = {row["label"] for row in rows if row["metric"] == "pass@3"}
@@ -396,3 +398,88 @@ def test_what_can_not_be_explored_is_one_line(tmp_path, capsys, arguments, words
         assert not log.requests
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+
+
+def completion(text: str | None, finish: str) -> str:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": finish,
+    }
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    return json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m",
+                       "choices": [choice], "usage": usage})  # fmt: skip
+
+
+def test_replies_that_are_cut_are_told_and_the_exit_says_so(tasks, tmp_path, capsys):
+    def fault(entry: dict[str, Any]) -> Any:
+        return 200, {"content-type": "application/json"}, completion("", "length")
+
+    with serving(fault) as (address, _):
+        code = call("explore", "--tasks", tasks, "-k", 2, *remote(address, tmp_path / "o"))
+    shown = capsys.readouterr()
+    assert code == 1
+    assert "10 of 10 replies have no answer and count as wrong: 10 cut; raise --tok" in shown.err
+    assert "had an answer, so the comparison says nothing of the model" in shown.err
+    record = record_of(tmp_path / "o", "explore")
+    assert [row["cut"] for row in record.results["replies"]] == [10, 10]
+    assert "raise --tokens" in record.results["warnings"][0]["warning"]
+    html = next((tmp_path / "o").glob("*.html")).read_text()
+    assert "10 of 10 replies have no answer" in html
+    (samples,) = (tmp_path / "o").glob("*.samples.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert {(row["fate"], row["finish"]) for row in rows} == {("cut", "length")}
+
+
+def test_a_ladder_under_clamp_is_told_to_be_none(tasks, tmp_path, capsys, monkeypatch):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "models:\n- {provider: server, match: 'm', range: [0, 2], fixed: 1, date: 2026-11-29, "
+        "source: 'http://x'}\n"
+    )
+    own = ["explore", "--tasks", tasks, "-k", 3, "--policy", "clamp", "--models", rules]
+    with serving(solving) as (address, log):
+        assert call(*own, *remote(address, tmp_path / "o")) == 0
+    assert {body["temperature"] for body in log.bodies} == {1.0}
+    words = "'ladder T 0.4 to 1.2': every sample was sent with temperature 1, so it is no ladder"
+    assert words in capsys.readouterr().err
+    record = record_of(tmp_path / "o", "explore")
+    assert any(words in row["warning"] for row in record.results["warnings"])
+
+
+def test_runs_that_end_in_one_second_keep_their_samples(tasks, tmp_path, capsys, monkeypatch):
+    real = Record.new
+
+    def held(*arguments: Any, **options: Any) -> Record:
+        return replace(real(*arguments, **options), created="2026-11-29T16:00:00+00:00")
+
+    monkeypatch.setattr(Record, "new", held)
+    out = tmp_path / "o"
+    with serving(solving) as (address, _):
+        for seed in (1, 2, 3):
+            own = ["explore", "--tasks", tasks, "-k", 2, "--seed", seed]
+            assert call(*own, *remote(address, out)) == 0
+    for stem, seed in [("", 1), ("-2", 2), ("-3", 3)]:
+        path = out / f"explore-20261129T160000{stem}.json"
+        assert Record.load(path).seed == seed
+        assert path.with_suffix(".html").exists()
+        rows = path.with_suffix(".samples.jsonl").read_text().splitlines()
+        assert len(rows) == 5 * 2 * 2
+        seeds = {json.loads(row)["seed"] for row in rows}
+        assert worker_seed(seed, json.loads(rows[0])["task"], 0) in seeds
+
+
+def test_what_a_user_edited_is_not_overwritten(tmp_path, capsys):
+    plan, tasks = tmp_path / "plan.yaml", tmp_path / "tasks.jsonl"
+    for command in (
+        ["throb", "--save-plan", plan],
+        ["explore", "--generate", 3, "--save-tasks", tasks],
+    ):
+        path = command[-1]
+        assert call(*command) == 0
+        assert call(*command) == 0, "the same again is no loss"
+        path.write_text(path.read_text() + "\n")
+        assert call(*command) == 2
+        error = capsys.readouterr().err
+        assert f"{path} is there already, with other contents, and is not overwritten" in error
+        assert path.read_text().endswith("\n\n")

@@ -309,3 +309,31 @@ def test_the_processor_keeps_the_contract_of_engines():
         return processor(torch.tensor(rows), logits)
 
     assert check_engine(run) > 200
+
+
+def test_a_prompt_of_embeddings_needs_its_ids(model):
+    # transformers hands a processor no ids for it, so an open phase would be read as closed.
+    embeds = model.get_input_embeddings()(PROMPT)
+    for policy in (PHASES, f"{PHASES}|room(0.5)"):
+        with pytest.raises(RefusedError, match="as embeddings alone; give its ids beside them"):
+            generate(model, policy, None, MASK, inputs_embeds=embeds)
+    policy = parse_policy(PHASES)
+    given = generate(model, policy, None, MASK, inputs_embeds=embeds, input_ids=PROMPT)
+    plain = generate(model, policy)
+    assert torch.equal(given.sequences, plain.sequences)
+    for step, (raw, scores) in enumerate(zip(given.logits, given.scores)):
+        after = wanted(policy, raw, given.sequences[:, : 4 + step], 4)
+        assert torch.allclose(scores.log_softmax(-1), after, atol=1e-5)
+    # What reads no tokens reads no prompt either.
+    out = generate(model, "schedule(linear(2,0.5), length=4)", None, MASK, inputs_embeds=embeds)
+    assert out.sequences.shape == (2, 10)
+
+
+def test_rows_are_in_the_phases_of_their_own_last_turn(model):
+    # Two rows, padded on the left by the token that ends turns: one is opened by its template.
+    turn = "phases(thinking=between(1.5, ids(3), ids(4)), answer=0.5)"
+    policy = parse_policy(turn)
+    prompt = torch.tensor([[PAD, PAD, 5, 3, 7], [3, 9, 4, 9, 10]])
+    out = generate(model, policy, prompt, (prompt != PAD).long(), max_new_tokens=1)
+    rows = [policy.state(row[:5]).phase for row in out.sequences.tolist()]
+    assert rows == ["thinking", "answer"]

@@ -9,13 +9,16 @@ from tempering.agents.contract import Call, Done, Progress, Reply, Stop
 
 
 class FakeEngine:
-    """answer: call -> text, or an exception for a call that fails."""
+    """answer: call -> text, a whole reply, or an exception for a call that fails."""
 
     name = "fake"
     model = "fake-1"
 
     def __init__(
-        self, answer: Callable[[Call], str | Exception] | None = None, *, attention: bool = True
+        self,
+        answer: Callable[[Call], str | Reply | Exception] | None = None,
+        *,
+        attention: bool = True,
     ) -> None:
         self.answer = answer or (lambda call: f"said {call.key}")
         self.has_attention = attention
@@ -37,6 +40,9 @@ class FakeEngine:
             self.asked.append(call)
             progress(index, "running", 0)
             said = self.answer(call)
+            if isinstance(said, Reply):
+                done(index, said)
+                continue
             if isinstance(said, Exception):
                 done(index, Reply(None, error=str(said), temperature_sent=call.temperature))
                 continue

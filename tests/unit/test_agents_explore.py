@@ -16,8 +16,9 @@ from tempering.agents.contract import Call, EngineError, Memory
 from tempering.agents.ladder import across, attention_rungs, spread, strategies
 from tempering.agents.tasks import generate_tasks
 from tempering.errors import InputError, ScheduleError, TemperatureError
-from tempering.evaluation.explore import HOPELESS, explore
+from tempering.evaluation.explore import explore
 from tempering.evaluation.passk import compared, pass_at_k
+from tempering.evaluation.sampling import HOPELESS
 from tests.unit.agents_fake import FakeEngine
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tempering.agents import strict_yaml
 from tempering.agents.plan import Plan
 from tempering.agents.prompts import check_template, deal, fill
 from tempering.errors import DataError, InputError, OutputError, ScheduleError
@@ -65,8 +66,6 @@ def test_a_nested_pattern_explores_twice():
 )
 def test_any_widths_make_a_plan_that_its_yaml_gives_back(widths):
     plan = Plan.from_pattern(f"steps({','.join(map(str, widths))})", amplitude=1.2)
-    from tempering.agents import strict_yaml
-
     assert Plan.from_data(strict_yaml.load(plan.to_yaml(), "x")) == plan
     for stage in plan.stages:
         assert all(0 <= t <= 1 and 1 <= a <= 1.2 for t, a in stage.rungs())
@@ -190,3 +189,77 @@ def test_braces_in_a_task_are_text():
     assert fill("{task}: {notes} {{x}}", "{a}", ["{b}"], "") == "{a}: {b} {x}"
     assert fill("{notes}", "", ["p", "q"], "") == "[1] p\n\n[2] q"
     check_template("{task} {{braces}}", "here")
+
+
+BASE = "- &base\n  name: one\n  width: 3\n  temperature: [1, 0.5]\n  prompt: '{task}'\n"
+
+
+def plan_of(tmp_path, stages):
+    path = tmp_path / "p.yaml"
+    path.write_text("version: 1\nstages:\n" + stages)
+    return Plan.load(path)
+
+
+def test_merge_keys_share_what_stages_have_in_common(tmp_path):
+    stages = BASE + "- <<: *base\n  name: two\n  width: 1\n- <<: *base\n  name: three\n"
+    plan = plan_of(tmp_path, stages)
+    assert [(s.name, s.width) for s in plan.stages] == [("one", 3), ("two", 1), ("three", 3)]
+    assert {s.prompt for s in plan.stages} == {"{task}"}
+    assert {s.temperature for s in plan.stages} == {(1.0, 0.5)}
+    # Of several merged mappings the first one says; an own key comes before them.
+    found = strict_yaml.load("a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {<<: [*b, *a], z: 3}", "f")
+    assert found["c"] == {"x": 1, "y": 2, "z": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a {x: 1, x: 2}\nb: {<<: *a}", "line 1: the key 'x' is given twice"),
+        ("b: {<<: {x: 1}, y: 1, y: 2}", "line 1: the key 'y' is given twice"),
+        ("b:\n  <<: {x: 1}\n  <<: {y: 1}", "line 3: the key '<<' is given twice; write <<: .*one"),
+        ("b: {<<: 3}", "line 1, column .*expected a mapping"),
+        ("\nw: 010", "line 2: YAML reads 010 as 8; write the number that you mean"),
+        ("w: 1:30", "line 1: YAML reads 1:30 as 90"),
+        ("w: " + "9" * 5000, "line 1: a whole number of 5000 digits"),
+        ("w: 0x" + "f" * 5000, "line 1: a whole number of 5002 digits"),
+        ("\n\nday: 2026-13-45", "line 3: a value that can't be read: month"),
+        (
+            "a0: &a0 {" + ",".join(f"k{i}: 1" for i in range(9)) + "}\n"
+            + "".join(f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1}'] * 9)}]}}\n"
+                      for i in range(1, 12)),
+            "merges more than 10000 keys",
+        ),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_not_what_it_looks_like(text, message):
+    with pytest.raises(DataError, match=message):
+        strict_yaml.load(text, "f")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("width: 3", "width: " + "1" + "0" * 300, "expected at most 1000000000"),
+        ("width: 3", "width: 3\n  tokens: 99999999999", "tokens: expected at most 1000000000"),
+        ("[1, 0.5]", "1e-3", "got '1e-3' .a text to YAML; write the point, as in 1.0e-3."),
+        ("[1, 0.5]", "1" + "0" * 350, "351 digits.*expected a number from 0 to 1"),
+    ],
+)
+def test_numbers_that_are_slips(tmp_path, old, new, message):
+    with pytest.raises(InputError, match=message):
+        plan_of(tmp_path, BASE.replace(old, new))
+
+
+def test_a_range_without_end_takes_no_number_beyond_floats():
+    with pytest.raises(InputError, match="a number of 401 digits is beyond what a float holds"):
+        strict_yaml.number(10**400, "range", 0.0, math.inf)
+
+
+def test_a_plan_that_was_edited_is_not_overwritten(tmp_path):
+    plan = Plan.from_pattern("throb(4,2,1,4)")
+    path = plan.save(tmp_path / "p.yaml")
+    assert plan.save(path) == path
+    path.write_text(path.read_text() + "# mine\n")
+    with pytest.raises(InputError, match="p.yaml is there already.*name another file"):
+        plan.save(path)
+    assert path.read_text().endswith("# mine\n")

@@ -227,3 +227,49 @@ def test_a_broken_checker_of_ones_own(tmp_path, code, message):
 def test_an_answer_that_is_no_number_is_named():
     with pytest.raises(InputError, match="needs a number as the answer of task 't', not 'four'"):
         checker("number").correct("4", {"id": "t", "answer": "four"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [("9" * 5000, "9" * 5000), ("0.10", "0.10"), ("1e400", "1e400"), ("-3", "-3"),
+     ("0.12345678901234567890", "0.12345678901234567890")],
+)  # fmt: skip
+def test_numbers_of_a_file_stay_as_they_are_written(tmp_path, answer, text):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"id": 1, "prompt": "p", "answer": {answer}}}')
+    (task,) = load_tasks(path).tasks
+    assert task["id"] == "1" and task["answer"] == text
+    number = checker("number")
+    assert number.correct(number.read(f"Answer: {text}", task), task)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('"answer": NaN', 'NaN is no JSON; write a text, as in "NaN"'),
+        ('"answer": -Infinity', "-Infinity is no JSON"),
+        ('"answer": "1", "answer": "2"', "the field 'answer' is given twice"),
+        (
+            '"answer": 1, "tokens": ' + "9" * 5000,
+            "'tokens' is to be a whole number above 0, got '9",
+        ),
+        ('"answer": 1, "mine": {"x": 1e400}', "'mine' holds a number beyond 1.8e308, 1e400"),
+        ('"answer": 1, "choices": ["\\ud800"]', "the field 'choices' is not UTF-8"),
+        ('"answer": 1, "mine": {"\\ud800": 1}', "the field 'mine' is not UTF-8"),
+    ],
+)
+def test_a_line_that_json_would_read_otherwise_is_named(tmp_path, fields, message):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"id": "x", "prompt": "p", {fields}}}')
+    with pytest.raises(DataError, match="line 1: .*" + re.escape(message)):
+        load_tasks(path)
+
+
+def test_tasks_that_are_there_are_not_overwritten(tmp_path):
+    tasks = generate_tasks(3)
+    path = write_tasks(tmp_path / "t.jsonl", tasks)
+    assert write_tasks(path, tasks) == path, "the same text is no loss"
+    path.write_text("mine\n")
+    with pytest.raises(InputError, match="t.jsonl is there already.*name another file"):
+        write_tasks(path, tasks)
+    assert path.read_text() == "mine\n" and [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tempering.errors import DataError, OutputError
 from tempering.reports import Record
-from tempering.reports.values import decode, dumps, encode, plain
+from tempering.reports.values import decode, dumps, encode, plain_value
 
 SAMPLE = Path(__file__).with_name("test_reports_sample.json")
 
@@ -88,7 +88,7 @@ def test_tensors_and_arrays_become_lists():
         "scalar": np.float64(0.1),
         "flag": np.bool_(True),
     }
-    found = plain(given_values)
+    found = plain_value(given_values)
     assert repr(found) == repr(
         {
             "pair": {"support": [[1.5, math.nan]], "n": 3},

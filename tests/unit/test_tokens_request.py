@@ -17,7 +17,7 @@ from tempering.tokens.policy import Constant
 class Spelling:
     """The least that a tokenizer of transformers' interface has: a token is a character."""
 
-    chat_template = None
+    chat_template = "{# <think> and </think> #}"  # names them, and can't be rendered
     eos_token, bos_token = "\x03", None
 
     def __len__(self):

@@ -9,17 +9,20 @@ At T = inf every sample weighs the same, which is the majority vote; at T = 0 on
 sample counts, which is best of n; in between lies the tempered vote. The support of the shares,
 exp(entropy), says how settled the vote is: 1 when all agree.
 
-Samples without a readable answer (`text` None) abstain. Options are set with functools.partial.
+Samples without a readable answer (`text` None) abstain, and a verdict counts them. Spellings of
+one answer are one answer: votes count by `form`, as correctness does (42 and 42.0; Paris, paris).
+Options are set with functools.partial.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from tempering.agents.checkers import form
 from tempering.errors import InputError
 from tempering.posterior import responsibilities, support
 
@@ -29,7 +32,8 @@ class Answer:
     """One sample's answer.
 
     text: the answer as a checker read it, or None where it could not. output: all that was
-    generated. score: mean log probability, nats per token, or None where unknown.
+    generated. form: the same for answers that are one, as `Checker.form` gives it; `form(text)`
+    where None. score: mean log probability, nats per token, or None where unknown.
     temperature: of sampling; heat: of the attention's amplitude, 1 for the model's own.
     tokens: generated.
     """
@@ -40,15 +44,17 @@ class Answer:
     temperature: float | None = None
     heat: float = 1.0
     tokens: int = 0
+    form: str | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the answers add up to.
 
-    answer: None where no sample had one. index: of the sample that stands for it, or None.
-    shares: of each answer, sum 1, largest first. support: 1..answers, 0 where there are none.
-    n: samples with an answer.
+    answer: as the sample at `index` spelled it; None where no sample had one.
+    shares: of each answer, in its first spelling, sum 1, largest first.
+    support: 1..answers, 0 where there are none.
+    n: samples with an answer. abstained: samples without one.
     """
 
     answer: str | None
@@ -56,16 +62,21 @@ class Verdict:
     shares: dict[str, float]
     support: float
     n: int
+    abstained: int = field(default=0, compare=False)
 
 
 Aggregator = Callable[[Sequence[Answer]], Verdict]
-NONE = Verdict(None, None, {}, 0.0, 0)
+
+
+def _none(answers: Sequence[Answer]) -> Verdict:
+    """The verdict where every sample abstains."""
+    return Verdict(None, None, {}, 0.0, 0, len(answers))
 
 
 def majority(answers: Sequence[Answer]) -> Verdict:
     """The answer that most samples gave; of several, the one given first."""
     valid = [i for i, answer in enumerate(answers) if answer.text is not None]
-    return _verdict(answers, valid, [1.0 / len(valid)] * len(valid)) if valid else NONE
+    return _verdict(answers, valid, [1.0 / len(valid)] * len(valid)) if valid else _none(answers)
 
 
 def tempered_vote(answers: Sequence[Answer], *, temperature: float = 0.1) -> Verdict:
@@ -78,7 +89,7 @@ def tempered_vote(answers: Sequence[Answer], *, temperature: float = 0.1) -> Ver
     """
     valid = [i for i, answer in enumerate(answers) if answer.text is not None]
     if not valid:
-        return NONE
+        return _none(answers)
     energies = torch.tensor([-_score(answers, i) for i in valid], dtype=torch.float64)
     return _verdict(answers, valid, responsibilities(energies, temperature).tolist())
 
@@ -92,7 +103,7 @@ def best_of_n(
     """
     valid = [i for i, answer in enumerate(answers) if answer.text is not None]
     if not valid:
-        return NONE
+        return _none(answers)
     scores = [_score(answers, i) if scorer is None else scorer(answers[i]) for i in valid]
     for i, score in zip(valid, scores, strict=True):
         if math.isnan(score):
@@ -126,7 +137,7 @@ def difficulty_aware(answers: Sequence[Answer], *, settled: float = 2.0) -> Verd
     for half in (cold, hot):
         found = majority([answers[i] for i in half])
         index = None if found.index is None else half[found.index]
-        verdicts.append(Verdict(found.answer, index, found.shares, found.support, found.n))
+        verdicts.append(replace(found, index=index))
     easy = verdicts[0].answer is not None and verdicts[0].support <= settled
     first, second = verdicts if easy else reversed(verdicts)
     return first if first.answer is not None else second
@@ -147,10 +158,13 @@ def synthesis(
     """
     vote = majority(answers)
     if vote.answer is None:
-        return NONE
+        return _none(answers)
     found = read(ask(synthesis_prompt(answers, task)))
-    index = next((i for i, answer in enumerate(answers) if answer.text == found), None)
-    return Verdict(found, index if found is not None else None, vote.shares, vote.support, vote.n)
+    index = None
+    if found is not None:
+        alike = (i for i, a in enumerate(answers) if a.text == found or _form(a) == form(found))
+        index = next(alike, None)
+    return replace(vote, answer=found, index=index)
 
 
 def synthesis_prompt(answers: Sequence[Answer], task: str) -> str:
@@ -204,9 +218,16 @@ AGGREGATORS: dict[str, Aggregator] = {
 def _counts(answers: Sequence[Answer]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for answer in answers:
-        if answer.text is not None:
-            counts[answer.text] = counts.get(answer.text, 0) + 1
+        if (one := _form(answer)) is not None:
+            counts[one] = counts.get(one, 0) + 1
     return counts
+
+
+def _form(answer: Answer) -> str | None:
+    """What the answer has in common with its other spellings."""
+    if answer.text is None:
+        return None
+    return form(answer.text) if answer.form is None else answer.form
 
 
 def _score(answers: Sequence[Answer], index: int) -> float:
@@ -221,18 +242,26 @@ def _score(answers: Sequence[Answer], index: int) -> float:
 
 def _verdict(answers: Sequence[Answer], valid: list[int], weights: Sequence[float]) -> Verdict:
     """The answer of the largest share; of equal ones, the one given first."""
-    shares: dict[str, float] = {}
+    weight_of: dict[str, float] = {}
+    first: dict[str, str] = {}
     heaviest: dict[str, tuple[float, int]] = {}
     for i, weight in zip(valid, weights, strict=True):
-        text = str(answers[i].text)
-        shares[text] = shares.get(text, 0.0) + weight
-        if text not in heaviest or weight > heaviest[text][0]:
-            heaviest[text] = (weight, i)
+        one = str(_form(answers[i]))
+        weight_of[one] = weight_of.get(one, 0.0) + weight
+        first.setdefault(one, str(answers[i].text))
+        if one not in heaviest or weight > heaviest[one][0]:
+            heaviest[one] = (weight, i)
     # Sums of the same weights in another order differ by rounding; that is a tie, not a lead.
-    most = max(shares.values())
-    winner = next(text for text, share in shares.items() if share >= most * (1 - 1e-12))
-    energies = torch.tensor([-math.log(s) if s > 0 else math.inf for s in shares.values()])
-    ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    most = max(weight_of.values())
+    winner = next(one for one, share in weight_of.items() if share >= most * (1 - 1e-12))
+    energies = torch.tensor([-math.log(s) if s > 0 else math.inf for s in weight_of.values()])
+    ordered = sorted(weight_of.items(), key=lambda item: -item[1])
+    index = heaviest[winner][1]
     return Verdict(
-        winner, heaviest[winner][1], ordered, float(support(energies.double())), len(valid)
+        answers[index].text,
+        index,
+        {first[one]: share for one, share in ordered},
+        float(support(energies.double())),
+        len(valid),
+        len(answers) - len(valid),
     )

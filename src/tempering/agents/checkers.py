@@ -1,45 +1,83 @@
 """Reading an answer out of a text, and telling whether it is right.
 
-A checker is `number` (the last number, or the one after "answer"), `choice` (the last of the
-task's choices that is named), `exact` (the whole text), `regex:PATTERN` (its first group, or all
-of it, at its last match), or a Python file with `read(output, task)` and perhaps
-`correct(answer, task)`.
+A checker is `number`, `choice` (one of the task's choices), `exact` (the whole text),
+`regex:PATTERN` (its first group that took part, or all of it, at its last match), or a Python file
+with `read(output, task)` and perhaps `correct(answer, task)`. Where a text holds no answer,
+several, or one that can't be read for certain, it is read as None: an abstention, never a guess.
+
+Two answers are one where `form` gives them one text; correctness and votes compare forms.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from tempering.agents import choices, reading
+from tempering.agents.numerals import value_of, written
+from tempering.agents.plain import after_thinking, plain
 from tempering.errors import InputError
 
 Read = Callable[[str, Mapping[str, Any]], str | None]
 Correct = Callable[[str, Mapping[str, Any]], bool]
+Form = Callable[[str], str]
 
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|(?<![\w.])[-−]?\d+(?:\.\d+)?")
-_AFTER = re.compile(r"(?:answer|result|total)\s*(?:is|=|:)?[\s*$]*", re.IGNORECASE)
 NAMES = ("number", "choice", "exact", "regex:PATTERN", "FILE.py")
+_CODE = re.compile(r"[-+]?0\d+")  # 007 is a name, not the number 7
+_ASKS_PERCENT = re.compile(
+    r"\b(?:what|which|how many|find the|calculate the|compute the)\b[^.?!]*?(?:\bper\s?cent|%)"
+    r"|\b(?:in|as a) per\s?cent",
+    re.IGNORECASE,
+)
+
+
+@functools.lru_cache(maxsize=1024)  # votes ask for the same few answers again and again
+def form(text: str) -> str:
+    """What two spellings of an answer have in common: letters in lower case, without markup,
+    quotes and the points around; a number by its value.
+
+    Paris, paris, "Paris." are one, and so are 42, 42.0 and 1,000, 1000; 007 and 7 are two.
+    """
+    found = " ".join(plain(text).split())
+    found = re.sub(r"^\$(.+)\$$", r"\1", found).strip()
+    before = None
+    while before != found:
+        before = found
+        found = found.strip(" .\"'…")
+        # A bang after a number is a factorial, and brackets belong to what they hold.
+        found = re.sub(r"(?<=[^\W\d])[!?,;:]+$", "", found)
+    if not _CODE.fullmatch(found) and "%" not in found:
+        value = value_of(found)
+        if value is not None and not re.search(r"[^\W\d]|[$€£¥]", found):
+            return written(value)
+    return found.casefold() or text.strip()
 
 
 @dataclass(frozen=True)
 class Checker:
-    """How answers are read and judged. read: None where there is no answer to be read."""
+    """How answers are read and judged.
+
+    read: None where there is no answer to be read. form: the same for answers that `correct` can't
+    tell apart; votes count by it.
+    """
 
     name: str
     read: Read
     correct: Correct
+    form: Form = form
 
 
 def checker(name: str) -> Checker:
     """A checker by name; InputError for an unknown one, DataError for a file that fails."""
     if name == "number":
-        return Checker(name, _read_number, _same_number)
+        return Checker(name, _read_number, _same_number, str)
     if name == "choice":
-        return Checker(name, _read_choice, _same_text)
+        return Checker(name, _read_choice, _same_choice, str)
     if name == "exact":
         return Checker(name, _read_exact, _same_text)
     if name.startswith("regex:"):
@@ -50,40 +88,41 @@ def checker(name: str) -> Checker:
 
 
 def _read_number(output: str, task: Mapping[str, Any]) -> str | None:
-    """The number after the last "answer is", "total:" or the like; without one, the last."""
-    for match in reversed(list(_AFTER.finditer(output))):
-        found = _NUMBER.match(output, match.end())
-        if found:
-            return _plain(found[0])
-    numbers = _NUMBER.findall(output)
-    return _plain(numbers[-1]) if numbers else None
+    """The number that a reply answers with, see `reading`; one text for each value."""
+    found = reading.number(output, percent=_in_percent(task))
+    return None if found is None else written(found)
 
 
-def _plain(text: str) -> str:
-    """One form for equal numbers: 1,000.0 and 1000 are the same answer."""
-    # Not arithmetic of Decimal, which rounds to 28 digits.
-    plain = format(Decimal(text.replace(",", "").replace("−", "-")), "f")
-    if "." in plain:
-        plain = plain.rstrip("0").rstrip(".")
-    return "0" if plain == "-0" else plain
+def _in_percent(task: Mapping[str, Any]) -> bool:
+    """Whether the task asks for percent; then 50% and 50 are one answer, else 50% and 0.5."""
+    return bool(_ASKS_PERCENT.search(str(task.get("prompt", ""))))
+
+
+def _options(task: Mapping[str, Any]) -> choices.Options:
+    own = task.get("choices")
+    if not isinstance(own, list) or not own:
+        raise InputError(f"the checker choice needs 'choices' in the task {task.get('id')!r}")
+    return choices.options(own, str(task.get("prompt", "")))
 
 
 def _read_choice(output: str, task: Mapping[str, Any]) -> str | None:
-    """The choice that is named last in the first sentence that names one."""
-    choices = task.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise InputError(f"the checker choice needs 'choices' in the task {task.get('id')!r}")
-    words = "|".join(re.escape(c) for c in sorted(map(str, choices), key=len, reverse=True))
-    pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
-    for sentence in re.split(r"(?<=[.!?\n])\s+", output):
-        if found := pattern.findall(sentence):
-            return str(found[-1]).lower()
-    return None
+    """The choice that a reply answers with, in lower case; see `choices`."""
+    return choices.choice(output, _options(task))
+
+
+def _same_choice(answer: str, task: Mapping[str, Any]) -> bool:
+    names = _options(task).names
+    given, right = (" ".join(plain(t).split()).casefold() for t in (answer, str(task["answer"])))
+    if right not in names:
+        raise InputError(
+            f"the answer {task['answer']!r} of task {task.get('id')!r} is none of its choices: "
+            f"{', '.join(names)}"
+        )
+    return names.get(given) == names[right]
 
 
 def _read_exact(output: str, task: Mapping[str, Any]) -> str | None:
-    found = " ".join(output.split()).strip(" .!\"'").lower()
-    return found or None
+    return form(after_thinking(output)) or None
 
 
 def _regex(pattern: str) -> Read:
@@ -93,28 +132,35 @@ def _regex(pattern: str) -> Read:
         raise InputError(f"regex:{pattern}: {error}") from None
 
     def read(output: str, task: Mapping[str, Any]) -> str | None:
-        matches = list(compiled.finditer(output))
-        if not matches:
-            return None
-        groups = matches[-1].groups()
-        found = groups[0] if groups else matches[-1][0]
-        return None if found is None else found.strip()
+        for match in reversed(list(compiled.finditer(after_thinking(output)))):
+            parts = match.groups() or (match[0],)
+            found = next((part.strip() for part in parts if part is not None), "")
+            if found:
+                return found
+        return None
 
     return read
 
 
 def _same_text(answer: str, task: Mapping[str, Any]) -> bool:
-    return _read_exact(answer, task) == _read_exact(str(task["answer"]), task)
+    return form(answer) == form(str(task["answer"]))
 
 
 def _same_number(answer: str, task: Mapping[str, Any]) -> bool:
-    try:
-        return Decimal(answer) == Decimal(str(task["answer"]).replace(",", ""))
-    except InvalidOperation:
+    right = _stated(str(task["answer"]), task)
+    if right is None:
         raise InputError(
             f"the checker number needs a number as the answer of task {task.get('id')!r}, "
             f"not {task['answer']!r}"
-        ) from None
+        )
+    return _stated(answer, task) == right
+
+
+def _stated(text: str, task: Mapping[str, Any]) -> Fraction | None:
+    """The number that a text is, or that it marks as its answer (as in GSM8K, `... #### 42`)."""
+    percent = _in_percent(task)
+    value = value_of(plain(text), percent=percent)
+    return reading.number(text, percent=percent) if value is None and "####" in text else value
 
 
 def _from_file(path: Path) -> Checker:
@@ -140,7 +186,9 @@ def _from_file(path: Path) -> Checker:
     def correct(answer: str, task: Mapping[str, Any]) -> bool:
         return bool(_guarded(path, names["correct"], answer, task))
 
-    return Checker(str(path), read, correct if callable(names.get("correct")) else _same_text)
+    if callable(names.get("correct")):
+        return Checker(str(path), read, correct, str)  # what it takes for equal, it alone knows
+    return Checker(str(path), read, _same_text)
 
 
 def _guarded(path: Path, function: Callable[..., Any], text: str, task: Mapping[str, Any]) -> Any:

@@ -23,7 +23,7 @@ import yaml
 
 from tempering.agents import prompts, strict_yaml
 from tempering.errors import InputError, ScheduleError
-from tempering.files import read_text, write_atomic
+from tempering.files import read_text, write_new
 from tempering.schedules import Schedule, as_schedule
 
 VERSION = 1
@@ -90,8 +90,8 @@ class Plan:
         return HEADER + body
 
     def save(self, path: str | Path) -> Path:
-        """Write the YAML, whole or not at all."""
-        return write_atomic(path, self.to_yaml())
+        """Write the YAML to a new file; InputError where another plan is there."""
+        return write_new(path, self.to_yaml())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

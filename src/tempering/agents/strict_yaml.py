@@ -1,8 +1,14 @@
-"""YAML read strictly: duplicate keys refused, unknown keys named with the closest known one."""
+"""YAML read strictly: duplicate keys refused, unknown keys named with the closest known one.
+
+Anchors and merge keys (`<<: *base`) work as YAML says: a mapping's own keys come first, those of
+the merged mappings after. Numbers that YAML 1.1 reads otherwise than they look, 010 and 1:30, are
+refused.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -12,20 +18,68 @@ import yaml
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 
+MERGE = "tag:yaml.org,2002:merge"
+MOST = 10**9
+MOST_KEYS = 10_000  # of a mapping with what it merges: merges of merges grow without end
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
+
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice."""
+    """A safe loader that refuses a key given twice, and names the line of a value it can't read."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Also called for the mappings that others merge, before they are constructed themselves,
+        # and again then, when what they merge is among their own keys: look once, and first.
+        if node not in self._looked_at:
+            self._looked_at[node] = True
+            self._check_keys(node)
+            super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            line = node.start_mark.line + 1
+            raise DataError(f"line {line}: a mapping merges more than {MOST_KEYS} keys")
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
         seen: set[object] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            merge = key_node.tag == MERGE
+            key = "<<" if merge else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key in seen:
                 line = key_node.start_mark.line + 1
                 what = "given twice; keep one" if isinstance(key, Hashable) else "no name"
-                raise DataError(f"line {line}: the key {key!r} is {what}")
+                if merge:
+                    what = "given twice; write <<: [*one, *other]"
+                raise DataError(f"line {line}: the key {shown(key)} is {what}")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._looked_at: dict[yaml.Node, bool] = {}
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except DataError:
+            raise
+        except (ValueError, OverflowError) as error:
+            # Of the value: a 13th month, a number of 5,000 digits.
+            line = node.start_mark.line + 1
+            raise DataError(f"line {line}: a value that can't be read: {error}") from None
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer that looks like what it is."""
+        line = node.start_mark.line + 1
+        if _OCTAL.fullmatch(node.value) or ":" in node.value:
+            raise DataError(
+                f"line {line}: YAML reads {node.value} as {super().construct_yaml_int(node)}; "
+                "write the number that you mean, or a text in quotes"
+            )
+        digits = len(node.value)
+        if digits > 400:
+            raise DataError(f"line {line}: a whole number of {digits} digits can't be read here")
+        return int(super().construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load(text: str, where: str) -> Any:
@@ -39,8 +93,7 @@ def load(text: str, where: str) -> Any:
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise DataError(f"{where}: {line}not YAML: {reason}") from None
-    except (ValueError, RecursionError) as error:
-        # Of the values: a 13th month, a number of 5,000 digits, ten thousand brackets.
+    except RecursionError as error:  # of ten thousand brackets, or a mapping that merges itself
         raise DataError(f"{where}: a value that can't be read: {error}") from None
 
 
@@ -68,15 +121,29 @@ def fields(
 
 def number(value: Any, where: str, low: float, high: float) -> float:
     """A number in [low, high]; a text or a flag is none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise InputError(f"{where}: expected a number from {low:g} to {high:g}, got {shown(value)}")
-    return float(value)
+    try:
+        found = None if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        raise InputError(
+            f"{where}: a number of {len(str(value))} digits is beyond what a float holds; expected "
+            f"a number from {low:g} to {high:g}"
+        ) from None
+    if found is None or not low <= found <= high:
+        hint = ""
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+            hint = " (a text to YAML; write the point, as in 1.0e-3)"
+        raise InputError(
+            f"{where}: expected a number from {low:g} to {high:g}, got {shown(value)}{hint}"
+        )
+    return found
 
 
 def whole(value: Any, where: str, low: int) -> int:
-    """A whole number of at least `low`."""
+    """A whole number of at least `low`, and at most 10^9, beyond which there is a slip."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise InputError(f"{where}: expected a whole number, {low} or more, got {shown(value)}")
+    if int(value) > MOST:
+        raise InputError(f"{where}: expected at most {MOST}, got {shown(value)}")
     return int(value)
 
 
@@ -90,5 +157,8 @@ def text(value: Any, where: str) -> str:
 
 def shown(value: Any) -> str:
     """A value, shortened for a message."""
-    found = repr(value)
+    try:
+        found = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
     return found if len(found) <= 60 else found[:57] + "..."

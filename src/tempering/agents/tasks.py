@@ -9,16 +9,19 @@ turn), stop (the output ends before it); and whatever a checker of one's own rea
 from __future__ import annotations
 
 import json
+import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 from tempering.agents import generators
+from tempering.agents.strict_yaml import shown
 from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
-from tempering.files import check_utf8, read_text, write_atomic
+from tempering.files import check_utf8, read_text, write_new
 
 Task = dict[str, Any]
 NEEDED = ("id", "prompt", "answer")
@@ -96,10 +99,8 @@ def generate_tasks(
 
 
 def write_tasks(path: str | Path, tasks: Sequence[Task]) -> Path:
-    """Write tasks as JSON lines, whole or not at all."""
-    return write_atomic(
-        path, "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks)
-    )
+    """Write tasks as JSON lines to a new file; InputError where other tasks are there."""
+    return write_new(path, "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks))
 
 
 class Loaded(NamedTuple):
@@ -137,7 +138,13 @@ def load_tasks(path: str | Path, *, keep_going: bool = False) -> Loaded:
 
 def _task(line: str) -> Task:
     try:
-        task = json.loads(line)
+        task = json.loads(
+            line,
+            parse_int=_whole,
+            parse_float=_Written,
+            parse_constant=_no_constant,
+            object_pairs_hook=_distinct,
+        )
     except (json.JSONDecodeError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deep")
         raise DataError(f"not JSON ({reason}, column {getattr(error, 'colno', 0)})") from None
@@ -149,8 +156,9 @@ def _task(line: str) -> Task:
         if isinstance(task[name], int | float) and not isinstance(task[name], bool):
             task[name] = str(task[name])
         if not isinstance(task[name], str) or not task[name].strip():
-            raise DataError(f"the field '{name}' is to be a text, got {task[name]!r}")
-        check_utf8(task[name], f"the field '{name}'")
+            raise DataError(f"the field '{name}' is to be a text, got {shown(task[name])}")
+    for name, value in task.items():
+        _check_value(value, f"the field '{name}'")
     for name, kind, word in (
         ("checker", str, "a text"),
         ("kind", str, "a text"),
@@ -158,9 +166,58 @@ def _task(line: str) -> Task:
         ("raw", bool, "true or false"),
     ):
         if not isinstance(task.get(name, kind()), kind):
-            raise DataError(f"the field '{name}' is to be {word}, got {task[name]!r}")
+            raise DataError(f"the field '{name}' is to be {word}, got {shown(task[name])}")
     for name in ("tokens", "level"):
         count = task.get(name, 1)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise DataError(f"the field '{name}' is to be a whole number above 0, got {count!r}")
+            raise DataError(
+                f"the field '{name}' is to be a whole number above 0, got {shown(count)}"
+            )
     return task
+
+
+class _Written(float):
+    """A number of the file that stays as it was written: 0.10, 1e400, more digits than a double."""
+
+    def __new__(cls, literal: str) -> _Written:
+        made = super().__new__(cls, literal)
+        made.literal = literal
+        return made
+
+    literal: str
+
+    def __str__(self) -> str:
+        return self.literal
+
+
+def _whole(digits: str) -> int | str:
+    """An integer; the text of one with more digits than Python reads."""
+    return int(digits) if len(digits) < sys.int_info.default_max_str_digits else digits
+
+
+def _no_constant(name: str) -> float:
+    raise DataError(f'{name} is no JSON; write a text, as in "{name}"')
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise DataError(f"the field '{name}' is given twice; keep one")
+        found[name] = value
+    return found
+
+
+def _check_value(value: Any, where: str) -> None:
+    """DataError for half a character in any text, and for a number that JSON can't give back."""
+    if isinstance(value, str):
+        check_utf8(value, where)
+    elif isinstance(value, float) and math.isinf(value):
+        raise DataError(f"{where} holds a number beyond 1.8e308, {value}; write it as a text")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            check_utf8(name, where)
+            _check_value(item, where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_value(item, where)

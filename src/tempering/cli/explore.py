@@ -90,8 +90,9 @@ def explore(
     missing also with another --policy, --models, --tokens, --timeout or address of the server.
     """
     from tempering.agents.checkers import checker as read_checker
+    from tempering.agents.contract import EngineError
     from tempering.agents.ladder import strategies
-    from tempering.cli.shared.keeping import Kept, finish, interruptible, write_somewhere
+    from tempering.cli.shared.keeping import Kept, finish, interruptible
     from tempering.cli.shared.sections import explore_sections
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
@@ -202,19 +203,29 @@ def explore(
     )
     if not result.complete and ledger.failed is None:
         common.finish(record, out, as_json)
+        for text in result.warnings:
+            common.note(f"warning: {text}")
         why = "interrupted" if asked() else "given up, since nothing but failures came back"
         common.note(f"{why}; the numbers rest on what was finished. Run it again to go on")
         raise typer.Exit(130)
-    stem = f"explore-{record.created[:19].replace(':', '').replace('-', '')}.samples.jsonl"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
-    common.note(f"samples: {write_somewhere(out / stem, lines)}")
-    finish(record, out, as_json, None if result.failed else journal)
+    # Half a character, which some servers send, as the escape that JSON has for it.
+    lines = lines.encode("utf-8", "backslashreplace").decode("utf-8")
+    kept = None if result.failed else journal
+    finish(record, out, as_json, kept, (".samples.jsonl", lines))
+    for text in result.warnings:
+        common.note(f"warning: {text}")
     if result.failed:
         common.note(
             f"{result.failed} samples failed and count as wrong; the same command tries them again"
         )
     if ledger.failed is not None:
         raise ledger.failed
+    if result.unanswered:
+        raise EngineError(
+            f"no reply of {', '.join(map(repr, result.unanswered))} had an answer, so the "
+            "comparison says nothing of the model; see the warnings"
+        )
 
 
 def _tasks(

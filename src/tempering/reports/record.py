@@ -18,7 +18,7 @@ from tempering.errors import DataError
 from tempering.files import write_atomic
 from tempering.reports import schema
 from tempering.reports.sections import check_results
-from tempering.reports.values import decode, dumps, encode, plain
+from tempering.reports.values import decode, dumps, encode, plain_value
 from tempering.version import __version__
 
 FORMAT = "tempering.record"
@@ -35,16 +35,16 @@ _PACKAGES = {
     "vllm": "vllm",
 }
 
-_check = schema.fields(
+_check = schema.an_object(
     {
-        "format": schema.text,
-        "version": schema.count,
-        "kind": schema.text,
-        "created": schema.text,
-        "seed": schema.maybe(schema.whole),
-        "versions": schema.mapped(schema.text),
-        "machine": schema.mapped(schema.scalar),
-        "model": schema.maybe(schema.fields({"name": schema.text}, extra=schema.anything)),
+        "format": schema.a_text,
+        "version": schema.a_count,
+        "kind": schema.a_text,
+        "created": schema.a_text,
+        "seed": schema.maybe(schema.a_whole_number),
+        "versions": schema.mapped(schema.a_text),
+        "machine": schema.mapped(schema.a_scalar),
+        "model": schema.maybe(schema.an_object({"name": schema.a_text}, extra=schema.anything)),
         "settings": schema.mapped(schema.anything),
         "results": schema.mapped(schema.anything),
     }
@@ -95,12 +95,12 @@ class Record:
             "version": VERSION,
             "kind": kind,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": plain(seed, "seed"),
+            "seed": plain_value(seed, "seed"),
             "versions": _versions(),
             "machine": _machine(device),
-            "model": plain(model, "model"),
-            "settings": plain(settings, "settings"),
-            "results": plain(results, "results"),
+            "model": plain_value(model, "model"),
+            "settings": plain_value(settings, "settings"),
+            "results": plain_value(results, "results"),
         }
         return cls._of(body, "")
 
@@ -151,7 +151,7 @@ class Record:
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise DataError(
                 f'{where}not a record of tempering: expected an object with "format": '
-                f'"{FORMAT}", got {schema.found(body)}; give a file that a command wrote'
+                f'"{FORMAT}", got {schema.described(body)}; give a file that a command wrote'
             )
         if body.get("version") != VERSION:
             raise DataError(

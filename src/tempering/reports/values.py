@@ -18,7 +18,7 @@ from tempering.errors import DataError
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def plain(value: Any, where: str = "value") -> Any:
+def plain_value(value: Any, where: str = "value") -> Any:
     """`value` in None, bool, int, float, str, list and dict only.
 
     Tensors, arrays and their scalars become (nested) lists and numbers, tuples become lists,
@@ -40,14 +40,16 @@ def plain(value: Any, where: str = "value") -> Any:
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
-        return {_key(key, where): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            _key(key, where): plain_value(item, f"{where}.{key}") for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [plain_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
     # Told by their methods, so that a record without tensors imports neither torch nor numpy.
     if hasattr(value, "detach"):
         value = value.detach().to("cpu")
     if hasattr(value, "tolist"):
-        return plain(value.tolist(), where)
+        return plain_value(value.tolist(), where)
     raise DataError(
         f"{where} is a {type(value).__name__}, which a record can't hold; "
         "give numbers, text, lists, dicts, tensors or arrays (of a path: its name)"

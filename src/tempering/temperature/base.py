@@ -100,7 +100,7 @@ class Fixed(Temperature):
         return as_result(self.value, energies)
 
     def extra_repr(self) -> str:
-        return shown(self.value)
+        return level_text(self.value)
 
 
 def _check_level(level: Tensor) -> None:
@@ -121,6 +121,6 @@ def as_result(level: Tensor, energies: Tensor | None) -> Tensor:
     return level.to(dtype=torch.promote_types(given, torch.float32), copy=True)
 
 
-def shown(level: Tensor) -> str:
+def level_text(level: Tensor) -> str:
     """A level in a module's repr: the number, or the shape where there are many."""
     return f"{level.item():g}" if level.ndim == 0 else f"shape={tuple(level.shape)}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tempering.errors import CollapseWarning, EnergyError, SupportError, TemperatureError
 from tempering.posterior import support
-from tempering.temperature.base import Temperature, as_result, shown
+from tempering.temperature.base import Temperature, as_result, level_text
 from tempering.tensors import TensorLike, as_tensor
 
 _AT_BOUND = math.log(1.01)  # within 1 % of a bound counts as at it
@@ -225,7 +225,7 @@ class Learned(Temperature):
 
     def extra_repr(self) -> str:
         low, high = self.bounds
-        return f"{shown(self().detach())}, bounds=({low:g}, {high:g}), prior={self.prior}"
+        return f"{level_text(self().detach())}, bounds=({low:g}, {high:g}), prior={self.prior}"
 
 
 def _ends(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:

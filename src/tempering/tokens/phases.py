@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tempering.calls import number
 from tempering.errors import InputError
-from tempering.schedules.base import number
-from tempering.tokens.delimiters import KNOWN, Mark, check_producible, default_marks, turn_marks
+from tempering.tokens.delimiters import KNOWN, Mark, check_producible, chosen, named
 from tempering.tokens.pieces import Pieces, pieces_of
 from tempering.tokens.policy import Constant, Operation, Policy
 from tempering.tokens.state import TokenState
 from tempering.tokens.tracker import Meaning, Tracker
+from tempering.tokens.turns import turns_of
 
 BASE = "answer"  # the phase of everything outside the others
 
@@ -60,7 +62,7 @@ class Phases(Policy):
     can't produce, lies inside another, or opens two phases.
     """
 
-    signature = "phases(answer=x, thinking=x, tool=x, code=x)"
+    name, signature = "phases", "phases(answer=x, thinking=x, tool=x, code=x)"
     summary = "a temperature or policy for each phase; between(x, opener, closer) for other phases"
     example = "phases(thinking=1, answer=0.2)"
 
@@ -95,27 +97,55 @@ class Phases(Policy):
     def tracker(self) -> Tracker:
         """The delimiters, checked against the tokenizer."""
         pieces = self._pieces()
-        opens, closes = [], []
-        for name, span in self.spans:
-            if name == BASE:
-                continue
-            marks = (span.opens, span.closes) if span.opens else default_marks(name, _need(pieces))
-            opens += [(mark, name) for mark in marks[0]]
-            closes += [(mark, name) for mark in marks[1]]
         meanings: dict[Mark, Meaning] = {}
-        for mark, name in opens:
-            if (other := meanings.get(mark)) is not None:
-                raise InputError(f"the delimiter {mark!r} opens both {other.opens} and {name}")
-            meanings[mark] = Meaning(opens=name)
-        for mark, name in closes:
+        for name, span in self.spans:
+            if name != BASE:
+                self._add(meanings, name, span, pieces)
+        if pieces is None:
+            return Tracker(meanings, None)
+        for mark in meanings:
+            check_producible(mark, pieces)
+        names = [named(phase, pieces, self.tokenizer) for phase in ("thinking", "tool")]
+        if ("thinking", False) in ((name, bool(span.opens)) for name, span in self.spans):
+            # A call ends thinking, with or without its closer: vLLM's parsers of Qwen3, GLM,
+            # Gemma 4, Kimi K2 and DeepSeek V4 all read it so.
+            given = [str(mark) for mark in meanings]
+            for mark in names[1].opens:
+                if mark in meanings or not any(str(mark) in other for other in given):
+                    meaning = meanings.get(mark, Meaning())
+                    meanings[mark] = meaning._replace(ends=("thinking",))
+        openers = [mark for mark, m in meanings.items() if m.opens]
+        closers = [mark for mark, m in meanings.items() if m.closes]
+        for found in names:
+            openers += found.opens
+            closers += found.closes
+        turns = turns_of(pieces, self.tokenizer, openers, closers)
+        for word in turns.tokens:
+            meaning = meanings.get(word, Meaning())
+            meanings[word] = meaning._replace(turn=True, others=word in turns.others)
+        headers = {
+            word: Meaning(turn=True, others=word in turns.other_headers) for word in turns.headers
+        }
+        return Tracker(meanings, pieces, headers)
+
+    def _add(
+        self, meanings: dict[Mark, Meaning], name: str, span: Span, pieces: Pieces | None
+    ) -> None:
+        """What the delimiters of one phase mean, beside those of the others."""
+        opens, closes = span.opens, span.closes
+        if not opens:
+            found = chosen(name, _need(pieces), self.tokenizer)
+            opens, closes = found.opens, found.closes
+        for mark in opens:
+            meaning = meanings.get(mark, Meaning())
+            if meaning.opens is not None:
+                raise InputError(
+                    f"the delimiter {_quoted(mark)} opens both {meaning.opens} and {name}"
+                )
+            meanings[mark] = meaning._replace(opens=name)
+        for mark in closes:
             meaning = meanings.get(mark, Meaning())
             meanings[mark] = meaning._replace(closes=(*meaning.closes, name))
-        if pieces is not None:
-            for mark in meanings:
-                check_producible(mark, pieces)
-            turns = turn_marks(pieces.tokenizer, [m for m, _ in opens], [m for m, _ in closes])
-            meanings |= {mark: Meaning(turn=True) for mark in turns}
-        return Tracker(meanings, pieces)
 
     def _pieces(self) -> Pieces | None:
         if self.tokenizer is not None:
@@ -131,12 +161,12 @@ class Phases(Policy):
 
     def start(self, prompt: Sequence[int], *, sample: int = 0) -> TokenState:
         state = TokenState(sample=sample, spent=tuple((name, 0) for name, _ in self.spans))
-        return _placed(self.tracker.read(state, prompt))
+        return _placed(self.tracker.begin(state, prompt))
 
     def advance(self, state: TokenState, token: int) -> TokenState:
         spent = tuple((name, n + (name == state.phase)) for name, n in state.spent)
         after = replace(state, position=state.position + 1, spent=spent)
-        return _placed(self.tracker.read(after, (token,)))
+        return _placed(self.tracker.follow(after, token))
 
     @property
     def samples(self) -> int | None:
@@ -147,9 +177,13 @@ class Phases(Policy):
     def reads_tokens(self) -> bool:
         return True
 
+    @property
+    def most_bytes(self) -> int:
+        return sum(span.policy.most_bytes for _, span in self.spans)
+
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
-    ) -> Float[Tensor, " batch"]:
+    ) -> Float64[Tensor, " batch"]:
         present = {state.phase for state in states}
         if foreign := present - self._policies.keys():
             raise InputError(
@@ -159,7 +193,7 @@ class Phases(Policy):
         inner = [replace(state, position=dict(state.spent)[state.phase]) for state in states]
         if len(present) == 1:
             return self._policies[present.pop()].temperatures(energies, inner)
-        result = energies.new_empty(len(states))
+        result = energies.new_empty(len(states), dtype=torch.float64)
         for phase in present:
             rows = [row for row, state in enumerate(states) if state.phase == phase]
             policy = self._policies[phase]
@@ -177,7 +211,7 @@ def _innermost(policy: Policy) -> Policy:
 
 
 def _placed(state: TokenState) -> TokenState:
-    return replace(state, phase=state.opened[-1] if state.opened else BASE)
+    return replace(state, phase=(state.opened[-1] if state.opened else "") or BASE)
 
 
 def _need(pieces: Pieces | None) -> Pieces:
@@ -190,8 +224,6 @@ def _need(pieces: Pieces | None) -> Pieces:
 
 
 def _quoted(mark: Mark) -> str:
-    return (
-        json.dumps(mark, ensure_ascii=False)
-        if isinstance(mark, str)
-        else (f"ids({','.join(map(str, mark))})")
-    )
+    if isinstance(mark, tuple):
+        return f"ids({','.join(map(str, mark))})"
+    return json.dumps(str(mark), ensure_ascii=False)

@@ -12,28 +12,38 @@ from weakref import WeakKeyDictionary
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+# Stands around a tag in the text of `tracker`. No UTF-8 has this byte, and no piece is given it.
+TAG = b"\xff"
+
+
 class Pieces:
     """Token id -> the bytes it adds to the text, for any tokenizer of transformers' interface.
 
     Bytes, not characters, because a character may be split over tokens. Byte-level BPE and
-    SentencePiece-like vocabularies are read exactly; for others a token is decoded behind a
-    plain one, which is exact except for tokens that hold part of a character.
+    SentencePiece-like vocabularies are read exactly, mistral-common's too; for others a token is
+    decoded behind a plain one, which is exact except for tokens that hold part of a character.
+
+    tags: text -> id of each added token that is written like a tag (`<think>`, `[INST]`), which
+    the model makes as this one token and no text can imitate.
+    special: ids of the added tokens that text is never meant to have.
+    mistral: whether it is mistral-common's, which differs from transformers' in its chats.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._known: dict[int, bytes] = {}
-        self._added = {
-            int(token): str(added.content).encode()
-            for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items()
-        }
+        self._mistral = _mistral(tokenizer)
+        added, self.special = _added(tokenizer)
+        self._added = {token: text.encode() for token, text in added.items()}
+        self.tags = {text: token for token, text in added.items() if _like_tag(text)}
+        self.mistral = self._mistral is not None
         self._style = _style(tokenizer)
         self.size = len(tokenizer)
 
     def __call__(self, token: int) -> bytes:
         piece = self._known.get(token)
         if piece is None:
-            piece = self._known[token] = self._read(token)
+            piece = self._known[token] = self._read(token).replace(TAG, b"\xfe")
         return piece
 
     def join(self, tokens: Sequence[int]) -> bytes:
@@ -42,8 +52,17 @@ class Pieces:
 
     def has_token(self, text: str) -> bool:
         """Whether the vocabulary has this text as one token."""
+        if text in self.tags:
+            return True
+        if self._mistral is not None:  # beside its tags it makes tokens of bytes alone
+            return False
         token = self.tokenizer.convert_tokens_to_ids(text)
         return token is not None and self.tokenizer.convert_ids_to_tokens(token) == text
+
+    def tags_in(self, text: str) -> list[str]:
+        """The tags in a text, in order; at one place the longest, as tokenizers split."""
+        present = sorted((tag for tag in self.tags if tag in text), key=len, reverse=True)
+        return re.findall("|".join(map(re.escape, present)), text) if present else []
 
     def _read(self, token: int) -> bytes:
         if token in self._added:
@@ -52,7 +71,12 @@ class Pieces:
             return b""  # placeholders of images and the like, and rows that pad the vocabulary
         if self._style == "other":
             return self._decoded(token)
-        name = self.tokenizer.convert_ids_to_tokens(token)
+        if self._mistral is not None:
+            if hasattr(self._mistral, "id_to_byte_piece"):
+                return bytes(self._mistral.id_to_byte_piece(token))
+            name = self._mistral.id_to_piece(token)
+        else:
+            name = self.tokenizer.convert_ids_to_tokens(token)
         if name is None:
             return b""
         if self._style == "byte level":
@@ -74,11 +98,42 @@ class Pieces:
         return behind.removeprefix(alone).encode()
 
 
+def _added(tokenizer: Any) -> tuple[dict[int, str], frozenset[int]]:
+    """Id -> text of the tokens that stand outside the vocabulary proper; those that are special."""
+    try:
+        found = dict(tokenizer.added_tokens_decoder)
+    except (AttributeError, NotImplementedError, TypeError):  # mistral-common's has none
+        ids = getattr(tokenizer, "all_special_ids", ())
+        named = dict(zip(ids, getattr(tokenizer, "all_special_tokens", ())))
+        return named, frozenset(named)
+    special = (int(token) for token, text in found.items() if getattr(text, "special", True))
+    texts = {int(token): str(getattr(text, "content", text)) for token, text in found.items()}
+    return texts, frozenset(special)
+
+
+def _like_tag(text: str) -> bool:
+    """Whether a token is written like a tag: a word within signs, without spaces."""
+    return (
+        len(text) > 2
+        and not (text[0].isalnum() or text[-1].isalnum())
+        and any(c.isalnum() for c in text)
+        and not any(c.isspace() for c in text)
+    )
+
+
+def _mistral(tokenizer: Any) -> Any:
+    """mistral-common's own tokenizer inside vLLM's or transformers' wrapper of it; else None."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    inner = getattr(getattr(inner, "instruct_tokenizer", None), "tokenizer", inner)
+    return inner if hasattr(inner, "id_to_piece") else None
+
+
 _OF: WeakKeyDictionary[Any, Pieces] = WeakKeyDictionary()
 
 
 def pieces_of(tokenizer: Any) -> Pieces:
-    """The pieces of a tokenizer, kept as long as it lives."""
+    """The pieces of a tokenizer, kept as long as it lives; a chat template changes none."""
+    tokenizer = getattr(tokenizer, "untemplated", tokenizer)
     if tokenizer not in _OF:
         _OF[tokenizer] = Pieces(tokenizer)
     return _OF[tokenizer]
@@ -86,6 +141,8 @@ def pieces_of(tokenizer: Any) -> Pieces:
 
 def _style(tokenizer: Any) -> str:
     """How the vocabulary writes text: from the decoder that the tokenizers library would run."""
+    if _mistral(tokenizer) is not None:
+        return "metaspace"
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:
         return "other"

@@ -307,14 +307,16 @@ def check_file(path: Path | None, option: str, *suffixes: str) -> None:
     check_out(path.parent)
 
 
-def finish(record: Record, out: Path, as_json: bool) -> None:
-    """Save record and report, print the tables (or the JSON), and say where things are."""
+def finish(record: Record, out: Path, as_json: bool, path: Path | None = None) -> None:
+    """Save record and report, print the tables (or the JSON), and say where things are.
+
+    path: as `reserve` gave it, where other files already go by its name.
+    """
     from tempering.reports import print_record, save_html
 
-    stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
     saved: list[str] = []
     try:
-        path = _reserve(out, stem)
+        path = reserve(record, out) if path is None else path
         try:
             record.save(path)
             saved.append(f"record: {path}")
@@ -335,10 +337,14 @@ def finish(record: Record, out: Path, as_json: bool) -> None:
                 note(line)
 
 
-def _reserve(out: Path, stem: str) -> Path:
-    """An empty file of a name that was free: runs that end in one second keep their records."""
+def reserve(record: Record, out: Path) -> Path:
+    """An empty file for a record, of a name that was free: runs that end in one second keep theirs.
+
+    What else the run writes goes by that name too, so it needs no check of its own.
+    """
     from tempering.errors import OutputError
 
+    stem = f"{record.kind}-{record.created[:19].replace(':', '').replace('-', '')}"
     path, count = out / f"{stem}.json", 1
     while True:
         try:

@@ -90,12 +90,30 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def finish(record: Record, out: Path, as_json: bool, journal: Journal | None) -> None:
-    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with."""
+def finish(
+    record: Record,
+    out: Path,
+    as_json: bool,
+    journal: Journal | None,
+    beside: tuple[str, str] | None = None,
+) -> None:
+    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with.
+
+    beside: (suffix, text) of a file that goes by the record's name, such as the samples.
+    """
+    waiting = beside
     try:
-        common.finish(record, out, as_json)
+        path = common.reserve(record, out)
+        if beside is not None:
+            try:
+                _write_beside(path, *beside, record)
+            except OutputError:
+                path.unlink(missing_ok=True)
+                raise
+            waiting = None
+        common.finish(record, out, as_json, path)
     except OutputError as error:
-        place = _rescue(record)
+        place = _rescue(record, waiting)
         raise OutputError(f"{error} The record was written to {place} instead") from error
     if journal is not None:
         journal.finish()
@@ -135,11 +153,27 @@ def write_somewhere(path: Path, text: str) -> Path:
         return write_atomic(Path(tempfile.gettempdir()) / path.name, text)
 
 
-def _rescue(record: Record) -> str:
-    """Write the record to the temporary directory, or at last to standard output."""
-    stamp = record.created[:19].replace(":", "").replace("-", "")
+def _write_beside(path: Path, suffix: str, text: str, record: Record) -> None:
+    """Write a file that goes by a reserved name, into the temporary directory where there's no
+    room for it."""
+    from tempering.files import write_atomic
+
     try:
-        return str(record.save(Path(tempfile.gettempdir()) / f"{record.kind}-{stamp}.json"))
+        place = write_atomic(path.with_suffix(suffix), text)
+    except OutputError:
+        elsewhere = common.reserve(record, Path(tempfile.gettempdir()))
+        elsewhere.unlink()
+        place = write_atomic(elsewhere.with_suffix(suffix), text)
+    common.note(f"{suffix.split('.')[1]}: {place}")
+
+
+def _rescue(record: Record, beside: tuple[str, str] | None) -> str:
+    """Write the record to the temporary directory, or at last to standard output."""
+    try:
+        path = common.reserve(record, Path(tempfile.gettempdir()))
+        if beside is not None:
+            _write_beside(path, *beside, record)
+        return str(record.save(path))
     except OutputError:
         print(record.to_json(), flush=True)
         return "standard output"

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tempering.attention.profiles.profile import UNTEMPERED
+
 if TYPE_CHECKING:
     from tempering.attention.measuring.measure import Measurement
     from tempering.attention.profiles.profile import Profile
     from tempering.evaluation.compare import Comparison
     from tempering.evaluation.depth import DepthStudy
     from tempering.evaluation.explore import Exploration
-
-UNTEMPERED = "untempered"
 
 
 def pattern_section(
@@ -238,7 +238,8 @@ def depth_answer(study: DepthStudy) -> dict[str, Any]:
 
 
 def explore_sections(result: Exploration, k: int) -> dict[str, Any]:
-    """Means, paired differences from the first strategy, and what was solved of each kind."""
+    """Means, paired differences from the first strategy, what was solved of each kind, what became
+    of the replies, and warnings."""
     means = [
         {
             "label": row.label,
@@ -268,6 +269,10 @@ def explore_sections(result: Exploration, k: int) -> dict[str, Any]:
     sections: dict[str, Any] = {"benefit": means, "paired_differences": differences}
     if result.by_kind:
         sections["right_samples_and_solved_tasks"] = result.by_kind
+    if result.replies:
+        sections["replies"] = result.replies
+    if result.warnings:
+        sections["warnings"] = [{"warning": text} for text in result.warnings]
     return sections
 
 

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError, TemperatureError
 from tempering.posterior import responsibilities
+from tempering.tokens.ends import end_tokens
 
 # Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
 _GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -76,7 +78,7 @@ def generate_rows(
     Raises TemperatureError or InputError for a row that can't be sampled, before any work.
     """
     _check(model, rows)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     sampler = _Sampler.of(rows, device)
     ends, kind = _ending(model, rows, device)
     limits = torch.tensor([row.tokens for row in rows], device=device)
@@ -177,7 +179,7 @@ def _common(prompts: Sequence[Tensor]) -> int:
 
 
 def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prompts:
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     length = max(len(row.prompt) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -322,8 +324,7 @@ def _ending(
     model: Any, rows: Sequence[Row], device: torch.device
 ) -> tuple[Bool[Tensor, "kinds vocab"], Int[Tensor, " rows"]]:
     """Which tokens end a row, for each kind of row, and each row's kind."""
-    end = model.generation_config.eos_token_id
-    own = [] if end is None else end if isinstance(end, list) else [end]
+    own = end_tokens(model.generation_config)
     kinds = {stop: i for i, stop in enumerate(dict.fromkeys(row.stop for row in rows))}
     vocabulary = model.get_output_embeddings().weight.shape[0]
     table = torch.zeros(len(kinds), vocabulary, dtype=torch.bool)

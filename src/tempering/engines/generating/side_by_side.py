@@ -10,12 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
+from tempering.tokens.ends import end_tokens
 from tempering.tokens.trace import Step as Known
 from tempering.tokens.trace import measure as trace_steps
 
@@ -76,9 +78,9 @@ def stream(
     if prompt.numel() == 0:
         raise InputError("the prompt has no tokens; give some text to continue")
     rows = len(profiles)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
-    ends = _ends(model)
+    ends = end_tokens(model.generation_config)
     ids, past = prompt.to(device).expand(rows, -1), None
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [_Text(tokenizer) for _ in range(rows)]
@@ -129,10 +131,3 @@ class _Text:
             return ""
         new, self.shown = text[self.shown :], len(text)
         return new
-
-
-def _ends(model: Any) -> set[int]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        return set()
-    return set(end) if isinstance(end, list) else {end}

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from tempering.engines.vllm import templates
+from tempering.engines.vllm.failing import reason_of
 from tempering.engines.vllm.policies import (
     KEYS,
     PROFILE,
@@ -51,6 +53,7 @@ def process_inputs(
     **kwargs: Any,
 ) -> Any:
     """vLLM's `InputProcessor.process_inputs`, with the admission known to `check_request`."""
+    params = templates.carried(params, prompt)
     tokens = not (
         isinstance(prompt, Mapping)
         and (prompt.get("type") == "embeds" or prompt.get("prompt_embeds") is not None)
@@ -98,6 +101,8 @@ def check_request(params: Any) -> None:
         _check(params)
     except TemperingError as error:
         raise ValueError(str(error)) from error
+    except Exception as error:
+        raise ValueError(reason_of(error)) from error
 
 
 def _check(params: Any) -> None:

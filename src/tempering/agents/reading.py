@@ -1,0 +1,319 @@
+"""The answer in a reply: the number or the choice that it states, or None.
+
+A reader abstains where a reply names several answers (5 or 6; A and B), none, or one that it can't
+read with certainty. Where a reply marks its answer, the mark decides, in this order:
+
+    \\boxed{..}   ####   final answer   answer   result, total, solution
+
+and the last mark of a kind counts. Without a mark a number is the last one of the last sentence
+that has one; a choice is the only one that is named, or the one that stands alone at an end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from tempering.agents.numerals import numerals, value_of
+from tempering.agents.plain import OPAQUE, after_thinking, boxes, plain
+from tempering.agents.spelled import SPELLED, WORD, spells, value_of_words
+
+# What a part of a reply says: a value, that it is unclear, or nothing.
+UNCLEAR = "unclear"
+Found = Fraction | str | None
+
+MOST_STATED = 600  # characters of a stated answer, and of the sentence around it
+MOST_MARKS = 20  # of a kind, the last ones
+
+_LINK = r"(?:\s*(?:is|are|was|equals|(?:would|should|must|will|can)(?:\s\w+)?\sbe|=|:)+)"
+_OF = r"(?:\s(?:to|of|for|in)\b[^.:=\n]{0,80}?)?"
+_MARKS = [
+    re.compile(r"####()"),
+    re.compile(rf"\bfinal\s(?:answer|result){_OF}{_LINK}()", re.IGNORECASE),
+    re.compile(rf"\b(?:answer|ans)(?:{_OF}{_LINK}|\s*\n|(?=\s[-+$]?\d))()", re.IGNORECASE),
+    re.compile(rf"\b(?:result|total|solution){_LINK}()", re.IGNORECASE),
+]
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+|(?<=。)")
+_ABBREVIATED = re.compile(r"\b(approx|ca|resp|Rs|e\.g|i\.e|etc|No|Nr|vs)\.", re.IGNORECASE)
+_ASIDE = re.compile(r"\s[(\[][^()\[\]]{0,200}[)\]]")
+_UNSURE = re.compile(
+    r"\bnot\b|n't\b|\b(?:cannot|unknown|unclear|undetermined|undefined|impossible|between|than|least"
+    r"|most|under|over|below|above|nor|neither|either|half|twice|double|triple|third|quarter|root"
+    r"|log|ln|sin|cos|every|if|unless|up to|one of|infinite|any|all|none|except)\b|[<>≤≥≠±≪≫]",
+    re.IGNORECASE,
+)
+_OPERATION = re.compile(
+    r"\s*(?:\)?\s?[+×÷*^]|[xX]\s?(?=\d)|-\s?(?=[\d(])|/\s?(?=[\w(])|(?:plus|minus|times|over|divided|squared"
+    r"|cubed|factorial|multiplied|mod|dozens?|below|half|halves|thirds?|quarters?)\b"
+    r"|(?:or|to)\s(?:more|less|fewer)|(?:more|less|fewer|greater|larger|smaller)\sthan\b|(?:out\s)?of\s(?:\w+\s)?\d)"
+    # A factor of algebra: letters that are no unit.
+    r"|\s?[beijknopqruvwxyz](?![\w'])",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(
+    r"(?:[,;/|&+×÷*^±-]|\b(?:and|or|to|nor|vs|out of|of|by|per|in|times|plus|minus|over))"
+    r"[\s≈~$€£+(]*$",
+    re.IGNORECASE,
+)
+_UNITS = re.compile(r"\s*[A-Za-z]+\s*")
+# Lines that give two variables their values: which of them is asked for?
+_ASSIGNED = re.compile(r"^\W*([A-Za-z])\s*&?=[^\n]*\n\W*(?!\1)[A-Za-z]\s*&?=[^\n]*\s*\Z", re.M)
+_REASON = re.compile(
+    r"\b(?:since|because|as|where|when|given|using|from|if|check)\b", re.IGNORECASE
+)
+_REASONS = re.compile(
+    r"\W*(?:explanation|explain|reason|because|since|steps?|working|solution|here|justification"
+    r"|details|proof|check|to\s)",
+    re.IGNORECASE,
+)
+_NOTES = re.compile(r"\s*\(?(?:note|checked|source|ref|confidence|time|tokens|p\.?s)\b", re.I)
+
+_OR_SPELLED = re.compile(
+    r"(?:\s?[A-Za-z%°^\d/]{1,12}){0,2}\s*(?:[,±+]|\bor|\band|\bto|\bof|\bby)(?:\s+(?:or|and))?\s+"
+    + WORD,
+    re.IGNORECASE,
+)
+
+
+def number(output: str, *, percent: bool = False) -> Fraction | None:
+    """The number that a reply answers with; None where it has none, or not one alone."""
+    output = after_thinking(output)
+    boxed = boxes(output)
+    if boxed:
+        return _boxed(output, boxed, percent)
+    text = _unlisted(_whole(_prose(output)))
+    stated = False
+    for mark in _MARKS:
+        for match in reversed(list(mark.finditer(text))[-MOST_MARKS:]):
+            region = _region(text, match.end())
+            found = _in(region, percent)
+            if isinstance(found, Fraction):
+                return found
+            if found == UNCLEAR:
+                return None
+            stated = stated or bool(re.search(r"\w", region))
+    return None if stated else _last(text, percent)
+
+
+def _boxed(
+    output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool
+) -> Fraction | None:
+    contents = [None if c is None else _in(f" {_prose(c)} ", percent) for _, _, c in boxed]
+    if len(boxed) > 1 and contents[-1] != contents[-2]:
+        between = output[boxed[-2][1] : boxed[-1][0]]
+        if not re.search(r"[.!?\n]", between):
+            return None
+    return contents[-1] if isinstance(contents[-1], Fraction) else None
+
+
+def _prose(text: str) -> str:
+    """Plain text with one sign for what leads to a result."""
+    return re.sub(r"->|=>|[→⇒⟹]|\\(?:to|Rightarrow|implies)(?![a-zA-Z])", "=", plain(text))
+
+
+def _whole(text: str) -> str:
+    """Abbreviations without the point that would end a sentence."""
+    return _ABBREVIATED.sub(r"\1", text)
+
+
+def _unlisted(text: str) -> str:
+    """Without the numbers of a numbered list, and without bullets."""
+    if all(re.search(rf"^[ \t]*{n}[.)][ \t]", text, re.M) for n in (1, 2)):
+        text = re.sub(r"^[ \t]*\d{1,2}[.)][ \t]+", "", text, flags=re.M)
+    return re.sub(r"^[ \t]*[-•*+]\s+", "", text, flags=re.M)
+
+
+def _region(text: str, start: int) -> str:
+    """From a mark to the end of its sentence, which may begin on a later line."""
+    # Cut between words: half a number is another one.
+    end = re.compile(r"\s").search(text, start + MOST_STATED)
+    rest = text[start : end.start() if end else None]
+    skipped = len(rest) - len(rest.lstrip(" \t\n:"))
+    cut = _SENTENCE.search(rest, skipped)
+    region = rest[: cut.start() if cut else None]
+    if cut and region.rstrip().endswith(":"):
+        return region + " " + _region(rest, cut.end())
+    return region
+
+
+def _without_asides(text: str) -> str:
+    """Without brackets that hold words: (see step 2)."""
+    text = _ASIDE.sub(lambda m: " " if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
+    # An approximation of nothing that was named: about.
+    return re.sub(r"(?<![\d)\s])(?<!\b[A-Za-z])(\s{0,3})≈", r"\1", text)
+
+
+def _in(region: str, percent: bool) -> Found:
+    """What a stated answer is."""
+    region = _without_asides(region)
+    found = numerals(region, percent=percent)
+    if not found:
+        return _spelled(region)
+    if "=" in region or "≈" in region:
+        reason = _REASON.search(region)
+        claim = region[: reason.start()] if reason else region
+        if not re.search("[=≈]", claim):  # 6, since 2 + 4 = 6
+            return _in(claim, percent) if numerals(claim) else UNCLEAR
+        return _equations(claim, percent)
+    first = found[0]
+    before, after = region[: first.start], region[first.end :]
+    if (
+        first.value is None
+        or any(one.value is None for one in found)
+        or _UNSURE.search(before)
+        or _UNSURE.match(after.lstrip())
+    ):
+        return UNCLEAR
+    if re.search(r"-\s*$|[\w)]\s*[+×*/^]\s*$", before) or _OPERATION.match(after):
+        return UNCLEAR
+    if _OR_SPELLED.match(after) or spells(before):
+        return UNCLEAR
+    if re.search(r"\(\s*$", before) and after.lstrip().startswith(")") and first.value > 0:
+        return UNCLEAR  # (7) is 7, or -7 to an accountant
+    if len(found) == 1 or all(one.value == first.value for one in found):
+        return first.value
+    between = region[first.end : found[1].start]
+    direct = not re.search(
+        r"\w", re.sub(r"\b(?:about|around|approx\w*|exactly|just)\b", "", before)
+    )
+    if direct and not _several(between):
+        return first.value
+    return UNCLEAR
+
+
+def _equations(region: str, percent: bool) -> Found:
+    """The value of `x = 42`, or of the last of several steps; UNCLEAR for x = 1, y = 2."""
+    clauses = re.split(r"[,;]\s+|\s(?:and|so|thus|hence|or)\s", region)
+    ending = numerals(clauses[-1], percent=percent)
+    if ending and not re.search("[=≈]", clauses[-1]):
+        # A step that has no result yet, or another answer: x = 5 or 6.
+        bare = value_of(clauses[-1].strip(" ."), percent=percent) is not None
+        if len(ending) > 1 or ending[0].value is None:
+            return UNCLEAR
+        if bare or re.search(r"\s(?:and|or)\s[^=≈]*$", region):
+            whole = _equation(clauses[-2], percent) if re.search("[=≈]", clauses[-2]) else None
+            if whole != ending[0].value:
+                return UNCLEAR
+    clauses = [clause for clause in clauses if re.search("[=≈]", clause)]
+    # A name is letters alone; 2x = 10 is a step.
+    named = [c for c in clauses if re.fullmatch(r"[^\d+×*/^]*[A-Za-z][^\d+×*/^]*[=≈].*", c, re.S)]
+    if not clauses or len({re.split("[=≈]", c)[0].strip() for c in named}) > 1:
+        return UNCLEAR
+    values = [_equation(clause, percent) for clause in clauses]
+    stated = {v for c, v in zip(clauses, values, strict=True) if c in named and v is not None}
+    return UNCLEAR if len(stated) > 1 or values[-1] is None else values[-1]
+
+
+def _equation(clause: str, percent: bool) -> Fraction | None:
+    """The one number that a side of an equation is alone; None where sides differ."""
+    first, *rest = re.split("[=≈]", clause)
+    sides = [first, *(f"={side}" for side in rest)]
+    found: list[Fraction] = []
+    for side in sides:
+        inside = numerals(side, percent=percent)
+        if len(inside) != 1 or inside[0].value is None:
+            continue
+        before, after = side[: inside[0].start].lstrip("="), side[inside[0].end :]
+        after = re.sub(r"(?<=[A-Za-z])\^-?\d", "", after)  # of a unit
+        alone = not re.search(r"[\w)+×*/^-]\s*$|\w\(\s*$", before) and not _OPERATION.match(after)
+        if alone and not _UNSURE.search(before) and not re.search(r"[+×*÷^]", after):
+            found.append(inside[0].value)
+    # The last side is the result, or 42 = 6 * 7 the other way round.
+    sum_of_numbers = not re.search(r"[^\W\dxX]", sides[-1]) and OPAQUE not in sides[-1]
+    last = numerals(sides[-1], percent=percent)
+    told = len(last) == 1 and last[0].value is not None
+    if len(set(found)) != 1 or not (told or (sum_of_numbers and last)):
+        return None
+    return found[0]
+
+
+def _last(text: str, percent: bool) -> Fraction | None:
+    """The last number of the last sentence that has one."""
+    sentences = [_without_asides(s) for s in _SENTENCE.split(text)]
+    having = [s for s in sentences if numerals(s)]
+    telling = [s for s in having if not _NOTES.match(s)] or having
+    if not telling:
+        found = _spelled(text) if len(text.split()) <= 8 else None
+        return found if isinstance(found, Fraction) else None
+    sentence = telling[-1]
+    later = sentences[len(sentences) - sentences[::-1].index(sentence) :]
+    if any(spells(s) for s in later if not _NOTES.match(s)):
+        return None
+    found = _on_a_line_of_its_own(text, sentence, percent)
+    if found is not None:
+        return found if isinstance(found, Fraction) else None
+    reason = _REASON.search(sentence)
+    if (
+        reason
+        and re.search(r"[=≈]", sentence[reason.end() :])
+        and numerals(sentence[: reason.start()])
+    ):
+        return None
+    if re.search(r"[=≈]", sentence):
+        if _ASSIGNED.search(text):
+            return None
+        found = _equations(sentence, percent)
+        return found if isinstance(found, Fraction) else None
+    *others, last = numerals(sentence, percent=percent)
+    if spells(sentence[last.end :]):
+        return None
+    start = others[-1].end if others else 0
+    between = sentence[start : last.start]
+    if last.value is None or _OPERATION.match(sentence[last.end :]):
+        return None
+    if re.search(
+        r"-\s*$|[+×*/^]\s*$|\bnot\s(?:\w+\s)?$|\b(?:than|least|most|under|over)\s$|[<>≤≥]\s*$",
+        between,
+    ):
+        return None
+    if re.search(r"\b(?:don't|do not|cannot|can't|unknown|unclear)\b", sentence):
+        return None
+    if spells(between) and _JOINED.search(between):
+        return None
+    if re.search(r"\(\s*$", between) and sentence[last.end :].lstrip().startswith(")"):
+        return last.value if last.value < 0 else None
+    if others and others[-1].value != last.value and _several(between):
+        return None
+    return last.value
+
+
+def _on_a_line_of_its_own(text: str, last: str, percent: bool) -> Found:
+    """The number that a reply begins with, on a line that holds no more, before its reasons.
+
+    UNCLEAR where what follows is no reason, and ends in another number. None without such a line.
+    """
+    line, _, rest = text.strip().partition("\n")
+    value = value_of(line.strip(" .\"'"), percent=percent)
+    if value is None or not rest.strip() or line.strip() == last.strip():
+        return None
+    return value if _REASONS.match(rest) else UNCLEAR
+
+
+def _several(between: str) -> bool:
+    """Whether what stands between two numbers makes them two answers: 5, 6; 5 apples or 6."""
+    if len(between) > 60:
+        return False
+    joined = _JOINED.search(between)
+    few = joined is not None and len(between[: joined.start()].split()) <= 3
+    return few or not between.strip() or bool(_UNITS.fullmatch(between))
+
+
+def _spelled(region: str) -> Found:
+    """A number in words, where it is the only one; `one` alone is mostly a pronoun."""
+    found = list(SPELLED.finditer(region))
+    if not found:
+        return UNCLEAR if _UNSURE.search(region) else None
+    words = found[0][0].lower()
+    rest = region[: found[0].start()] + region[found[0].end() :]
+    if len(found) > 1 or _UNSURE.search(rest) or (words == "one" and re.search(r"\w", rest)):
+        return UNCLEAR
+    if _OPERATION.match(region, found[0].end()) or re.search(
+        r"\ba\b|-\s*$", region[: found[0].start()]
+    ):
+        return UNCLEAR
+    if re.search(r"[-/]|\bpoint\b|\band\b", region[found[0].end() :]):
+        return UNCLEAR
+    sign = -1 if re.search(r"\b(?:minus|negative)\s*$", region[: found[0].start()], re.I) else 1
+    value = value_of_words(re.findall(r"[a-z]+", words))
+    return UNCLEAR if value is None else Fraction(sign * value)

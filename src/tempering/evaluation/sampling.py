@@ -1,0 +1,233 @@
+"""The samples and syntheses of a comparison: asked for, kept in a ledger, read and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempering.agents.aggregators import Answer, Verdict, settled, synthesis, synthesis_prompt
+from tempering.agents.checkers import Checker
+from tempering.agents.contract import Call, Engine, EngineError, Ledger, Reply, Stop, quiet
+from tempering.agents.ladder import Strategy
+from tempering.agents.run import worker_seed
+from tempering.evaluation.replies import ladder_warnings, read_reply, tally, warnings_of
+
+Task = Mapping[str, Any]
+Row = dict[str, Any]
+HOPELESS = 48  # samples, all failed
+Report = Callable[[str, int, int], None]
+
+
+@dataclass
+class Sampling:
+    """One run over tasks; tasks and checkers go together, rows live in the ledger by name."""
+
+    engine: Engine
+    tasks: list[Task]
+    checkers: list[Checker]
+    tokens: int
+    seed: int
+    ledger: Ledger
+    report: Report
+    stop: Stop
+    judged: dict[str, Row] = field(default_factory=dict)
+
+    def name(self, strategy: Strategy, task: int, i: int | str) -> str:
+        return f"{strategy.name}/{self.tasks[task]['id']}/{i}"
+
+    def call(self, strategy: Strategy, task: int, i: int) -> Call:
+        rung, own = strategy.rungs[i], self.tasks[task]
+        return Call(
+            key=self.name(strategy, task, i),
+            prompt=own["prompt"],
+            temperature=rung.temperature,
+            tokens=min(self.tokens, own.get("tokens", self.tokens)),
+            seed=worker_seed(self.seed, own["id"], i),
+            attention=rung.attention,
+            raw=bool(own.get("raw", False)),
+            stop=own.get("stop") or None,
+        )
+
+    def sample(self, chosen: Sequence[Strategy], stop_support: float | None) -> None:
+        """All samples, or as many as each task needs to settle under each strategy.
+
+        Task by task: what an interruption leaves can be compared, and an engine that reads a
+        prompt once for many rows does so over strategies.
+        """
+        k = len(chosen[0].rungs)
+        wave = k if stop_support is None else 3
+        for start in range(0, k, wave):
+            part = range(start, min(k, start + wave))
+            todo = [
+                (strategy, task, i)
+                for task in range(len(self.tasks))
+                for strategy in chosen
+                if stop_support is None or not settled(self.answers(strategy, task), stop_support)
+                for i in part
+                if not self.made(strategy, task, i)
+            ]
+            if todo and not self.stop():
+                self._run(todo)
+
+    def _run(self, todo: Sequence[tuple[Strategy, int, int]]) -> None:
+        calls = [self.call(*item) for item in todo]
+        count = lost = 0
+
+        def done(index: int, reply: Reply) -> None:
+            nonlocal count, lost
+            count += 1
+            lost += reply.output is None
+            strategy, task, i = todo[index]
+            self.ledger.put(calls[index].key, self.row(strategy, task, i, reply))
+            self.report("sampling", count, len(todo))
+
+        def halted() -> bool:
+            # Nothing but failures: the engine is down, the rest would fail as well.
+            return self.stop() or (count == lost and count >= HOPELESS)
+
+        self.engine.run(calls, done, quiet, halted)
+
+    def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
+        rung, own = strategy.rungs[i], self.tasks[task]
+        return {
+            "strategy": strategy.name,
+            "task": own["id"],
+            "sample": i,
+            "output": reply.output,
+            "error": reply.error if reply.output is None else None,
+            "finish": reply.finish,
+            "note": reply.note,
+            "temperature_asked": rung.temperature,
+            "temperature_sent": reply.temperature_sent,
+            "attention": rung.attention,
+            "seed": worker_seed(self.seed, own["id"], i),
+            "score": reply.score,
+            "tokens_in": reply.tokens_in,
+            "tokens_out": reply.tokens_out,
+        }
+
+    def made(self, strategy: Strategy, task: int, i: int) -> bool:
+        """Whether a sample is there; one that failed is tried again by a later run."""
+        name = self.name(strategy, task, i)
+        return name in self.ledger and self.ledger[name]["error"] is None
+
+    def check_made(self, strategy: Strategy) -> None:
+        """EngineError when a strategy's samples all failed."""
+        rows = [row for task in range(len(self.tasks)) for row in self.rows(strategy, task)]
+        if rows and all(row["output"] is None for row in rows):
+            reasons = sorted({str(row["error"]) for row in rows})
+            raise EngineError(
+                f"all {len(rows)} samples of '{strategy.name}' failed: {'; '.join(reasons[:3])}"
+            )
+
+    def finished(self, strategy: Strategy, task: int, stop_support: float | None) -> bool:
+        """Whether a task has all its samples, or as many as settle it."""
+        if len(self.rows(strategy, task)) == len(strategy.rungs):
+            return True
+        return stop_support is not None and settled(self.answers(strategy, task), stop_support)
+
+    def rows(self, strategy: Strategy, task: int) -> list[Row]:
+        """The samples of a task, with the answer that its checker reads, and whether it's right."""
+        own, checker = self.tasks[task], self.checkers[task]
+        found = []
+        for i in range(len(strategy.rungs)):
+            name = self.name(strategy, task, i)
+            if name not in self.ledger:
+                continue
+            if name not in self.judged:
+                row = self.ledger[name]
+                read, fate = read_reply(row, checker, own)
+                right = read is not None and checker.correct(read, own)
+                self.judged[name] = {**row, "answer": read, "fate": fate, "correct": right}
+            found.append(self.judged[name])
+        return found
+
+    def answers(self, strategy: Strategy, task: int) -> list[Answer]:
+        checker = self.checkers[task]
+        return [
+            Answer(
+                text=row["answer"],
+                output=row["output"] or "",
+                score=row["score"],
+                temperature=row["temperature_asked"],
+                heat=strategy.rungs[row["sample"]].heat,
+                tokens=row["tokens_out"],
+                form=None if row["answer"] is None else checker.form(row["answer"]),
+            )
+            for row in self.rows(strategy, task)
+        ]
+
+    def synthesise(self, strategy: Strategy) -> None:
+        """One cold call a task that merges its answers."""
+        calls = []
+        for task, own in enumerate(self.tasks):
+            name = self.name(strategy, task, "synthesis")
+            answers = self.answers(strategy, task)
+            if self.synthesised(strategy, task) or all(a.text is None for a in answers):
+                continue
+            prompt = synthesis_prompt(answers, own["prompt"])
+            calls.append(Call(name, prompt, self.engine.temperature(0.0), self.tokens, 0))
+
+        count = 0
+
+        def done(index: int, reply: Reply) -> None:
+            nonlocal count
+            count += 1
+            kept = {"output": reply.output, "finish": reply.finish, "tokens_out": reply.tokens_out}
+            self.ledger.put(calls[index].key, {**kept, "tokens_in": reply.tokens_in})
+            self.report(f"synthesis, {strategy.name}", count, len(calls))
+
+        if calls:
+            self.engine.run(calls, done, quiet, self.stop)
+
+    def synthesised(self, strategy: Strategy, task: int) -> bool:
+        """Whether a synthesis is there; one that failed is tried again by a later run."""
+        name = self.name(strategy, task, "synthesis")
+        return name in self.ledger and self.ledger[name]["output"] is not None
+
+    def merged(self, strategy: Strategy, task: int) -> Verdict:
+        """The verdict of the synthesis that `synthesise` asked for."""
+        return synthesis(
+            self.answers(strategy, task),
+            ask=lambda prompt: "",
+            read=lambda text: self.merged_answer(strategy, task)[0],
+            task=self.tasks[task]["prompt"],
+        )
+
+    def merged_answer(self, strategy: Strategy, task: int) -> tuple[str | None, str]:
+        """(answer or None, fate) of a synthesis."""
+        missing = {"output": None}
+        name = self.name(strategy, task, "synthesis")
+        row = self.ledger[name] if self.synthesised(strategy, task) else missing
+        return read_reply(row, self.checkers[task], self.tasks[task])
+
+    def told(
+        self, chosen: Sequence[Strategy], synthesise: bool
+    ) -> tuple[list[Row], list[str], list[str]]:
+        """Tallies of the replies, warnings, and the strategies without any answer."""
+        every = range(len(self.tasks))
+        tallies, found, unanswered = [], [], []
+        for strategy in chosen:
+            by_task = [self.rows(strategy, task) for task in every]
+            row = tally(strategy.name, by_task)
+            tallies.append(row)
+            found += ladder_warnings(strategy.name, [r for rows in by_task for r in rows])
+            if row["samples"]:
+                found += warnings_of(row, self.tokens)
+            if row["samples"] and not row["answered"] and row["unreadable"] < row["samples"]:
+                unanswered.append(strategy.name)
+            if synthesise:
+                asked = [t for t in every if any(r["answer"] is not None for r in by_task[t])]
+                fates = [self.merged_answer(strategy, task)[1] for task in asked]
+                lost = [f"{fates.count(f)} {f}" for f in dict.fromkeys(fates) if f != "answered"]
+                if lost:
+                    found.append(
+                        f"'{strategy.name}': of {len(fates)} syntheses some have no answer and "
+                        f"count as wrong: {', '.join(lost)}"
+                    )
+        return tallies, found, unanswered
+
+
+def unreported(what: str, done: int, total: int) -> None:
+    """A `Report` that shows nothing."""
