@@ -13,8 +13,8 @@ def whole_number(
 ) -> int:
     """A count or a seed as an int; `error` for what is less than `least`, a fraction or a flag.
 
-    numpy's integers are whole numbers. True is none, and neither is 5.0: whoever gives a fraction
-    where a count is meant has mixed up two arguments.
+    numpy's integers are whole numbers. True and 5.0 are not: a flag or a float where a count is
+    expected means that two arguments were swapped.
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or (least is not None and int(value) < least):

@@ -1,4 +1,4 @@
-"""Numbers as users hold them (arrays of any strides and byte order, lists) as tensors."""
+"""Tensors from what users hold: arrays of any strides and byte order, lists, numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TensorLike = Tensor | HasArray | Sequence[Any] | float | int
 
 
 class _Writable:
-    """The memory of a read-only array under an interface that says writable."""
+    """A read-only array described as writable, which torch shares without a warning."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -70,7 +70,7 @@ def as_tensor(values: TensorLike, name: str, error: type[InputError]) -> Tensor:
         return values
     try:
         array = np.asarray(values)
-    except ValueError:  # numpy's word for rows of different lengths
+    except ValueError:  # numpy raises it for rows of different lengths
         raise error(
             f"{name} must be a tensor, an array or a list of numbers; got a "
             f"{type(values).__name__} whose rows differ in length"

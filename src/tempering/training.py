@@ -42,9 +42,9 @@ class ScheduleStepper:
         self, modules: nn.Module | Iterable[nn.Module], total_steps: SupportsIndex
     ) -> None:
         roots = [modules] if isinstance(modules, nn.Module) else list(modules)
-        # a dict keeps order and drops a module that is reached twice
-        found = {part: None for root in roots for part in root.modules()}
-        self.clocks = [part for part in found if isinstance(part, Clocked)]
+        # A dict keeps the order, and holds a module once that is reached twice.
+        parts = {part: None for root in roots for part in root.modules()}
+        self.clocks = [part for part in parts if isinstance(part, Clocked)]
         self.completed = 0
         if not self.clocks:
             raise ScheduleError(
@@ -94,8 +94,8 @@ class ScheduleStepper:
                 f"the checkpoint has no {' and no '.join(missing)}; it is not the state_dict of a "
                 f"ScheduleStepper (it holds {', '.join(map(str, state)) or 'nothing'})"
             )
-        # A checkpoint may have turned its numbers into tensors.
-        total, completed = (_plain(state[name]) for name in ("total_steps", "completed"))
+        # Some checkpoint formats turn numbers into tensors.
+        total, completed = (_as_number(state[name]) for name in ("total_steps", "completed"))
         completed = whole_number(completed, "completed steps", 0, ScheduleError)
         if total != self.total_steps:
             raise ScheduleError(
@@ -105,7 +105,7 @@ class ScheduleStepper:
         self.seek(completed)
 
 
-def _plain(value: Any) -> Any:
+def _as_number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
@@ -129,7 +129,7 @@ def trainer_callback(modules: nn.Module | Iterable[nn.Module]) -> TrainerCallbac
 
 @cache
 def _callback_class() -> type[Any]:
-    # transformers takes long to import: only who asks for its callback pays
+    # Imported here because transformers takes long to import, and only the callback needs it.
     from transformers import TrainerCallback
 
     class ScheduleCallback(TrainerCallback):

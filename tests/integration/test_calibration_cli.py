@@ -159,7 +159,7 @@ def test_messages_name_the_row_of_the_file_not_of_the_share(files, row):
         call(files / "bad.npy", *options)
     p[row] = 7
     np.save(files / "bad.npy", p)
-    with pytest.raises(DataError, match=rf"row {row} of .*bad\.npy is no distribution"):
+    with pytest.raises(DataError, match=rf"row {row} of .*bad\.npy is not a distribution"):
         call(files / "bad.npy", *options, "--probabilities")
     y[row] = -1
     np.save(files / "labels.npy", y)

@@ -86,10 +86,10 @@ def test_probabilities_are_never_guessed():
     p = softmax(z, axis=1)
     with pytest.raises(DataError, match=r"these are probabilities, not logits.*inputs='probabil"):
         TemperatureScaler().fit(p, y)
-    with pytest.raises(DataError, match=r"row \d+ of X is no distribution.*inputs='logits'"):
+    with pytest.raises(DataError, match=r"row \d+ of X is not a distribution.*inputs='logits'"):
         TemperatureScaler(inputs="probabilities").fit(z, y)
     p[9] *= 1.5
-    with pytest.raises(DataError, match=r"row 9 of X is no distribution .* sum to 1\.5"):
+    with pytest.raises(DataError, match=r"row 9 of X is not a distribution .* sum to 1\.5"):
         TemperatureScaler(inputs="probabilities").fit(p, y)
     p[9] = np.nan
     with pytest.raises(DataError, match="NaN or inf at row 9"):
@@ -113,7 +113,7 @@ def test_probabilities_are_calibrated_through_their_logs():
     other = TemperatureScaler().fit(z, y)
     assert scaler.temperature_ == pytest.approx(other.temperature_, rel=1e-9)
     np.testing.assert_allclose(scaler.predict_proba(p), other.predict_proba(z), rtol=1e-9)
-    with pytest.raises(DataError, match="no distribution"):
+    with pytest.raises(DataError, match="not a distribution"):
         scaler.predict_proba(z)
 
 
@@ -122,7 +122,7 @@ def test_probabilities_are_calibrated_through_their_logs():
     [
         (lambda y: np.where(np.arange(300) == 7, 4, y), r"y\[7\] = 4 is out of range.* 0\.\.3"),
         (lambda y: np.where(np.arange(300) == 7, -1, y), r"y\[7\] = -1 is out of range"),
-        (lambda y: y + 0.5, r"Unknown label type: y\[0\] = 0.5 is no whole number"),
+        (lambda y: y + 0.5, r"Unknown label type: y\[0\] = 0.5 is not a whole number"),
         (
             lambda y: np.array(list("abcc"))[y],
             r"Unknown label type: y has dtype <U1 and 3 labels for 4 columns.*classes=",
@@ -131,7 +131,7 @@ def test_probabilities_are_calibrated_through_their_logs():
         (lambda y: np.eye(4)[y], r"y has shape \(300, 4\).*argmax"),
         (lambda y: y[:-1], "y has 299 values for 300 rows"),
         (lambda y: None, "requires y to be passed"),
-        (lambda y: np.where(np.arange(300) == 7, np.nan, y), r"y\[7\] = nan is no whole number"),
+        (lambda y: np.where(np.arange(300) == 7, np.nan, y), r"y\[7\] = nan is not a whole number"),
     ],
 )
 def test_labels(labels, message):

@@ -92,7 +92,7 @@ def test_the_scores_of_a_classifier_with_named_classes():
     model = LogisticRegression(C=1e-2, max_iter=500)
     z = cross_val_predict(model, iris.data, names, method="decision_function")
     with pytest.warns(
-        TemperingWarning, match="setosa, versicolor, virginica are no column indices"
+        TemperingWarning, match="setosa, versicolor, virginica are not column indices"
     ):
         scaler = TemperatureScaler().fit(z, names)
     assert scaler.temperature_ == TemperatureScaler().fit(z, iris.target).temperature_ < 1
@@ -139,7 +139,7 @@ def test_binary_probabilities_in_one_column():
     assert scaler.temperature_ == pytest.approx(expected, rel=1e-9)
     with pytest.raises(DataError, match=r"every score of X lies between 0 and 1.*say inputs='prob"):
         TemperatureScaler().fit(p, y)
-    with pytest.raises(DataError, match="no distribution"):
+    with pytest.raises(DataError, match="not a distribution"):
         TemperatureScaler(inputs="probabilities").fit(2 * p, y)
 
 

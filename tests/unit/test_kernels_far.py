@@ -89,7 +89,7 @@ def test_prototypes_far_out():
 
 def test_values_that_are_equal_but_for_rounding_tell_no_inputs_apart():
     """0 lies on an edge of 256 levels over -1..1: its roundings to both sides are one value."""
-    from tempering.units.measures import _digits
+    from tempering.units.measures import _levels_of
 
     values = torch.tensor([-1.0, -1e-17, 0.0, 1e-17, 1.0], dtype=torch.float64).unsqueeze(1)
-    assert len(set(_digits(values, 256)[1:4, 0].tolist())) == 1
+    assert len(set(_levels_of(values, 256)[1:4, 0].tolist())) == 1

@@ -183,7 +183,7 @@ def test_figures_follow_the_theme_and_share_no_id(sample, page):
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(|href=")#([\w.-]+)', figures)) <= set(ids)
-    assert "font-family" not in inline(figure_cost(sample), "x")
+    assert "font-family" not in inline(figure_cost(sample), "x", "cost")
 
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path):

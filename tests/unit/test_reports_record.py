@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tempering.errors import DataError, OutputError
 from tempering.reports import Record
-from tempering.reports.values import decode, dumps, encode, plain
+from tempering.reports.values import decode, dumps, encode, plain_value
 
 SAMPLE = Path(__file__).with_name("test_reports_sample.json")
 
@@ -88,7 +88,7 @@ def test_tensors_and_arrays_become_lists():
         "scalar": np.float64(0.1),
         "flag": np.bool_(True),
     }
-    found = plain(given_values)
+    found = plain_value(given_values)
     assert repr(found) == repr(
         {
             "pair": {"support": [[1.5, math.nan]], "n": 3},
@@ -271,7 +271,7 @@ def test_a_kind_is_a_word(kind):
             broken(lambda b: b["settings"].update(x={"$float": "big"})),
             r"settings\.x: \$float is 'big'",
         ),
-        (broken(lambda b: b["settings"].update(x=math.nan)), r"NaN stands where a number belongs"),
+        (broken(lambda b: b["settings"].update(x=math.nan)), r"NaN is not JSON"),
         (
             broken(lambda b: b["results"]["cost"][1].update(se="no")),
             r"run: results\.cost\[1\]\.se: expected",

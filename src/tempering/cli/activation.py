@@ -24,6 +24,7 @@ EPILOG = """Examples:
   tempering activation laplace full --centres=-1,0,2 --prior 1,2,1 --json
 """
 
+# Options that set a kernel's shape.
 _SHAPES = ("sigma", "b", "nu", "delta", "kappa")
 _CURVE_POINTS = 401
 _SAMPLE = 2048
@@ -84,29 +85,29 @@ def activation(
     shape = {name: value for name, value in given.items() if value is not None}
     chosen = _kernel(kernel, shape, m, _numbers("--centres", centres), _numbers("--prior", prior))
     half = _CURVE_POINTS // 2
-    z = span * torch.arange(-half, half + 1, dtype=torch.float64) / half  # holds 0 exactly
+    z = span * torch.arange(-half, half + 1, dtype=torch.float64) / half  # 0 is among them exactly
     values = evaluate(z, chosen, statistic, temperature)
     r = evaluate(z, chosen, "full", temperature)
     sample = torch.linspace(-span, span, _SAMPLE, dtype=torch.float64)
-    found = report(chosen, statistic, temperature, sample)
+    measured = report(chosen, statistic, temperature, sample)
     form = closed_form(chosen, statistic, temperature)
     if plot is not None:
         from tempering.reports import save_figure
 
-        save_figure(_figure(chosen, found, z, values, r), plot)
+        save_figure(_figure(chosen, measured, z, values, r), plot)
     if as_json:
         import json
 
         payload = {
-            **found.as_dict(),
+            **measured.as_dict(),
             "closed_form": None if form is None else type(form).__name__,
             "z": z.tolist(),
             "activation": values.tolist(),
             "responsibilities": r.tolist(),
         }
-        typer.echo(json.dumps(_plain(payload)))
+        typer.echo(json.dumps(_json_value(payload)))
         return
-    _print(found, "none" if form is None else type(form).__name__, z, values, r)
+    _print(measured, "none" if form is None else type(form).__name__, z, values, r)
 
 
 def _kernel(
@@ -162,14 +163,14 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
     return numbers
 
 
-def _print(found: ActivationReport, form: str, z: Any, values: Any, r: Any) -> None:
+def _print(measured: ActivationReport, form: str, z: Any, values: Any, r: Any) -> None:
     from rich.console import Console
 
     from tempering.reports import print_grid
     from tempering.reports.grids import Grid
 
     console = Console()
-    name = f"{found.kernel} x {found.statistic} at T = {found.temperature:g}"
+    name = f"{measured.kernel} x {measured.statistic} at T = {measured.temperature:g}"
     labels = [f"r{h}" for h in range(r.shape[-1])]
     wide = values.ndim > 1
     columns = ["z", *labels] if wide else ["z", "activation", *labels]
@@ -180,22 +181,22 @@ def _print(found: ActivationReport, form: str, z: Any, values: Any, r: Any) -> N
         rows.append([f"{float(number):.4f}" for number in numbers])
     print_grid(Grid(name, f"closed form: {form}", columns, rows), console)
     measures = [
-        ("saturation", f"{found.saturation:.3f}", "share of inputs under 1 % of the top slope"),
-        ("sensitivity", f"{found.sensitivity:.4f}", "mean slope"),
-        ("steepest", f"{found.steepest:.4f}", "greatest slope"),
-        ("decisiveness", f"{found.decisiveness:.4f}", "1 - mean S / log H"),
-        ("robustness", f"{found.robustness:.4f}", f"to noise of sd {found.noise:.3g}"),
-        ("noise gain", f"{found.noise_gain:.4f}", "rms change over rms noise"),
+        ("saturation", f"{measured.saturation:.3f}", "share of inputs under 1 % of the top slope"),
+        ("sensitivity", f"{measured.sensitivity:.4f}", "mean slope"),
+        ("steepest", f"{measured.steepest:.4f}", "greatest slope"),
+        ("decisiveness", f"{measured.decisiveness:.4f}", "1 - mean S / log H"),
+        ("robustness", f"{measured.robustness:.4f}", f"to noise of sd {measured.noise:.3g}"),
+        ("noise gain", f"{measured.noise_gain:.4f}", "rms change over rms noise"),
     ]
-    remark = f"over {found.n} inputs evenly from {float(z[0]):g} to {float(z[-1]):g}"
+    remark = f"over {measured.n} inputs evenly from {float(z[0]):g} to {float(z[-1]):g}"
     print_grid(
         Grid("On its inputs", remark, ["", "", ""], [list(row) for row in measures]), console
     )
-    kept = [[statistic, f"{nats:.4f}"] for statistic, nats in found.information.items()]
+    kept = [[statistic, f"{nats:.4f}"] for statistic, nats in measured.information.items()]
     print_grid(Grid("Information kept", "", ["statistic", "nats"], kept), console)
 
 
-def _figure(kernel: Kernel, found: ActivationReport, z: Any, values: Any, r: Any) -> Figure:
+def _figure(kernel: Kernel, measured: ActivationReport, z: Any, values: Any, r: Any) -> Figure:
     """Three panels: the activation among its neighbours in T, the posterior, the trade-off."""
     import math
 
@@ -207,15 +208,15 @@ def _figure(kernel: Kernel, found: ActivationReport, z: Any, values: Any, r: Any
     def draw() -> Figure:
         figure = new(620.0)
         upper, middle, lower = figure.subplots(3)
-        level = found.temperature
+        level = measured.temperature
         neighbours = ((level / 4, COLD), (level * 4, HOT)) if 0 < level < math.inf else ()
         for temperature, colour in neighbours:
-            other = evaluate(z, kernel, found.statistic, temperature)
+            other = evaluate(z, kernel, measured.statistic, temperature)
             upper.plot(z, other, color=colour, linewidth=1)
         upper.plot(z, values, color=INK)
         upper.set_xlabel("z")
         below = "blue T/4 · ink T · warm 4T" if neighbours else "at the limit"
-        title(upper, f"{found.kernel} x {found.statistic}, T = {level:g}", below)
+        title(upper, f"{measured.kernel} x {measured.statistic}, T = {level:g}", below)
         for h in range(r.shape[-1]):
             colour = series(h)["color"]
             middle.plot(z, r[:, h], color=colour)
@@ -226,9 +227,9 @@ def _figure(kernel: Kernel, found: ActivationReport, z: Any, values: Any, r: Any
         middle.set_xlabel("z")
         middle.set_ylim(-0.03, 1.1)
         title(middle, f"its posterior at T = {level:g}")
-        curve = found.trade_off
+        curve = measured.trade_off
         lower.plot(curve.decisiveness, curve.robustness, color=QUIET)
-        lower.plot([found.decisiveness], [found.robustness], marker="o", color=INK)
+        lower.plot([measured.decisiveness], [measured.robustness], marker="o", color=INK)
         lower.set_xlabel("decisiveness, 1 - S / log H")
         lower.set_ylabel("robustness")
         title(lower, "robustness against decisiveness", f"hot at the left · dot: T = {level:g}")
@@ -237,12 +238,12 @@ def _figure(kernel: Kernel, found: ActivationReport, z: Any, values: Any, r: Any
     return draw()
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinity: it becomes the text "inf"."""
+def _json_value(value: Any) -> Any:
+    """A value for JSON, which has no infinity: it becomes the text "inf"."""
     if isinstance(value, float) and value == float("inf"):
         return "inf"
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""tempering calibrate: the temperature that makes probabilities mean what they say."""
+"""tempering calibrate: the temperature that calibrates a classifier or language model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ EPILOG = """Examples:
   tempering calibrate --model smollm2 --choices questions.jsonl
 """
 
-# Tokens near each other are hard or easy together: blocks of this many are resampled as one.
+# Tokens: the losses of neighbouring tokens are correlated, so blocks of this many are resampled as
+# one. A block is about a paragraph.
 _BLOCK = 64
 
 
@@ -115,19 +116,21 @@ def calibrate(
         inputs="probabilities" if probabilities else "logits", per=per, prior=prior
     )
     section = None
-    with _told() as told:
+    with _noted_warnings() as told:
         if logits is not None:
-            found = _file(scaler, logits, labels, classes, groups, fraction, seed)
+            measured = _on_file(scaler, logits, labels, classes, groups, fraction, seed)
             name = logits.name
         else:
             network, tokenizer = common.open_model(model, device, dtype)
             section = common.model_section(network, model)
             if text is not None:
-                found = _tokens(scaler, network, tokenizer, text, chunk, limit, fraction, seed)
+                measured = _on_tokens(
+                    scaler, network, tokenizer, text, chunk, limit, fraction, seed
+                )
             else:
-                found = _answers(scaler, network, tokenizer, choices, fraction, seed)
+                measured = _on_answers(scaler, network, tokenizer, choices, fraction, seed)
             name = (text or choices or Path()).name
-    results = {"temperature": _temperatures(scaler), **found.results()}
+    results = {"temperature": _temperature_rows(scaler), **measured.results()}
     if told:
         results["warnings"] = [{"warning": line} for line in told]
     settings = {
@@ -137,10 +140,10 @@ def calibrate(
         "prior": prior,
         "bounds": scaler.bounds,
         "fitted share": fraction,
-        "rows reported on": found.n,
+        "rows reported on": measured.n,
         "reported on unseen rows": fraction < 1,
-        "level": found.level,
-        "resampled units": found.units,
+        "level": measured.level,
+        "resampled units": measured.units,
     }
     record = Record.new("calibrate", settings=settings, results=results, model=section, seed=seed)
     if report is None:
@@ -150,8 +153,8 @@ def calibrate(
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[list[str]]:
-    """Warnings of the library as notes on stderr, and in a list; its advice names our options."""
+def _noted_warnings() -> Iterator[list[str]]:
+    """Warnings of the library as notes on stderr, and in a list; their advice names CLI options."""
     from tempering.errors import TemperingWarning
     from tempering.estimators.calibration.advice import Advice, advising
 
@@ -182,7 +185,7 @@ def _told() -> Iterator[list[str]]:
         yield told
 
 
-def _split(rows: int, fraction: float, seed: int, unit: str) -> tuple[np.ndarray, np.ndarray]:
+def _masks(rows: int, fraction: float, seed: int, unit: str) -> tuple[np.ndarray, np.ndarray]:
     """Masks of the rows to fit on and to report on, drawn at random."""
     import numpy as np
 
@@ -200,7 +203,7 @@ def _split(rows: int, fraction: float, seed: int, unit: str) -> tuple[np.ndarray
     return fit, ~fit
 
 
-def _file(
+def _on_file(
     scaler: TemperatureScaler,
     path: Path,
     labels_path: Path | None,
@@ -235,7 +238,7 @@ def _labels(classes: str) -> np.ndarray:
         return names
 
 
-def _answers(
+def _on_answers(
     scaler: TemperatureScaler,
     model: Any,
     tokenizer: Any,
@@ -264,25 +267,25 @@ def _fit_and_report(
     from tempering.estimators.calibration.source import Part
 
     y = vector(y, "labels", logits.n_rows)
-    # From all rows: a share of them may miss the label by which 1..K is told from 0..K-1.
-    columns = max(2, logits.n_columns)  # one score a row tells two classes apart
+    # From all rows, because some of them may lack the label that tells 1..K from 0..K-1.
+    columns = max(2, logits.n_columns)  # one score a row is for two classes
     names = logits.column_names
     _, classes = encode_labels(y, logits.n_rows, columns, scaler.classes, names, in_order=False)
     scaler.set_params(classes=classes)
     groups = None if groups is None else vector(groups, "groups", logits.n_rows)
-    fit, rest = _split(logits.n_rows, fraction, seed, "rows")
-    of = groups if scaler.per == "group" else None
-    scaler.fit(Part(logits, fit), y[fit], groups=None if of is None else of[fit])
+    fit, rest = _masks(logits.n_rows, fraction, seed, "rows")
+    fit_groups = groups if scaler.per == "group" else None
+    scaler.fit(Part(logits, fit), y[fit], groups=None if fit_groups is None else fit_groups[fit])
     return scaler.report(
         Part(logits, rest),
         y[rest],
-        groups=None if of is None else of[rest],
+        groups=None if fit_groups is None else fit_groups[rest],
         by=None if groups is None else groups[rest],
         seed=seed,
     )
 
 
-def _tokens(
+def _on_tokens(
     scaler: TemperatureScaler,
     model: Any,
     tokenizer: Any,
@@ -301,8 +304,8 @@ def _tokens(
     from tempering.files import read_text
 
     windows = token_chunks(tokenizer, read_text(path), chunk, limit)
-    fit, rest = _split(len(windows), fraction, seed, f"windows of {chunk} tokens")
-    # Most of a vocabulary never occurs in a text; that is no news.
+    fit, rest = _masks(len(windows), fraction, seed, f"windows of {chunk} tokens")
+    # Most of a vocabulary never occurs in a text, so a warning of that says nothing.
     warnings.filterwarnings("ignore", r"\d+ of \d+ classes never occur")
     with common.staged() as show:
         passes = itertools.count(1)
@@ -326,7 +329,7 @@ def _tokens(
         )
 
 
-def _temperatures(scaler: TemperatureScaler) -> list[dict[str, Any]]:
+def _temperature_rows(scaler: TemperatureScaler) -> list[dict[str, Any]]:
     """The fitted temperatures as rows of a table."""
     import numpy as np
 
@@ -350,7 +353,7 @@ def _temperatures(scaler: TemperatureScaler) -> list[dict[str, Any]]:
 
 
 def _finish_at(record: Any, path: Path, as_json: bool) -> None:
-    """Write the report to `path` and the record beside it; print what was found."""
+    """Write the report to `path` and the record beside it; print the result."""
     from tempering.reports import print_record, save_html
 
     saved = record.save(path.with_suffix(".json"))

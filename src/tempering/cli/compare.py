@@ -1,4 +1,4 @@
-"""tempering compare: what patterns cost and buy, beside the untempered model and controls."""
+"""tempering compare: cost and benefit of patterns, beside the untempered model and controls."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _patterns(
             plan = schedule(text)
             chosen.append(plan if amplitude is None else plan.amplitude(amplitude))
             continue
-        own = common.pattern_profile(
+        by_reading = common.pattern_profile(
             network,
             tokenizer,
             text,
@@ -184,7 +184,7 @@ def _patterns(
             chunk=chunk,
             limit=limit,
         )
-        chosen.append((own.pattern or text, own))
+        chosen.append((by_reading.pattern or text, by_reading))
     chosen += [(path.stem, Profile.load(path)) for path in files or ()]
     return chosen
 

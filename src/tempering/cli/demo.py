@@ -1,4 +1,4 @@
-"""tempering demo: the main job on the embedded model, in one go."""
+"""tempering demo: generation, support and cost on the embedded model in one run."""
 
 from __future__ import annotations
 

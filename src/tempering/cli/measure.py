@@ -1,4 +1,4 @@
-"""tempering measure: what every head keeps of its keys on a text, streamed."""
+"""tempering measure: how many keys every head keeps alive on a text, streamed."""
 
 from __future__ import annotations
 

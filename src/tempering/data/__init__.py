@@ -1,4 +1,4 @@
-"""Sample texts that come with the package; `SOURCES.md` beside this file tells their origin."""
+"""Sample texts that come with the package; `SOURCES.md` beside this file states their origin."""
 
 from __future__ import annotations
 

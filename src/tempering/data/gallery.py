@@ -1,6 +1,6 @@
 """Profiles that come with the package, by name: "smollm2/text" is `gallery/smollm2/text.json`.
 
-Each was tuned for the model before the slash, and carries how, and what was measured about it.
+Each was tuned for the model before the slash, and its file holds how, and what was measured.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from tempering.errors import DataError
 
 def gallery() -> tuple[str, ...]:
     """The names of the profiles in the package, as MODEL/PROFILE."""
-    found = []
+    names = []
     for model in resources.files(__package__).joinpath("gallery").iterdir():
         if model.is_dir():
-            found += [
+            names += [
                 f"{model.name}/{item.name.removesuffix('.json')}"
                 for item in model.iterdir()
                 if item.name.endswith(".json")
             ]
-    return tuple(sorted(found))
+    return tuple(sorted(names))
 
 
 def gallery_text(name: str) -> str:
@@ -41,9 +41,9 @@ def gallery_text(name: str) -> str:
 
 
 def names_gallery(path: str | Path) -> bool:
-    """Whether this can only mean a profile of the package: no such file, and named MODEL/PROFILE.
+    """Whether a path means a profile of the package: MODEL/PROFILE, where there is no such file.
 
-    A file goes first, so a profile of one's own is never hidden.
+    A file comes first, so that it is never hidden by a profile of the package.
     """
     parts = Path(path).parts
     models = {name.split("/")[0] for name in gallery()}

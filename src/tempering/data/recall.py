@@ -1,8 +1,8 @@
 """Recall of facts strewn over a long text: questions with known answers, in many wordings.
 
 A context holds some facts ("The secret code for the red door is 4821.") among sentences of a
-real text; each question asks for one of them. Everything is drawn from a seed, and what is learned
-from shares no key and no sentence with what tests it.
+real text; each question asks for one of them. Everything is drawn from a seed. The part to learn
+from and the part to test with share no key and no sentence.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from tempering.data import sample_text
 from tempering.data.recall_pools import KEYS, VALUES, WORDINGS
 from tempering.errors import InputError
 
-# Ends of questions that the answer follows without a space.
+# After these ends of a question the answer follows without a space.
 _OPEN = ('"', "(", "# ", ">", '","', "=", "\n")
-_LONGEST = 60  # words of a sentence of the filler
-_PATIENCE = 1000  # draws without a new value; the last of 100 values is missed so once in 20,000
+# Words of a sentence of the filler; longer sentences are cut, so that contexts are about as long as
+# asked for.
+_LONGEST = 60
+# Draws without a new value before giving up: the last of 100 values is missed once in 20,000 times.
+_PATIENCE = 1000
 PARTS = ("learn", "test")
 
 
@@ -90,8 +93,8 @@ def recall(
     values = _values(kind, len(chosen), rng)
     body = _filler(text, part, rng, words)
     stated = [fact.format(k=k, v=v) for k, v in zip(chosen, values, strict=True)]
-    place = rng.choice(("strewn", "strewn", "block")) if layout is None else layout
-    if place == "block":
+    arrangement = rng.choice(("strewn", "strewn", "block")) if layout is None else layout
+    if arrangement == "block":
         middle = rng.randint(0, len(body))
         body = [*body[:middle], "\n" + "\n".join(stated) + "\n", *body[middle:]]
     else:
@@ -109,7 +112,7 @@ def recall(
 
 
 def _values(kind: str, count: int, rng: random.Random) -> list[str]:
-    """So many different values of a kind."""
+    """`count` different values of a kind."""
     values: list[str] = []
     missed = 0
     while len(values) < count:
@@ -126,7 +129,7 @@ def _values(kind: str, count: int, rng: random.Random) -> list[str]:
 
 
 def _keys(kind: str, part: str) -> list[str]:
-    """Every second key of a kind, in an order of chance."""
+    """The keys of a part: every second one of a kind, in a random order that is always the same."""
     pool = sorted(KEYS[kind])
     random.Random("keys").shuffle(pool)
     return pool[PARTS.index(part) :: 2]
@@ -143,13 +146,13 @@ def _sentences(text: str, part: str) -> list[str]:
 
 def _filler(text: str, part: str, rng: random.Random, words: int) -> list[str]:
     lines = _sentences(text, part)
-    found: list[str] = []
+    chosen: list[str] = []
     count = 0
     for line in lines[rng.randrange(max(1, len(lines) - words // 8)) :]:
         if count >= words:
             break
-        found.append(line)
+        chosen.append(line)
         count += len(line.split())
     if count < words:
         raise InputError(f"the {part} part of the text '{text}' has no {words} words of filler")
-    return found
+    return chosen

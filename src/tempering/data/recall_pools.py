@@ -130,7 +130,7 @@ def _word(rng: random.Random) -> str:
     return rng.choice(WORDS)
 
 
-def _pair(rng: random.Random) -> str:
+def _two_words(rng: random.Random) -> str:
     return f"{rng.choice(WORDS)} {rng.choice(WORDS)}"
 
 
@@ -162,7 +162,7 @@ def _two_digits(rng: random.Random) -> str:
 VALUES: dict[str, Callable[[random.Random], str]] = {
     "digits": _digits,
     "word": _word,
-    "two words": _pair,
+    "two words": _two_words,
     "code": _code,
     "price": _price,
     "date": _date,

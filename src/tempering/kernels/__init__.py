@@ -1,4 +1,4 @@
-"""Kernels: the shape of the posterior over hypotheses, as energies of an input.
+"""Kernels: energies of hypotheses given an input.
 
     kernel      d_h(z), x = z - c_h                          log odds of the signed -m, +m
     Gaussian    x^2 / (2 sigma^2)                            2 m z / sigma^2

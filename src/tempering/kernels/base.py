@@ -1,4 +1,4 @@
-"""What every kernel does: turn an input and hypotheses into energies and log odds."""
+"""The interface of kernels: energies, their differences and log odds of an input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.errors import InputError
+from tempering.errors import EnergyError, InputError
 from tempering.kernels.hypotheses import (
     Hypotheses,
     Parameter,
@@ -18,8 +18,8 @@ from tempering.kernels.hypotheses import (
     Signed,
     as_parameter,
     at_least_float32,
-    like,
-    positive,
+    check_positive,
+    in_dtype_of,
 )
 from tempering.tensors import TensorLike, as_tensor
 
@@ -74,6 +74,24 @@ class Kernel(ABC):
         """
         return self._energies(_working(z))
 
+    def excess(self, z: TensorLike) -> Float[Tensor, "... hypotheses"]:
+        """d_h(z) - d_k(z) for every hypothesis, with k the best one: what a posterior reads.
+
+        In closed form: far from all centres the energies themselves round to one number.
+
+        Returns [..., H], at least float32, +inf where a difference overflows. Raises InputError
+        when z does not fit the hypotheses, EnergyError where not even the best one is known.
+        """
+        z = _working(z)
+        excess = self._signed_excess(z) if self._is_signed else self._excess(z)
+        lost = (~(excess.detach() > -torch.inf)).nonzero()
+        if len(lost):
+            raise EnergyError(
+                f"energies at {lost[0].tolist()} differ by more than {z.dtype} can hold; give z "
+                "in float64, or in another unit"
+            )
+        return excess
+
     def log_odds(self, z: TensorLike) -> Float[Tensor, "..."]:
         """Log odds of the signed hypotheses at T = 1 and equal priors, d_-(z) - d_+(z).
 
@@ -86,7 +104,16 @@ class Kernel(ABC):
                 "Use energies(z)"
             )
         z = _working(z)
-        return self._log_odds(z, like(self.hypotheses.m, z))
+        return self._log_odds(z, in_dtype_of(self.hypotheses.m, z))
+
+    @property
+    def _is_signed(self) -> bool:
+        return isinstance(self.hypotheses, Signed)
+
+    def _signed_excess(self, z: Tensor) -> Tensor:
+        odds = self.log_odds(z).unsqueeze(-1)
+        zero = torch.zeros_like(odds)
+        return torch.where(odds >= 0, torch.cat([odds, zero], -1), torch.cat([zero, -odds], -1))
 
     def _shape_names(self) -> list[str]:
         return [field.name for field in fields(self) if field.name != "m"]
@@ -98,18 +125,22 @@ class Kernel(ABC):
     def _energies(self, z: Tensor) -> Tensor: ...
 
     @abstractmethod
+    def _excess(self, z: Tensor) -> Tensor:
+        """`excess` for hypotheses that are not signed."""
+
+    @abstractmethod
     def _log_odds(self, z: Tensor, m: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseKernel(Kernel):
-    """A kernel that charges energy for the deviation z - c_h, by feature."""
+    """A kernel whose energy is a function of the deviation z - c_h, feature by feature."""
 
     def _check(self) -> None:
         for name in self._shape_names():
-            positive(f"{name} of {type(self).__name__}", getattr(self, name))
+            check_positive(f"{name} of {type(self).__name__}", getattr(self, name))
         if isinstance(self.hypotheses, Signed):
-            positive("m, the distance of the signed centres from 0,", self.hypotheses.m)
+            check_positive("m, the distance of the signed centres from 0,", self.hypotheses.m)
 
     def _energies(self, z: Tensor) -> Tensor:
         values = self.hypotheses.values(z)
@@ -117,20 +148,81 @@ class NoiseKernel(Kernel):
             check_features(z, values.shape[-1])
             return self._vector_energies(z, values)
         if isinstance(self.hypotheses, Signed):
-            values = like(self.hypotheses.m, z).unsqueeze(-1) * values
+            values = in_dtype_of(self.hypotheses.m, z).unsqueeze(-1) * values
+        z, values = self._on_line(z), self._on_line(values)
         return self._noise(z.unsqueeze(-1) - values, *self._shapes(z, 1))
+
+    def _excess(self, z: Tensor) -> Tensor:
+        values = self.hypotheses.values(z)
+        if isinstance(self.hypotheses, Prototypes):
+            check_features(z, values.shape[-1])
+            return self._vector_excess(z, values)
+        z, values = self._on_line(z).unsqueeze(-1), self._on_line(values)
+        shapes = self._shapes(z.squeeze(-1), 1)
+        values = values.expand(*z.shape[:-1], values.shape[-1])
+
+        def about(best: Tensor) -> Tensor:
+            rivals = values.gather(-1, best)
+            return self._difference(z, values, rivals, *shapes)
+
+        with torch.no_grad():
+            # Rounded distances may tie; differences about one of the tied show which is nearest.
+            first = (z - values).abs().argmin(-1, keepdim=True)
+            best = about(first).argmin(-1, keepdim=True)
+        return about(best)
+
+    def _on_line(self, x: Tensor) -> Tensor:
+        """Positions on the line; a periodic kernel takes them into one period."""
+        return x
+
+    def _difference(self, z: Tensor, own: Tensor, rival: Tensor, *shapes: Tensor) -> Tensor:
+        """noise(z - own) - noise(z - rival), where `rival` is the nearer centre.
+
+        Close to the rival the two energies differ so much that subtracting them loses nothing.
+        Elsewhere it is the log odds of two signed centres about their midpoint.
+        """
+        close = (z - rival).abs() < (own - rival).abs() / 4
+        energy = self._noise(torch.where(close, z - own, 0.0), *shapes)
+        least = self._noise(torch.where(close, z - rival, 0.0), *shapes)
+        return torch.where(close, energy - least, self._midpoint_odds(z, own, rival, *shapes))
+
+    def _midpoint_odds(self, z: Tensor, own: Tensor, rival: Tensor, *shapes: Tensor) -> Tensor:
+        half_own, half_rival = own / 2, rival / 2
+        middle = half_own + half_rival
+        # What rounding took off the sum (Knuth's two-sum): a midpoint near z keeps its digits.
+        from_own = middle - half_rival
+        rest = (half_own - from_own) + (half_rival - (middle - from_own))
+        gap = (z - middle) - rest.detach()
+        m = half_rival - half_own
+        none = (m == 0) & (gap == 0)  # a centre held against itself, at the centre: 0/0 for some
+        side = torch.where(m < 0, -1.0, 1.0).to(m)
+        odds = self._noise_odds(gap, torch.where(none, 1.0, side * m), *shapes)
+        return torch.where(none, 0.0, side * odds)
 
     def _log_odds(self, z: Tensor, m: Tensor) -> Tensor:
         return self._noise_odds(z, m, *self._shapes(z, 0))
 
     def _shapes(self, z: Tensor, extra: int) -> list[Tensor]:
         """The shape parameters, aligned with `extra` dimensions behind those of the rows."""
-        values = [like(getattr(self, name), z) for name in self._shape_names()]
+        values = [in_dtype_of(getattr(self, name), z) for name in self._shape_names()]
         return [v.reshape(v.shape + (1,) * extra) if v.ndim else v for v in values]
 
     def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
         # Independent noise in every feature: energies add. Holds [..., K, features] at once.
         return self._noise(z.unsqueeze(-2) - vectors, *self._shapes(z, 2)).sum(-1)
+
+    def _vector_excess(self, z: Tensor, vectors: Tensor) -> Tensor:
+        # Holds [..., K, features] at once.
+        z, shapes = z.unsqueeze(-2), self._shapes(z, 2)
+
+        def about(best: Tensor) -> Tensor:
+            rivals = vectors[best].unsqueeze(-2)
+            return self._difference(z, vectors, rivals, *shapes).sum(-1)
+
+        with torch.no_grad():
+            first = self._noise(z - vectors, *shapes).sum(-1).argmin(-1)
+            best = about(first).argmin(-1)
+        return about(best)
 
     @abstractmethod
     def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
@@ -139,37 +231,6 @@ class NoiseKernel(Kernel):
     @abstractmethod
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         """noise(z + m) - noise(z - m) without cancellation."""
-
-
-def squared_distances(
-    z: Float[Tensor, "*rows features"], vectors: Float[Tensor, "prototypes features"]
-) -> Float[Tensor, "*rows prototypes"]:
-    """||z - w_k||^2 in memory for the result alone."""
-    return _distances(z, vectors).square()
-
-
-def distances(
-    z: Float[Tensor, "*rows features"], vectors: Float[Tensor, "prototypes features"]
-) -> Float[Tensor, "*rows prototypes"]:
-    """||z - w_k|| in memory for the result alone, also of lengths whose square overflows."""
-    longest = torch.finfo(z.dtype).max ** 0.5 / 1e3
-    far = z.detach().abs().amax(-1) > longest
-    if bool((vectors.detach().abs() > longest).any()):
-        far = torch.ones_like(far)
-    if not bool(far.any()):
-        return _distances(z, vectors)
-    near = _distances(torch.where(far.unsqueeze(-1), 0.0, z), vectors.clamp(-longest, longest))
-    apart = z[far].unsqueeze(-2) - vectors
-    size = apart.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-    lengths = size.squeeze(-1) * torch.linalg.vector_norm(apart / size, dim=-1)
-    return near.index_put(far.nonzero(as_tuple=True), lengths)
-
-
-def _distances(z: Tensor, vectors: Tensor) -> Tensor:
-    # Not by ||z||^2 - 2 z.w + ||w||^2: that loses near prototypes which lie far from the origin.
-    flat = z.reshape(-1, z.shape[-1])
-    lengths = torch.cdist(flat, vectors, compute_mode="donot_use_mm_for_euclid_dist")
-    return lengths.reshape(*z.shape[:-1], len(vectors))
 
 
 def check_features(z: Tensor, features: int) -> None:

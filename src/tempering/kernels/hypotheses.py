@@ -1,4 +1,4 @@
-"""The hypotheses that compete: where they sit, what they stand for, what is believed beforehand."""
+"""The hypotheses that compete: their centres, their values, their prior."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def like(value: Parameter | Weights, work: Tensor) -> Tensor:
+def in_dtype_of(value: Parameter | Weights, work: Tensor) -> Tensor:
     """`value` as a tensor of the dtype and device of `work`."""
     return torch.as_tensor(value, dtype=work.dtype, device=work.device)
 
@@ -35,7 +35,7 @@ def as_parameter(name: str, value: TensorLike | None) -> Number | Tensor | None:
     return float(value) if isinstance(value, Real) else as_tensor(value, name, InputError)
 
 
-def positive(name: str, value: Parameter, *, below: float = float("inf")) -> None:
+def check_positive(name: str, value: Parameter, *, below: float = float("inf")) -> None:
     """Refuse a parameter that is not positive, not finite, or not under `below`."""
     tensor = torch.as_tensor(value).detach()
     if tensor.numel() and bool(((tensor > 0) & (tensor < below)).all()):
@@ -71,7 +71,7 @@ def _checked_prior(prior: Weights | None, count: int) -> Tensor | None:
         if not 0 < weight < float("inf"):
             raise InputError(
                 f"the prior of hypothesis {h} is {weight}; expected a positive finite weight. "
-                "A hypothesis that can't be true is none: leave it out"
+                "Leave out a hypothesis that can't be true"
             )
     return weights
 
@@ -80,7 +80,7 @@ class Hypotheses(ABC):
     """What competes for an input: Signed, Centred or Prototypes.
 
     The prior pi is a measure over the hypotheses: r_h is proportional to pi_h exp(-d_h/T).
-    It is not heated with the energies: at T = inf the responsibilities are the prior, at
+    Temperature does not act on it: at T = inf the responsibilities are the prior, at
     T = 0 the minimisers share in proportion to it. Only its ratios matter.
     """
 
@@ -93,13 +93,13 @@ class Hypotheses(ABC):
 
     @abstractmethod
     def values(self, work: Tensor) -> Float[Tensor, "... hypotheses"]:
-        """What each hypothesis stands for, in the dtype of `work`; the statistics speak of it."""
+        """The value of each hypothesis, which the statistics summarise, in the dtype of `work`."""
 
     def log_prior(self, work: Tensor) -> Float[Tensor, " hypotheses"] | None:
         """log pi_h, normalised, in the dtype of `work`; None for equal priors."""
         if self.prior is None:
             return None
-        weights = like(self.prior, work)
+        weights = in_dtype_of(self.prior, work)
         return torch.log(weights) - torch.log(weights.sum())
 
 
@@ -164,7 +164,7 @@ class Centred(Hypotheses):
 
     def values(self, work: Tensor) -> Float[Tensor, "... hypotheses"]:
         """The centres."""
-        return like(self.centres, work)
+        return in_dtype_of(self.centres, work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,4 +196,4 @@ class Prototypes(Hypotheses):
 
     def values(self, work: Tensor) -> Float[Tensor, "prototypes features"]:
         """The prototype vectors."""
-        return like(self.vectors, work)
+        return in_dtype_of(self.vectors, work)

@@ -1,4 +1,4 @@
-"""Kernels of independent noise: a deviation from the centre costs energy, feature by feature."""
+"""Kernels of independent noise: the energy of a deviation from the centre, feature by feature."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempering.kernels.base import NoiseKernel, distances, squared_distances
+from tempering.kernels.base import NoiseKernel
+from tempering.kernels.distances import (
+    above_least,
+    distances,
+    far_inputs,
+    far_squared_excess,
+    plain_distances,
+    squared_distances,
+    squared_excess,
+)
 from tempering.kernels.hypotheses import Parameter
 
-# Lengths further apart than this square to what 1 is lost beside, in float64 too.
+# Beyond this ratio 1 + x^2 rounds to x^2, in float64 too.
 _FAR = 1e9
 _SHARP = 1 / _FAR
 
@@ -41,6 +50,10 @@ class Gaussian(NoiseKernel):
         (sigma,) = self._shapes(z, 1)
         return squared_distances(z, vectors) / (2 * sigma.square())
 
+    def _vector_excess(self, z: Tensor, vectors: Tensor) -> Tensor:
+        (sigma,) = self._shapes(z, 1)
+        return squared_excess(z, vectors) / (2 * sigma.square())
+
 
 @dataclass(frozen=True, eq=False)
 class Laplace(NoiseKernel):
@@ -61,20 +74,30 @@ class Laplace(NoiseKernel):
 
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         (b,) = shapes
-        return 2 * torch.clamp(z, -m, m) / b
+        # As clip(z, -m, m), but with the slope in m also where m = 0.
+        return 2 * torch.where(z.abs() <= m, z, torch.sign(z) * m) / b
 
     def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
         (b,) = self._shapes(z, 1)
-        flat = torch.cdist(z.reshape(-1, z.shape[-1]), vectors, p=1.0)
-        return flat.reshape(*z.shape[:-1], len(vectors)) / b
+        return plain_distances(z, vectors, 1.0) / b
+
+    def _vector_excess(self, z: Tensor, vectors: Tensor) -> Tensor:
+        (b,) = self._shapes(z, 1)
+        lengths = plain_distances(z, vectors, 1.0)
+        far = far_inputs(lengths, vectors, 1.0)
+        if not bool(far.any()):
+            return above_least(lengths / b)
+        return torch.where(
+            far.unsqueeze(-1), super()._vector_excess(z, vectors), above_least(lengths / b)
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class StudentT(NoiseKernel):
     """Student-t noise: d_h(z) = (nu + D)/2 log(1 + ||z - c_h||^2/(nu sigma^2)), D features.
 
-    D = 1 on the line. The log odds are not monotone: far out, no hypothesis explains z, and
-    they return to 0.
+    D = 1 on the line. The log odds are not monotone: far from all centres no hypothesis explains z,
+    and they return to 0.
 
     Parameters
     ----------
@@ -91,9 +114,9 @@ class StudentT(NoiseKernel):
 
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         sigma, nu = shapes
-        # By symmetry from |z|, where the ratio under the logarithm is at least 1. With s the
-        # smaller and l the larger of |z| and m, that ratio less 1 is 4 (s/l)/d^2, with
-        # d^2 = nu (sigma/l)^2 + (1 - s/l)^2: no length stands alone, so none can overflow.
+        # By symmetry computed from |z|, where the ratio under the logarithm is at least 1. With s
+        # the smaller and l the larger of |z| and m, the ratio less 1 is 4 (s/l)/d^2, with
+        # d^2 = nu (sigma/l)^2 + (1 - s/l)^2: made of ratios of lengths, which don't overflow.
         side = torch.where(z >= 0, 1.0, -1.0).to(z)
         far = side * z
         small, large = torch.minimum(far, m), torch.maximum(far, m)
@@ -110,9 +133,23 @@ class StudentT(NoiseKernel):
         return side * (nu + 1) / 2 * odds
 
     def _vector_energies(self, z: Tensor, vectors: Tensor) -> Tensor:
+        return self._of_lengths(z, distances(z, vectors), vectors.shape[-1])
+
+    def _of_lengths(self, z: Tensor, lengths: Tensor, features: int) -> Tensor:
         sigma, nu = self._shapes(z, 1)
-        lengths = distances(z, vectors)
-        return (nu + vectors.shape[-1]) / 2 * _log1p_square(lengths, sigma * nu.sqrt())
+        return (nu + features) / 2 * _log1p_square(lengths, sigma * nu.sqrt())
+
+    def _vector_excess(self, z: Tensor, vectors: Tensor) -> Tensor:
+        lengths, features = distances(z, vectors), vectors.shape[-1]
+        excess = above_least(self._of_lengths(z, lengths, features))
+        far = far_inputs(lengths, vectors)
+        if not bool(far.any()):
+            return excess
+        sigma, nu = (shape.expand(*z.shape[:-1], 1)[far] for shape in self._shapes(z, 1))
+        # The ratio of 1 + d_h^2/w^2 to 1 + d_k^2/w^2, with w^2 = nu sigma^2, less 1.
+        ratio = far_squared_excess(z[far], vectors, lengths[far], sigma * nu.sqrt())
+        exact = (nu + features) / 2 * torch.log1p(ratio)
+        return excess.index_put(far.nonzero(as_tuple=True), exact)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +175,17 @@ class Huber(NoiseKernel):
 
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         (delta,) = shapes
-        # With c+ = clip(z + m) and c- = clip(z - m): (c+ - c-)(z - (c+ + c-)/2) + (c+ + c-) m.
-        # The sum c+ + c- would cancel near z = 0; written in clips of z it does not.
-        near, far = delta - m, delta + m
-        inner = torch.sign(near) * torch.clamp(z, -near.abs(), near.abs())
-        both = torch.clamp(z, -far, far) + inner
-        apart = torch.clamp(z + m, -delta, delta) - torch.clamp(z - m, -delta, delta)
-        value = apart * (z - both / 2) + both * m
-        # On the seams the clips may round to different sides, and the slopes that autograd reads
-        # off them would not fit together: the slopes come from the difference, which has none.
-        difference = self._noise(z + m, delta) - self._noise(z - m, delta)
-        return difference + (value - difference).detach()
+        # By symmetry from |z|. The two deviations |z| + m and |z| - m lie in the parabola or on a
+        # line each; every branch is written so that no digits cancel in it.
+        side = torch.where(z >= 0, 1.0, -1.0).to(z)
+        size = side * z
+        inner = size - m
+        wide = 2 * delta * m - (delta - inner).square() / 2
+        narrow = 2 * m * size - (size - delta + m).square() / 2
+        mixed = torch.where(m >= 2 * delta, wide, narrow)
+        lines = 2 * delta * torch.minimum(size, m)
+        odds = torch.where(inner.abs() > delta, lines, mixed)
+        return side * torch.where(size + m <= delta, 2 * m * size, odds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +235,7 @@ class Logistic(NoiseKernel):
     def _noise_odds(self, z: Tensor, m: Tensor, *shapes: Tensor) -> Tensor:
         (b,) = shapes
         # 2 log[cosh(u + v)/cosh(u - v)], by symmetry from u >= 0, in the form that keeps its
-        # digits: small odds by atanh(tanh u tanh v), large ones past their linear part.
+        # digits: atanh(tanh u tanh v) for small odds, the linear part and a rest for large ones.
         side = torch.where(z >= 0, 1.0, -1.0).to(z)
         u, v = side * z / (2 * b), m / (2 * b)
         low, gap = torch.minimum(u, v), (u - v).abs()

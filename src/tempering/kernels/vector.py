@@ -1,4 +1,4 @@
-"""Kernels with a geometry of their own: angles, and correlated features."""
+"""Kernels of angles, and of correlated features."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import EnergyError, InputError
-from tempering.kernels.base import Kernel, NoiseKernel, check_features, squared_distances
-from tempering.kernels.hypotheses import Hypotheses, Parameter, Prototypes, Signed, like, positive
+from tempering.kernels.base import Kernel, NoiseKernel, check_features
+from tempering.kernels.distances import squared_distances, squared_excess
+from tempering.kernels.hypotheses import (
+    Hypotheses,
+    Parameter,
+    Prototypes,
+    Signed,
+    check_positive,
+    in_dtype_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +39,7 @@ class Angular(NoiseKernel):
     def _check(self) -> None:
         super()._check()
         if isinstance(self.hypotheses, Signed):
-            positive("m of Angular, an angle in radians,", self.hypotheses.m, below=torch.pi)
+            check_positive("m of Angular, an angle in radians,", self.hypotheses.m, below=torch.pi)
 
     def _noise(self, deviation: Tensor, *shapes: Tensor) -> Tensor:
         (kappa,) = shapes
@@ -45,6 +53,14 @@ class Angular(NoiseKernel):
         (kappa,) = self._shapes(z, 1)
         # 1 - cos = ||difference of unit vectors||^2 / 2, which keeps small angles.
         return kappa / 2 * squared_distances(_direction(z, "z"), _direction(vectors, "prototypes"))
+
+    def _vector_excess(self, z: Tensor, vectors: Tensor) -> Tensor:
+        (kappa,) = self._shapes(z, 1)
+        return kappa / 2 * squared_excess(_direction(z, "z"), _direction(vectors, "prototypes"))
+
+    def _on_line(self, x: Tensor) -> Tensor:
+        # A centre subtracted from a large angle would be lost to rounding, and the phase with it.
+        return torch.atan2(torch.sin(x), torch.cos(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +110,19 @@ class Mahalanobis(Kernel):
 
     def _energies(self, z: Tensor) -> Tensor:
         if isinstance(self.hypotheses, Signed):
-            m = like(self.hypotheses.m, z)
+            m = in_dtype_of(self.hypotheses.m, z)
             centres = torch.stack([-m, m])
         else:
             centres = self.hypotheses.values(z)
-        return squared_distances(self._whitened(z), self._whitened(centres)) / 2
+        return squared_distances(*self._whitened_from(centres, z)) / 2
+
+    def _excess(self, z: Tensor) -> Tensor:
+        return squared_excess(*self._whitened_from(self.hypotheses.values(z), z)) / 2
+
+    def _whitened_from(self, centres: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and centres, measured from the first centre: the origin may lie far off."""
+        check_features(z, centres.shape[-1])
+        return self._whitened(z - centres[0]), self._whitened(centres - centres[0])
 
     def _log_odds(self, z: Tensor, m: Tensor) -> Tensor:
         return 2 * self._whitened(z) @ self._whitened(m)
@@ -107,7 +131,7 @@ class Mahalanobis(Kernel):
         if self.covariance is None:
             raise TypeError("checked when the kernel was made")
         check_features(z, len(self.covariance))
-        root = torch.linalg.cholesky(like(self.covariance, z))
+        root = torch.linalg.cholesky(in_dtype_of(self.covariance, z))
         flat = z.reshape(-1, z.shape[-1])
         return torch.linalg.solve_triangular(root, flat.mT, upper=False).mT.reshape(z.shape)
 
@@ -126,11 +150,13 @@ def _features(hypotheses: Hypotheses) -> int:
 
 
 def _direction(vectors: Tensor, name: str) -> Tensor:
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    null = (lengths == 0).squeeze(-1).nonzero()
+    size = vectors.detach().abs().amax(-1, keepdim=True)
+    null = (size == 0).squeeze(-1).nonzero()
     if len(null):
         raise EnergyError(
             f"{name} at {null[0].tolist()} is the vector 0, which has no direction; the angular "
             "kernel needs vectors that are not 0"
         )
-    return vectors / lengths
+    # In units of the largest feature, whose square can't overflow, nor vanish.
+    scaled = vectors / size
+    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)

@@ -2,7 +2,7 @@
 
 competition      one row of energies at one temperature, exact in both limits
 solve            the temperature at which a stated number of hypotheses stays alive
-thermodynamics   responsibilities, free energy, entropy, support and their kin
+thermodynamics   responsibilities, free energy, entropy, support, and more
 """
 
 from tempering.posterior.solve import temperature_for

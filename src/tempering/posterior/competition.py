@@ -1,7 +1,7 @@
-"""Hypotheses in competition: checked input, and the few sums that every quantity is made of.
+"""Rows of energies at a temperature: checks of the input, and the sums behind every quantity.
 
-Everything is measured from one minimiser of the row (`first`), so the sums have terms of one
-sign: small entropies keep their relative accuracy and nothing overflows.
+Energies are measured from one minimiser of the row (`first`). The sums then have terms of one
+sign, so small entropies keep their relative accuracy, and nothing overflows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Number = float | int | Tensor
 class Competition(NamedTuple):
     """Rows of hypotheses at a temperature; the hypothesis axis is kept in every tensor.
 
-    `heat` is T with 0 replaced by inf. At T = 0 only ties are alive, and their excess is 0, so
-    dividing by inf gives the exact limit and a gradient of 0 in one stroke.
+    `heat` is T with 0 replaced by inf. At T = 0 only ties are alive, and their excess is 0:
+    divided by inf it gives the exact limit, and a gradient of 0.
     """
 
     dim: int
@@ -51,7 +51,7 @@ class Competition(NamedTuple):
         return torch.log1p(self.others) + self.mean_reduced()
 
     def support(self) -> Tensor:
-        # exp(S) without the detour over a logarithm: ties and limits are counted exactly.
+        # exp(S) as a product, without the logarithm of a count: ties and limits are exact.
         return (1.0 + self.others) * torch.exp(self.mean_reduced())
 
     def heat_capacity(self) -> Tensor:
@@ -71,7 +71,7 @@ class Competition(NamedTuple):
         hot = self.temperature == math.inf
         finite = torch.where(hot, 0.0, self.temperature)
         inside = self.minimum - finite * torch.log1p(self.others)
-        # At the limits by way of U - T S: there dF/dd = r, and dF/dT = -S at T = 0, survive.
+        # At the limits as U - T S, from which autograd finds dF/dd = r, and dF/dT = -S at T = 0.
         drop = torch.where(hot & (self.others > 0), math.inf, 0.0)
         limit = self.minimum + self.mean_excess() - finite * self.entropy() - drop
         return torch.where(hot | (self.temperature == 0), limit, inside)
@@ -79,18 +79,18 @@ class Competition(NamedTuple):
 
 def compete(energies: TensorLike, temperature: TensorLike, dim: int) -> Competition:
     """Check energies and temperature, and let the hypotheses along `dim` compete."""
-    whole, dim = working(energies, dim)
-    level = per_row(temperature, whole, dim, TemperatureError, "temperature").unsqueeze(dim)
+    whole, dim = in_working_dtype(energies, dim)
+    level = one_per_row(temperature, whole, dim, TemperatureError, "temperature").unsqueeze(dim)
     if not bool((level >= 0).all()):
         raise temperature_error(level.squeeze(dim))
     # argmin, not amin: the minimiser's own excess has to be 0 with gradient 0, also among ties.
     index = whole.detach().argmin(dim, keepdim=True)
     minimum = whole.gather(dim, index)
-    check_rows(whole, minimum, dim)
+    check_energy_rows(whole, minimum, dim)
     first = torch.zeros_like(whole, dtype=torch.bool).scatter(dim, index, True)
     finite = whole < math.inf  # NaN and -inf are refused above
-    # Beyond `horizon` temperatures exp underflows to exactly 0. Leaving those out changes no
-    # value and keeps 0 * inf out of every gradient.
+    # Beyond `horizon` temperatures exp underflows to exactly 0. Leaving such hypotheses out
+    # changes no value, and keeps 0 * inf out of every gradient.
     kind = torch.finfo(whole.dtype)
     horizon = -math.log(kind.smallest_normal * kind.eps)
     excess = whole - minimum
@@ -103,7 +103,7 @@ def compete(energies: TensorLike, temperature: TensorLike, dim: int) -> Competit
     return Competition(dim, minimum, first, finite, excess, level, heat, reduced, weights, others)
 
 
-def working(energies: TensorLike, dim: int) -> tuple[Tensor, int]:
+def in_working_dtype(energies: TensorLike, dim: int) -> tuple[Tensor, int]:
     """Energies in the dtype of the work (float32 at least; integers exactly, in float64), and
     the hypothesis axis counted from the front."""
     energies = as_tensor(energies, "energies", EnergyError)
@@ -124,13 +124,13 @@ def working(energies: TensorLike, dim: int) -> tuple[Tensor, int]:
     return energies.to(dtype), dim % energies.dim()
 
 
-def per_row(
+def one_per_row(
     value: TensorLike, energies: Tensor, dim: int, error: type[InputError], name: str
 ) -> Tensor:
     """Numbers as one value for each row, in the energies' dtype and device."""
     shape = energies.shape[:dim] + energies.shape[dim + 1 :]
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        # Straight into the dtype of the work: by way of float32, 1e300 would become inf.
+        # In the dtype of the work at once: torch's default, float32, would make inf of 1e300.
         given = torch.tensor(float(value), dtype=energies.dtype)
     else:
         given = as_tensor(value, name, error)
@@ -146,13 +146,13 @@ def per_row(
         ) from None
 
 
-def check_rows(energies: Tensor, minimum: Tensor, dim: int) -> None:
+def check_energy_rows(energies: Tensor, minimum: Tensor, dim: int) -> None:
     """Raise EnergyError, with the position, for NaN, -inf, no finite energy, or overflow.
 
     `minimum` (hypothesis axis kept) is NaN, -inf or +inf in exactly the rows at fault.
     """
     if bool(torch.isfinite(minimum).all()):
-        # d - min d overflows only where the minimum moves the largest number by half its ulp.
+        # d - min d overflows only if the minimum is at least half a spacing of the largest numbers.
         kind = torch.finfo(energies.dtype)
         if not bool((minimum < -kind.max * kind.eps / 8).any()):
             return
@@ -160,32 +160,34 @@ def check_rows(energies: Tensor, minimum: Tensor, dim: int) -> None:
         if not bool(over.any()):
             return
         raise EnergyError(
-            f"energies{place(over)} lies further from its row's minimum than {energies.dtype} "
-            "can hold; give float64, or +inf to rule a hypothesis out"
+            f"energies{first_position(over)} lies further from its row's minimum than "
+            f"{energies.dtype} can hold; give float64, or +inf to rule a hypothesis out"
         )
     for bad, what, mend in (
         (torch.isnan(energies), "NaN", "find where it arises"),
         (energies == -math.inf, "-inf", "low energies win; to rule a hypothesis out give +inf"),
     ):
         if bool(bad.any()):
-            raise EnergyError(f"energies{place(bad)} is {what} ({int(bad.sum())} in all); {mend}")
+            raise EnergyError(
+                f"energies{first_position(bad)} is {what} ({int(bad.sum())} in all); {mend}"
+            )
     bad = (energies == math.inf).all(dim)
     raise EnergyError(
-        f"row{place(bad)} has no finite energy along dim {dim} ({int(bad.sum())} such in all); "
-        "leave at least one hypothesis possible"
+        f"row{first_position(bad)} has no finite energy along dim {dim} "
+        f"({int(bad.sum())} such in all); leave at least one hypothesis possible"
     )
 
 
 def temperature_error(temperature: Tensor, name: str = "temperature") -> TemperatureError:
     """The error for a negative or NaN temperature, with the first position."""
     bad = ~(temperature >= 0)
-    where = place(bad) if temperature.dim() else ""
+    where = first_position(bad) if temperature.dim() else ""
     return TemperatureError(
         f"{name}{where} is {temperature[bad][0].item():g} ({int(bad.sum())} in all); "
         "expected 0..inf, both limits included"
     )
 
 
-def place(bad: Tensor) -> str:
+def first_position(bad: Tensor) -> str:
     """The first position that holds, as an index: [2, 0, 5]."""
     return str([int(i) for i in bad.nonzero()[0]])

@@ -1,16 +1,16 @@
 """Solving for temperature: the T at which a stated number of hypotheses stays alive.
 
 S rises with log T, with slope C, between log(ties) at T = 0 and log(finite energies) at T = inf.
-Newton on log T works on the log odds of the entropy's place between those ends,
+Newton on log T works on the log odds of where the entropy lies between those ends,
 
     g = log (S - S_cold) / (S_hot - S),    dg/dlog T = C (1/(S - S_cold) + 1/(S_hot - S)),
 
 which is straight where S is not: S_hot - S falls as T^-2 above, S - S_cold exponentially below.
 
-The start lies inside a bracket that holds by theorem. Random energies then take three or four
-evaluations of S and C; rows with ties and 500 decades of spread took at most twenty. A proposal
-outside the bracket, or one that doesn't halve the step before it when the row should long have
-converged, gives way to a bisection in log T.
+The start lies inside a bracket that two inequalities prove (`_bracket`). Random energies then
+take three or four evaluations of S and C; rows with ties and 500 decades of spread took at most
+twenty. A Newton step that leaves the bracket is replaced by a bisection in log T. So is a step
+that is not half as long as the one before it, once a row has had more turns than usual.
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ import torch
 from torch import Tensor
 
 from tempering.errors import SupportError
-from tempering.posterior.competition import check_rows, compete, per_row, working
+from tempering.posterior.competition import (
+    check_energy_rows,
+    compete,
+    in_working_dtype,
+    one_per_row,
+)
 from tempering.tensors import TensorLike
 
-# Elements worked on at a time: three such blocks of float32 stay in a core's cache (measured
-# flat from 2^16 to 2^18); other devices want few, large kernels instead.
+# Elements worked on at a time. On a CPU three such blocks of float32 stay in a core's cache; other
+# devices are fast with few, large kernels.
 _BLOCK = {"cpu": 1 << 20}
 _BLOCK_ELSEWHERE = 1 << 25
-# Plain Newton converges within this many turns on all but adversarial rows; from here on its
-# steps must halve, and in the last half of the turns there is only bisection, which needs
-# log2(1400/2^-52) = 63 of them to search the whole of float64.
+# Newton's method converges within _PATIENCE turns on all but adversarial rows. From there on each
+# step must be at most half of the one before, and the last half of _TURNS only bisects: log T spans
+# about 1400 over float64, and log2(1400/2^-52) = 63 bisections resolve that to the last bit.
 _PATIENCE = 8
 _TURNS = 140
-# Converged when S is this close relative to its distance from the nearer end; the last Newton
-# step, taken after that test, squares it.
+# A row has converged when the error of S is under this share of S's distance from the nearer end.
+# One more Newton step follows, which squares that error.
 _NEAR = 1e-7
 
 
@@ -66,10 +71,10 @@ def temperature_for(energies: TensorLike, support: TensorLike, *, dim: int = -1)
 
     Source: bracketed Newton (Press et al., Numerical Recipes, 9.4) with dS/dlog T = C.
     """
-    whole, dim = working(energies, dim)
-    target = per_row(support, whole, dim, SupportError, "support")
+    whole, dim = in_working_dtype(energies, dim)
+    target = one_per_row(support, whole, dim, SupportError, "support")
     minimum = whole.detach().amin(dim, keepdim=True)
-    check_rows(whole, minimum, dim)
+    check_energy_rows(whole, minimum, dim)
     rows = whole.movedim(dim, -1).reshape(-1, whole.shape[dim])
     solved = _Solve.apply(rows, target.reshape(-1), minimum.reshape(-1), target.shape)
     return solved.reshape(target.shape)
@@ -98,8 +103,8 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        # The saved temperature is this function's own output, so differentiating these lines
-        # once more leads back here: second derivatives come for free.
+        # The saved temperature is this function's own output, so autograd differentiates these
+        # lines by calling `backward` again: second derivatives need no code of their own.
         rows = ctx.saved_tensors[0]
         blocks = zip(*(each.split(_block_rows(rows)) for each in (*ctx.saved_tensors, grad)))
         to_rows, to_target = zip(*(_pull_back(*block) for block in blocks))
@@ -167,7 +172,7 @@ def _solve_block(
             solved = active.done.bool()
             result[active.number[solved]] = active.temperature[solved]
             active = active.keep(~solved)
-    raise _beyond(active, target, start, shape)
+    raise _beyond_dtype(active, target, start, shape)
 
 
 def _bracket(
@@ -186,11 +191,11 @@ def _bracket(
     kind = torch.finfo(target.dtype)
     low = least / (2 * torch.log(1.22 * (reach - ties) / (ties * rise))).clamp(min=1.0)
     high = most / (8 * fall).sqrt()
-    # What the dtype can't hold as a temperature is refused at the end, not divided by.
+    # A temperature that the dtype can't hold is refused after the loop; here it must not be 0.
     low = low.clamp(min=kind.smallest_normal)
     high = torch.maximum(high.clamp(max=kind.max), low)
-    # Where solutions lay between the bounds on eight kinds of random energies, 64 to a row
-    # (normal, exponential, uniform, Gumbel, Cauchy, log-normal, ...): to 0.1 of the bracket.
+    # Fitted to where solutions lay between the bounds, on eight kinds of random energies, 64 to a
+    # row (normal, exponential, uniform, Gumbel, Cauchy, log-normal, ...): to 0.1 of the bracket.
     share = torch.sigmoid(0.25 * odds + 0.3)
     start = torch.exp2(torch.lerp(low.log2(), high.log2(), share))
     noise = 5 * kind.eps * (1 + math.log2(excess.shape[1]))
@@ -219,7 +224,7 @@ def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
     temperature = rows.temperature
     entropy, slope = _evaluate(rows.excess, temperature, space)
     error = entropy - rows.wanted
-    above = _is(torch.gt, error, 0.0)
+    above = _truth(torch.gt, error, 0.0)
     low = torch.maximum(rows.low, temperature * (1 - above))
     high = torch.minimum(rows.high, temperature / above)
     rise = entropy - rows.cold
@@ -228,17 +233,19 @@ def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
     change = (rows.odds - torch.log2(rise / fall)) / (slope / rise + slope / fall)
     change = change.nan_to_num_(math.inf, math.inf, -math.inf)
     newton = (temperature * torch.exp2(change)).clamp_(low, high)
-    inside = _is(torch.gt, newton, low) * _is(torch.lt, newton, high)
-    met = _is(torch.le, error.abs(), rows.slack)
+    inside = _truth(torch.gt, newton, low) * _truth(torch.lt, newton, high)
+    met = _truth(torch.le, error.abs(), rows.slack)
     size, stride = change.abs_(), rows.stride
     if turn >= _PATIENCE:
-        inside *= _is(torch.lt, size, stride / 2) if turn < _TURNS // 2 else 0.0
-        narrow = _is(torch.le, high, low * (1 + 4 * torch.finfo(low.dtype).eps))
-        met = torch.maximum(met, narrow * _is(torch.le, error.abs(), _promise(low.dtype)))
+        inside *= _truth(torch.lt, size, stride / 2) if turn < _TURNS // 2 else 0.0
+        narrow = _truth(torch.le, high, low * (1 + 4 * torch.finfo(low.dtype).eps))
+        met = torch.maximum(
+            met, narrow * _truth(torch.le, error.abs(), _support_accuracy(low.dtype))
+        )
     proposal = torch.lerp(low.sqrt() * high.sqrt(), newton, inside)
-    # A last Newton step is free, and squares the error just met; where the slope says that it
-    # would move S further than that error, rounding speaks, and T stays.
-    trusted = _is(torch.lt, size, 1e-3) * _is(torch.le, size * slope, 2 * rows.slack)
+    # The last Newton step needs no further evaluation, and squares the error. Where it would move
+    # S further than that error, the step is rounding noise, and T stays.
+    trusted = _truth(torch.lt, size, 1e-3) * _truth(torch.le, size * slope, 2 * rows.slack)
     stay = met * (1 - inside * trusted)
     moved = torch.lerp(temperature, proposal, (1 - rows.done) * (1 - stay))
     if turn >= _PATIENCE - 1:
@@ -252,7 +259,7 @@ def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
     )
 
 
-def _is(compare: Callable[..., Tensor], left: Tensor, right: Tensor | float) -> Tensor:
+def _truth(compare: Callable[..., Tensor], left: Tensor, right: Tensor | float) -> Tensor:
     """1 where the comparison holds, else 0."""
     return compare(left, right, out=torch.empty_like(left))
 
@@ -275,7 +282,7 @@ def _evaluate(excess: Tensor, temperature: Tensor, space: Tensor) -> tuple[Tenso
     return total.log2_().sub_(first), slope
 
 
-def _promise(dtype: torch.dtype) -> float:
+def _support_accuracy(dtype: torch.dtype) -> float:
     """The promised relative accuracy of N."""
     return 1e-6 if dtype == torch.float64 else 1e-5
 
@@ -291,7 +298,7 @@ def _check_reach(
     if not bool(bad.any()):
         return
     row = int(bad.nonzero()[0])
-    where, given = _row(start + row, shape), f"{target[row].item():.10g}"
+    where, given = _row_name(start + row, shape), f"{target[row].item():.10g}"
     low, high = int(ties[row]), int(reach[row])
     if low == high:
         raise SupportError(
@@ -304,18 +311,18 @@ def _check_reach(
     )
 
 
-def _beyond(rows: _Active, target: Tensor, start: int, shape: torch.Size) -> SupportError:
+def _beyond_dtype(rows: _Active, target: Tensor, start: int, shape: torch.Size) -> SupportError:
     row = int(rows.number[rows.done == 0][0])
     mend = "" if target.dtype == torch.float64 else "float64, or "
     return SupportError(
-        f"{_row(start + row, shape)}: support {target[row].item():.10g} needs a temperature that "
-        f"{target.dtype} can't hold; give {mend}energies in another unit"
+        f"{_row_name(start + row, shape)}: support {target[row].item():.10g} needs a temperature "
+        f"that {target.dtype} can't hold; give {mend}energies in another unit"
     )
 
 
-def _row(row: int, shape: torch.Size) -> str:
+def _row_name(row: int, shape: torch.Size) -> str:
     index = []
     for size in reversed(shape):
-        row, place = divmod(row, size)
-        index.append(place)
+        row, position = divmod(row, size)
+        index.append(position)
     return f"row{index[::-1]}" if shape else "the row"

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import InputError, TemperatureError
-from tempering.posterior.competition import Number, compete, per_row, temperature_error
+from tempering.posterior.competition import Number, compete, one_per_row, temperature_error
 from tempering.tensors import TensorLike, as_tensor
 
 __all__ = [
@@ -191,7 +191,7 @@ def susceptibility(
     r = state.responsibilities()
     same = torch.eye(r.shape[-1], dtype=torch.bool, device=r.device)
     apart = torch.where(same, 0.0, r.unsqueeze(-1) * r.unsqueeze(-2))
-    # r_h (1 - r_h) as the sum over the others: exact where one hypothesis has nearly everything.
+    # r_h (1 - r_h) as a sum over the other hypotheses: it keeps its digits where r_h is nearly 1.
     covariance = torch.where(same, -apart.sum(-1, keepdim=True), apart)
     limit = torch.where(covariance == 0, 0.0, torch.sign(covariance.detach()) * math.inf)
     cold = (state.temperature == 0).unsqueeze(-1)
@@ -217,10 +217,10 @@ def information(
     r = state.responsibilities()
     share = _shares(r, weights, state.dim)
     mixture = (share * r).movedim(state.dim, -1).reshape(-1, r.shape[state.dim]).sum(0)
-    # A hypothesis that no input uses: 0 log 0 = 0, with gradient 0.
+    # For a hypothesis that no input uses, 0 log 0 = 0, with gradient 0.
     used = torch.where(mixture > 0, mixture, 1.0)
     kept = -(used * used.log()).sum() - (share * state.entropy()).sum()
-    # By Jensen I >= 0; only rounding takes it below.
+    # I >= 0 by Jensen's inequality; only rounding takes it below 0.
     return kept.clamp(min=0.0)
 
 
@@ -243,24 +243,24 @@ def canonical(energies: TensorLike, *, dim: int = -1) -> Canonical:
 
 
 def temperature_from_variance(sigma2: TensorLike) -> Number:
-    """The temperature that does what a variance does: T = sigma^2.
+    """The temperature that is equivalent to a variance: T = sigma^2.
 
-    Energies d~/sigma^2 at T = 1 have the responsibilities of d~ at T = sigma^2: one control under
-    two names. Takes a number or tensor in 0..inf, returns it as temperature in the unit of d~,
-    and raises TemperatureError when it is negative or NaN.
+    Energies d~/sigma^2 at T = 1 have the responsibilities of d~ at T = sigma^2: variance and
+    temperature are one control. Takes a number or tensor in 0..inf and returns it as a temperature
+    in the unit of d~. Raises TemperatureError when it is negative or NaN.
     """
-    return _one_control(sigma2, "sigma2")
+    return _checked_control(sigma2, "sigma2")
 
 
 def variance_from_temperature(temperature: TensorLike) -> Number:
-    """The variance that does what a temperature does: sigma^2 = T.
+    """The variance that is equivalent to a temperature: sigma^2 = T.
 
     The inverse of `temperature_from_variance`, with the same range and errors.
     """
-    return _one_control(temperature, "temperature")
+    return _checked_control(temperature, "temperature")
 
 
-def _one_control(value: TensorLike, name: str) -> Number:
+def _checked_control(value: TensorLike, name: str) -> Number:
     given = as_tensor(value, name, TemperatureError)
     if not bool((given >= 0).all()):
         raise temperature_error(given, name)
@@ -279,10 +279,10 @@ def _shares(r: Tensor, weights: TensorLike | None, dim: int) -> Tensor:
         float(given.detach().abs().amax()) if given.is_floating_point() and given.numel() else 0.0
     )
     if 0 < most < math.inf:
-        # Only ratios matter. Near 1, which takes a power of 2, they survive in every dtype.
+        # Only ratios matter. Scaled to about 1 by a power of 2, the weights survive in every dtype.
         half = 2.0 ** -(math.frexp(most)[1] // 2)
         given = given * half * half
-    given = per_row(given, r, dim, InputError, "weights").unsqueeze(dim)
+    given = one_per_row(given, r, dim, InputError, "weights").unsqueeze(dim)
     total = given.sum()
     if not bool((given >= 0).all() & (total > 0) & torch.isfinite(total)):
         raise InputError("weights must be finite, not negative, and not all 0")

@@ -1,4 +1,4 @@
-"""Parts that the figures share: a page-sized figure, a legend, log ticks, one heatmap."""
+"""Shared by the figures: a page-wide figure, a legend, log ticks, a heatmap."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tempering.reports.record import Record
 from tempering.reports.style import HEAT, INK, LIGHT, QUIET, RC, STEPS, WIDTH
 from tempering.reports.views import Number, present, shorten, shown
 
-LEGEND_ROW = 15.5  # points a line of legend takes
+LEGEND_ROW = 15.5  # height of a line of the legend, in points: 10.5 of text, and its spacing
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a figure function under the house's settings without touching matplotlib's own."""
+    """Run a figure function under this package's settings, without changing matplotlib's."""
 
     @wraps(draw)
     def run(*args: Any, **kwargs: Any) -> Figure:
@@ -52,7 +52,7 @@ def new(height: float | int) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """A legend under the axes, one entry a line; long labels give way in the middle."""
+    """A legend under the axes, one entry a line; long labels are cut in the middle."""
     # matplotlib drops labels that start with "_", so the texts are set afterwards.
     box = figure.legend(handles, ["x"] * len(labels), loc="outside lower left", borderaxespad=0.2)
     for text, label in zip(box.get_texts(), labels):
@@ -132,8 +132,8 @@ def heatmap(
 ) -> Figure:
     """Layers across, heads down, colour from cold blue (low) to warm (high).
 
-    edges: of the colour steps. Cells that were not measured stay empty; 0 and infinity take the
-    ends of the scale.
+    edges: of the colour steps. Cells that were not measured stay empty; 0 and infinity have
+    the colours of the ends.
     """
     heads = max((len(row) for row in matrix if row), default=1)
     figure = new(min(420, 112 + max(60, 350 / max(len(matrix), 12) * heads)))
@@ -146,7 +146,7 @@ def heatmap(
                 step = int(norm(min(max(value or 0.0, edges[0]), edges[-1] * (1 - 1e-12))))
                 squares.setdefault(min(max(step, 0), STEPS - 1), []).append((layer, head))
     for step, places in sorted(squares.items()):
-        # One shape a colour: a tenth of the bytes of one shape a cell.
+        # One shape for each colour: it takes a tenth of the bytes of one shape for each cell.
         ax.add_patch(PathPatch(_squares(places), color=LIGHT[f"h{step}"], linewidth=0.3))
     ax.set_ylim(heads - 0.5, -0.5)
     depth_axis(ax, len(matrix))

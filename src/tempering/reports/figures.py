@@ -84,7 +84,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def _dateless(kind: str) -> dict[str, None]:
-    """No date inside the file: the same record gives the same bytes."""
+    """Metadata without a date, so that the same record gives the same bytes."""
     return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
 
 
@@ -92,7 +92,7 @@ def svg(figure: Figure) -> str:
     """A figure as SVG text on a transparent ground."""
     out = StringIO()
     with mpl.rc_context(RC), warnings.catch_warnings():
-        # The text stays text and the browser has the glyphs; only matplotlib's own font lacks them.
+        # Text stays text in the SVG, and the browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(
             out, format="svg", transparent=True,

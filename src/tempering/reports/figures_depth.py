@@ -1,4 +1,4 @@
-"""Figures over depth: the pattern, and what every layer and head makes of it."""
+"""Figures over depth: the pattern, and the support of every layer and head under it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def figure_pattern(record: Record) -> Figure:
     the limits 0 and infinity as triangles at the edge.
     """
     rows = section(record, "pattern")
-    place = order(record.results)
+    position = order(record.results)
     every = [cell for row in rows for layer in row["temperature"] for cell in _cells(layer)]
     low, high = log_range([*every, 1.0])
     reach = max(high, 1 / low, 1.02) ** 1.12
@@ -65,7 +65,7 @@ def figure_pattern(record: Record) -> Figure:
     ax.axhspan(1 / reach, 1, color=COLD, alpha=0.07, linewidth=0)
     handles = []
     for row in rows:
-        style = series(place[row["label"]]) if row["label"] in place else _UNTEMPERED
+        style = series(position[row["label"]]) if row["label"] in position else _UNTEMPERED
         _one_pattern(ax, row["temperature"], style)
         handles.append(handle(**style))
     log_axis(ax, 1 / reach, reach, _around_one(reach))
@@ -100,7 +100,7 @@ def _one_pattern(ax: Axes, temperature: list[Any], style: dict[str, Any]) -> Non
 
 
 def _edge(ax: Axes, x: int, y: float, marker: str, style: dict[str, Any]) -> None:
-    """A triangle at the edge, where a log axis has no place for 0 or infinity."""
+    """A triangle at the edge for 0 or infinity, which a log axis can't show."""
     transform = ax.get_xaxis_transform()
     ax.plot([x], [y], marker=marker, color=style["color"], transform=transform, clip_on=False)
 
@@ -131,7 +131,7 @@ def _around_one(reach: float) -> list[float]:
 
 
 def _reach(matrices: Iterable[list[list[Number]]]) -> float:
-    """How far from 1 the numbers go, up or down."""
+    """The greatest factor by which a number differs from 1, up or down."""
     low, high = log_range([cell for matrix in matrices for row in matrix for cell in row])
     return max(high, 1 / low, 1.01)
 
@@ -206,13 +206,13 @@ def _ratio(after: Matrix, before: Matrix) -> list[list[Number]]:
 def figure_support_by_layer(record: Record, *, quantity: str = "support") -> Figure:
     """The mean over heads by layer: one curve a pattern beside the untempered model."""
     measured = _measured(record, quantity)
-    place = order(record.results)
+    position = order(record.results)
     lines = curves(quantity, measured)
     figure = new(215 + LEGEND_ROW * len(lines))
     ax = figure.add_subplot()
     handles = []
     for label, values in lines.items():
-        style = _UNTEMPERED if label == BASELINE else series(place[label])
+        style = _UNTEMPERED if label == BASELINE else series(position[label])
         heights = [math.nan if v is None else v for v in values]
         ax.plot(range(len(heights)), heights, **{"markersize": 3.2, **style})
         handles.append(handle(**style))

@@ -87,7 +87,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 def figure_frontier(record: Record) -> Figure:
     """Benefit against cost, numbered as in the record; plain sampling temperature is the curve.
 
-    A pattern is worth something where it lies above and left of that curve.
+    A pattern is worth something if it lies above and to the left of that curve.
     """
     points = section(record, "frontier")
     families = list(dict.fromkeys(point["family"] for point in points))
@@ -221,7 +221,7 @@ def _trade_off(ax: Axes, points: list[dict[str, Any]]) -> None:
 
 @styled
 def figure_stages(record: Record) -> Figure:
-    """The tree of a run in stages: a dot a worker, warm where it ran hot; a cross where it failed.
+    """The tree of a run in stages: a dot a worker, warm if it ran hot; a cross if it failed.
 
     A line leads from a worker to those that read what it wrote (`agents.prompts.deal`). Colours
     span the temperatures asked for in this run; workers without one are hollow.
@@ -246,7 +246,7 @@ def figure_stages(record: Record) -> Figure:
     for spots, workers in zip(places, rows):
         for spot, worker in zip(spots, workers):
             _worker(ax, spot, worker, asked, size)
-    # Names of up to six stages fit beside each other; of more, their numbers do.
+    # The names of up to six stages fit beside each other; with more stages their numbers are shown.
     room = 48 // len(stages)
     heads = [shorten(s["stage"], room) if room >= 8 else str(i) for i, s in enumerate(stages, 1)]
     names = [f"{head}\n{done(s)} of {s['width']}" for head, s in zip(heads, stages)]

@@ -37,7 +37,7 @@ Column = Callable[[Row], str]
 def _grid(
     heading: str, remark: str, rows: Sequence[Row], columns: dict[str, Column], used: set[str]
 ) -> Grid:
-    """Named columns that say something, then whatever else the rows hold under its own name."""
+    """The named columns that are not empty, then every other field of the rows."""
     every = dict(columns)
     for key in dict.fromkeys(key for row in rows for key in row if key not in used):
         every[words(key)] = _field(key)
@@ -195,15 +195,19 @@ def support_grid(support: dict[str, Any], quantity: str = "support") -> Grid:
     columns = curves(quantity, measured)
     unit = measured.get("unit")
     names = support["layers"]
-    # A layer's number says as much as a name that only repeats it.
-    plainly = len({name.replace(str(i), "", 1) for i, name in enumerate(names)}) == 1
+    # Names that differ by the layer's number only are left out: the number stands beside them.
+    only_numbers = len({name.replace(str(i), "", 1) for i, name in enumerate(names)}) == 1
     rows = [
-        [str(i), *([] if plainly else [name]), *(shown(values[i]) for values in columns.values())]
+        [
+            str(i),
+            *([] if only_numbers else [name]),
+            *(shown(values[i]) for values in columns.values()),
+        ]
         for i, name in enumerate(names)
     ]
     heading = f"{words(quantity).capitalize()} by layer{f', {unit}' if unit else ''}"
     remark = "mean over heads" + (", in logs" if "support" in quantity else "")
-    return Grid(heading, remark, ["layer", *([] if plainly else ["name"]), *columns], rows)
+    return Grid(heading, remark, ["layer", *([] if only_numbers else ["name"]), *columns], rows)
 
 
 def positions_grid(support: dict[str, Any], quantity: str = "support") -> Grid:
@@ -274,7 +278,7 @@ def pairs_grid(heading: str, values: dict[str, Any]) -> Grid:
 
 
 def other_grids(record: Record) -> list[Grid]:
-    """A table for every section that has no renderer of its own; nothing recorded stays hidden."""
+    """A table for every section without a renderer of its own: nothing recorded is left out."""
     grids = []
     for name, value in record.results.items():
         if name in SECTIONS:

@@ -1,8 +1,8 @@
-"""A record as one HTML page that needs nothing else: no network, no script, light and dark.
+"""A record as one self-contained HTML page: no network, no script, light and dark.
 
-The page carries its policy with it (`Content-Security-Policy: default-src 'none'`), so even text
-that got past the escaping could neither run nor load anything. It has no script at all; the
-record hangs on it as a data link.
+The page states a policy (`Content-Security-Policy: default-src 'none'`), so that even text that
+got past the escaping could neither run nor load anything. It has no script; the record is
+attached as a data link.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tempering.reports.views import (
 
 _VARIABLE = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
-_TAIL = re.compile(r"(\.\d\d)\d+")  # of a coordinate: less than a hundredth of a pixel
+_TAIL = re.compile(r"(\.\d\d)\d+")  # digits of a coordinate under a hundredth of a pixel
 _LOCAL = re.compile(r"(?:url\(|^)#([\w.-]+)")
 
 
@@ -98,7 +98,7 @@ def _drawn(record: Record) -> dict[str, list[Markup]]:
 
 
 def _has(results: dict[str, Any], section: str) -> bool:
-    """Whether there is anything to draw: a run stopped at once has a history of no steps."""
+    """Whether there is anything to draw: a run that was stopped at once has an empty history."""
     found = results.get(section)
     return bool(found["history"] if found and section == "training" else found)
 
@@ -106,8 +106,7 @@ def _has(results: dict[str, Any], section: str) -> bool:
 def _support_figures(record: Record) -> list[Figure]:
     """After the untempered heatmap: each pattern and what it changed, then the other quantities.
 
-    Heads are told apart for the supports and the sink; drawing a heatmap takes a good part of a
-    second.
+    Only the supports and the sink have heatmaps by head: drawing one takes nearly a second.
     """
     drawn = []
     for label in record.results["support"]["after"]:
@@ -122,7 +121,7 @@ def _support_figures(record: Record) -> list[Figure]:
 
 
 def _name(section: str, figure: Figure) -> str:
-    """What a screen reader says of a figure: its section, and the titles of its axes."""
+    """The name of a figure for screen readers: its section, and the titles of its axes."""
     titles = [
         text
         for axes in figure.axes
@@ -133,7 +132,7 @@ def _name(section: str, figure: Figure) -> str:
 
 
 def inline(figure: Figure, key: str, name: str) -> Markup:
-    """A figure as SVG to stand in a page: its colours CSS variables, its ids its own, no font.
+    """A figure as SVG inside a page: colours are CSS variables, ids are unique, fonts the page's.
 
     key: put before every id, so that two figures never share one. name: for screen readers.
     """
@@ -190,7 +189,7 @@ def _heat_class(temperature: Number) -> str:
 
 
 def _cell_class(cell: str) -> Markup:
-    """A number or a short text stays on one line, a long one gets room, however narrow the page."""
+    """The class of a cell: numbers and short texts stay on one line, long texts are wrapped."""
     return Markup(' class="whole"' if numeric(cell) or len(cell) <= 16 else ' class="long"')
 
 

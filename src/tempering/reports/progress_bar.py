@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_SHARE = 0.1  # a line a tenth of the way, where there is no terminal to redraw
-_SECONDS = 30.0  # and, however slow the work or unknown its length, one every half minute
+# Where there is no terminal to redraw, a line is printed after each tenth of the work, and in any
+# case every half minute.
+_SHARE = 0.1
+_SECONDS = 30.0
 
 
 class Bar:
@@ -97,7 +99,7 @@ class _Lines:
     def show(self, done: int, note: str) -> None:
         since = self.clock() - self.last
         share = (done - self.shown) / self.total if self.total else 0.0
-        finished = self.total is not None and done >= self.total  # the last line says it
+        finished = self.total is not None and done >= self.total  # `progress` prints the last line
         if not finished and (since >= _SECONDS or (since >= 1 and share >= _SHARE)):
             self.line(done, note)
 

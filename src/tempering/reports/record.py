@@ -1,4 +1,4 @@
-"""One JSON record of a run: everything that the table, the report and the figures draw."""
+"""One JSON record of a run, from which the tables, the report and the figures are made."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tempering.errors import DataError
 from tempering.files import write_atomic
 from tempering.reports import schema
 from tempering.reports.sections import check_results
-from tempering.reports.values import decode, dumps, encode, plain
+from tempering.reports.values import decode, dumps, encode, plain_value
 from tempering.version import __version__
 
 FORMAT = "tempering.record"
 VERSION = 1
 
-# What a run may have leant on; a version is recorded where the package was loaded.
+# Packages that a run may have used: module -> distribution. Versions of loaded ones are recorded.
 _PACKAGES = {
     "torch": "torch",
     "transformers": "transformers",
@@ -35,16 +35,16 @@ _PACKAGES = {
     "vllm": "vllm",
 }
 
-_check = schema.fields(
+_check = schema.an_object(
     {
-        "format": schema.text,
-        "version": schema.count,
-        "kind": schema.text,
-        "created": schema.text,
-        "seed": schema.maybe(schema.whole),
-        "versions": schema.mapped(schema.text),
-        "machine": schema.mapped(schema.scalar),
-        "model": schema.maybe(schema.fields({"name": schema.text}, extra=schema.anything)),
+        "format": schema.a_text,
+        "version": schema.a_count,
+        "kind": schema.a_text,
+        "created": schema.a_text,
+        "seed": schema.maybe(schema.a_whole_number),
+        "versions": schema.mapped(schema.a_text),
+        "machine": schema.mapped(schema.a_scalar),
+        "model": schema.maybe(schema.an_object({"name": schema.a_text}, extra=schema.anything)),
         "settings": schema.mapped(schema.anything),
         "results": schema.mapped(schema.anything),
     }
@@ -87,7 +87,7 @@ class Record:
     ) -> Record:
         """A record made now, on this machine; tensors and arrays become lists.
 
-        Raises DataError that names the entry when a section has not the shape that
+        Raises DataError that names the entry when a section does not have the shape that
         `tempering.reports.sections` states.
         """
         body = {
@@ -95,12 +95,12 @@ class Record:
             "version": VERSION,
             "kind": kind,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": plain(seed, "seed"),
+            "seed": plain_value(seed, "seed"),
             "versions": _versions(),
             "machine": _machine(device),
-            "model": plain(model, "model"),
-            "settings": plain(settings, "settings"),
-            "results": plain(results, "results"),
+            "model": plain_value(model, "model"),
+            "settings": plain_value(settings, "settings"),
+            "results": plain_value(results, "results"),
         }
         return cls._of(body, "")
 
@@ -134,7 +134,7 @@ class Record:
         try:
             body = json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
-            # Where a text was cut inside a number or a word, the parser stops a little earlier.
+            # The parser stops before the end of a text that was cut inside a number or a word.
             at_the_end = len(text) - error.pos < 40 and not text.rstrip().endswith("}")
             unclosed = error.msg.startswith("Unterminated string")
             if not text[error.pos :].strip() or at_the_end or unclosed:
@@ -151,7 +151,7 @@ class Record:
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise DataError(
                 f'{where}not a record of tempering: expected an object with "format": '
-                f'"{FORMAT}", got {schema.found(body)}; give a file that a command wrote'
+                f'"{FORMAT}", got {schema.described(body)}; give a file that a command wrote'
             )
         if body.get("version") != VERSION:
             raise DataError(
@@ -179,7 +179,7 @@ class Record:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f'{name} stands where a number belongs; a record writes {{"$float": ...}}')
+    raise ValueError(f'{name} is not JSON; a record writes {{"$float": ...}}')
 
 
 def _written_by(body: dict[str, Any]) -> str:
@@ -209,7 +209,7 @@ def _machine(device: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's model; Linux tells it in /proc, elsewhere the platform's word serves."""
+    """The processor's model: from /proc on Linux, elsewhere from Python's `platform`."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

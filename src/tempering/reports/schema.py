@@ -1,4 +1,4 @@
-"""Small checks for plain values, put together to the shapes that a record's sections have.
+"""Checks of plain values, combined into the shapes of a record's sections.
 
 A check takes (value, where) and returns nothing, or raises DataError that says where, what was
 expected and what was found.
@@ -14,7 +14,7 @@ from tempering.errors import DataError
 Check = Callable[[Any, str], None]
 
 
-def found(value: Any) -> str:
+def described(value: Any) -> str:
     """A short description of a value for an error message."""
     if value is None:
         return "null"
@@ -29,40 +29,40 @@ def found(value: Any) -> str:
 
 def fail(where: str, expected: str, value: Any) -> DataError:
     """The error of a failed check."""
-    return DataError(f"{where}: expected {expected}, got {found(value)}")
+    return DataError(f"{where}: expected {expected}, got {described(value)}")
 
 
-def text(value: Any, where: str) -> None:
+def a_text(value: Any, where: str) -> None:
     """A text."""
     if not isinstance(value, str):
         raise fail(where, "a text", value)
 
 
-def flag(value: Any, where: str) -> None:
+def a_flag(value: Any, where: str) -> None:
     """True or false."""
     if not isinstance(value, bool):
         raise fail(where, "true or false", value)
 
 
-def number(value: Any, where: str) -> None:
+def a_number(value: Any, where: str) -> None:
     """A number; NaN and infinities count as numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise fail(where, "a number", value)
 
 
-def count(value: Any, where: str) -> None:
+def a_count(value: Any, where: str) -> None:
     """A whole number, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise fail(where, "a whole number, 0 or more", value)
 
 
-def whole(value: Any, where: str) -> None:
+def a_whole_number(value: Any, where: str) -> None:
     """A whole number of either sign."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise fail(where, "a whole number", value)
 
 
-def scalar(value: Any, where: str) -> None:
+def a_scalar(value: Any, where: str) -> None:
     """Null, a flag, a number or a text: one cell of a table."""
     if isinstance(value, (list, dict)):
         raise fail(where, "a single value", value)
@@ -106,7 +106,7 @@ def mapped(check: Check) -> Check:
     return run
 
 
-def fields(
+def an_object(
     required: Mapping[str, Check],
     optional: Mapping[str, Check] | None = None,
     *,
@@ -121,7 +121,9 @@ def fields(
             raise fail(where, f"an object with {', '.join(required)}", value)
         for name in required:
             if name not in value:
-                raise DataError(f"{where}: the field '{name}' is missing; it has {found(value)}")
+                raise DataError(
+                    f"{where}: the field '{name}' is missing; it has {described(value)}"
+                )
         for name, item in value.items():
             check = known.get(name, extra)
             if check is None:

@@ -18,7 +18,7 @@ be added under any name and become columns. A trailing ? marks an optional field
                   level: the intervals' confidence, e.g. 0.95
     frontier      [row {label, family, cost, cost_se?, benefit, benefit_low?, benefit_high?,
                   metric?}]
-                  family: "sampling temperature", "attention pattern", "control", or a name of yours
+                  family: "sampling temperature", "attention pattern", "control", or any other name
     generations   {prompt, samples: [{label, seed, text, tokens, finish?, trace?: [token]}]}
                   token: row {token (its text), phase?, temperature?, entropy?, support?}
     stages        [{stage, width, round?, workers: [row {prompt, output, temperature_asked?,
@@ -40,23 +40,23 @@ from typing import Any
 
 from tempering.errors import DataError
 from tempering.reports.schema import (
+    a_count,
+    a_flag,
+    a_number,
+    a_scalar,
+    a_text,
+    a_whole_number,
+    an_object,
     anything,
-    count,
     fail,
-    fields,
-    flag,
     listed,
     mapped,
     maybe,
-    number,
-    scalar,
-    text,
-    whole,
 )
 
-_value = maybe(number)
+_value = maybe(a_number)
 _matrix = listed(maybe(listed(_value)))
-_interval = {"low": _value, "high": _value, "n": maybe(count), "level": _value}
+_interval = {"low": _value, "high": _value, "n": maybe(a_count), "level": _value}
 
 
 def _temperature(value: Any, where: str) -> None:
@@ -88,20 +88,22 @@ def _after(value: Any, where: str) -> None:
         raise DataError(f"{where}: 'untempered' is what 'before' holds; give the pattern a name")
 
 
-_quantity = fields({"before": _matrix, "after": _after}, {"unit": text})
+_quantity = an_object({"before": _matrix, "after": _after}, {"unit": a_text})
 _cube = listed(maybe(listed(maybe(listed(_value)))))
-_positions = fields(
+_positions = an_object(
     {
-        "edges": listed(listed(count)),
-        "quantities": mapped(fields({"before": _cube, "after": mapped(_cube)}, {"unit": text})),
+        "edges": listed(listed(a_count)),
+        "quantities": mapped(
+            an_object({"before": _cube, "after": mapped(_cube)}, {"unit": a_text})
+        ),
     }
 )
 
 
 def _support(value: Any, where: str) -> None:
     """The section `support`, all of one shape."""
-    fields(
-        {"layers": listed(text), "before": _matrix, "after": _after},
+    an_object(
+        {"layers": listed(a_text), "before": _matrix, "after": _after},
         {"quantities": mapped(_quantity), "positions": _positions},
     )(value, where)
     before = value["before"]
@@ -135,110 +137,112 @@ def _parts(cube: list[Any], parts: int, where: str) -> None:
                 )
 
 
-_token = fields(
-    {"token": text},
-    {"phase": maybe(text), "temperature": _value, "entropy": _value, "support": _value},
-    extra=scalar,
+_token = an_object(
+    {"token": a_text},
+    {"phase": maybe(a_text), "temperature": _value, "entropy": _value, "support": _value},
+    extra=a_scalar,
 )
-_sample = fields(
-    {"label": text, "seed": maybe(whole), "text": text, "tokens": count},
-    {"finish": maybe(text), "trace": listed(_token)},
+_sample = an_object(
+    {"label": a_text, "seed": maybe(a_whole_number), "text": a_text, "tokens": a_count},
+    {"finish": maybe(a_text), "trace": listed(_token)},
 )
-_worker = fields(
-    {"prompt": text, "output": maybe(text)},
+_worker = an_object(
+    {"prompt": a_text, "output": maybe(a_text)},
     {
         "temperature_asked": _value,
         "temperature_sent": _value,
-        "seed": maybe(whole),
-        "tokens_in": maybe(count),
-        "tokens_out": maybe(count),
-        "error": maybe(text),
+        "seed": maybe(a_whole_number),
+        "tokens_in": maybe(a_count),
+        "tokens_out": maybe(a_count),
+        "error": maybe(a_text),
     },
-    extra=scalar,
+    extra=a_scalar,
 )
-_bin = fields(
-    {"confidence": _value, "accuracy": _value, "n": count},
+_bin = an_object(
+    {"confidence": _value, "accuracy": _value, "n": a_count},
     {"low": _value, "high": _value},
-    extra=scalar,
+    extra=a_scalar,
 )
 
 SECTIONS = {
     "pattern": listed(
-        fields({"label": text, "text": text, "temperature": _temperature}, {"baseline": flag})
+        an_object(
+            {"label": a_text, "text": a_text, "temperature": _temperature}, {"baseline": a_flag}
+        )
     ),
     "support": _support,
     "cost": listed(
-        fields(
-            {"label": text, "cost": _value, "unit": text},
+        an_object(
+            {"label": a_text, "cost": _value, "unit": a_text},
             {**_interval, "se": _value, "kl": _value, "kl_se": _value},
-            extra=scalar,
+            extra=a_scalar,
         )
     ),
     "benefit": listed(
-        fields(
-            {"label": text, "metric": text, "value": _value},
-            {**_interval, "k": maybe(count)},
-            extra=scalar,
+        an_object(
+            {"label": a_text, "metric": a_text, "value": _value},
+            {**_interval, "k": maybe(a_count)},
+            extra=a_scalar,
         )
     ),
     "frontier": listed(
-        fields(
-            {"label": text, "family": text, "cost": number, "benefit": number},
-            {"cost_se": _value, "benefit_low": _value, "benefit_high": _value, "metric": text},
-            extra=scalar,
+        an_object(
+            {"label": a_text, "family": a_text, "cost": a_number, "benefit": a_number},
+            {"cost_se": _value, "benefit_low": _value, "benefit_high": _value, "metric": a_text},
+            extra=a_scalar,
         )
     ),
     "depth": listed(
-        fields(
+        an_object(
             {
-                "label": text,
-                "family": text,
-                "place": text,
-                "cycles": count,
-                "first": count,
-                "last": count,
-                "layers": count,
-                "layers_a_stage": number,
+                "label": a_text,
+                "family": a_text,
+                "place": a_text,
+                "cycles": a_count,
+                "first": a_count,
+                "last": a_count,
+                "layers": a_count,
+                "layers_a_stage": a_number,
                 "cost": _value,
                 "shuffled": _value,
-                "unit": text,
+                "unit": a_text,
             },
             {**_interval, "se": _value},
-            extra=scalar,
+            extra=a_scalar,
         )
     ),
-    "generations": fields({"prompt": text, "samples": listed(_sample)}),
+    "generations": an_object({"prompt": a_text, "samples": listed(_sample)}),
     "stages": listed(
-        fields(
-            {"stage": text, "width": count, "workers": listed(_worker)},
-            {"round": maybe(count)},
+        an_object(
+            {"stage": a_text, "width": a_count, "workers": listed(_worker)},
+            {"round": maybe(a_count)},
         )
     ),
-    "reliability": fields(
+    "reliability": an_object(
         {"before": listed(_bin)},
         {
             "after": listed(_bin),
             "metrics": listed(
-                fields(
-                    {"metric": text, "before": _value},
+                an_object(
+                    {"metric": a_text, "before": _value},
                     {"after": _value, "low": _value, "high": _value},
-                    extra=scalar,
+                    extra=a_scalar,
                 )
             ),
         },
     ),
-    "training": fields(
+    "training": an_object(
         {
             "history": listed(
-                fields({"step": count, "loss": _value}, {"held_out": _value}, extra=scalar)
+                an_object({"step": a_count, "loss": _value}, {"held_out": _value}, extra=a_scalar)
             )
         },
         {
             "trade_off": listed(
-                fields(
-                    {"label": text, "objective": _value, "cost": _value},
-                    {"chosen": flag},
-                    extra=scalar,
+                an_object(
+                    {"label": a_text, "objective": _value, "cost": _value},
+                    {"chosen": a_flag},
+                    extra=a_scalar,
                 )
             )
         },
@@ -247,6 +251,6 @@ SECTIONS = {
 
 
 def check_results(results: dict[str, Any], where: str = "results") -> None:
-    """Check every known section of `results`; DataError names the first entry that is off."""
+    """Check every known section of `results`; DataError names the first entry that is wrong."""
     for name, section in results.items():
         SECTIONS.get(name, anything)(section, f"{where}.{name}")

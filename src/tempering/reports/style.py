@@ -1,9 +1,9 @@
-"""Colours with one meaning everywhere, and the settings of a figure.
+"""Colours, each with one meaning in all figures, and the settings of a figure.
 
 Warm is hot (T above 1, many hypotheses alive), blue is cold (T below 1, few alive); the middle
-of the scale is quiet. The untempered model is drawn in ink. Patterns take hues that are neither
-warm nor blue, in the order they appear. Each colour has a twin for dark pages: figures are drawn
-with the light one, and inside the HTML report its hex is replaced by a CSS variable.
+of the scale is quiet. The untempered model is drawn in ink. Patterns have hues that are neither
+warm nor blue, in the order they appear. Each colour has a counterpart for dark pages: figures are
+drawn with the light one, and in the HTML report CSS variables replace the hex codes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_hex
 
-STEPS = 21  # of the heat scale: enough to read, few enough to be CSS variables
+STEPS = 21  # of the heat scale: more can't be told apart, and each is a CSS variable
 
 _ENDS = {
     "light": ("#1c4e9c", "#6fa3dc", "#eceae4", "#ee9a4d", "#b3370f"),
@@ -58,7 +58,7 @@ def series(i: int) -> dict[str, Any]:
     }
 
 
-# One user unit of the SVG is one CSS pixel on a phone, so these sizes are what a reader sees there.
+# On a phone one unit of the SVG is one CSS pixel, so these are the sizes that are seen there.
 WIDTH = 350 / 72
 RC = {
     "font.family": "sans-serif",
@@ -68,7 +68,7 @@ RC = {
     "xtick.labelsize": 10.5,
     "ytick.labelsize": 10.5,
     "legend.fontsize": 10.5,
-    "text.parse_math": False,  # labels are a user's text; "$" is a character
+    "text.parse_math": False,  # labels are a user's text, in which "$" is a character
     "text.color": INK,
     "axes.labelcolor": QUIET,
     "axes.edgecolor": LINE,

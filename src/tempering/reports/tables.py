@@ -115,7 +115,7 @@ def _csv(entries: list[Entry]) -> str:
     writer.writerow(Entry._fields)
     for entry in entries:
         value = entry.value
-        # repr keeps every bit; an empty cell is "not measured", nan is a number that came out so.
+        # repr keeps every bit. An empty cell means "not measured"; nan is a measured value.
         text = "" if value is None else repr(value)
         head = "" if entry.head is None else entry.head
         writer.writerow([*entry[:3], head, entry.quantity, text, entry.positions or ""])

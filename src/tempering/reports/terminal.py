@@ -1,4 +1,4 @@
-"""A record on the terminal: rich tables, plain columns where it is not one."""
+"""A record as rich tables on a terminal, and as plain columns elsewhere."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ from tempering.reports.views import (
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ASCII_BARS = "_.-~=+*#"
-_FEW = 4  # patterns that a table by layer can hold beside each other on a terminal
-_ENDLESS = 10_000  # columns; a pipe has no edge at which to fold
-_PLAIN = str.maketrans({"−": "-", "–": "-", "∞": "inf", "…": "..."})  # our own signs, in ASCII
+_FEW = 4  # patterns in the table by layer: more columns don't fit into 80 characters
+_ENDLESS = 10_000  # width in characters where there is no terminal, so that nothing is folded
+_PLAIN = str.maketrans(
+    {"−": "-", "–": "-", "∞": "inf", "…": "..."}
+)  # the signs of tables, in ASCII
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def print_record(record: Record, console: Console | None = None) -> None:
-    """Print what a record found: generations, support by layer, cost and benefit with intervals.
+    """Print the results of a record: generations, support, cost and benefit with intervals.
 
-    console: where to; standard output without one. Elsewhere than on a terminal there are no
-    colours and no folding: plain columns, as wide as they need to be. On a terminal too narrow
-    for the patterns' names, tables show letters and a key comes first.
+    console: where to; standard output without one. Where that is not a terminal, columns are plain,
+    without colours, and as wide as they need to be. On a terminal that is too narrow for the
+    patterns' names, tables show letters, and a key comes first.
     """
     console = console or Console()
     if record.results.get("generations"):
@@ -132,12 +134,12 @@ def print_grid(grid: Grid, console: Console) -> None:
 
 
 def _wide(console: Console, table: Table) -> Measurement:
-    """How narrow and how wide a table would like to be."""
+    """The least width of a table, and the width that it has unfolded."""
     return console.measure(table, options=console.options.update(max_width=_ENDLESS))
 
 
 def _fits(grid: Grid, console: Console) -> bool:
-    """Whether a table can be shown without folding a word; a pipe has no edge."""
+    """Whether a table fits without folding; always true where there is no terminal."""
     if not console.is_terminal:
         return True
     return _wide(console, _table(grid, console, rigid=True)).maximum <= console.width

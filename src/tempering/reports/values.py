@@ -1,7 +1,8 @@
 """Python values to JSON and back: tensors become lists, NaN and infinities survive.
 
 JSON has no NaN and no infinity, so they are written as {"$float": "nan"}, {"$float": "inf"} and
-{"$float": "-inf"}. A key that starts with "$" gets one more "$", so nothing else reads as one.
+{"$float": "-inf"}. A key that starts with "$" gets one more "$", so that no other
+object reads as one of these.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tempering.errors import DataError
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def plain(value: Any, where: str = "value") -> Any:
+def plain_value(value: Any, where: str = "value") -> Any:
     """`value` in None, bool, int, float, str, list and dict only.
 
     Tensors, arrays and their scalars become (nested) lists and numbers, tuples become lists,
@@ -39,14 +40,16 @@ def plain(value: Any, where: str = "value") -> Any:
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
-        return {_key(key, where): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            _key(key, where): plain_value(item, f"{where}.{key}") for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    # Known by what they can do, so that a record of a text run imports neither torch nor numpy.
+        return [plain_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    # Told by their methods, so that a record without tensors imports neither torch nor numpy.
     if hasattr(value, "detach"):
         value = value.detach().to("cpu")
     if hasattr(value, "tolist"):
-        return plain(value.tolist(), where)
+        return plain_value(value.tolist(), where)
     raise DataError(
         f"{where} is a {type(value).__name__}, which a record can't hold; "
         "give numbers, text, lists, dicts, tensors or arrays (of a path: its name)"
@@ -101,7 +104,7 @@ def decode(value: Any, where: str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON text of an encoded value; a leaf or a list of leaves a line, so that diffs read well."""
+    """JSON text of an encoded value, a leaf or a list of leaves on a line, for readable diffs."""
     return _dump(value, "") + "\n"
 
 

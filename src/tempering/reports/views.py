@@ -1,4 +1,4 @@
-"""What every renderer needs of a record: layer means, labels and numbers as text."""
+"""Shared by the renderers: layer means, labels, and numbers as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Number = float | int | None
 
 BASELINE = "untempered"
 
-# What neither a terminal nor an SVG may be given.
+# Characters that must reach neither a terminal nor an SVG.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
@@ -22,7 +22,7 @@ def present(values: Iterable[Number]) -> list[float]:
 
 
 def is_support(quantity: str) -> bool:
-    """Whether a quantity counts hypotheses: such are drawn and averaged in logs."""
+    """Whether a quantity counts hypotheses, and so is drawn and averaged in logs."""
     return "support" in quantity
 
 
@@ -64,7 +64,7 @@ def words(name: str) -> str:
 
 
 def shorten(label: str, width: int = 40) -> str:
-    """A label on one line, of at most `width` characters; the middle gives way."""
+    """A label on one line, of at most `width` characters, cut in the middle."""
     label = _UNPRINTABLE.sub("\ufffd", " ".join(label.split()))
     if len(label) <= width:
         return label
@@ -115,7 +115,7 @@ def interval(row: dict[str, Any], low: str = "low", high: str = "high") -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What an interval of a cost says: "costs", "gains", "not told from 0", or "" without one."""
+    """The reading of a cost's interval: "costs", "gains", "not told from 0", or "" without one."""
     low, high = row.get("low"), row.get("high")
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
@@ -141,7 +141,7 @@ def level(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def order(results: dict[str, Any]) -> dict[str, int]:
-    """Label -> its place in order of appearance, the same in every figure and table.
+    """Label -> its position in order of appearance, the same in every figure and table.
 
     The untempered model is not counted.
     """

@@ -1,11 +1,11 @@
 """The regimes of temperature: fixed, learned, scheduled, targeted; one small module for each.
 
-    T = module(energies)          what the competition of these energies is tempered with
+    T = module(energies)          the temperature for the competition of these energies
 
-All four have this one interface, so that a unit, a head, a layer or a training loop takes any of
-them. T comes in the energies' dtype (the default dtype without energies), at least float32. What
-the modules hold moves with `.to(device)` but is never narrowed: a model in bfloat16 keeps the
-temperature it was given, not the nearest of bfloat16's.
+All four have this interface, so a unit, a head, a layer or a training loop takes any of them. T
+comes in the energies' dtype (the default dtype without energies), at least float32. The modules'
+tensors move with `.to(device)` but are never narrowed: in a bfloat16 model a temperature keeps the
+digits that it was given.
 """
 
 from __future__ import annotations

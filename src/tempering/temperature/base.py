@@ -1,4 +1,4 @@
-"""What every regime of temperature is: a module that gives a competition its temperature."""
+"""The interface of every regime of temperature, and the fixed regime."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Temperature(nn.Module, ABC):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """What load_state_dict calls for each module; a state that is none is refused before."""
-        own = {
+        """Called by load_state_dict for each module; checks the state before it is loaded."""
+        state = {
             key.removeprefix(prefix): value
             for key, value in state_dict.items()
             if key.startswith(prefix) and isinstance(value, Tensor) and not value.is_meta
         }
-        self._check_state(own)
+        self._check_state(state)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Raise TemperatureError or ScheduleError for a state that isn't one of this module."""
+        """Raise TemperatureError or ScheduleError for a state that this module can't have saved."""
 
     @abstractmethod
     def _temperature(self, energies: Tensor | None, u: float | int | Tensor | None) -> Tensor: ...
@@ -71,7 +71,7 @@ class Temperature(nn.Module, ABC):
 
 
 class Fixed(Temperature):
-    """A temperature that stays: a prior belief about noise.
+    """A constant temperature: a prior belief about noise.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Fixed(Temperature):
         return as_result(self.value, energies)
 
     def extra_repr(self) -> str:
-        return shown(self.value)
+        return level_text(self.value)
 
 
 def _check_level(level: Tensor) -> None:
@@ -114,13 +114,13 @@ def _check_level(level: Tensor) -> None:
 
 
 def as_result(level: Tensor, energies: Tensor | None) -> Tensor:
-    """T in the dtype that `forward` promises; a copy, which no later step of a clock changes."""
+    """A copy of T in the dtype that `forward` promises; moving a clock doesn't change the copy."""
     given = torch.get_default_dtype() if energies is None else energies.dtype
     if not given.is_floating_point:
         given = torch.float64  # as the posterior works on whole-number energies
     return level.to(dtype=torch.promote_types(given, torch.float32), copy=True)
 
 
-def shown(level: Tensor) -> str:
+def level_text(level: Tensor) -> str:
     """A level in a module's repr: the number, or the shape where there are many."""
     return f"{level.item():g}" if level.ndim == 0 else f"shape={tuple(level.shape)}"

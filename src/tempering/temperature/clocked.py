@@ -1,4 +1,4 @@
-"""Temperatures that follow a schedule: read from it, or solved for the support it states."""
+"""Temperatures that follow a schedule: of temperatures, or of supports to solve for."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Clocked(Temperature):
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         if "progress" not in state or "reading" not in state:
-            return  # load_state_dict itself says what is missing
+            return  # load_state_dict reports what is missing
         u, reading = float(state["progress"]), float(state["reading"])
         expected = self.schedule(u)  # raises where u lies outside [0, 1]
-        # A state that went through a narrower dtype has its rounding.
+        # A state that was converted to a narrower dtype is rounded to it.
         near = 8 * torch.finfo(state["reading"].dtype).eps
         if not math.isclose(reading, expected, rel_tol=near, abs_tol=0.0):
             raise ScheduleError(

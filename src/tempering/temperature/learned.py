@@ -1,4 +1,4 @@
-"""Learned temperatures: the parameter, its prior, and the guard that reports collapse."""
+"""Learned temperatures: the parameter, its prior, and the check that reports collapse."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from tempering.errors import CollapseWarning, EnergyError, SupportError, TemperatureError
 from tempering.posterior import support
-from tempering.temperature.base import Temperature, as_result, shown
+from tempering.temperature.base import Temperature, as_result, level_text
 from tempering.tensors import TensorLike, as_tensor
 
 _AT_BOUND = math.log(1.01)  # within 1 % of a bound counts as at it
-# Support 1.05 is two hypotheses at .99 and .01: learning through the loser has all but ended.
+# At support 1.05 two hypotheses have .99 and .01: the gradient r_h (1 - r_h) of the second is then
+# 1/25 of its greatest value, and learning has nearly stopped.
 _FLOOR = 1.05
-# Temperatures learned per head on a 135M model lay within .67 to 1.68: one standard deviation.
+# One standard deviation is T within .61 to 1.65. Temperatures learned per head on a 135M model lay
+# within .67 to 1.68 (dev/LOG.md).
 _PRIOR_SD = 0.5
 
 
@@ -117,14 +119,14 @@ class Learned(Temperature):
         self.prior = prior
         self.support_floor = float(support_floor)
         centre, width = self._centre_and_width()
-        place = (math.log(initial) - centre) / width
-        if not -1 < place < 1:
+        position = (math.log(initial) - centre) / width
+        if not -1 < position < 1:
             raise TemperatureError(
                 f"a learned temperature can't start at {initial:.17g}, which float64 can't tell "
                 f"from its bound in log T, where nothing is learned; start further inside "
                 f"{low:g} to {high:g}, or move the bounds"
             )
-        start = centre + width * math.atanh(place)
+        start = centre + width * math.atanh(position)
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.unbounded = nn.Parameter(torch.full(shape, start, dtype=wide))
         self.register_buffer("limits", torch.tensor(self.bounds, dtype=torch.float64))
@@ -141,7 +143,7 @@ class Learned(Temperature):
         return self.prior.penalty(self.log_temperature)
 
     def check(self, energies: TensorLike | None = None) -> Collapse | None:
-        """The collapse guard: report units whose temperature no longer does its work.
+        """The collapse guard: report units with T at a bound, or with too little support.
 
         Parameters
         ----------
@@ -158,24 +160,24 @@ class Learned(Temperature):
         """
         level = self.log_temperature.detach().double()
         low, high = map(math.log, self.bounds)
-        found = Collapse(
+        collapse = Collapse(
             cold=_positions(level <= low + _AT_BOUND),
             hot=_positions(level >= high - _AT_BOUND),
             thin=()
             if energies is None
             else _positions(self._support(energies) < self.support_floor),
         )
-        if not (found.cold or found.hot or found.thin):
+        if not (collapse.cold or collapse.hot or collapse.thin):
             return None
         warnings.warn(
-            f"a learned temperature collapsed: {found}; "
+            f"a learned temperature collapsed: {collapse}; "
             f"try a prior with a smaller sd (now {self.prior.sd:g}), a larger weight on penalty(), "
             f"a smaller learning rate, or other bounds (now {self.bounds[0]:g} to "
             f"{self.bounds[1]:g})",
             CollapseWarning,
             stacklevel=2,
         )
-        return found
+        return collapse
 
     def _support(self, energies: TensorLike) -> Tensor:
         """Mean support of each unit over its rows."""
@@ -195,7 +197,7 @@ class Learned(Temperature):
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         limits, parameter = state.get("limits"), state.get("unbounded")
-        # A state that went through a narrower dtype has its rounding.
+        # A state that was converted to a narrower dtype is rounded to it.
         near = 0.0 if limits is None else 8 * torch.finfo(limits.dtype).eps
         if limits is not None and not all(
             math.isclose(saved, own, rel_tol=near)
@@ -217,13 +219,13 @@ class Learned(Temperature):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         if f"{prefix}limits" not in state_dict and f"{prefix}unbounded" in state_dict:
-            # States before 0.2 don't name their bounds, which are taken to be these.
+            # States saved before 0.2 don't hold their bounds; this module's are assumed.
             state_dict = {**state_dict, f"{prefix}limits": self.limits}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         low, high = self.bounds
-        return f"{shown(self().detach())}, bounds=({low:g}, {high:g}), prior={self.prior}"
+        return f"{level_text(self().detach())}, bounds=({low:g}, {high:g}), prior={self.prior}"
 
 
 def _ends(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
@@ -238,7 +240,7 @@ def _ends(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _inside(values: Tensor, ends: tuple[float, float]) -> Tensor:
-    """Values taken back over the bound that their rounding carried them across; same gradient."""
+    """Values that rounding carried past a bound, put back on it; the gradient is unchanged."""
     inside = values.detach().clamp(*ends)
     return torch.where(torch.isfinite(values), values + (inside - values).detach(), inside)
 

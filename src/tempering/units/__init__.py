@@ -3,7 +3,7 @@
 activation       any kernel with any statistic at any temperature, as a function
 Activation       the same as a module, under any regime of temperature
 PrototypeLayer   K trainable prototypes that compete, with volume controls and a monitor
-closed_form      which activations are known by other names (tanh, SiLU, ReLU, ...)
+closed_form      which members are known by other names (tanh, SiLU, ReLU, ...)
 report           saturation, sensitivity, robustness against decisiveness, information kept
 """
 

@@ -1,4 +1,4 @@
-"""Which activations have a closed form: the family's members that everybody knows.
+"""Which activations have a closed form: the members of the family that are known by other names.
 
 kernel, hypotheses      statistic   activation                         at T = 0
 Gaussian, signed        mean        tanh(m z/(sigma^2 T))              step
@@ -34,15 +34,16 @@ from tempering.kernels import (
 )
 from tempering.units.fused import Gate, HardTanh, SechSquared, Sigmoid, Tanh
 
-# Steeper than this the general path takes over, which saturates before c z can overflow.
+# Steeper slopes take the general path, which saturates before c z can overflow: at this slope c z
+# stays within float32 for |z| up to 3e30.
 STEEPEST = 1e8
-# The log odds of these have the sign of z.
+# Kernels whose log odds have the sign of z.
 _ODD = (Gaussian, Laplace, StudentT, Huber, PseudoHuber, Logistic)
 
 
 @dataclass(frozen=True)
 class Step:
-    """sign(z), 0 at 0; not-a-number stays one."""
+    """sign(z), 0 at 0; NaN stays NaN."""
 
     def __call__(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return torch.where(torch.isnan(z), z, torch.sign(z))
@@ -76,7 +77,7 @@ def closed_form(
     Closed forms need plain numbers: parameters that are tensors (one for each unit, or learned)
     go through the log odds, in the same formula. Parameters as `tempering.activation`.
     """
-    level = number(temperature)
+    level = known_number(temperature)
     hypotheses = kernel.hypotheses
     if level is None or level == math.inf:
         return None
@@ -87,8 +88,8 @@ def closed_form(
     return None
 
 
-def number(value: object) -> float | None:
-    """The value of a plain number or of a tensor that holds one and isn't learned; else None."""
+def known_number(value: object) -> float | None:
+    """The value of a number, or of a tensor that holds one and isn't learned; else None."""
     if isinstance(value, Tensor):
         # Reading it from a GPU waits for the GPU, but so does every check of the general path.
         known = value.ndim == 0 and not value.requires_grad
@@ -100,7 +101,7 @@ def _signed(
     kernel: Kernel, hypotheses: Signed, statistic: str, level: float
 ) -> Callable[[Tensor], Tensor] | None:
     fair = hypotheses.prior is None
-    m = number(hypotheses.m)
+    m = known_number(hypotheses.m)
     if type(kernel) in _ODD and fair:
         if statistic == "mode" or (statistic == "mean" and level == 0):
             return Step()
@@ -110,11 +111,11 @@ def _signed(
     if m is None or bias is None:
         return None
     if type(kernel) is Laplace and statistic == "mean":
-        c = _slope(1.0, number(kernel.b), level)
+        c = _slope(1.0, known_number(kernel.b), level)
         return None if c is None else HardTanh(c, m, bias / 2)
     if type(kernel) is not Gaussian:
         return None
-    sigma = number(kernel.sigma)
+    sigma = known_number(kernel.sigma)
     c = None if sigma is None else _slope(m / sigma, sigma, level)
     if c is None:
         return None
@@ -130,7 +131,7 @@ def _signed(
 def _between(kernel: Gaussian, hypotheses: Centred, level: float) -> Between | Sigmoid | None:
     centres = torch.as_tensor(hypotheses.centres)
     bias = _bias(hypotheses)
-    sigma = number(kernel.sigma)
+    sigma = known_number(kernel.sigma)
     known = centres.shape == (2,) and not centres.requires_grad
     if not known or bias is None or sigma is None or torch.compiler.is_compiling():
         return None

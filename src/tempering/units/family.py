@@ -14,6 +14,7 @@ from tempering.kernels import Hypotheses, Kernel, Prototypes, Signed, StudentT, 
 from tempering.tensors import TensorLike, as_tensor
 from tempering.units import odds, prior
 from tempering.units.closed import closed_form
+from tempering.units.odds import SATURATED
 
 Statistic = Literal["mean", "mode", "full", "variance", "entropy", "gate-mean", "gate-mode"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -39,7 +40,7 @@ def activation(
         gate-mode  the same for the mode's posterior, which is 1 on the modes
 
     Gaussian x mean is tanh(m z/(sigma^2 T)); tempering.units.closed lists all closed forms, which
-    are chosen without asking. T = 0 and T = inf are exact limits.
+    replace the general path by themselves. T = 0 and T = inf are exact limits.
 
     Parameters
     ----------
@@ -60,14 +61,14 @@ def activation(
     ------
     RefusedError: a linear layer or the identity, which induce no posterior.
     InputError, TemperatureError, EnergyError: what can't be used, and where. Closed forms pass
-    not-a-number on instead, as PyTorch's activations do: it stays visible.
+    NaN on instead, as PyTorch's activations do.
 
-    Source: definitions of the implicit EM framework.
+    Source: the posterior of a mixture in the E-step of EM (Dempster, Laird, Rubin 1977), tempered.
     """
     kernel = as_kernel(kernel)
     check_statistic(statistic)
     z = as_tensor(z, "z", InputError)
-    temperature = as_level(temperature)
+    temperature = checked_temperature(temperature)
     curve = closed_form(kernel, statistic, temperature) if z.is_floating_point() else None
     if curve is not None:
         return curve(z)
@@ -85,8 +86,8 @@ def check_statistic(statistic: str) -> None:
         raise InputError(f"no statistic {statistic!r}; expected one of: {', '.join(STATISTICS)}")
 
 
-def as_level(temperature: TensorLike) -> float | Tensor:
-    """A temperature as a number or a tensor; a negative one and not-a-number are refused."""
+def checked_temperature(temperature: TensorLike) -> float | Tensor:
+    """A temperature as a number or a tensor; TemperatureError where it is negative or NaN."""
     if isinstance(temperature, Real) and not isinstance(temperature, bool):
         level = float(temperature)
         if not level >= 0:
@@ -118,7 +119,7 @@ def check_input(z: Tensor) -> None:
         )
 
 
-def per_row(temperature: float | int | Tensor, rows: torch.Size, work: Tensor) -> Tensor:
+def row_temperatures(temperature: float | int | Tensor, rows: torch.Size, work: Tensor) -> Tensor:
     """The temperature as one value for each row, in the dtype of the work."""
     level = torch.as_tensor(temperature, dtype=work.dtype, device=work.device)
     try:
@@ -141,39 +142,52 @@ def _of_odds(
     temperature: float | int | Tensor,
 ) -> Tensor:
     if isinstance(kernel, StudentT) and z.device.type != "mps":  # which has no float64
-        # Far out its odds fall as 1/z while gates grow as z: float32 would hold their product,
-        # but not the factors of its gradient.
+        # Far out its log odds fall as 1/z while a gate grows as z. Float32 holds their product, but
+        # not the factors of the product's gradient.
         z = z.double()
     plain = kernel.log_odds(z)
     log_prior = hypotheses.log_prior(plain)
     bias = None if log_prior is None else log_prior[1] - log_prior[0]
-    level = odds.tempered(plain, per_row(temperature, plain.shape, plain), bias)
+    level = odds.tempered_odds(plain, row_temperatures(temperature, plain.shape, plain), bias)
     if statistic in ("gate-mean", "gate-mode"):
-        on = torch.sigmoid(level) if statistic == "gate-mean" else (1 + odds.mode(level)) / 2
+        on = torch.sigmoid(level) if statistic == "gate-mean" else (1 + odds.sign_mode(level)) / 2
         return z * (on.unsqueeze(-1) if kernel.takes_vectors else on)
     return {
-        "mean": odds.mean,
-        "mode": odds.mode,
-        "full": odds.full,
-        "variance": odds.variance,
-        "entropy": odds.entropy,
+        "mean": odds.sign_mean,
+        "mode": odds.sign_mode,
+        "full": odds.sign_full,
+        "variance": odds.sign_variance,
+        "entropy": odds.sign_entropy,
     }[statistic](level)
 
 
 def _of_energies(
     z: Tensor, kernel: Kernel, statistic: str, temperature: float | int | Tensor
 ) -> Tensor:
-    energies = kernel.energies(z)
-    level = per_row(temperature, energies.shape[:-1], energies)
+    energies = kernel.excess(z)
+    level = row_temperatures(temperature, energies.shape[:-1], energies)
+    # A difference that overflowed is +inf, which makes the hypothesis dead. That is right unless
+    # T is of the same size.
+    hot = level > torch.finfo(energies.dtype).max / SATURATED
+    alive = (torch.isinf(energies.detach()) & hot.unsqueeze(-1)).nonzero()
+    if len(alive):
+        raise EnergyError(
+            f"the energy at {alive[0].tolist()} overflows {energies.dtype}, and the temperature "
+            "there is too high to leave it out; give z in float64, or in another unit"
+        )
     log_prior = kernel.hypotheses.log_prior(energies)
     if statistic == "entropy":
-        return prior.entropy(energies, level, log_prior)
-    shared = prior.mode_weights if statistic in ("mode", "gate-mode") else prior.responsibilities
+        return prior.entropy_with_prior(energies, level, log_prior)
+    shared = (
+        prior.mode_weights
+        if statistic in ("mode", "gate-mode")
+        else prior.responsibilities_with_prior
+    )
     r = shared(energies, level, log_prior)
-    return r if statistic == "full" else summary(z, kernel.hypotheses, r, statistic)
+    return r if statistic == "full" else posterior_summary(z, kernel.hypotheses, r, statistic)
 
 
-def summary(
+def posterior_summary(
     z: Tensor, hypotheses: Hypotheses, r: Float[Tensor, "*rows hypotheses"], statistic: str
 ) -> Tensor:
     """Mean, variance or gate of given responsibilities."""

@@ -1,4 +1,4 @@
-"""Which hypotheses live: dead ones, dominant ones, and whether any tells inputs apart."""
+"""Which hypotheses are alive: dead ones, dominant ones, and what they tell of the input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from tempering.errors import InputError
 from tempering.tensors import TensorLike, as_tensor
 
-# A share of the equal share 1/K under which a hypothesis is dead.
+# A hypothesis is dead when its mean responsibility is under this part of its equal share 1/K: a
+# convention, by which 100 hypotheses may differ tenfold in use before one is reported.
 DEAD = 0.1
-# A mean responsibility over which one hypothesis speaks for most inputs by itself. Two equal
-# rivals have 0.5 each, so with K = 2 the bar lies where the other one is dead.
+# A hypothesis is dominant above this mean responsibility: it has more than all others together.
+# With K = 2 equal rivals have 0.5 each, so there it is dominant when the other one is dead.
 DOMINANT = 0.5
-# Posteriors that keep less than this share of log K nats tell inputs apart no better than chance.
+# Posteriors that keep less than this part of log K nats hardly depend on the input: a convention.
 MUTE = 0.05
 
 
@@ -24,8 +25,8 @@ class HypothesisReport:
     """What a batch shows of its K hypotheses.
 
     n: inputs. mean: mean responsibility of each. dead: those under 0.1/K. dominant: those over
-    0.5 (K = 2: 0.95). used: support of the mean responsibilities, so many the batch uses.
-    support: mean over inputs of the support, so many each input keeps alive. information: nats
+    0.5 (K = 2: 0.95). used: support of the mean responsibilities: how many the batch uses.
+    support: mean over inputs of the support: how many each input keeps alive. information: nats
     that the posterior keeps of the input, 0..log K.
     """
 
@@ -39,7 +40,7 @@ class HypothesisReport:
 
     @property
     def collapsed(self) -> bool:
-        """Whether hypotheses died, one took over, or all say the same of every input."""
+        """Whether hypotheses died, one took over, or the posterior hardly depends on the input."""
         mute = self.information < MUTE * math.log(len(self.mean))
         return bool(self.dead or self.dominant or mute)
 
@@ -78,7 +79,7 @@ def monitor(r: TensorLike) -> HypothesisReport:
             f"responsibilities of shape {list(r.shape)}; expected [..., K] with at least one "
             "input and K >= 2"
         )
-    # Half-precision responsibilities sum to 1 within a few of their roundings.
+    # Half precision rounds the sum by a few eps; 1e-3 is far below what other inputs miss 1 by.
     slack = 1e-3 + 8 * torch.finfo(r.dtype).eps
     wrong = (~((rows >= 0).all(-1) & ((rows.sum(-1) - 1).abs() <= slack))).nonzero()
     if len(wrong):

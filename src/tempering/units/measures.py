@@ -16,18 +16,18 @@ from tempering.tensors import TensorLike, as_tensor
 from tempering.units.family import (
     STATISTICS,
     activation,
-    as_level,
     check_input,
     check_statistic,
+    checked_temperature,
 )
 
-# Temperatures of the trade-off curve in units of the energies' spread, since T means nothing
-# without a scale for d: from frozen to molten, eight to a decade.
+# Temperatures of the trade-off curve, eight to a decade, in units of the energies' mean spread:
+# without such a scale T means nothing. At 1/100 one hypothesis is left, at 100 all are alive.
 RELATIVE_TEMPERATURES = tuple(10 ** (k / 8) for k in range(-16, 17))
-# A slope under this share of the steepest one counts as saturated.
+# A slope under this part of the steepest one counts as saturated: a convention.
 SATURATED = 0.01
-# Statistics are read at this resolution: at most 8 bits over their range, and at least so many
-# inputs to a level on average, since fewer would tell inputs apart by chance.
+# Statistics are read at this resolution: 8 bits over their range at most, and on average at least
+# 32 inputs to a level, because levels with few inputs tell inputs apart by chance.
 LEVELS = 256
 INPUTS_PER_LEVEL = 32
 
@@ -38,7 +38,7 @@ class TradeOff(NamedTuple):
     temperature: from 1/100 to 100 times the mean spread of the energies.
     decisiveness: 1 - mean S(r)/log H, 0 (all hypotheses alive) to 1 (a single one).
     robustness: 1 - rms over inputs of the total variation between the posteriors of z and of
-    z + noise, 0..1. Rms, for a few decisions that flip are worse than many that shift a little.
+    z + noise, 0..1. Rms, because a few decisions that flip are worse than many that shift a little.
     noise_gain: rms change of the activation under noise over the rms of the noise.
     """
 
@@ -105,7 +105,7 @@ def report(
     """
     kernel = as_kernel(kernel)
     check_statistic(statistic)
-    temperature = float(as_level(temperature))
+    temperature = float(checked_temperature(temperature))
     seed = whole_number(seed, "seed", 0)
     inputs = as_tensor(inputs, "inputs", InputError)
     check_input(inputs)
@@ -121,8 +121,7 @@ def report(
         raise InputError(f"noise is {noise:g}; expected a positive standard deviation")
     generator = torch.Generator().manual_seed(seed)
     shaken = z + noise * torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-    energies = kernel.energies(z).detach()
-    spread = float((energies.mean(-1) - energies.amin(-1)).mean())  # U(T = inf) - U(T = 0)
+    spread = float(kernel.excess(z).detach().mean())  # U(T = inf) - U(T = 0)
     curve = tuple(spread * relative for relative in RELATIVE_TEMPERATURES)
     here = _trade_off(kernel, statistic, (float(temperature),), z, shaken)
     slopes = _slopes(kernel, statistic, float(temperature), z)
@@ -218,7 +217,7 @@ def information_kept(
         left = torch.special.entr(r).sum(-1).mean()
         if statistic != "full":
             values = activation(inputs, kernel, statistic, temperature).reshape(len(r), -1)
-            left = _entropy_within(r, _digits(values, most))
+            left = _entropy_within(r, _levels_of(values, most))
         kept[statistic] = float((marginal - left).clamp(min=0))
     return kept
 
@@ -230,11 +229,11 @@ def _entropy_within(r: Tensor, values: Tensor) -> Tensor:
     return (torch.special.entr(pooled).sum(-1) * size).sum() / len(r)
 
 
-def _digits(values: Tensor, levels: int) -> Tensor:
+def _levels_of(values: Tensor, levels: int) -> Tensor:
     """Each column as one of `levels` equal steps over its range."""
     low, high = values.amin(0), values.amax(0)
     step = torch.where(high > low, high - low, 1.0) / levels
-    # Values that are equal but for rounding stay together where they lie on an edge, as 0 does
-    # between -1 and 1: edges are moved down by some roundings.
+    # Values that are equal but for rounding must share a level, also on an edge between two levels,
+    # as 0 is between -1 and 1. So edges are moved down by a few roundings.
     edge = 16 * levels * torch.finfo(values.dtype).eps
     return ((values - low) / step + edge).floor().clamp(max=levels - 1)

@@ -67,14 +67,14 @@ class Activation(nn.Module):
     @property
     def kernel(self) -> Kernel:
         """The kernel, with the tensors that the module holds now."""
-        mine, theirs = (
+        own, of_hypotheses = (
             {name: getattr(self, name) for name, _ in _tensors(owner)}
             for owner in (self._kernel, self._kernel.hypotheses)
         )
-        if not mine and not theirs:
+        if not own and not of_hypotheses:
             return self._kernel
         hypotheses: Any = self._kernel.hypotheses
-        return self._kernel.with_parameters(m=replace(hypotheses, **theirs), **mine)
+        return self._kernel.with_parameters(m=replace(hypotheses, **of_hypotheses), **own)
 
     def forward(
         self, z: TensorLike, *, u: float | int | Tensor | None = None
@@ -91,8 +91,8 @@ class Activation(nn.Module):
         """The temperature of the competitions at z."""
         if isinstance(self.temperature, Targeted):
             check_input(z)
-            return self.temperature(kernel.energies(z), u=u)
-        # The other regimes read nothing of the energies but their dtype.
+            return self.temperature(kernel.excess(z), u=u)
+        # Of the energies the other regimes read the dtype only.
         work = torch.promote_types(z.dtype, torch.float32)
         return self.temperature(torch.empty(1, dtype=work, device=z.device), u=u)
 

@@ -1,4 +1,4 @@
-"""Two signed hypotheses: the posterior is its log odds, and every statistic a function of them."""
+"""Two signed hypotheses: every statistic as a function of their log odds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 SATURATED = 1e4
 
 
-def tempered(
+def tempered_odds(
     log_odds: Float[Tensor, "*rows"],
     temperature: Float[Tensor, "*rows"],
     log_prior_odds: Tensor | None = None,
@@ -25,8 +25,8 @@ def tempered(
         prior; T = inf leaves the prior alone.
     log_prior_odds: log(pi_+/pi_-) in nats; None for 0.
 
-    Past 1e4 nats nothing changes any more, in no dtype, so the value stays finite there: the
-    gradients are then exactly 0 where they should be, and never 0 * inf.
+    Past 1e4 nats no statistic changes any more in any dtype. The value stays finite there, so that
+    gradients are exactly 0, and never 0 * inf.
     """
     cold = temperature == 0
     heat = torch.where(cold, 1.0, temperature)
@@ -40,27 +40,27 @@ def tempered(
     return torch.where(saturated, limit, odds + log_prior_odds)
 
 
-def mean(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+def sign_mean(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """E[s] = tanh(l/2)."""
     return torch.tanh(odds / 2)
 
 
-def mode(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+def sign_mode(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """The sign of the log odds; 0 on a tie, the mean of the tied modes."""
     return torch.sign(odds)
 
 
-def full(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows 2"]:
+def sign_full(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows 2"]:
     """(r_-, r_+) = (sigmoid(-l), sigmoid(l))."""
     return torch.sigmoid(torch.stack([-odds, odds], dim=-1))
 
 
-def variance(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+def sign_variance(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """Var[s] = 1 - E[s]^2 = 4 r_- r_+, in the form that keeps its digits where it is small."""
     return 4 * torch.sigmoid(odds) * torch.sigmoid(-odds)
 
 
-def entropy(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+def sign_entropy(odds: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """S(r) = r_+ log(1 + e^-l) + r_- log(1 + e^l), in nats."""
     return torch.sigmoid(odds) * functional.softplus(-odds) + torch.sigmoid(
         -odds

@@ -9,7 +9,7 @@ from torch import Tensor
 from tempering import posterior
 
 
-def responsibilities(
+def responsibilities_with_prior(
     energies: Float[Tensor, "*rows hypotheses"],
     temperature: Tensor | float,
     log_prior: Float[Tensor, " hypotheses"] | None,
@@ -21,14 +21,14 @@ def responsibilities(
     """
     if log_prior is None:
         return posterior.responsibilities(energies, temperature)
-    inside, limit = _split(energies, temperature)
+    inside, limit = _without_limits(energies, temperature)
     tilted = posterior.responsibilities(_tilted(energies, inside, log_prior), inside)
     shares = posterior.responsibilities(energies, torch.where(limit, temperature, 0.0))
     shares = shares.detach() * torch.exp(log_prior)
     return torch.where(limit.unsqueeze(-1), shares / shares.sum(-1, keepdim=True), tilted)
 
 
-def entropy(
+def entropy_with_prior(
     energies: Float[Tensor, "*rows hypotheses"],
     temperature: Tensor | float,
     log_prior: Float[Tensor, " hypotheses"] | None,
@@ -36,10 +36,10 @@ def entropy(
     """S(r) = -sum_h r_h log r_h of those responsibilities, in nats."""
     if log_prior is None:
         return posterior.entropy(energies, temperature)
-    inside, limit = _split(energies, temperature)
+    inside, limit = _without_limits(energies, temperature)
     tilted = posterior.entropy(_tilted(energies, inside, log_prior), inside)
-    r = responsibilities(energies, temperature, log_prior)
-    # Only the limits are read from here; log(1) stands in for the dead, whose log has no slope.
+    r = responsibilities_with_prior(energies, temperature, log_prior)
+    # Used at the limits only. A dead hypothesis gets log(1), whose gradient is finite.
     shared = -(r * torch.log(torch.where(limit.unsqueeze(-1) & (r > 0), r, 1.0))).sum(-1)
     return torch.where(limit, shared, tilted)
 
@@ -51,14 +51,14 @@ def mode_weights(
 ) -> Float[Tensor, "*rows hypotheses"]:
     """Weights of the mean of the modes: uniform over the hypotheses of greatest r_h.
 
-    Found on the energies: responsibilities that differ may round to the same number.
+    The modes are found on the energies, because different responsibilities may round to one number.
     """
     energies = energies.detach()
     if log_prior is None:
-        level = _per_row(temperature, energies)
+        level = _row_levels(temperature, energies)
         return posterior.responsibilities(energies, torch.where(level == torch.inf, level, 0.0))
-    inside, limit = _split(energies, temperature)
-    level = _per_row(temperature, energies)
+    inside, limit = _without_limits(energies, temperature)
+    level = _row_levels(temperature, energies)
     alive = posterior.responsibilities(energies, torch.where(limit, level, 0.0)) > 0
     by_prior = torch.where(alive, -log_prior.detach(), torch.inf)
     tilted = _tilted(energies, inside, log_prior.detach())
@@ -70,13 +70,13 @@ def _tilted(energies: Tensor, temperature: Tensor, log_prior: Tensor) -> Tensor:
     return energies - temperature.unsqueeze(-1) * log_prior
 
 
-def _split(energies: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Temperatures with 1 in place of the limits, and where the limits are."""
-    level = _per_row(temperature, energies)
+def _without_limits(energies: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Temperatures with 1 in place of 0 and inf, and a mask of the rows that have those."""
+    level = _row_levels(temperature, energies)
     limit = (level == 0) | (level == torch.inf)
     return torch.where(limit, 1.0, level), limit
 
 
-def _per_row(temperature: Tensor | float, energies: Tensor) -> Tensor:
+def _row_levels(temperature: Tensor | float, energies: Tensor) -> Tensor:
     level = torch.as_tensor(temperature, dtype=energies.dtype, device=energies.device)
     return level.expand(energies.shape[:-1])

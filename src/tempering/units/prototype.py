@@ -15,7 +15,7 @@ from tempering.kernels import Kernel, Prototypes, as_kernel
 from tempering.kernels.hypotheses import Weights
 from tempering.temperature import Temperature
 from tempering.tensors import TensorLike, as_tensor
-from tempering.units.family import activation, per_row
+from tempering.units.family import activation, row_temperatures
 from tempering.units.liveness import HypothesisReport, monitor
 from tempering.units.module import Activation
 from tempering.units.volume import VolumeTerms, volume_terms
@@ -27,14 +27,14 @@ class PrototypeLayer(Activation):
     The prototypes are the parameter `vectors`, [K, in_features], drawn from a standard normal:
     copy in rows of data where data are at hand. Their natural loss is the free energy,
     `free_energy(z).mean()`, whose gradient moves each prototype by its responsibility (implicit
-    EM). With an encoder in front of it that loss has a collapse as its optimum, and without one
-    it has dead prototypes as local optima: add `regulariser(z)`, and look at `monitor(r)`.
+    EM). With an encoder before it, collapse is an optimum of that loss; without one, dead
+    prototypes are local optima. So add `regulariser(z)`, and look at `monitor(r)`.
 
     Parameters
     ----------
     in_features: features of z, >= 1.
     prototypes: K >= 2.
-    kernel: a Kernel or the name of one; its own hypotheses give way to the layer's.
+    kernel: a Kernel or the name of one; its own hypotheses are replaced by the layer's.
     statistic: as Activation; "full" gives [..., K].
     temperature: as Activation; one value, or a value for each row.
     prior: [K] positive weights; None for equal.
@@ -66,7 +66,7 @@ class PrototypeLayer(Activation):
     def responsibilities(
         self, z: TensorLike, *, u: float | int | Tensor | None = None
     ) -> Float[Tensor, "*rows prototypes"]:
-        """r_k, whatever statistic the layer passes on."""
+        """r_k, independent of the statistic that the layer passes on."""
         kernel = self.kernel
         z = as_tensor(z, "z", InputError)
         return activation(z, kernel, "full", self.level(z, kernel, u))
@@ -79,8 +79,12 @@ class PrototypeLayer(Activation):
         pi sums to 1 where it is given; without a prior it is 1 for each, as in log Z.
         Raises TemperatureError at T = 0 and T = inf.
         """
-        energies, level = self._competition(z, u)
-        return posterior.free_energy(energies, level)
+        z = as_tensor(z, "z", InputError)
+        excess, tilted, level = self._competition(z, u)
+        # F of the excess, raised by the energy that the excess is measured from.
+        best = excess.detach().argmin(-1, keepdim=True)
+        base = self.kernel.energies(z).gather(-1, best) - excess.gather(-1, best)
+        return base.squeeze(-1) + posterior.free_energy(tilted, level)
 
     def regulariser(
         self,
@@ -94,9 +98,8 @@ class PrototypeLayer(Activation):
 
         Raises TemperatureError at T = 0 and T = inf, where responsibilities have no gradient.
         """
-        energies, level = self._competition(z, u)
-        excess = energies - energies.detach().amin(-1, keepdim=True)
-        log_r = torch.log_softmax(-excess / level.unsqueeze(-1), dim=-1)
+        _, tilted, level = self._competition(z, u)
+        log_r = torch.log_softmax(-tilted / level.unsqueeze(-1), dim=-1)
         return volume_terms(log_r, support_floor=support_floor, minimum=minimum)
 
     @staticmethod
@@ -106,18 +109,19 @@ class PrototypeLayer(Activation):
 
     def _competition(
         self, z: TensorLike, u: float | int | Tensor | None
-    ) -> tuple[Float[Tensor, "*rows prototypes"], Float[Tensor, "*rows"]]:
-        """Energies with the prior in them, and the temperature of each row."""
+    ) -> tuple[
+        Float[Tensor, "*rows prototypes"], Float[Tensor, "*rows prototypes"], Float[Tensor, "*rows"]
+    ]:
+        """Energies above the best, the same with the prior in them, and T of each row."""
         kernel = self.kernel
         z = as_tensor(z, "z", InputError)
-        energies = kernel.energies(z)
-        level = per_row(self.level(z, kernel, u), energies.shape[:-1], energies)
+        excess = kernel.excess(z)
+        level = row_temperatures(self.level(z, kernel, u), excess.shape[:-1], excess)
         if not bool(((level > 0) & (level < torch.inf)).all()):
             raise TemperatureError(
                 "free energy and volume controls need 0 < T < inf; at the limits responsibilities "
                 "have no gradient to learn from"
             )
-        log_prior = kernel.hypotheses.log_prior(energies)
-        if log_prior is not None:
-            energies = energies - level.unsqueeze(-1) * log_prior
-        return energies, level
+        log_prior = kernel.hypotheses.log_prior(excess)
+        tilted = excess if log_prior is None else excess - level.unsqueeze(-1) * log_prior
+        return excess, tilted, level

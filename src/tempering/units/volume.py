@@ -1,4 +1,4 @@
-"""Volume controls: what keeps competing prototypes from collapsing into one, or into none."""
+"""Volume controls: penalties that keep competing prototypes from collapsing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tempering.errors import InputError
 
-# Variance below this share of a hypothesis' greatest responsibility squared counts as none.
+# Added to variances, in units of the greatest responsibility squared: a hypothesis that varies by
+# less than 1/1000 of its greatest responsibility counts as constant.
 _FLAT = 1e-6
 
 
@@ -33,12 +34,12 @@ def volume_terms(
     support_floor: float | int | None = None,
     minimum: float | int | None = None,
 ) -> VolumeTerms:
-    """What the responsibilities of a batch lack in volume.
+    """Penalties for the volume that the responsibilities of a batch lack.
 
-        variance       mean_h max(0, log(v/Var[r_h])), v = (1/K)(1 - 1/K), that of a hypothesis
-                       which takes its share K^-1 of the inputs outright
-        decorrelation  mean over pairs of max(0, corr(r_h, r_k))^2: two that answer to the same
-                       inputs; competition, a negative correlation, is free
+        variance       mean_h max(0, log(v/Var[r_h])), v = (1/K)(1 - 1/K), the variance
+                       of a hypothesis that takes 1/K of the inputs with certainty
+        decorrelation  mean over pairs of max(0, corr(r_h, r_k))^2: two hypotheses
+                       that answer to the same inputs; negative correlation costs nothing
         entropy_floor  max(0, log floor - S(mean r))
         minimum_mean   mean_h max(0, log minimum - log mean r_h)
 
@@ -68,8 +69,8 @@ def volume_terms(
             f"minimum is {minimum:g}; expected over 0 and at most 1/K = {1 / count:g}: the means "
             "sum to 1"
         )
-    # Each hypothesis in units of its greatest responsibility: correlations don't change, and
-    # logs of the rest carry its size.
+    # Each hypothesis in units of its greatest responsibility, whose log is `top`. Correlations stay
+    # as they are, and nothing underflows.
     top = rows.detach().amax(0)
     relative = torch.exp(rows - top)
     deviation = relative - relative.mean(0)

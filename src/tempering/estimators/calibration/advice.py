@@ -1,4 +1,4 @@
-"""How a message says what to change: by Python's arguments, or by a command's options."""
+"""The words with which messages name an option: Python's arguments, or a command's options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Advice:
-    """The words for each change that a message may ask for; the defaults speak Python."""
+    """The text for each change that a message may advise; by default Python's arguments."""
 
     given_probabilities: str = "inputs='probabilities'"
     for_probabilities: str = "say inputs='probabilities'"
@@ -27,15 +27,15 @@ _PYTHON = Advice()
 _current: ContextVar[Advice] = ContextVar("advice", default=_PYTHON)
 
 
-def advice() -> Advice:
-    """The words for whoever reads the messages of this thread or task."""
+def advised() -> Advice:
+    """The texts in force in this thread or task."""
     return _current.get()
 
 
 @contextmanager
-def advising(words: Advice) -> Iterator[None]:
-    """Messages raised inside speak these words."""
-    token = _current.set(words)
+def advising(advice: Advice) -> Iterator[None]:
+    """Use these texts in messages raised inside the block."""
+    token = _current.set(advice)
     try:
         yield
     finally:

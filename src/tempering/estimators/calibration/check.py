@@ -1,4 +1,4 @@
-"""What rows of logits and of probabilities must be; messages name the row."""
+"""Checks of rows of logits and of probabilities; messages name the row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import DataError
-from tempering.estimators.calibration.advice import advice
+from tempering.estimators.calibration.advice import advised
 from tempering.estimators.calibration.source import SUM_TOLERANCE
 
 Rows = range | np.ndarray
 
 
-def check_rows(z: Float[Tensor, "rows columns"], rows: Rows, name: str) -> None:
+def check_logit_rows(z: Float[Tensor, "rows columns"], rows: Rows, name: str) -> None:
     """DataError that names the row and column of a NaN or +inf, or a row of -inf alone.
 
     -inf is legal: the class is ruled out. rows: the index of each row in the whole table.
@@ -66,7 +66,7 @@ def check_label_logits(label_logits: Float[Tensor, "rows"], labels: Tensor, rows
 def log_probabilities(
     p: Float[Tensor, "rows columns"], rows: Rows, name: str
 ) -> Float[Tensor, "rows columns"]:
-    """log p of rows that are distributions; DataError names the first row that is none."""
+    """log p of rows that are distributions; DataError names the first row that is not one."""
     sums = p.sum(1)
     wrong = ~((sums - 1).abs() <= SUM_TOLERANCE) | (p.amin(1) < 0)
     if wrong.any():
@@ -77,9 +77,9 @@ def log_probabilities(
                 "0 to 1: mend or drop that row"
             )
         raise DataError(
-            f"row {rows[row]} of {name} is no distribution (its entries run from "
+            f"row {rows[row]} of {name} is not a distribution (its entries run from "
             f"{float(p[row].min()):.6g} to {float(p[row].max()):.6g} and sum to "
-            f"{float(sums[row]):.6g}), but {advice().given_probabilities}; for logits "
-            f"{advice().for_logits}"
+            f"{float(sums[row]):.6g}), but {advised().given_probabilities}; for logits "
+            f"{advised().for_logits}"
         )
     return p.log()

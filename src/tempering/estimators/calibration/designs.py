@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from tempering.estimators.calibration.moments import Problem
+from tempering.estimators.calibration.moments import CalibrationProblem
 
 
 class Blocks(ABC):
@@ -66,7 +66,9 @@ class Totals(NamedTuple):
     weight: Float[Tensor, "blocks"]
 
 
-def block_totals(problem: Problem, blocks: Blocks, log_beta: Float[Tensor, "blocks"]) -> Totals:
+def block_totals(
+    problem: CalibrationProblem, blocks: Blocks, log_beta: Float[Tensor, "blocks"]
+) -> Totals:
     """One pass over all rows at the inverse temperatures of the blocks."""
     sums = torch.zeros(5, blocks.size, dtype=torch.float64, device=log_beta.device)
     for span, z in problem.chunks():
@@ -89,7 +91,7 @@ def add_rows(
         return
     wide = moments.double()
     w = wide.new_ones(moments.shape[1]) if weights is None else weights
-    # A row of weight 0 counts for nothing, also where its loss is infinite.
+    # A row of weight 0 must not count, even if its loss is infinite: 0 * inf is NaN.
     wide = torch.cat([torch.where(w > 0, wide * w, 0.0), w[None]])
     if index is None:
         sums[:, 0] += wide.sum(1)
@@ -98,7 +100,7 @@ def add_rows(
 
 
 def features(z: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 2"]:
-    """What a per-input temperature reads off a row of logits, in nats, float64.
+    """The features of a row of logits that a per-input temperature depends on, nats, float64.
 
         entropy  S = -sum_k p_k log p_k, the log of the support, with p = softmax(z)
         log peak log max_k p_k

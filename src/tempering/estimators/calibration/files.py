@@ -17,7 +17,7 @@ from tempering.estimators.calibration.source import CHUNK, ArrayLogits, Logits
 from tempering.files import read_text
 from tempering.tensors import from_numpy
 
-# A read from a compressed file: large enough to hide the calls, small beside the logits.
+# Bytes of one read from a compressed file: enough to make the calls' cost small, few beside logits.
 _READ_BYTES = 1 << 22
 
 
@@ -142,7 +142,7 @@ class ParquetLogits(Logits):
             whole = [f.name for f in fields if types.is_integer(f.type)]
             if whole and not self.nested:
                 raise DataError(
-                    f"{path}: the columns {', '.join(whole)} hold integers, which logits don't; "
+                    f"{path}: the columns {', '.join(whole)} hold integers, which logits are not; "
                     "drop them, or store the logits as one column of lists"
                 )
             self.n_columns = len(self.columns)
@@ -201,7 +201,7 @@ def _csv(path: Path) -> Logits:
         if not types.is_integer(field.type) and not types.is_floating(field.type):
             raise DataError(
                 f"{path}: the column '{field.name}' holds {field.type}, not numbers; leave out "
-                "what are no logits"
+                "what is not logits"
             )
         if column.null_count:
             row = column.is_null().to_pylist().index(True)
@@ -209,8 +209,8 @@ def _csv(path: Path) -> Logits:
     whole = [field.name for field in table.schema if types.is_integer(field.type)]
     if whole and len(whole) < table.num_columns:
         raise DataError(
-            f"{path}: the columns {', '.join(map(repr, whole))} hold integers, which logits don't; "
-            "leave them out, or write them with a decimal point where they are logits"
+            f"{path}: the columns {', '.join(map(repr, whole))} hold integers, which "
+            "logits are not; leave them out, or write logits with a decimal point"
         )
     columns = [column.to_numpy() for column in table.columns]
     logits = ArrayLogits(np.column_stack(columns).astype(np.float64), str(path))
@@ -219,20 +219,20 @@ def _csv(path: Path) -> Logits:
 
 
 def _read_csv(path: Path) -> Any:
-    """A CSV file as a pyarrow table; comma, semicolon or tab stands between its cells."""
+    """A CSV file as a pyarrow table; cells are separated by commas, semicolons or tabs."""
     from pyarrow import csv
 
     first = next((line for line in read_text(path).splitlines() if line.strip()), "")
-    between = max(",;\t", key=first.count)
-    cells = [cell.strip().strip('"') for cell in first.split(between)]
+    delimiter = max(",;\t", key=first.count)
+    cells = [cell.strip().strip('"') for cell in first.split(delimiter)]
     return csv.read_csv(
         path,
-        # One block: the kind of a column is then told from all of its rows.
+        # A single block, so that the type of a column is inferred from all of its rows.
         csv.ReadOptions(
             autogenerate_column_names=all(map(_is_number, cells)),
             block_size=min(path.stat().st_size + (1 << 20), 2**31 - 1),
         ),
-        csv.ParseOptions(delimiter=between),
+        csv.ParseOptions(delimiter=delimiter),
     )
 
 
@@ -258,7 +258,7 @@ def open_vector(path: str | Path, name: str) -> np.ndarray:
         values = _vector(path, name)
     except DataError:
         raise
-    except Exception as error:  # whatever numpy and pyarrow raise on a broken file
+    except Exception as error:  # numpy and pyarrow raise many kinds on a broken file
         raise unreadable(path, error) from error
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]

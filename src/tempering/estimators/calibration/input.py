@@ -10,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.estimators.calibration.designs import features
-from tempering.estimators.calibration.moments import Problem
+from tempering.estimators.calibration.moments import CalibrationProblem
 from tempering.estimators.calibration.newton import pooled
-from tempering.estimators.calibration.settings import Settings
+from tempering.estimators.calibration.settings import FitSettings
 
+# The last step, in coefficients of log T: Newton's error after it is about its square, 1e-8.
 _STEP_TOLERANCE = 1e-4
+# The longest step: a factor of 7 in T, beyond which the quadratic model says little.
 _MAX_STEP = 2.0
-# A row this near a bound of log T, or beyond it, is at the bound.
+# A row this near a bound of log T, or beyond it, counts as at the bound: 0.1 % of T.
 _AT_BOUND = 1e-3
 
 
@@ -87,11 +89,11 @@ class _Point:
     bounded: int
 
 
-def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
+def fit_inputs(problem: CalibrationProblem, settings: FitSettings) -> InputFit:
     """The coefficients that minimise nll plus the prior's loss, by damped Newton.
 
-    It starts from the best single temperature and never ends above its loss. The loss is not
-    convex in the coefficients: what is found is the minimum that lies downhill from there.
+    The fit starts at the best single temperature and never ends with a greater loss. The loss is
+    not convex in the coefficients: the fit finds a local minimum, downhill from its start.
     The prior N(mean, sd) is on log T at the mean features; slopes have the prior N(0, sd).
     """
     one = pooled(problem, settings)
@@ -112,7 +114,7 @@ def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
     while not (converged or interrupted) and n_iter < settings.max_iter:
         trial = replace(model, coefficients=model.coefficients + step)
         if float(step.abs().max()) <= _STEP_TOLERANCE:
-            # Where rows meet a bound the loss has a kink, and steps shrink against it.
+            # The loss has a kink where a row meets a bound, and steps shrink in front of it.
             converged = not shrunk or best.bounded > 0
             model = model if shrunk else trial
             break
@@ -132,7 +134,7 @@ def fit_inputs(problem: Problem, settings: Settings) -> InputFit:
     )
 
 
-def _statistics(problem: Problem) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
+def _statistics(problem: CalibrationProblem) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
     """Weighted mean and sd of the features; an sd within rounding of 0 is 0."""
     device = problem.logits.device
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # w, w x, w x^2 of two features
@@ -140,7 +142,7 @@ def _statistics(problem: Problem) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"
     for span, z in problem.chunks():
         values = features(z)
         if span.start == 0:
-            shift = values[0]  # a value nearby, against cancellation
+            shift = values[0]  # sums are about a value near the mean, so that they don't cancel
         weight = problem.weight(span)
         w = torch.ones_like(values[:, 0]) if weight is None else weight
         centred = values - shift
@@ -151,7 +153,7 @@ def _statistics(problem: Problem) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"
     return shift + offset, torch.where(sd > 1e-6, sd, 0.0)
 
 
-def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point:
+def _evaluate(problem: CalibrationProblem, model: InputModel, settings: FitSettings) -> _Point:
     """One pass over all rows."""
     low, high = map(math.log, settings.bounds)
     device = model.coefficients.device
@@ -165,15 +167,15 @@ def _evaluate(problem: Problem, model: InputModel, settings: Settings) -> _Point
         moments = problem.moments(z, span, -log_temperature).double()
         weight = problem.weight(span)
         if weight is not None:
-            # A row of weight 0 counts for nothing, also where its loss is infinite.
+            # A row of weight 0 must not count, even if its loss is infinite: 0 * inf is NaN.
             moments = torch.where(weight > 0, moments * weight, 0.0)
         nll, slope, curvature, beaten = moments
         loss += float(nll.sum())
         excess += float(beaten.sum())
         free = inputs * (raw == log_temperature)[:, None]
         bounded += int(((raw <= low + _AT_BOUND) | (raw >= high - _AT_BOUND)).sum())
-        # Products of three columns, summed: a matrix product this thin starts threads, which on
-        # a busy machine costs far more than the product.
+        # Products of three columns, summed. A matrix product would start threads, which costs far
+        # more than so small a product on a busy machine.
         square = free[:, :, None] * free[:, None, :]
         gradient -= (free * slope[:, None]).sum(0)
         fisher += (square * curvature[:, None, None]).sum(0)

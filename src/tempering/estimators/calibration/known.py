@@ -1,4 +1,4 @@
-"""What the data can't tell about a temperature, said out loud."""
+"""Warnings and errors about what the data don't determine of a temperature."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tempering.errors import (
     TemperatureError,
     TemperingWarning,
 )
-from tempering.estimators.calibration.advice import advice
+from tempering.estimators.calibration.advice import advised
 from tempering.estimators.calibration.designs import Blocks, OneBlock
 from tempering.estimators.calibration.input import InputFit
 from tempering.estimators.calibration.labels import listing
-from tempering.estimators.calibration.moments import Problem
-from tempering.estimators.calibration.newton import Fit
-from tempering.estimators.calibration.settings import Settings
+from tempering.estimators.calibration.moments import CalibrationProblem
+from tempering.estimators.calibration.newton import TemperatureFit
+from tempering.estimators.calibration.settings import FitSettings
 
-_LEVEL = 5  # the caller of fit(), past `passes`
+_LEVEL = 5  # the caller of fit(), past `one_threaded`
 
 
 def explain(
-    problem: Problem,
+    problem: CalibrationProblem,
     blocks: Blocks,
-    fit: Fit,
-    settings: Settings,
+    fit: TemperatureFit,
+    settings: FitSettings,
     names: Sequence[object] | np.ndarray,
     kind: str,
-) -> Fit:
-    """Say what a fit could not find out; a temperature that nothing fixes comes back as NaN.
+) -> TemperatureFit:
+    """Warn of what a fit could not determine; a temperature that nothing fixes becomes NaN.
 
     names: of the blocks. kind: what a block is ("class", "group"), "" where there is one only.
 
@@ -55,7 +55,7 @@ def explain(
     if free and bool((flat | empty).all()):
         raise _unidentified()
     outcome = "it is NaN and such rows are refused" if free else "it is the prior's"
-    mend = f"; give more data, or a prior on log T such as {advice().prior}" if free else ""
+    mend = f"; give more data, or a prior on log T such as {advised().prior}" if free else ""
     _warn(empty, names, kind, f"no row says anything about T: {outcome}{mend}")
     _warn(flat, names, kind, f"every row of logits is constant, so T is unknown: {outcome}{mend}")
     low, high = settings.log_beta_bounds
@@ -68,7 +68,7 @@ def explain(
         names,
         kind,
         f"the best T lies below the bound {settings.bounds[0]:g}: the unit of the logits is tiny; "
-        f"{advice().lower_bound}multiply the logits",
+        f"{advised().lower_bound}multiply the logits",
         CollapseWarning,
     )
     _warn(
@@ -84,7 +84,7 @@ def explain(
     return fit
 
 
-def explain_inputs(problem: Problem, fit: InputFit, settings: Settings) -> None:
+def explain_inputs(problem: CalibrationProblem, fit: InputFit, settings: FitSettings) -> None:
     """`explain` for a per-input temperature."""
     warn_unfinished(fit.converged, fit.interrupted, fit.n_iter, settings.max_iter)
     if fit.interrupted:
@@ -92,13 +92,13 @@ def explain_inputs(problem: Problem, fit: InputFit, settings: Settings) -> None:
     if settings.prior is None and fit.excess == 0:
         if bool(constant_blocks(problem, OneBlock()).all()):
             raise _unidentified()
-        text = f"{_separable(settings)}; give more data, or a prior such as {advice().prior}"
+        text = f"{_separable(settings)}; give more data, or a prior such as {advised().prior}"
         warnings.warn(text, CollapseWarning, stacklevel=_LEVEL)
     elif fit.bounded:
         warnings.warn(
             f"{fit.bounded} of {problem.logits.n_rows} rows have their temperature at a bound "
             f"{settings.bounds}: the data drive log T there; give a prior such as "
-            f"{advice().prior}{advice().wider_bounds}",
+            f"{advised().prior}{advised().wider_bounds}",
             CollapseWarning,
             stacklevel=_LEVEL,
         )
@@ -116,18 +116,18 @@ def _unidentified() -> TemperatureError:
     return TemperatureError(
         "the temperature is not identified: every row of logits is constant, so all temperatures "
         "give the same probabilities; check that these are the logits, or give a prior on log T, "
-        f"e.g. {advice().prior}"
+        f"e.g. {advised().prior}"
     )
 
 
-def _separable(settings: Settings) -> str:
+def _separable(settings: FitSettings) -> str:
     return (
         "the data are separable (every label has the top logit), so the loss falls all the way "
         f"to T -> 0: T stopped at its bound {settings.bounds[0]:g}, which is no estimate"
     )
 
 
-def constant_blocks(problem: Problem, blocks: Blocks) -> Bool[Tensor, "blocks"]:
+def constant_blocks(problem: CalibrationProblem, blocks: Blocks) -> Bool[Tensor, "blocks"]:
     """Blocks in which every row of positive weight has one finite value only."""
     varied = torch.zeros(blocks.size, dtype=torch.bool, device=problem.logits.device)
     for span, z in problem.chunks():
@@ -149,8 +149,8 @@ def warn_unfinished(converged: bool, interrupted: bool, n_iter: int, max_iter: i
     elif not converged:
         text = (
             f"the fit did not converge in {n_iter} passes; "
-            f"{advice().more_passes.format(max_iter=max_iter)}give a prior on log T such as "
-            f"{advice().prior} if the data fix it poorly"
+            f"{advised().more_passes.format(max_iter=max_iter)}give a prior on log T such as "
+            f"{advised().prior} if the data fix it poorly"
         )
     else:
         return

@@ -1,4 +1,4 @@
-"""Labels, weights and groups: one value a row, whole and of one kind; messages name the row."""
+"""Labels, weights and groups: one value a row, none missing; messages name the row."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from sklearn.exceptions import DataConversionWarning
 from torch import Tensor
 
 from tempering.errors import DataError, TemperingWarning
-from tempering.estimators.calibration.advice import advice
+from tempering.estimators.calibration.advice import advised
 from tempering.tensors import from_numpy
 
-# Weights whose ratio exceeds this can't be summed: the small ones would count as 0.
+# The greatest ratio of two weights whose squares still fit into one float64 sum. Beyond it the
+# small weights would count as 0.
 _WIDEST = 1e150
-# Beyond these, sums of weights or of weighted losses could leave float64.
+# Outside these, sums of weights or of weighted losses could leave float64.
 _SMALLEST, _LARGEST = 1e-100, 1e100
 _SHOWN = 5
 
@@ -37,9 +38,9 @@ def encode_labels(
     """Column indices of the labels, and the label of each column.
 
     classes: labels of the columns in order; None reads labels as column indices 0..K-1. Labels
-    that are no column indices are read by `column_names` where all are among those. Otherwise, if
-    K of them differ, they are read in sorted order, which is that of scikit-learn's columns, under
-    a warning; with `in_order` False, only 1..K are.
+    that are not column indices are looked up in `column_names` if that has all of them. Otherwise,
+    if there are K different ones, they are assigned to the columns in sorted order, as scikit-learn
+    does, under a warning; with `in_order` False this holds for 1..K only.
 
     Raises DataError when a label is missing, out of range or of the wrong dtype.
     """
@@ -58,7 +59,7 @@ def encode_labels(
     if labels.dtype.kind not in "iuUS":
         raise DataError(
             f"Unknown label type: y has dtype {labels.dtype}; expected column indices 0.."
-            f"{n_columns - 1}, or {advice().classes}"
+            f"{n_columns - 1}, or {advised().classes}"
         )
     found = np.unique(labels)
     names = None if column_names is None else np.asarray(column_names)
@@ -70,12 +71,12 @@ def encode_labels(
     if from_one:
         text = (
             f"labels run 1..{n_columns} while columns run 0..{n_columns - 1}: label k was read as "
-            f"column k-1; {advice().classes} if that is not meant"
+            f"column k-1; {advised().classes} if that is not meant"
         )
     else:
         text = (
-            f"the labels {listing(found)} are no column indices: they were read in this order, as "
-            f"scikit-learn orders the columns of a classifier; {advice().classes} if theirs is "
+            f"the labels {listing(found)} are not column indices: they were read in this order, as "
+            f"scikit-learn orders the columns of a classifier; {advised().classes} if theirs is "
             "another"
         )
     warnings.warn(text, TemperingWarning, stacklevel=4)
@@ -87,12 +88,12 @@ def _no_column(labels: np.ndarray, found: np.ndarray, n_columns: int) -> DataErr
         return DataError(
             f"Unknown label type: y has dtype {labels.dtype} and {len(found)} labels for "
             f"{n_columns} columns; expected column indices 0..{n_columns - 1}, or "
-            f"{advice().classes}"
+            f"{advised().classes}"
         )
     row = int(np.flatnonzero((labels < 0) | (labels >= n_columns))[0])
     return DataError(
         f"y[{row}] = {labels[row]} is out of range: X has {n_columns} columns, so labels are "
-        f"0..{n_columns - 1}; mend it, or {advice().classes}"
+        f"0..{n_columns - 1}; mend it, or {advised().classes}"
     )
 
 
@@ -105,7 +106,7 @@ def _compact(labels: np.ndarray) -> np.ndarray:
 def _encode_classes(
     labels: np.ndarray, n_columns: int, classes: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    names = plain(classes)
+    names = as_array(classes)
     different = len(set(names.ravel().tolist()))
     if names.shape != (n_columns,) or different != n_columns:
         raise DataError(
@@ -148,8 +149,8 @@ def _whole_numbers(labels: np.ndarray) -> np.ndarray:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"Unknown label type: y[{row}] = {labels[row]} is no whole number; labels are column "
-            "indices, not probabilities or scores"
+            f"Unknown label type: y[{row}] = {labels[row]} is not a whole number; labels are "
+            "column indices, not probabilities or scores"
         )
     return labels.astype(np.int64)
 
@@ -224,7 +225,7 @@ def vector(values: Any, name: str, n_rows: int) -> np.ndarray:
     """
     if values is None:
         raise DataError(f"requires {name} to be passed, but the target {name} is None")
-    array = plain(values, name)
+    array = as_array(values, name)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.dtype.kind == "c":
@@ -243,7 +244,7 @@ def vector(values: Any, name: str, n_rows: int) -> np.ndarray:
     return array
 
 
-def plain(values: Any, name: str = "classes") -> np.ndarray:
+def as_array(values: Any, name: str = "classes") -> np.ndarray:
     """Values as an array: numbers or texts where all are, objects where they differ in kind."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
@@ -253,7 +254,7 @@ def plain(values: Any, name: str = "classes") -> np.ndarray:
     except ValueError:
         raise DataError(f"{name} has rows of different lengths; expected one value a row") from None
     if array.dtype.kind in "US" and isinstance(values, list | tuple):
-        # numpy would make texts of numbers and of NaN that stand among texts.
+        # Where texts and numbers are mixed, numpy would turn the numbers and NaN into texts.
         kinds = np.empty(array.shape, dtype=object)
         kinds[...] = values
         array = kinds
@@ -273,7 +274,7 @@ def _is_missing(value: Any) -> bool:
     """None, NaN, NaT and pandas' NA, none of which equals itself."""
     try:
         return value is None or value is not value or bool(value != value)
-    except (TypeError, ValueError):  # pandas' NA has no truth; an array has more than one
+    except (TypeError, ValueError):  # the truth of pandas' NA, or of an array, is ambiguous
         return not isinstance(value, Sequence | np.ndarray)
 
 

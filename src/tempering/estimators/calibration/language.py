@@ -16,7 +16,8 @@ from tempering.errors import DataError
 from tempering.estimators.calibration.source import Logits, floats, threads
 from tempering.files import read_json, read_text
 
-# Windows of text that a warm start runs the model on.
+# Windows of text that the model is run on for a warm start: enough to differ in style, few enough
+# that the start costs little beside a pass over all windows.
 _WARM_WINDOWS = 4
 
 Progress = Callable[[int, int], None]
@@ -171,7 +172,7 @@ def answer_logits(
         z_k = sum_t log p(token t of choice k | prompt, tokens before t)
 
     so softmax(z) is the model's own distribution over the choices. Prompt and choice are
-    tokenised apart, so that all choices of a question continue the same tokens.
+    tokenised separately, so that all choices of a question continue the same tokens.
     """
     table = np.full((len(questions), max(len(q.choices) for q in questions)), -np.inf)
     for row, question in enumerate(questions):

@@ -1,4 +1,4 @@
-"""One pass over the rows: loss and its derivatives in log beta, each row on its own."""
+"""Loss of each row and its derivatives in log beta, in one pass over the rows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor
 from tempering.estimators.calibration.check import (
     Rows,
     check_label_logits,
+    check_logit_rows,
     check_reach,
-    check_rows,
     log_probabilities,
 )
 from tempering.estimators.calibration.source import Logits
 
-# Below this excess energy over T a responsibility is 0 in float64 too.
+# exp underflows to 0 far above this in float64 too (at -745).
 _UNDERFLOW = -1e4
-# float32 holds 1/T for log T within this, with room for what it is multiplied by.
+# float32 holds 1/T for |log T| up to 88; this leaves a factor of 1000 for products with it.
 _REACH = 80.0
 
 
 @dataclass
-class Problem:
+class CalibrationProblem:
     """Rows to calibrate on: logits, the column of each label, optional weights.
 
     inputs: "logits" or "probabilities", which become their logs a chunk at a time.
@@ -64,7 +64,7 @@ class Problem:
         return Sample(z, self.labels[index].long(), weights, places)
 
     def _refuse_if_probabilities(self) -> None:
-        """A sample looks like probabilities: so does every row, or they are logits after all."""
+        """DataError if not only the sample but every row looks like a row of probabilities."""
         if all(self.logits.are_probabilities(z) for _, z in self.logits.chunks()):
             raise self.logits.refuse_probabilities()
 
@@ -104,7 +104,7 @@ def row_moments(
     indices: Rows,
     name: str = "X",
 ) -> Float[Tensor, "4 rows"]:
-    """Loss of each row, its derivatives in log beta, and by how much its label is beaten.
+    """Loss of each row, its derivatives in log beta, and how far its label is below the top.
 
         nll       f = log sum_k exp(beta z_k) - beta z_y
         slope     df/dlog beta = beta (E_r[z] - z_y)
@@ -120,9 +120,9 @@ def row_moments(
     rows, size = len(z), z.numel()
     if z.dtype == torch.float32 and bool((log_beta.abs() > _REACH).any()):
         return _in_float64(z, labels, log_beta, indices, name)
-    top = z.amax(1, keepdim=True)  # NaN and inf show here: amax passes them on
+    top = z.amax(1, keepdim=True)  # NaN and inf in z appear here too
     if not _all_finite(top):
-        check_rows(z, indices, name)
+        check_logit_rows(z, indices, name)
     beta = log_beta.exp().to(z.dtype)
     u, e = buffer[:size].view_as(z), buffer[size : 2 * size].view_as(z)
     torch.sub(z, top, out=u)
@@ -190,6 +190,6 @@ def tempered_softmax(
 def _all_finite(values: Tensor) -> bool:
     """False where a value is NaN or infinite, and, rarely, where only their sum is.
 
-    A sum takes a tenth of the time of isfinite; the callers then look closer.
+    A sum takes a tenth of the time of isfinite. The callers check exactly where this is False.
     """
     return math.isfinite(float(values.sum()))

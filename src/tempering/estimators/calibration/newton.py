@@ -1,4 +1,4 @@
-"""Safeguarded Newton in log beta, for one temperature or many that don't touch each other."""
+"""Safeguarded Newton in log beta, for one temperature or several independent ones."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from tempering.estimators.calibration.designs import (
     add_rows,
     block_totals,
 )
-from tempering.estimators.calibration.moments import Problem, row_moments
-from tempering.estimators.calibration.settings import Settings
+from tempering.estimators.calibration.moments import CalibrationProblem, row_moments
+from tempering.estimators.calibration.settings import FitSettings
 
-# The last step taken, in log beta. Newton's error after a step of size s is about s^2, and the
-# loss is flat at its minimum, so what is left of the loss is about s^4: 1e-12 nats a row. Small
-# tables, whose passes cost next to nothing, get a temperature that repeats to 1e-12 instead.
+# The size of the last step in log beta. Newton's error after a step of size s is about s^2, and the
+# loss is quadratic at its minimum, so its error is about s^4: 1e-12 nats a row. In small tables,
+# whose passes cost little, log T itself is fitted to 1e-12.
 _STEP_TOLERANCE = 1e-3
 _FINE_TOLERANCE = 1e-6
 _SMALL_ELEMENTS = 1 << 20
-# Rows of the warm start: it only has to land within Newton's reach, and at 2048 rows the sampling
-# error of log beta is near 0.02, one step from 1e-4. More elements than the second would cost
-# memory beside logits of a large vocabulary.
+# Rows of the warm start. It must land where Newton's method converges: at 2048 rows the sampling
+# error of log beta is about 0.02, and one step takes it to 1e-4. With many columns the second
+# number limits the rows, to save memory.
 _WARM_ROWS = 2048
 _WARM_ELEMENTS = 1 << 21
+# The first stride in log beta, a factor of 20 in T; strides double while they are used in full.
 _MAX_STEP = 3.0
 _SEED = 0
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Where a fit ended.
+class TemperatureFit:
+    """The result of a fit.
 
     log_beta: of each block. loss: nll plus the prior's, of each block, at the last point passed
     over. totals: of that pass; None if there was none. n_iter: full passes. converged: every step
@@ -51,7 +52,7 @@ class Fit:
     converged: bool
     interrupted: bool = False
 
-    def standard_error(self, settings: Settings) -> Float[Tensor, "blocks"]:
+    def standard_error(self, settings: FitSettings) -> Float[Tensor, "blocks"]:
         """Of log T: one over the root of the second derivative; NaN at a bound or without rows."""
         if self.totals is None:
             return torch.full_like(self.log_beta, math.nan)
@@ -62,7 +63,9 @@ class Fit:
         return torch.where(inside & (second > 0), second.rsqrt(), math.nan)
 
 
-def fit_blocks(problem: Problem, blocks: Blocks, settings: Settings) -> Fit:
+def fit_blocks(
+    problem: CalibrationProblem, blocks: Blocks, settings: FitSettings
+) -> TemperatureFit:
     """The temperature of each block that minimises nll plus the prior's loss.
 
     A warm start on a sample of the rows gives one temperature for all; Newton passes over all
@@ -78,7 +81,7 @@ def fit_blocks(problem: Problem, blocks: Blocks, settings: Settings) -> Fit:
     if other.totals is None:
         return replace(fit, converged=False, interrupted=True)
     better = other.loss < fit.loss - 1e-9 * (1 + fit.loss.abs())
-    return Fit(
+    return TemperatureFit(
         torch.where(better, other.log_beta, fit.log_beta),
         torch.where(better, other.loss, fit.loss),
         fit.totals,
@@ -88,7 +91,7 @@ def fit_blocks(problem: Problem, blocks: Blocks, settings: Settings) -> Fit:
     )
 
 
-def warm_start(problem: Problem, settings: Settings) -> float:
+def warm_start(problem: CalibrationProblem, settings: FitSettings) -> float:
     """log beta for all rows together, from a sample of them; the fit itself where rows are few."""
     size = min(_WARM_ROWS, max(256, _WARM_ELEMENTS // problem.logits.n_columns))
     sample = problem.sample(size, _SEED)
@@ -103,17 +106,17 @@ def warm_start(problem: Problem, settings: Settings) -> float:
 
     low, high = settings.log_beta_bounds
     start = _inverse_unit(sample.logits).clamp(low, high)
-    free = Settings(None, settings.bounds, 50)
+    free = FitSettings(None, settings.bounds, 50)
     fit = newton(evaluate, start, free, _STEP_TOLERANCE)
     if fit.interrupted:
-        raise KeyboardInterrupt  # nothing is known yet
+        raise KeyboardInterrupt  # there is no result yet to keep
     return float(fit.log_beta)
 
 
 def _inverse_unit(z: Float[Tensor, "rows columns"]) -> Float[Tensor, "1"]:
     """log beta at which half of the rows span less than one T, 0 where no row varies.
 
-    The fit of logits in another unit starts, and so ends, at the same place in that unit.
+    So a fit starts, and ends, at the same T in units of the logits, whatever their unit.
     """
     wide = z.double()
     spread = wide.amax(1) - wide.masked_fill(torch.isneginf(wide), math.inf).amin(1)
@@ -121,7 +124,9 @@ def _inverse_unit(z: Float[Tensor, "rows columns"]) -> Float[Tensor, "1"]:
     return -varied.median().log()[None] if len(varied) else wide.new_zeros(1)
 
 
-def _passes(problem: Problem, blocks: Blocks, settings: Settings, start: float) -> Fit:
+def _passes(
+    problem: CalibrationProblem, blocks: Blocks, settings: FitSettings, start: float
+) -> TemperatureFit:
     at = torch.full((blocks.size,), start, dtype=torch.float64, device=problem.logits.device)
     small = problem.logits.n_rows * problem.logits.n_columns <= _SMALL_ELEMENTS
     return newton(
@@ -135,9 +140,9 @@ def _passes(problem: Problem, blocks: Blocks, settings: Settings, start: float) 
 def newton(
     evaluate: Callable[[Float[Tensor, "blocks"]], Totals],
     log_beta: Float[Tensor, "blocks"],
-    settings: Settings,
+    settings: FitSettings,
     tolerance: float,
-) -> Fit:
+) -> TemperatureFit:
     """Minimise each block's loss in its own log beta, all blocks in the same passes.
 
     nll is convex in beta, so the sign of the slope brackets the minimum. The step
@@ -154,29 +159,30 @@ def newton(
         try:
             totals = evaluate(log_beta)
         except KeyboardInterrupt:
-            return Fit(log_beta, loss, totals, n_iter - 1, False, interrupted=True)
+            return TemperatureFit(log_beta, loss, totals, n_iter - 1, False, interrupted=True)
         pulled, pull, stiffness = settings.pull(log_beta)
         loss = totals.nll + pulled
         g = totals.slope + pull
         left = torch.where(g < 0, log_beta, left)
         right = torch.where(g > 0, log_beta, right)
         step = _step(g, totals, stiffness, stride)
-        # Far from the minimum full strides double, so that hundreds of decades take few passes.
+        # Strides that were used in full double, so that hundreds of decades take few passes.
         stride = torch.where(step.abs() >= stride, 2 * stride, _MAX_STEP)
         new = log_beta + step
-        # On the far side only: a step too small to move log beta leaves it on the near end.
+        # Only the bracket's end that the step approaches counts: a step too small to move log beta
+        # stays on the other.
         outside = ((g > 0) & (new <= left)) | ((g < 0) & (new >= right))
         new = torch.where(outside, (left + right) / 2, new)
         if settings.prior is None:
-            # Every label on top: the loss falls all the way, so go to the bound at once.
+            # Where every label has the top logit the loss falls down to T = 0: go to the bound.
             new = torch.where((totals.excess == 0) & (totals.weight > 0), math.inf, new)
         new = new.clamp(low, high)
         at_bound = ((log_beta == low) & (g >= 0)) | ((log_beta == high) & (g <= 0))
         done = at_bound | ((new - log_beta).abs() <= tolerance) | (totals.weight == 0)
         log_beta = torch.where(at_bound, log_beta, new)
         if bool(done.all()):
-            return Fit(log_beta, loss, totals, n_iter, True)
-    return Fit(log_beta, loss, totals, settings.max_iter, False)
+            return TemperatureFit(log_beta, loss, totals, n_iter, True)
+    return TemperatureFit(log_beta, loss, totals, settings.max_iter, False)
 
 
 def _step(
@@ -192,6 +198,6 @@ def _step(
     return torch.where(g == 0, 0.0, -g.sign() * size)
 
 
-def pooled(problem: Problem, settings: Settings) -> Fit:
+def pooled(problem: CalibrationProblem, settings: FitSettings) -> TemperatureFit:
     """One temperature for all rows."""
     return fit_blocks(problem, OneBlock(), settings)

@@ -1,4 +1,4 @@
-"""How well probabilities keep their word, before and after a temperature, with intervals."""
+"""Calibration metrics before and after a temperature, with intervals."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tempering.estimators.calibration.scores import (
     equal_mass,
     row_sums,
 )
-from tempering.estimators.calibration.source import Logits, passes
+from tempering.estimators.calibration.source import Logits, one_threaded
 
-# Rows are resampled one by one up to this many, in as many random bundles beyond: bundles of
-# rows drawn at random have the spread of the rows themselves, and the work no longer grows.
+# Up to this many rows are resampled one by one. More rows are put into this many random bundles,
+# and bundles are resampled: the intervals are the same, and the work no longer grows with the rows.
 _UNITS = 4096
 
 
@@ -56,7 +56,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of like confidence: their mean confidence, how often they hit, Wilson's interval."""
+    """Rows of similar confidence: mean confidence, and accuracy with Wilson's interval."""
 
     confidence: float
     accuracy: float
@@ -67,7 +67,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What `calibration_report` found.
+    """The result of `calibration_report`.
 
     n: rows. units: what the bootstrap resampled (rows, bundles of rows, or clusters). metrics:
     nll (nats), brier, ece_equal_mass, ece_equal_width. before, after: bins of equal mass for a
@@ -92,13 +92,15 @@ class CalibrationReport:
     def __str__(self) -> str:
         lines = [
             f"{self.n} rows; intervals hold {self.level:.0%}",
-            _line("", "before", "after", ""),
+            _table_line("", "before", "after", ""),
         ]
         for metric in self.metrics:
-            lines.append(_line(metric.name, *map(_text, metric[1:])))
+            lines.append(_table_line(metric.name, *map(_estimate_text, metric[1:])))
         for group, (n, metrics) in self.groups.items():
             for metric in metrics:
-                lines.append(_line(f"{group} ({n}): {metric.name}", *map(_text, metric[1:])))
+                lines.append(
+                    _table_line(f"{group} ({n}): {metric.name}", *map(_estimate_text, metric[1:]))
+                )
         return "\n".join(lines)
 
     def results(self) -> dict[str, Any]:
@@ -106,12 +108,12 @@ class CalibrationReport:
         reliability = {
             "before": [asdict(b) for b in self.before],
             "after": [asdict(b) for b in self.after],
-            "metrics": [_row(metric) for metric in self.metrics],
+            "metrics": [_record_row(metric) for metric in self.metrics],
         }
         sections: dict[str, Any] = {"reliability": reliability}
         if self.groups:
             sections["groups"] = [
-                {"group": group, "n": n, **_row(metric)}
+                {"group": group, "n": n, **_record_row(metric)}
                 for group, (n, metrics) in self.groups.items()
                 for metric in metrics
             ]
@@ -120,7 +122,7 @@ class CalibrationReport:
 
 @runtime_checkable
 class FittedScaler(Protocol):
-    """What a report asks of a fitted `TemperatureScaler`."""
+    """The part of a fitted `TemperatureScaler` that a report uses."""
 
     classes_: np.ndarray
     inputs: str
@@ -132,7 +134,7 @@ class FittedScaler(Protocol):
     ) -> Iterator[tuple[slice, Float[Tensor, "rows columns"], Float[Tensor, "rows 1"]]]: ...
 
 
-@passes
+@one_threaded
 def calibration_report(
     scaler: FittedScaler,
     X: Any,
@@ -154,14 +156,14 @@ def calibration_report(
     over bins b of the top class's confidence, of equal mass or of equal width. Confidences that
     are equal but for the rounding of the logits share their bin. Intervals are the
     basic bootstrap's, [2 v - q_high, 2 v - q_low]: resampling biases ECE upwards about as
-    much as sampling did, and this takes most of both off. An ECE can so lie above its own
-    interval: then most of it is noise of the bins. Its interval is cut at 0.
+    much as sampling does, and this interval corrects most of both biases. So an ECE can lie above
+    its own interval: most of it is then noise of the bins. Its interval is cut at 0.
 
     Parameters
     ----------
     scaler: a fitted TemperatureScaler.
     X, y, groups, sample_weight: as in `TemperatureScaler.fit`; best rows that it has not seen.
-    by: [rows], for a report on each of its values too.
+    by: [rows], for a report on the rows of each of its values too.
     clusters: [rows]; rows of one value are resampled together, as tokens of one text must be.
     bins: of the ECE. resamples, level, seed: of the bootstrap.
 
@@ -250,7 +252,7 @@ def _measure(
 ) -> tuple[tuple[Metric, ...], int]:
     """Every metric with its intervals, and the number of units that were resampled."""
     generator = np.random.default_rng(seed)
-    unit = _units(len(weights), clusters, generator)
+    unit = _resampling_units(len(weights), clusters, generator)
     count = int(unit.max()) + 1
     fixed, binned = row_sums(scores, weights, bins)
     columns = [np.bincount(unit, column, count) for column in fixed.T]
@@ -259,11 +261,11 @@ def _measure(
         table = np.bincount(place, binned[:, i, 1], count * bins)
         columns.extend(table.reshape(count, bins).T)
     sums = np.stack(columns, 1)
-    value = _values(sums.sum(0), bins)
+    value = _metric_values(sums.sum(0), bins)
     drawn = np.empty((resamples, 4, 2))
     for i in range(resamples):
         times = np.bincount(generator.integers(count, size=count), minlength=count)
-        drawn[i] = _values(times @ sums, bins)
+        drawn[i] = _metric_values(times @ sums, bins)
     return tuple(
         Metric(
             name,
@@ -281,7 +283,7 @@ def _measure(
     ), count
 
 
-def _units(
+def _resampling_units(
     rows: int, clusters: Integer[np.ndarray, "rows"] | None, generator: np.random.Generator
 ) -> Integer[np.ndarray, "rows"]:
     """The unit of resampling of each row: itself, its bundle of rows, or its cluster."""
@@ -292,7 +294,7 @@ def _units(
     return generator.permutation(rows) % _UNITS
 
 
-def _values(sums: Float[np.ndarray, "sums"], bins: int) -> Float[np.ndarray, "4 2"]:
+def _metric_values(sums: Float[np.ndarray, "sums"], bins: int) -> Float[np.ndarray, "4 2"]:
     """The metrics, before and after, from their sums; NaN where the weights sum to 0."""
     if not sums[0] > 0:
         return np.full((4, 2), math.nan)
@@ -342,7 +344,7 @@ def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _row(metric: Metric) -> dict[str, Any]:
+def _record_row(metric: Metric) -> dict[str, Any]:
     """A metric as a row of a record's section."""
     return {
         "metric": metric.name,
@@ -358,9 +360,9 @@ def _row(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _text(estimate: Estimate) -> str:
+def _estimate_text(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
-def _line(name: str, before: str, after: str, difference: str) -> str:
+def _table_line(name: str, before: str, after: str, difference: str) -> str:
     return f"{name:32s} {before:26s} {after:26s} {difference or 'after - before'}"

@@ -1,4 +1,4 @@
-"""TemperatureScaler: the temperature that makes a classifier's probabilities mean what they say."""
+"""TemperatureScaler: calibrates a classifier's probabilities by a temperature."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from tempering.errors import DataError, InputError, TemperatureError
-from tempering.estimators.calibration.advice import advice
-from tempering.estimators.calibration.check import Rows, check_rows
+from tempering.estimators.calibration.advice import advised
+from tempering.estimators.calibration.check import Rows, check_logit_rows
 from tempering.estimators.calibration.designs import Blocks, ByGroup, ByPrediction, OneBlock
 from tempering.estimators.calibration.files import check_table, open_logits
 from tempering.estimators.calibration.input import InputModel, fit_inputs
@@ -33,16 +33,16 @@ from tempering.estimators.calibration.labels import (
     positions,
     row_tensor,
 )
-from tempering.estimators.calibration.moments import Problem, as_logits, tempered_softmax
+from tempering.estimators.calibration.moments import CalibrationProblem, as_logits, tempered_softmax
 from tempering.estimators.calibration.newton import fit_blocks
 from tempering.estimators.calibration.report import CalibrationReport, calibration_report
-from tempering.estimators.calibration.settings import Settings
+from tempering.estimators.calibration.settings import FitSettings
 from tempering.estimators.calibration.source import (
     ArrayLogits,
     Binary,
     Logits,
     TensorLogits,
-    passes,
+    one_threaded,
 )
 
 _CHOICES = {
@@ -122,7 +122,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         self.classes = classes
         self.max_iter = max_iter
 
-    @passes
+    @one_threaded
     def fit(
         self, X: Any, y: Any = None, sample_weight: Any = None, groups: Any = None
     ) -> TemperatureScaler:
@@ -162,7 +162,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             # Against a prior such rows count for nothing, in any unit.
             weights, unit = (None if weights is None else weights * unit), 1.0
         settings = settings.in_unit(unit)
-        problem = Problem(
+        problem = CalibrationProblem(
             logits,
             row_tensor(codes, logits.device),
             None if weights is None else row_tensor(weights, logits.device),
@@ -178,7 +178,9 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         self.missing_classes_ = warn_missing(counts, classes)
         return self
 
-    def _fit_blocks(self, problem: Problem, settings: Settings, groups: Any, unit: float) -> None:
+    def _fit_blocks(
+        self, problem: CalibrationProblem, settings: FitSettings, groups: Any, unit: float
+    ) -> None:
         blocks, names = self._blocks(problem.logits, groups)
         kind = "" if self.per == "global" else self.per
         fit = explain(problem, blocks, fit_blocks(problem, blocks, settings), settings, names, kind)
@@ -189,7 +191,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         self.standard_error_ = float(error[0]) if single else error
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
-    def _fit_inputs(self, problem: Problem, settings: Settings, unit: float) -> None:
+    def _fit_inputs(self, problem: CalibrationProblem, settings: FitSettings, unit: float) -> None:
         fit = fit_inputs(problem, settings)
         explain_inputs(problem, fit, settings)
         self.coef_ = fit.model.coefficients.cpu().numpy()
@@ -202,7 +204,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         self.standard_error_ = fit.standard_error() / math.sqrt(unit)
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
-    @passes
+    @one_threaded
     def predict_proba(self, X: Any, groups: Any = None) -> Any:
         """Calibrated probabilities softmax(z_i / T_i), [rows, classes].
 
@@ -220,7 +222,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             result[span] = tempered_softmax(z, log_temperature, places, logits.name)
         return result if isinstance(X, Tensor) else result.numpy()
 
-    @passes
+    @one_threaded
     def predict(self, X: Any) -> np.ndarray:
         """The label of the top logit in each row, [rows]; no temperature changes it."""
         check_is_fitted(self)
@@ -229,11 +231,11 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         for first, chunk in logits.chunks():
             places = logits.places(range(first, first + len(chunk)))
             z = as_logits(chunk, self.inputs, places, logits.name)
-            check_rows(z, places, logits.name)
+            check_logit_rows(z, places, logits.name)
             top[first : first + len(chunk)] = z.argmax(1).cpu().numpy()
         return self.classes_[top]
 
-    @passes
+    @one_threaded
     def temperatures(self, X: Any, groups: Any = None) -> Float[np.ndarray, "rows"]:
         """T of each row, [rows]; X and groups as in `predict_proba`."""
         check_is_fitted(self)
@@ -243,7 +245,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             result[span] = log_temperature.exp().squeeze(1).cpu().numpy()
         return result
 
-    @passes
+    @one_threaded
     def report(self, X: Any, y: Any, **options: Any) -> CalibrationReport:
         """NLL, Brier score and ECE before and after, with bootstrap intervals.
 
@@ -261,9 +263,9 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.poor_score = True
         return tags
 
-    def _settings(self) -> Settings:
+    def _settings(self) -> FitSettings:
         """The parameters, checked."""
-        settings = Settings.checked(self.prior, self.bounds, self.max_iter)
+        settings = FitSettings.checked(self.prior, self.bounds, self.max_iter)
         for name, allowed in self._parameter_constraints.items():
             value = getattr(self, name)
             constraints = [make_constraint(each) for each in allowed]
@@ -311,7 +313,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         """The blocks of rows that share a temperature, and their names."""
         if self.per == "group":
             if groups is None:
-                raise InputError(advice().groups)
+                raise InputError(advised().groups)
             names, codes = groups_of(groups, "groups", logits.n_rows)
             self.groups_ = names
             return ByGroup(row_tensor(codes, logits.device), len(names)), names
@@ -329,7 +331,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             span = slice(first, first + len(chunk))
             places = logits.places(range(first, first + len(chunk)))
             z = as_logits(chunk, self.inputs, places, logits.name)
-            check_rows(z, places, logits.name)
+            check_logit_rows(z, places, logits.name)
             own = None if codes is None else codes[span]
             yield span, z, self._log_temperature(z, places, own)
 
@@ -362,7 +364,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             self._refuse_groups(groups)
             return None
         if groups is None:
-            raise InputError(advice().groups)
+            raise InputError(advised().groups)
         values = named_rows(groups, "groups", n_rows)
         codes = positions(values, self.groups_, "groups", "the groups of the fit")
         if np.any(codes < 0):

@@ -1,4 +1,4 @@
-"""Loss, Brier score, confidence and hit of each row, and sums of them that a bootstrap can draw."""
+"""Loss, Brier score, confidence and hit of each row, and their sums for a bootstrap."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-# Sums over many classes in float64 agree to this.
+# Sums over up to about a thousand classes agree to this in float64: 64 eps.
 _FLOOR = 64 * 2.0**-52
-# Equal confidences spread over two roundings of the logits; room for their slacks to differ.
+# A run of ties wider than this many slacks is no tie. Confidences that are equal but for rounding
+# differ by two slacks at most; twice that allows for slacks that differ from row to row.
 _WIDEST_TIE = 4
 METRICS = ("nll", "brier", "ece_equal_mass", "ece_equal_width")
 
@@ -22,7 +23,7 @@ class Scores:
     """Per row, in the columns (before, after).
 
     nll: -log p_y, nats. brier: sum_k (p_k - 1[k = y])^2, 0..2. confidence: max_k p_k.
-    slack: by how much confidences may differ that are equal but for the rounding of the logits.
+    slack: the greatest difference of confidences that are equal but for the rounding of the logits.
     hit: whether the top class is the label; no temperature changes it.
     """
 
@@ -79,7 +80,7 @@ class Scores:
             self.nll[span, column] = nll.cpu().numpy()
             self.brier[span, column] = (square - 2 * p_label + 1).cpu().numpy()
             self.confidence[span, column] = (1 / partition).cpu().numpy()
-            # e is 0 where size is inf, and where a difference in units of T is beyond all sizes.
+            # Where e is 0 the size may be inf; the product is 0 there, not NaN.
             others = torch.where(e > 0, e * (size * beta), 0.0).scatter_(1, top, 0.0).sum(1)
             slack = rounding.eps * others / partition**2 + _FLOOR / partition
             self.slack[span, column] = slack.cpu().numpy()
@@ -127,8 +128,8 @@ def ties(
 ) -> Int[np.ndarray, "rows"]:
     """The rank of each value, the same for values that are equal to within their slack.
 
-    Neighbours within their slack are tied. A run of them that is wider than a few slacks is no
-    tie but a dense stretch, which is cut into pieces one slack wide.
+    Neighbours within their slack are tied. A run of neighbours that is wider than a few slacks is
+    not a tie but a dense stretch of values: it is cut into pieces one slack wide.
     """
     order = np.argsort(values, kind="stable")
     sorted_values, sorted_slack = values[order], slack[order]

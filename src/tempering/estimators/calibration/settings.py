@@ -12,12 +12,12 @@ from torch import Tensor
 from tempering.counts import whole_number
 from tempering.errors import InputError
 
-# Temperatures whose inverse float64 holds, and a product with it.
+# float64 holds the inverse of these temperatures, and products of it with ordinary logits.
 _LOWEST, _HIGHEST = 1e-300, 1e300
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """prior: (mean, sd) of log T or None. bounds: of T. max_iter: most passes over all rows."""
 
     prior: tuple[float, float] | None
@@ -25,9 +25,9 @@ class Settings:
     max_iter: int
 
     @classmethod
-    def checked(cls, prior: Any, bounds: Any, max_iter: Any) -> Settings:
-        """Settings from what a user gave; InputError names the one that can't be."""
-        low, high = _pair(bounds, "bounds", "(lowest, highest) T, 0 < lowest < highest")
+    def checked(cls, prior: Any, bounds: Any, max_iter: Any) -> FitSettings:
+        """Settings from what a user gave; InputError names the one that is out of range."""
+        low, high = _two_numbers(bounds, "bounds", "(lowest, highest) T, 0 < lowest < highest")
         if not 0 < low < high:
             raise InputError(f"bounds = ({low:g}, {high:g}); expected 0 < lowest T < highest T")
         if low < _LOWEST or high > _HIGHEST:
@@ -36,12 +36,12 @@ class Settings:
                 f"{_HIGHEST:g}, whose inverse float64 can hold"
             )
         if prior is not None:
-            prior = _pair(prior, "prior", "(mean, sd) of log T, sd above 0; or None")
+            prior = _two_numbers(prior, "prior", "(mean, sd) of log T, sd above 0; or None")
             if prior[1] <= 0:
                 raise InputError(f"prior = (mean, sd) of log T has sd = {prior[1]:g}; expected > 0")
         return cls(prior, (low, high), whole_number(max_iter, "max_iter", 1))
 
-    def in_unit(self, unit: float) -> Settings:
+    def in_unit(self, unit: float) -> FitSettings:
         """The same settings for losses counted in this unit, a power of 4: a wider prior."""
         if self.prior is None or unit == 1:
             return self
@@ -63,7 +63,7 @@ class Settings:
         return z * z / 2, z / sd, sd**-2
 
 
-def _pair(value: Any, name: str, expected: str) -> tuple[float, float]:
+def _two_numbers(value: Any, name: str, expected: str) -> tuple[float, float]:
     try:
         first, second = (float(item) for item in value)
     except (TypeError, ValueError):

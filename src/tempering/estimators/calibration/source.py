@@ -1,4 +1,4 @@
-"""Rows of logits that need not fit in memory: arrays, tensors and anything that comes in pieces."""
+"""Tables of logits that need not fit in memory, read in pieces from arrays, tensors or files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tempering.errors import DataError
-from tempering.estimators.calibration.advice import advice
+from tempering.estimators.calibration.advice import advised
 from tempering.tensors import from_numpy, shareable
 
-# Elements in a chunk. 2^17 float32 values and two work buffers of the same size stay near a core;
-# with four times fewer the calls cost more than the sums. A GPU wants long kernels instead: 2^23
-# values are 32 MB.
+# Elements in a chunk. 2^17 float32 values and two work buffers of the same size fit in a core's
+# cache; with a quarter of that the calls cost more than the sums. A GPU needs larger chunks to be
+# busy: 2^23 values, 32 MB.
 CHUNK = 1 << 17
 CHUNK_CUDA = 1 << 23
 
@@ -43,10 +43,10 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def passes(method: Callable[P, R]) -> Callable[P, R]:
+def one_threaded(method: Callable[P, R]) -> Callable[P, R]:
     """Run without gradients and on one thread.
 
-    A chunk lies in the cache of one core. A second core gains little on it, and on a busy
+    A chunk lies in the cache of one core. A second thread gains little there, and on a busy
     machine, where threads wait for each other, it made passes ten times slower.
     """
 
@@ -111,14 +111,14 @@ class Logits(ABC):
         return torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
 
     def are_probabilities(self, z: Float[Tensor, "rows columns"]) -> bool:
-        """Whether every row is nonnegative and sums to 1, as logits all but never do."""
+        """Whether every row is nonnegative and sums to 1, which rows of logits hardly ever do."""
         return bool((z.amin(1) >= 0).all() and ((z.sum(1) - 1).abs() <= SUM_TOLERANCE).all())
 
     def refuse_probabilities(self) -> DataError:
         """The error for probabilities given as logits."""
         return DataError(
             f"every row of {self.name} is nonnegative and sums to 1: these are probabilities, not "
-            f"logits, and a softmax over them would be wrong; {advice().for_probabilities}"
+            f"logits, and a softmax over them would be wrong; {advised().for_probabilities}"
         )
 
 
@@ -214,7 +214,7 @@ class Binary(Logits):
     def refuse_probabilities(self) -> DataError:
         return DataError(
             f"every score of {self.name} lies between 0 and 1: these look like probabilities of "
-            f"class 1, not like its log odds; {advice().for_probabilities}, or give log odds s "
+            f"class 1, not like its log odds; {advised().for_probabilities}, or give log odds s "
             "as two columns, 0 and s"
         )
 
@@ -228,8 +228,8 @@ class Binary(Logits):
 def strata(n_rows: int, size: int, seed: int) -> np.ndarray:
     """One row drawn from each of `size` equal strata, in order.
 
-    Rows sorted by label give every label its share, and a period in the rows does no harm, as
-    it would to a plain stride.
+    Where rows are sorted by label, every label gets its share. A plain stride would do that too,
+    but could coincide with a period in the rows.
     """
     if size >= n_rows:
         return np.arange(n_rows)

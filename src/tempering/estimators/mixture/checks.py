@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tempering import errors
 from tempering.errors import DataError, InputError, ScheduleError
-from tempering.estimators.arrays import writable
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, in_data_units
 from tempering.estimators.mixture.radial import KERNELS
 from tempering.estimators.mixture.ranks import agreed, gathered
 from tempering.estimators.mixture.rows import Rows
 from tempering.schedules import Schedule, as_schedule
+from tempering.tensors import from_numpy
 
 # A schedule is read at as many temperatures as keep neighbours this far apart, or closer.
 _STEP = math.log(1 / 0.9)
@@ -216,8 +216,8 @@ def _far_row(rows: Rows, alive: Tensor) -> str:
 
 
 def array_rows(array: np.ndarray) -> Tensor:
-    """An array [rows, features] as a tensor of the same memory, finite."""
-    values = torch.from_numpy(writable(array))
+    """An array [rows, features] as a tensor, of the same memory where torch can read it."""
+    values = from_numpy(array)
     check_finite(values, "X")
     return values
 
@@ -325,8 +325,7 @@ def as_numbers(
     if isinstance(given, Tensor):
         return given.detach().to(device, torch.float64)
     try:
-        array = writable(np.asarray(given, dtype=np.float64))
-        return torch.as_tensor(array, device=device)
+        return from_numpy(np.asarray(given, dtype=np.float64)).to(device)
     except (TypeError, ValueError):
         raise DataError(f"{name} can't be read as numbers; give {expected}") from None
 
