@@ -122,7 +122,7 @@ LIBRARIES: dict[str, Library] = {
         ),
     ),
 }
-_WARNED: set[str] = set()
+_CHECKED: set[str] = set()
 
 
 def _number(release: str) -> tuple[int, int]:
@@ -137,8 +137,9 @@ def _after(release: str) -> str:
 
 def check_release(library: str) -> None:
     """TemperingWarning, once a process, when a release of a library was never tried."""
-    if library in _WARNED:
+    if library in _CHECKED:
         return
+    _CHECKED.add(library)
     known = LIBRARIES[library]
     try:
         installed = version(library)
@@ -146,7 +147,6 @@ def check_release(library: str) -> None:
         installed = str(getattr(sys.modules.get(library), "__version__", ""))
     if not installed or known.tried(installed):
         return
-    _WARNED.add(library)
     warnings.warn(
         f"{library} {installed} was never tried: tempering relies on its inside as it was from "
         f"{known.oldest} to {known.newest}. What is checked at run time is still checked; to be "

@@ -58,7 +58,7 @@ def test_which_releases_were_tried(release: str, tried: bool) -> None:
 
 
 def test_an_untried_release_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(others, "_WARNED", set())
+    monkeypatch.setattr(others, "_CHECKED", set())
     monkeypatch.setattr(others, "version", lambda name: "9.1.0")
     with pytest.warns(TemperingWarning, match=r"transformers 9\.1\.0 was never tried.*<5\.24"):
         others.check_release("transformers")
@@ -68,7 +68,7 @@ def test_an_untried_release_is_told_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_installed_release_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(others, "_WARNED", set())
+    monkeypatch.setattr(others, "_CHECKED", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         others.check_release("transformers")

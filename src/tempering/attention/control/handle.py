@@ -14,7 +14,7 @@ from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.structure import submodule, walk
 from tempering.attention.hooks import forward, interface_patch, softmax_route
 from tempering.attention.hooks.ownership import LOCK, Hold, Outside, Part, Site
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.state import TemperatureState, inverses
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import Walked
@@ -42,11 +42,14 @@ class Tempering:
         self._layout = plan
         self._sites: list[Site] = []
         rows = _stack(profiles, plan)
-        rules = self._rules_of(profiles)
         modules = [submodule(model, layer.name) for layer in plan.layers]
+        rules = map(layer_rule, modules, self._rules_of(profiles))
+        places = [forward.place_of(module) for module in modules]
+        parts = map(Part, plan.layers, rows, rules, inverses(rows, places))
         outside = [(submodule(model, name), name) for name in plan.outside]
         self._hold = Hold([*modules, *(module for module, _ in outside)], private=private)
-        for route in (interface_patch, softmax_route):
+        own_softmax = bool(outside) or any(layer.route == "softmax" for layer in plan.layers)
+        for route in (interface_patch, softmax_route) if own_softmax else (interface_patch,):
             route.acquire()
             self._hold.releases.append(route.release)
         gone = weakref.finalize(model, _forget, weakref.ref(self._hold))
@@ -55,13 +58,12 @@ class Tempering:
         try:
             with LOCK:
                 self._sites = [
-                    forward.hold(module, self._hold, Part(layer, temperature))
-                    for module, layer, temperature in zip(modules, plan.layers, rows, strict=True)
+                    forward.hold(module, self._hold, part, place)
+                    for module, part, place in zip(modules, parts, places, strict=True)
                 ]
                 for module, name in outside:
                     forward.hold(module, self._hold, _outside(plan, module, name))
                 self._hold.enter()
-                self._set_rules(rules)
                 self._note_moves()
                 self.states()
         except BaseException:
@@ -221,4 +223,6 @@ def check_profiles(
 def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
     """For each layer, Float[Tensor, "rows heads"] over the profiles."""
     resolved = [profile.resolve(plan, rules=True) for profile in profiles]
+    if len(resolved) == 1:
+        return [row[None] for row in resolved[0]]
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]

@@ -17,21 +17,25 @@ from torch import Tensor, nn
 
 from tempering.attention.hooks.ownership import LOCK, STATE, Hold, Outside, Part, Site
 from tempering.attention.hooks.softmax_route import Running
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.state import Place, TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.errors import ArchitectureError
 
 
-def hold(module: nn.Module, owner: Hold, given: Part | Outside) -> Site:
-    """Give a module what a hold has for it; `owner.release` takes it back."""
+def hold(module: nn.Module, owner: Hold, given: Part | Outside, place: Place | None = None) -> Site:
+    """Give a module what a hold has for it; `owner.release` takes it back.
+
+    place: that of the module, if it is known already.
+    """
     with LOCK:
-        site = getattr(module, STATE, None)
+        own = module.__dict__
+        site = own.get(STATE)
         if site is None:
-            site = Site(module, _forward_tempered, _place(module))
+            site = Site(module, _forward_tempered, place or place_of(module))
             site.inner = own_forward(module)
-            setattr(module, STATE, site)
+            own[STATE] = site
             # A bound method, so that a deep copy of the model binds it to the copy.
-            module.forward = types.MethodType(_forward_tempered, module)
+            own["forward"] = types.MethodType(_forward_tempered, module)
         if isinstance(given, Part):
             site.parts[owner.number] = given
         else:
@@ -113,7 +117,7 @@ def _unmet(state: TemperatureState, module: nn.Module) -> ArchitectureError:
 _forward_tempered.__name__ = "forward"
 
 
-def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+def place_of(module: nn.Module) -> Place:
     """Where a module computes, and float64 for a model that does (else float32)."""
     tensor = _first_floating(module)
     if tensor is None:

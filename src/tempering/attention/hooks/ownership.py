@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.state import Inverse, Place, TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.errors import RefusedError, TemperingError
 
@@ -81,8 +81,7 @@ class Hold:
         with LOCK:
             scope = _joined(_SCOPE.get())
             before = scope or Scope(())
-            modules = (ref() for ref in self.modules)
-            known = {*before.known, *(module for module in modules if module is not None)}
+            known = {ref for ref in before.known if ref() is not None}.union(self.modules)
             self.home.append(self)
             _SCOPE.set(Scope((*before.holds, self), known, plain=before.plain))
 
@@ -123,15 +122,16 @@ class Hold:
 class Scope:
     """The holds that one context sees.
 
-    known: the modules that it has held. plain: whether nothing else may join, or be refused.
+    known: references to the modules that it has held. plain: whether nothing else may join, or be
+    refused.
     """
 
     def __init__(
-        self, holds: tuple[Hold, ...], known: Iterable[nn.Module] = (), *, plain: bool = False
+        self, holds: tuple[Hold, ...], known: Iterable[Any] = (), *, plain: bool = False
     ) -> None:
         self.holds = tuple(hold for hold in holds if hold.active)
         self.key = tuple(hold.number for hold in self.holds)
-        self.known = weakref.WeakSet(known)
+        self.known = frozenset(known)
         self.plain = plain
         for hold in self.holds:
             hold.scopes.add(self)
@@ -181,12 +181,13 @@ def untempered() -> Iterator[None]:
 class Part:
     """What one handle gives one module.
 
-    calls: those of combinations with handles that are gone.
+    ready: 1/T, if it is computed already. calls: those of combinations with handles that are gone.
     """
 
     layer: AttentionLayer
     temperature: Tensor
     rule: Any = None
+    ready: Inverse | None = None
     calls: int = 0
 
 
@@ -231,9 +232,7 @@ class Site:
 
     here = property(_Here().__getitem__)
 
-    def __init__(
-        self, module: nn.Module, wrapper: Callable[..., Any], place: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, module: nn.Module, wrapper: Callable[..., Any], place: Place) -> None:
         self.module, self.wrapper, self.place = weakref.ref(module), wrapper, place
         self.inner: Callable[..., Any] | None = None
         self.parts: dict[int, Part] = {}
@@ -269,7 +268,7 @@ class Site:
                     return self.outside[hold.number]
             others = [hold for hold in map(_HOLDS.get, list(self.parts)) if hold is not None]
             others = [hold for hold in others if hold.moves and not hold.private]
-            if not others or (scope is not None and self.module() in scope.known):
+            if not others or (scope is not None and self.module in scope.known):
                 return None
             layer = self.parts[others[0].number].layer
             return Trouble(RefusedError(_refusal(layer.name, others[0])))
@@ -279,12 +278,18 @@ class Site:
             self.states = {k: s for k, s in self.states.items() if k == tuple(s.parts)}
         state = self.states.get(own)
         if state is None:
-            state = TemperatureState(self.parts[own[0]].layer, *self.place)
+            first = self.parts[own[0]]
+            ready = first.ready if len(own) == 1 else None
+            first.ready = None  # the state changes it in place
+            state = TemperatureState(first.layer, *self.place, ready)
             for number in own:
                 part = self.parts[number]
                 if part.rule is not None:
                     part.rule.join(state, number)
-                state.set(number, part.temperature)
+                if ready is None:
+                    state.set(number, part.temperature)
+                else:
+                    state.parts[number] = part.temperature
             around = self.states.get(own[:-1])
             if around is not None:
                 state.observer, state.trial = around.observer, around.trial
@@ -304,7 +309,8 @@ class Site:
 
     def set(self, number: int, temperature: Tensor) -> None:
         """Change the temperature that a hold gives, for all who share it."""
-        self.parts[number].temperature = temperature
+        part = self.parts[number]
+        part.temperature, part.ready = temperature, None
         for state in self.having(number):
             state.set(number, temperature)
 
@@ -323,24 +329,24 @@ class Site:
 
     def drop(self, number: int) -> None:
         """Forget a hold; with the last one, the module is as it was."""
-        for state in self.having(number):
-            for other in state.parts:
-                if other != number and other in self.parts:
-                    self.parts[other].calls += state.calls
-        self.states = {key: s for key, s in list(self.states.items()) if number not in s.parts}
         self.parts.pop(number, None)
+        for state in self.having(number):
+            for other in self.parts.keys() & state.parts.keys():
+                self.parts[other].calls += state.calls
+        self.states = {key: s for key, s in list(self.states.items()) if number not in s.parts}
         self.outside.pop(number, None)
         module = self.module()
         if self.parts or self.outside or module is None:
             return
-        if getattr(module.__dict__.get("forward"), "__func__", None) is not self.wrapper:
+        own = module.__dict__
+        if getattr(own.get("forward"), "__func__", None) is not self.wrapper:
             return  # something was put around it meanwhile, and calls it
         # First the forward, so that who is about to call the wrapper still finds the site.
         if self.inner is None:
-            del module.forward
+            del own["forward"]
         else:
-            module.forward = self.inner
-        delattr(module, STATE)
+            own["forward"] = self.inner
+        del own[STATE]
 
 
 def _refusal(layer: str, other: Hold) -> str:

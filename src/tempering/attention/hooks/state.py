@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from tempering.attention.layout import AttentionLayer
 from tempering.attention.limits import check_values
 from tempering.errors import ProfileError
 
+# Where a module computes.
+Place = tuple[torch.device, torch.dtype]
+
 
 @contextlib.contextmanager
 def _ordinary_tensors() -> Iterator[None]:
@@ -26,6 +29,38 @@ def _ordinary_tensors() -> Iterator[None]:
             yield
     else:
         yield
+
+
+class Inverse(NamedTuple):
+    """One layer's 1/T, ready for use: see `TemperatureState`."""
+
+    beta: Tensor
+    uniform: float | None
+    shift: int
+
+
+def inverses(
+    rows: Sequence[Float[Tensor, "rows heads"]], places: Sequence[Place]
+) -> list[Inverse | None]:
+    """1/T of many layers, computed together; None where gradients are wanted."""
+    alike: dict[Any, list[int]] = {}
+    for index, (row, place) in enumerate(zip(rows, places, strict=True)):
+        if not row.requires_grad:
+            alike.setdefault((row.shape, row.dtype, row.device, *place), []).append(index)
+    found: list[Inverse | None] = [None] * len(rows)
+    for (*_, device, dtype), group in alike.items():
+        with _ordinary_tensors():
+            exact = torch.stack([rows[index] for index in group]).reciprocal()
+            betas = exact[..., None, None].to(device, dtype).unbind()
+            for index, beta, values in zip(group, betas, exact.flatten(1).tolist(), strict=True):
+                # Each with a memory of its own, for compiled models and updates in place.
+                found[index] = Inverse(beta.clone(), *_summary(values))
+    return found
+
+
+def _summary(values: list[float]) -> tuple[float | None, int]:
+    """The value that all are, if they are one; and `shift_of` them."""
+    return values[0] if values.count(values[0]) == len(values) else None, shift_of(max(values))
 
 
 class TemperatureState:
@@ -43,13 +78,18 @@ class TemperatureState:
     """
 
     def __init__(
-        self, layer: AttentionLayer, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        layer: AttentionLayer,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        inverse: Inverse | None = None,
     ) -> None:
         self.layer = layer
-        with _ordinary_tensors():
-            self.beta: Tensor = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
-        self.uniform: float | None = 1.0
-        self.shift = 1
+        if inverse is None:
+            with _ordinary_tensors():
+                ones = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
+            inverse = Inverse(ones, 1.0, 1)
+        self.beta, self.uniform, self.shift = inverse
         self.rule: Callable[..., Tensor] | None = None
         self.rule_owner: object = None
         self.observer: Any = None
@@ -97,10 +137,8 @@ class TemperatureState:
             else:
                 # In place, so that a compiled model sees the change without compiling again.
                 self.beta.copy_(beta)
-            exact = total.detach().reciprocal().flatten().tolist()
-            same = not beta.requires_grad and exact.count(exact[0]) == len(exact)
-            self.uniform = exact[0] if same else None
-            self.shift = shift_of(max(exact))
+            uniform, self.shift = _summary(total.detach().reciprocal().flatten().tolist())
+            self.uniform = None if beta.requires_grad else uniform
 
     def meet(self, batch: int, device: torch.device) -> None:
         """Follow a model that was moved; ProfileError unless 1 or `batch` rows were given."""
