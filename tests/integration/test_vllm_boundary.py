@@ -21,7 +21,7 @@ from tempering.engines.vllm.identity import (
     checkpoint_directory,
     checkpoint_fingerprint,
 )
-from tempering.engines.vllm.requests import Assignment, follow_requests
+from tempering.engines.vllm.profile_rows import RequestProfiles, follow_requests
 from tempering.engines.vllm.scoring import VllmScorer
 from tempering.engines.vllm.settings import PerEngine
 from tempering.engines.vllm.swap import swap_profile
@@ -267,7 +267,7 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
             return SimpleNamespace(req_ids=list(counts), num_scheduled_tokens=list(counts.values()))
 
     runner = Newer() if newer else Runner()
-    follow_requests(runner, Assignment({"hot": 1, "cold": 2}, index))
+    follow_requests(runner, RequestProfiles({"hot": 1, "cold": 2}, index))
     for plan, counts in (
         (scheduled([("a", "hot"), ("b", None), ("c", "cold")]), {"a": 3, "b": 2, "c": 1}),
         (scheduled([("d", "hot")], ["a"]), {"c": 1, "d": 2, "b": 1}),

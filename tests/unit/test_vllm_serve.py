@@ -190,7 +190,7 @@ def test_no_server():
     for url in ("http://localhost:abc", "http://local host:80", "http://[::1", "http://x/é"):
         with pytest.raises(InputError, match="is no url of a server"):
             active_profile(url)
-    with pytest.raises(InputError, match="characters that no header can carry$"):
+    with pytest.raises(InputError, match="characters that an HTTP header can't carry$"):
         active_profile("http://127.0.0.1:9", "secret\n")
     with pytest.raises(SystemExit) as left:
         main(["swap", "p.json", "--none"])
