@@ -102,7 +102,9 @@ class Engine:
         self.configs = [Config(parallel, served(directory), own) for own in self.layers]
         monkeypatch.setattr(layers, "layers_of", lambda config: config.layers)
         monkeypatch.setattr(
-            layers, "slots_of", lambda own: [layers.Slot(x.layer_name, x.num_heads) for x in own]
+            layers,
+            "rank_layers",
+            lambda own: [layers.RankLayer(x.layer_name, x.num_heads) for x in own],
         )
         self.workers = []
         for rank, config in enumerate(self.configs):
@@ -214,8 +216,8 @@ def test_configurations_that_are_refused():
         }
         return SimpleNamespace(**{**given, **more})
 
-    one = layers.Settings()
-    two = layers.Settings(None, {"hot": Profile.from_matrix(torch.ones(2, 4))})
+    one = layers.EngineSettings()
+    two = layers.EngineSettings(None, {"hot": Profile.from_matrix(torch.ones(2, 4))})
     for method in ("ngram", "suffix"):
         layers.check_configuration(config(speculative_config=SimpleNamespace(method=method)), two)
     with pytest.raises(RefusedError, match="'eagle' brings attention layers"):

@@ -328,7 +328,7 @@ def test_other_bad_input_is_refused():
 def test_the_state_survives_json():
     state = TokenState(3, 1, "code", ("thinking", "code"), (("code", 2),), b"\xe2``", (7, 9))
     assert TokenState.from_json(state.to_json()) == state
-    with pytest.raises(InputError, match="no token state"):
+    with pytest.raises(InputError, match="not a token state"):
         TokenState.from_json({"position": 1})
 
 

@@ -185,7 +185,7 @@ def test_a_servers_refusals(server, answer, kind, message):
 def test_no_server():
     with pytest.raises(InputError, match="begins with http"):
         active_profile("localhost:8000")
-    with pytest.raises(RefusedError, match="all workers or none"):
+    with pytest.raises(RefusedError, match="all workers have changed or none has"):
         active_profile("http://127.0.0.1:9")
     for url in ("http://localhost:abc", "http://local host:80", "http://[::1", "http://x/é"):
         with pytest.raises(InputError, match="is no url of a server"):
