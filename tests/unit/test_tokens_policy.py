@@ -19,7 +19,7 @@ from tempering.tokens.engine_check import (
     reference_posterior,
     reference_support,
 )
-from tempering.tokens.temper import tempered_logits
+from tempering.tokens.temper import logits_at_temperature
 
 INF = math.inf
 ROWS = hnp.arrays(np.float64, st.integers(2, 40), elements=st.floats(-30, 30, width=32))
@@ -320,7 +320,7 @@ def test_other_bad_input_is_refused():
     with pytest.raises(InputError, match="2 rows of logits but 1 states"):
         temper_logits(policy, torch.ones(2, 3), [TokenState()])
     with pytest.raises(TemperatureError, match=r"row 1: the temperature is -1"):
-        tempered_logits(torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.5, -1.0]))
+        logits_at_temperature(torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.5, -1.0]))
     with pytest.raises(SupportError, match="1 or more"):
         parse_policy("support(linear(3,0.5), length=10)")
 

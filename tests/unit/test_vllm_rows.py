@@ -12,7 +12,7 @@ import torch
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
 from tempering.engines.vllm.settings import create_engine_config, named_profiles, settings_of
-from tempering.engines.vllm.swap import agreed
+from tempering.engines.vllm.swap import agreed_answer
 from tempering.engines.vllm.worker import digest
 from tempering.errors import DataError, InputError, ProfileError, RefusedError
 
@@ -142,8 +142,8 @@ def test_digests_name_the_temperatures():
 
 
 def test_workers_must_agree():
-    assert agreed([("", "abc"), ["", "abc"]]) == "abc"
+    assert agreed_answer([("", "abc"), ["", "abc"]]) == "abc"
     with pytest.raises(RefusedError, match=r"differently: abc, abd.*restart"):
-        agreed([("", "abc"), ("", "abd")])
+        agreed_answer([("", "abc"), ("", "abd")])
     with pytest.raises(ProfileError, match="29 layers"):
-        agreed([("", "abc"), ("ProfileError", "the profile has 29 layers")])
+        agreed_answer([("", "abc"), ("ProfileError", "the profile has 29 layers")])

@@ -94,7 +94,7 @@ def test_what_a_server_needs(tmp_path, profile, monkeypatch):
 
 def test_the_command_hands_over_what_it_does_not_know(installed, profile, monkeypatch):
     seen = []
-    monkeypatch.setattr(serve, "serve", lambda command, environment: seen.append(command))
+    monkeypatch.setattr(serve, "become_server", lambda command, environment: seen.append(command))
     with pytest.raises(SystemExit) as left:
         main(["serve", "m", "--named", f"hot={profile}", "--port", "7", "--enforce-eager"])
     assert left.value.code == 0

@@ -119,9 +119,9 @@ class Schedule(ABC):
     def _check_stages(self, n: int) -> None:
         if n < self.stages:
             raise ScheduleError(
-                f"{self} has {counted(self.stages, 'stage')} and can't show "
-                f"{'it' if self.stages == 1 else 'them'} on {counted(n, 'point')}; "
-                f"use a shorter pattern, or at least {counted(self.stages, 'point')}"
+                f"{self} has {with_unit(self.stages, 'stage')} and can't show "
+                f"{'it' if self.stages == 1 else 'them'} on {with_unit(n, 'point')}; "
+                f"use a shorter pattern, or at least {with_unit(self.stages, 'point')}"
             )
         if self.stages > 1 and n < 2 * self.stages:
             warnings.warn(
@@ -268,7 +268,7 @@ def operation(name: str) -> Callable[..., Schedule]:
     return PATTERN_CLASSES[name]
 
 
-def counted(n: int, what: str) -> str:
+def with_unit(n: int, what: str) -> str:
     """`1 point`, `2 points`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tempering.calls import call_text, number_text
 from tempering.errors import ScheduleError
-from tempering.schedules.base import ROUNDING, Schedule, counted, segment
+from tempering.schedules.base import ROUNDING, Schedule, segment, with_unit
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class Pattern(Schedule):
         if not self.fewest <= len(self.values) <= self.most:
             more = "" if self.fewest == self.most else " or more"
             raise ScheduleError(
-                f"{self.signature} takes {counted(self.fewest, 'number')}{more}, "
+                f"{self.signature} takes {with_unit(self.fewest, 'number')}{more}, "
                 f"got {len(self.values)}"
             )
         for i, value in enumerate(self.values, 1):

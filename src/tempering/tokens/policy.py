@@ -16,7 +16,13 @@ from tempering.calls import DEEPEST, call_text, number_text, piped_text
 from tempering.errors import InputError, TemperatureError
 from tempering.schedules import Schedule
 from tempering.tokens.clock import LONGEST, Clock
-from tempering.tokens.temper import certain, held_by, one_per_row, tempered_logits, token_energies
+from tempering.tokens.temper import (
+    certain,
+    held_by,
+    logits_at_temperature,
+    one_per_row,
+    token_energies,
+)
 from tempering.tokens.token_state import TokenState
 
 # Name in the text form -> class, in order of definition.
@@ -164,7 +170,7 @@ def temper_logits(
         raise InputError(f"{len(logits)} rows of logits but {len(states)} states; give one a row")
     energies = token_energies(logits)
     temperature = token_temperatures(policy, energies, states)
-    return tempered_logits(logits, energies, temperature), temperature
+    return logits_at_temperature(logits, energies, temperature), temperature
 
 
 @dataclass(frozen=True, repr=False)

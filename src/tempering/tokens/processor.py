@@ -25,7 +25,7 @@ from tempering.tokens.histories import Histories
 from tempering.tokens.policy import Policy, token_temperatures
 from tempering.tokens.processor_order import effective_order
 from tempering.tokens.recorder import Recorder
-from tempering.tokens.temper import tempered_logits, token_energies
+from tempering.tokens.temper import logits_at_temperature, token_energies
 from tempering.tokens.token_bytes import token_bytes_of
 from tempering.tokens.trace import Trace, trace_steps
 
@@ -91,7 +91,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
         states, parents = run.histories.read(np.ascontiguousarray(rows))
         energies = token_energies(scores)
         temperature = token_temperatures(self.policy, energies, states)
-        result = tempered_logits(scores, energies, temperature)
+        result = logits_at_temperature(scores, energies, temperature)
         if run.recorder is not None:
             steps = trace_steps(energies, temperature, states)
             raw = (-energies).log_softmax(-1)

@@ -65,7 +65,7 @@ def held_by(
     return torch.where((result > 0) & (result < kind.smallest_normal), 0.0, result)
 
 
-def tempered_logits(
+def logits_at_temperature(
     logits: Shaped[Tensor, "batch vocab"],
     energies: Float[Tensor, "batch vocab"],
     temperature: Float[Tensor, " batch"],

@@ -23,7 +23,7 @@ from tempering.engines.vllm.arguments import (
     policy_of,
     sample_of,
 )
-from tempering.engines.vllm.failing import reason_of
+from tempering.engines.vllm.failing import failure_message
 from tempering.engines.vllm.settings import named_profiles
 from tempering.errors import InputError, RefusedError, TemperingError
 
@@ -103,7 +103,7 @@ def check_request(params: Any) -> None:
     except TemperingError as error:
         raise ValueError(str(error)) from error
     except Exception as error:
-        raise ValueError(reason_of(error)) from error
+        raise ValueError(failure_message(error)) from error
 
 
 def _check(params: Any) -> None:

@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.arguments import KEYS
 from tempering.engines.vllm.client import PATH
-from tempering.engines.vllm.swap import agreed, swap_served
+from tempering.engines.vllm.swap import agreed_answer, swap_served
 from tempering.errors import InputError, TemperingError
 
 
@@ -73,7 +73,7 @@ async def read(request: Request) -> JSONResponse:
     """The digest of the profile in use."""
     engine, _ = request.app.state.tempering
     try:
-        active = agreed(await engine.collective_rpc("tempering_active"))
+        active = agreed_answer(await engine.collective_rpc("tempering_active"))
     except TemperingError as error:
         return _refusal(error)
     return JSONResponse({"active": active})

@@ -24,7 +24,7 @@ _SIGN = "tempering: "  # begins every reason
 LAST_STEP: PerEngine[weakref.WeakMethod[Callable[[], Mapping[int, str]]]] = PerEngine()
 
 
-def reason_of(error: BaseException, policy: object = None) -> str:
+def failure_message(error: BaseException, policy: object = None) -> str:
     """The message for the client whose request failed."""
     what = _text(error) or "no message"
     if not isinstance(error, TemperingError):

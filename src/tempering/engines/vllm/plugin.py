@@ -24,7 +24,7 @@ def register() -> None:
     from tempering.engines.vllm import admission, failing, settings, templates
 
     check_release("vllm")
-    templates.register()
+    templates.wrap_rendering()
     wrap(EngineArgs, "create_engine_config", settings.create_engine_config)
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
@@ -55,10 +55,10 @@ def _init_worker(
 
     from tempering.engines.vllm.failing import sample_tokens
     from tempering.engines.vllm.layers import temper_layers
-    from tempering.engines.vllm.processor import attach
+    from tempering.engines.vllm.processor import init_batch
     from tempering.engines.vllm.settings import settings_of
 
-    wrap(InputBatch, "__init__", attach)
+    wrap(InputBatch, "__init__", init_batch)
     wrap(type(self), "sample_tokens", sample_tokens)
     settings = settings_of(vllm_config)
     if settings is not None:

@@ -22,7 +22,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from tempering.engines.vllm.admission import check_request
 from tempering.engines.vllm.arguments import asks_policy, policy_of, sample_of
-from tempering.engines.vllm.failing import LAST_STEP, reason_of
+from tempering.engines.vllm.failing import LAST_STEP, failure_message
 from tempering.engines.vllm.settings import configured
 from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
 from tempering.engines.vllm.wrapping import registered
@@ -123,7 +123,7 @@ class ByRow(TemperingPolicies):
         """Temper the rows of requests with a policy; vLLM has divided by their temperature."""
         if self._lost is not None:
             # All rows of this batch fail, since any may have a policy; the next batch starts anew.
-            self._failed = dict.fromkeys(range(len(logits)), reason_of(self._lost))
+            self._failed = dict.fromkeys(range(len(logits)), failure_message(self._lost))
             self._rows.clear()
             self._lost = None
         if not self._rows:
@@ -133,7 +133,7 @@ class ByRow(TemperingPolicies):
             if isinstance(request.stream, Stream):
                 rows.append(LogitsRow(row, request.stream, partial(_state, request)))
             else:
-                self._failed[row] = reason_of(request.stream)
+                self._failed[row] = failure_message(request.stream)
         self._failed |= _temper_or_reason(logits, rows, divided=True)
         return logits
 
@@ -152,7 +152,7 @@ def _temper_or_reason(logits: Tensor, rows: list[LogitsRow], *, divided: bool) -
     except Exception as error:
         failed = dict.fromkeys((row.row_index for row in rows), error)
     policies = {row.row_index: row.stream.policy for row in rows}
-    return {row: reason_of(error, policies[row]) for row, error in failed.items()}
+    return {row: failure_message(error, policies[row]) for row, error in failed.items()}
 
 
 class BySlot(TemperingPolicies):
@@ -183,13 +183,13 @@ class BySlot(TemperingPolicies):
                 f"{len(logits)} rows of logits for {len(slots)} requests: drafted tokens are "
                 "verified without the policies; serve without --speculative-config"
             )
-            self._failed |= dict.fromkeys(streams, reason_of(drafted))
+            self._failed |= dict.fromkeys(streams, failure_message(drafted))
             return logits
         rows: list[LogitsRow] = []
         for row, slot in enumerate(slots):
             stream = streams.get(slot)
             if isinstance(stream, Exception):
-                self._failed[slot] = reason_of(stream)
+                self._failed[slot] = failure_message(stream)
             elif stream is not None:
                 start = int(self._state.prompt_len.np[slot])
                 count = int(ctx.seq_lens_upper_bound_np[row]) - start
@@ -205,7 +205,7 @@ class BySlot(TemperingPolicies):
         return stream.at(count, lambda: ids[:start].tolist(), lambda index: int(ids[start + index]))
 
 
-def attach(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+def init_batch(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """The older runner's `InputBatch.__init__`, then with the policies in their place.
 
     They go before min-p, so that min-p sees the tempered posterior, as top-k and top-p do. The

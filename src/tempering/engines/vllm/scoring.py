@@ -20,7 +20,7 @@ from tempering.attention.layout import AttentionLayer, Layout
 from tempering.engines.loading.embedded import MODELS, embedded_directory
 from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
-from tempering.engines.vllm.swap import agreed, swap_profile
+from tempering.engines.vllm.swap import agreed_answer, swap_profile
 from tempering.errors import InputError, MissingExtraError, ModelError
 from tempering.evaluation.cost import Cost, Variant, check_labels, summarised
 
@@ -70,7 +70,7 @@ class VllmScorer:
 
     def layout(self) -> Layout:
         """The attention layers, as the workers hold them."""
-        text = agreed(self.llm.collective_rpc("tempering_layers"))
+        text = agreed_answer(self.llm.collective_rpc("tempering_layers"))
         layers = [
             AttentionLayer(
                 name.removesuffix(".attn"), "decoder", layer_number(name), heads, kv_heads

@@ -132,7 +132,7 @@ def _plugins(environment: Mapping[str, str]) -> str:
     return ",".join(dict.fromkeys([*names, "tempering"]))
 
 
-def serve(command: Sequence[str], environment: Mapping[str, str]) -> None:
+def become_server(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Replace this process by the server, so that signals reach vLLM itself."""
     sys.stdout.flush()
     sys.stderr.flush()

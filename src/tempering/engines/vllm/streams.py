@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tempering.errors import RefusedError
 from tempering.tokens.policy import Policy, token_temperatures
-from tempering.tokens.temper import tempered_logits, token_energies
+from tempering.tokens.temper import logits_at_temperature, token_energies
 from tempering.tokens.token_state import TokenState
 
 
@@ -129,7 +129,7 @@ def _temper_group(
     raw = given * divisor if divided and not plain else given
     energies = token_energies(raw)
     temperature = token_temperatures(rows[0].stream.policy, energies, states)
-    result = tempered_logits(raw, energies, temperature)
+    result = logits_at_temperature(raw, energies, temperature)
     if not divided and not plain:
         result = result * divisor
     if whole:

@@ -38,13 +38,13 @@ def swap_profile(llm: Any, profile: Profile | None) -> str:
             "requests are in flight and would end under another profile than they began under; "
             "swap when they are finished"
         )
-    name = agreed(llm.collective_rpc("tempering_stage", args=(profile_json(profile),)))
+    name = agreed_answer(llm.collective_rpc("tempering_stage", args=(profile_json(profile),)))
     if not llm.reset_prefix_cache(reset_connector=True):
         raise RefusedError(
             "vLLM could not empty its prefix cache, whose keys and values depend on the profile in "
             "use; nothing was changed"
         )
-    return agreed(llm.collective_rpc("tempering_commit", args=(name,)))
+    return agreed_answer(llm.collective_rpc("tempering_commit", args=(name,)))
 
 
 async def swap_served(engine: Any, profile: Profile | None) -> str:
@@ -52,13 +52,15 @@ async def swap_served(engine: Any, profile: Profile | None) -> str:
 
     New requests wait, those in flight finish, then all workers change and the cache is emptied.
     """
-    name = agreed(await engine.collective_rpc("tempering_stage", args=(profile_json(profile),)))
+    name = agreed_answer(
+        await engine.collective_rpc("tempering_stage", args=(profile_json(profile),))
+    )
     if await engine.is_paused():
         raise RefusedError("the engine is paused by someone else; resume it, then swap")
     try:
         # Ends when no request is in flight and the caches are empty; raises when they can't be.
         await engine.pause_generation(mode="wait", clear_cache=True)
-        return agreed(await engine.collective_rpc("tempering_commit", args=(name,)))
+        return agreed_answer(await engine.collective_rpc("tempering_commit", args=(name,)))
     finally:
         await engine.resume_generation()
 
@@ -68,7 +70,7 @@ def profile_json(profile: Profile | None) -> str | None:
     return None if profile is None else json.dumps(profile.to_json())
 
 
-def agreed(answers: Sequence[Any]) -> str:
+def agreed_answer(answers: Sequence[Any]) -> str:
     """The one answer of all workers; their error, or RefusedError when they differ."""
     for kind, message in answers:
         if kind:

@@ -19,7 +19,7 @@ _CARRIED = "_chat_template"
 _RENDERED = "tempering_chat_template"
 
 
-def register() -> None:
+def wrap_rendering() -> None:
     """Wrap the places where vLLM writes chats as prompts."""
     from vllm.renderers.base import BaseRenderer
 
