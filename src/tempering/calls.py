@@ -73,23 +73,29 @@ class _SourceText:
     text: str
     grammar: Grammar
 
-    def complaint(self, at: int, message: str) -> TemperingError:
+    def complaint(
+        self, at: int, message: str, kind: type[TemperingError] | None = None
+    ) -> TemperingError:
         """An error whose second and third line show the text and a caret under text[at]."""
         shown = "".join(c if c.isprintable() else " " for c in self.text)
         first = max(0, at + 1 - _EXCERPT // 2) if len(shown) > _EXCERPT else 0
         shown = shown[first : first + _EXCERPT]
-        return self.grammar.error(f"column {at + 1}: {message}\n  {shown}\n  {' ' * (at - first)}^")
+        error = (kind or self.grammar.error)(
+            f"column {at + 1}: {message}\n  {shown}\n  {' ' * (at - first)}^"
+        )
+        error.column = at + 1
+        return error
 
     def made(self, at: int, make: Callable[[], Made]) -> Made:
         """What `make` returns; its errors point at text[at] unless they point elsewhere."""
         try:
             return make()
         except TemperingError as error:
-            if str(error).startswith("column "):
+            if error.column is not None:
                 raise
             # An error of a pattern inside a rule has the rule's type.
             kind = self.grammar.error if isinstance(error, ScheduleError) else type(error)
-            raise kind(str(self.complaint(at, str(error)))) from error
+            raise self.complaint(at, str(error), kind) from error
 
 
 @dataclass(frozen=True)

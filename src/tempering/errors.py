@@ -10,6 +10,7 @@
     |   `-- DataError                   text, tables or files that are not what they should be
     |-- RefusedError                    possible to ask, impossible to do exactly; exit code 1
     |   |-- ArchitectureError           attention that can't be controlled exactly
+    |   |   `-- NoSoftmaxError          no softmax attention, so nothing to control
     |   `-- BakeError                   a profile that can't be folded into the weights
     |-- CheckError                      a self-check disagreed with its reference; exit code 1
     |-- ModelError                      a model that can't be found, read or converted; exit code 1
@@ -28,9 +29,15 @@ from __future__ import annotations
 
 
 class TemperingError(Exception):
-    """Base of every error that tempering raises on purpose."""
+    """Base of every error that tempering raises on purpose.
+
+    exit_code: what the command line returns.
+    column: the place in a pattern, policy or rule that the message points at, counted from 1; None
+        where it points at none.
+    """
 
     exit_code = 1
+    column: int | None = None
 
 
 class InputError(TemperingError, ValueError):
@@ -69,6 +76,10 @@ class RefusedError(TemperingError):
 
 class ArchitectureError(RefusedError):
     """Attention that can't be controlled exactly; names the layer and the reason."""
+
+
+class NoSoftmaxError(ArchitectureError):
+    """A model without softmax attention; it has no attention temperature."""
 
 
 class BakeError(RefusedError):

@@ -169,8 +169,8 @@ def read_json(text: str | bytes, what: str, advice: str = "") -> Any:
         ) from error
     except RecursionError as error:
         raise DataError(f"{what} is nested too deeply{end}") from error
-    except ValueError as error:  # a number of thousands of digits, or bytes that are no text
-        reason = "a number of too many digits" if "digits" in str(error) else str(error)
+    except ValueError as error:  # bytes that are no text, or a number of thousands of digits
+        reason = str(error) if isinstance(error, UnicodeError) else "a number of too many digits"
         raise DataError(f"{what} is not JSON that can be read ({reason}){end}") from error
 
 

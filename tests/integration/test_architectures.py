@@ -13,11 +13,12 @@ import torch
 import transformers
 
 from tempering.cli import _run
-from tempering.errors import CheckError, InputError
-from tempering.survey import run as survey_run
+from tempering.errors import ArchitectureError, CheckError, InputError, NoSoftmaxError
+from tempering.survey import judge as judging
+from tempering.survey import workers
 from tempering.survey.families import CAUSAL, tasks
+from tempering.survey.judge import EXACT, NO_SOFTMAX, NOT_BUILT, REFUSED, WRONG, Verdict, judge
 from tempering.survey.table import row, summary
-from tempering.survey.verdict import EXACT, NO_SOFTMAX, NOT_BUILT, REFUSED, WRONG, Verdict, judge
 
 PAGE = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
 LINES = [line for line in PAGE.splitlines() if re.match(r"\| [a-z0-9]", line)]
@@ -71,17 +72,27 @@ def test_verdicts_that_are_no_success():
 
 
 def test_a_wrong_model_is_told(monkeypatch):
-    from tempering.survey import verdict
-
-    monkeypatch.setattr(verdict, "self_check", lambda model: None)
-    monkeypatch.setattr(verdict, "tempered", lambda model, profile, check: torch.no_grad())
-    found = verdict.judge(tasks(["llama"])[0])
-    assert found.eager == verdict.WRONG
+    monkeypatch.setattr(judging, "self_check", lambda model: None)
+    monkeypatch.setattr(judging, "tempered", lambda model, profile, check: torch.no_grad())
+    found = judge(tasks(["llama"])[0])
+    assert found.eager == WRONG
     assert "rows with different profiles give the same output" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [(NoSoftmaxError, NO_SOFTMAX), (ArchitectureError, REFUSED), (CheckError, REFUSED)],
+)
+def test_a_verdict_is_of_the_type_of_an_error_and_not_of_its_text(monkeypatch, kind, verdict):
+    def refuse(model):
+        raise kind("LlamaAttention shows no softmax attention in a forward pass")
+
+    monkeypatch.setattr(judging, "self_check", refuse)
+    assert judge(tasks(["llama"])[0]).eager == verdict
+
+
 def test_a_process_that_hangs_loses_one_verdict():
-    hung = survey_run.survey(tasks(["mamba"]), workers=1, limit=0.0)
+    hung = workers.survey(tasks(["mamba"]), workers=1, limit=0.0)
     assert [item.eager for item in hung] == [NOT_BUILT]
     assert hung[0].reason == "it took more than 0 s"
 
@@ -110,13 +121,13 @@ def test_the_command():
 def test_what_is_wrong_in_either_attention_fails_the_command(monkeypatch, capsys):
     task = tasks(["llama"])[0]
     found = [Verdict(*task, eager=EXACT, sdpa=WRONG, reason="off")]
-    monkeypatch.setattr(survey_run, "survey", lambda chosen, **options: found)
+    monkeypatch.setattr(workers, "survey", lambda chosen, **options: found)
     assert _run(["architectures", "--only", "llama"], debug=False) == CheckError.exit_code
     assert "wrong without a refusal: llama" in capsys.readouterr().err
 
 
 def test_a_place_that_takes_no_page_is_refused_before_the_work(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(survey_run, "survey", None)
+    monkeypatch.setattr(workers, "survey", None)
     assert _run(["architectures", "--write", str(tmp_path / "page.txt")], False) == 2
     assert "--write takes a file that ends in .md" in capsys.readouterr().err
     (tmp_path / "file").touch()

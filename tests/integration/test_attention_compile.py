@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,58 @@ def test_inductor(model):
         handle.update(given(temperatures(13, 3)))
         check(run, model, temperatures(13, 3))
     check(run, model, None)
+
+
+# -- threads
+
+
+def test_each_thread_meets_its_own_in_one_graph():
+    model = oracle.tiny_llama(num_hidden_layers=2)
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    plain = logits(run)
+    with tempered(model, given(temperatures(1, layers=2))):
+        check(run, model, temperatures(1, layers=2))
+    compiled, errors = counter.frame_count, []
+
+    def work(seed):
+        try:
+            T = temperatures(seed, layers=2)
+            for _ in range(4):
+                with tempered(model, given(T)):
+                    check(run, model, T)
+                assert torch.equal(logits(run), plain)
+        except Exception as error:
+            errors.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert errors == []
+    # Besides: plain while others hold both layers, or while they are at it and hold one.
+    assert counter.frame_count <= compiled + 3
+
+
+def test_a_thread_that_has_set_nothing_is_refused(model):
+    run = torch.compile(model, backend="eager")
+    strict = torch.compile(model, fullgraph=True, backend="eager")
+    plain, _ = logits(run), logits(strict)
+    found = []
+
+    def call():
+        for function in (run, strict):
+            try:
+                found.append(logits(function))
+            except Exception as error:
+                found.append(error)
+
+    with tempered(model, given(temperatures(1))):
+        check(run, model, temperatures(1))
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join(120)
+        check(strict, model, temperatures(1))
+    assert "MainThread" in str(found[0]) and isinstance(found[1], Exception)
+    assert torch.equal(logits(run), plain)

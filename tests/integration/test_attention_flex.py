@@ -10,8 +10,8 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import ArchitectureError
 from tempering.survey.families import CAUSAL, Task
+from tempering.survey.judge import outputs, random_profile
 from tempering.survey.models import small_model
-from tempering.survey.verdict import outputs, random_profile
 
 pytestmark = [
     # From transformers and PyTorch, on every call.

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tempering.attention import Profile, tempered
-from tempering.attention.baking import apply
+from tempering.attention.baking import comparison, profile_folds
 from tempering.attention.baking.bake import bake
-from tempering.attention.baking.mark import read_mark
+from tempering.attention.baking.bake_mark import read_mark
 from tempering.errors import BakeError, CheckError, RefusedError
 from tests.integration.bake_tiny import FOLDS, temperatures, tiny, tokens
 
@@ -140,7 +140,7 @@ def test_a_mark_that_can_not_be_read(mark):
 def test_a_wrong_fold_is_not_handed_out(monkeypatch):
     """The comparison with the controlled model stands between a defect and its result."""
     model = tiny("llama")
-    right = apply.betas
+    right = profile_folds.betas
 
     def wrong(*arguments):
         return [(fold, beta * 1.001) for fold, beta in right(*arguments)]
@@ -154,4 +154,4 @@ def test_a_wrong_fold_is_not_handed_out(monkeypatch):
 
 def test_nan_never_passes():
     with pytest.raises(CheckError, match="nan"):
-        apply.check_deviation(float("nan"), "it")
+        comparison.check_deviation(float("nan"), "it")

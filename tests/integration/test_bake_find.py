@@ -7,10 +7,10 @@ import torch
 
 from tempering.attention import Profile, tempered
 from tempering.attention.baking.bake import bake, foldable
-from tempering.attention.baking.isolate import Isolated, capture_calls
-from tempering.attention.baking.search import search
+from tempering.attention.baking.fold_search import search
+from tempering.attention.baking.isolated_layer import Isolated, capture_calls
 from tempering.attention.examining.layout_of import layout
-from tempering.errors import BakeError, ProfileError, RefusedError
+from tempering.errors import BakeError, ModelError, ProfileError, RefusedError
 from tempering.survey.families import tasks
 from tempering.survey.models import small_model
 from tests.integration.bake_tiny import FOLDS, HEADS, HYBRID, LAYERS, REFUSED, temperatures, tiny
@@ -208,7 +208,8 @@ def test_bad_input():
     del model.config.quantization_config
     with torch.device("meta"):
         empty = tiny_on_meta(model)
-    assert "has no data" in foldable(empty).reason
+    with pytest.raises(ModelError, match="is on the meta device"):
+        foldable(empty)
 
 
 def tiny_on_meta(model):

@@ -13,6 +13,7 @@ from tempering.attention.control.self_check import self_check, verdict_key
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.hooks import interface_route, softmax_route
+from tempering.attention.hooks.ownership import STATE
 from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError
@@ -164,7 +165,7 @@ def test_a_layer_that_is_not_reached_is_named(monkeypatch):
     model = build("bloom")
     monkeypatch.setattr(softmax_route, "acquire", lambda: None)
     monkeypatch.setattr(softmax_route, "release", lambda: None)
-    with pytest.raises(CheckError, match=r"h\.0\..* was not reached by its temperature"):
+    with pytest.raises(ArchitectureError, match=r"h\.0\..* ran without meeting its temperature"):
         self_check(model)
 
 
@@ -202,6 +203,7 @@ def test_a_model_without_a_cache_is_tried_under_a_handle_as_well(monkeypatch):
 
 
 def test_a_second_softmax_that_is_not_reached_is_told():
+    by_name = torch.softmax  # a function written in C, kept under another name
     model = build("bloom")
     attention = model.transformer.h[0].self_attention
     original = type(attention).forward
@@ -210,7 +212,7 @@ def test_a_second_softmax_that_is_not_reached_is_told():
         output = original(self, hidden_states, *args, **kwargs)
         rows, length = hidden_states.shape[:2]
         logits = torch.zeros(rows, 4, length, 12).index_fill(-1, torch.tensor([3]), -torch.inf)
-        torch.special.softmax(logits, -1)
+        by_name(logits, -1)
         return output
 
     attention.forward = forward.__get__(attention)
@@ -260,7 +262,7 @@ def test_it_leaves_the_model_as_it_was(name):
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     for module in model.modules():
-        assert not hasattr(module, interface_route.STATE)
+        assert not hasattr(module, STATE)
         assert "forward" not in module.__dict__
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

@@ -124,3 +124,25 @@ def test_any_text_is_a_tree_or_an_error_of_ours(seed):
             ANY.read(text)
         except TemperingError as error:
             assert str(error).startswith("column ")
+
+
+def test_errors_know_the_column_that_they_point_at():
+    with pytest.raises(ScheduleError) as known:
+        schedule("throb(2,1)|rom(1)")
+    assert known.value.column == 12
+    assert str(known.value).startswith("column 12: ")
+    with pytest.raises(ProfileError) as inside:
+        rule("support(throb(2, -1))")
+    assert inside.value.column is not None
+    assert str(inside.value).startswith(f"column {inside.value.column}: ")
+    assert str(inside.value).count("column ") == 1
+
+
+def test_a_text_that_begins_with_the_word_column_is_no_column():
+    def refuse():
+        raise InputError("column widths must be positive")
+
+    with pytest.raises(InputError, match="^column 3: column widths must be positive\n") as known:
+        ANY.read("a(b(1))").arguments[0].made(refuse)
+    assert known.value.column == 3
+    assert InputError("column 7: of another text").column is None

@@ -23,7 +23,7 @@ from tempering.agents import strict_yaml
 from tempering.errors import InputError, TemperatureError
 from tempering.files import read_text
 
-POLICIES = ("strict", "clamp", "omit")
+POLICIES = STRICT, CLAMP, OMIT = ("strict", "clamp", "omit")
 # Every provider's models that take a temperature take these.
 COMMON = (0.0, 1.0)
 
@@ -90,7 +90,7 @@ class Rule:
             raise InputError(f"a policy is {', '.join(POLICIES)}; got '{policy}'")
         dropped = None
         if top_p is not None and "top_p" in self.refuses:
-            if top_p != 1 and policy == "strict":
+            if top_p != 1 and policy == STRICT:
                 raise self._refused(model, f"top_p {top_p:g}", "takes no top_p", policy)
             # 1 is all tokens, what a model does unasked, and so also the nearest to any other.
             dropped = "top_p left out: the model takes none" if top_p != 1 else None
@@ -109,20 +109,20 @@ class Rule:
         what = f"temperature {asked:g}"
         low, high = self.range
         if self.forbidden:
-            if policy != "omit":
+            if policy != OMIT:
                 raise self._refused(model, what, "takes no temperature", policy)
             return None, top_p, "temperature left out: the model takes none"
         if self.exclusive and top_p is not None:
-            if policy != "omit":
+            if policy != OMIT:
                 raise self._refused(model, what, "takes temperature or top_p, not both", policy)
             return asked, None, "top_p left out: it excludes temperature"
         allowed = asked if self.fixed is None else self.fixed
         allowed = min(max(allowed, low), high)
         if allowed != asked:
-            if policy == "strict":
+            if policy == STRICT:
                 only = f"only {self.fixed:g}" if self.fixed is not None else f"{low:g} to {high:g}"
                 raise self._refused(model, what, f"takes {only}", policy)
-            if policy == "omit":
+            if policy == OMIT:
                 return None, top_p, f"temperature left out: {asked:g} is not taken"
             return allowed, top_p, f"clamped from {asked:g}"
         if self.advisory is not None and asked != self.advisory:
@@ -163,7 +163,7 @@ def parse_rules(text: str, where: str) -> tuple[Rule, ...]:
     return tuple(_rule(row, f"{where}: models[{i}]") for i, row in enumerate(rows))
 
 
-def rule_for(provider: str, model: str, policy: str = "strict", extra: Sequence[Rule] = ()) -> Rule:
+def rule_for(provider: str, model: str, policy: str = STRICT, extra: Sequence[Rule] = ()) -> Rule:
     """The first row that fits, the user's before the package's.
 
     Raises InputError for an unknown model under the policy strict, with the entry to add. Under
@@ -176,7 +176,7 @@ def rule_for(provider: str, model: str, policy: str = "strict", extra: Sequence[
             fnmatchcase(name, rule.match) for name in (model, _base(model))
         ):
             return rule
-    if policy == "strict":
+    if policy == STRICT:
         entry = ENTRY.format(provider=provider, model=model, today=date.today().isoformat())
         raise InputError(
             f"the table of temperatures has no row for {provider} model '{model}'; add one to a "
@@ -190,7 +190,7 @@ def rule_for(provider: str, model: str, policy: str = "strict", extra: Sequence[
         scale=COMMON,
         date="unknown",
         source="no row in the table",
-        forbidden=policy == "omit",
+        forbidden=policy == OMIT,
     )
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from tempering.attention.axes import STANDARD
+
+# mypy compares what is written in other files with these (strict_equality).
+Stack = Literal["decoder", "encoder", "cross"]
+Route = Literal["interface", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,11 @@ class AttentionLayer:
     """
 
     name: str
-    stack: str
+    stack: Stack
     index: int
     heads: int
     kv_heads: int
-    route: str = "interface"
+    route: Route = "interface"
     axes: tuple[str, ...] = (STANDARD,)
     other_softmaxes: tuple[tuple[int, bool], ...] = ()
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
@@ -50,11 +55,15 @@ class Layout:
     depths: number of layers of each stack, softmax or not; the clock of a schedule over depth.
     untempered: names of layers without softmax (state space, linear attention, ...), and of
         attention that the sample did not reach (a vision tower, where it was text).
+    outside: names of modules that attend by their code, and did not when the model ran on the
+        sample; unreached: those of them that did not run at all.
     """
 
     layers: tuple[AttentionLayer, ...]
     untempered: tuple[str, ...]
     depths: dict[str, int]
+    outside: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,13 +83,25 @@ class Layout:
 
 
 # Names by which attention code calls attention, or forms a softmax.
-_CALLS = {"get_interface", "softmax", "scaled_dot_product_attention", "logsumexp"}
+_CALLS = {
+    "get_interface",
+    "softmax",
+    "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+    "logsumexp",
+}
+
+
+def named_for_attention(module: nn.Module) -> bool:
+    """Whether a module's class is named for attention."""
+    name = type(module).__name__.lower()
+    return "attention" in name or "attn" in name
 
 
 def attends(module: nn.Module) -> bool:
     """Whether a module's class is named for attention and calls an attention function."""
-    kind = type(module)
-    if "attention" not in kind.__name__.lower() and "attn" not in kind.__name__.lower():
+    if not named_for_attention(module):
         return False
-    codes = [item.__code__ for item in vars(kind).values() if hasattr(item, "__code__")]
-    return any(_CALLS.intersection(code.co_names) for code in codes)
+    kinds = [kind for kind in type(module).__mro__ if kind not in nn.Module.__mro__]
+    items = [item for kind in kinds for item in vars(kind).values()]
+    return any(_CALLS.intersection(x.__code__.co_names) for x in items if hasattr(x, "__code__"))

@@ -12,7 +12,7 @@ from tempering.cli.shared import common
 from tempering.errors import CheckError, InputError
 
 if TYPE_CHECKING:
-    from tempering.survey.verdict import Verdict
+    from tempering.survey.judge import Verdict
 
 EPILOG = """Examples:
 
@@ -39,8 +39,8 @@ def architectures(
     of them take some minutes on two cores.
     """
     from tempering.survey.families import tasks
-    from tempering.survey.run import survey
-    from tempering.survey.verdict import WRONG
+    from tempering.survey.judge import WRONG
+    from tempering.survey.workers import survey
 
     if write is not None and only:
         raise InputError("--write is for the table of all architectures; leave out --only")

@@ -109,14 +109,16 @@ def _check(model: str, profile: str | None, as_json: bool) -> None:
 
 
 def _sentence(found: Foldable) -> str:
-    if found.verdict == "per head":
+    from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER
+
+    if found.verdict == PER_HEAD:
         return "folds per head"
     counts = {
         verdict: sum(layer.verdict == verdict for layer in found.plan)
-        for verdict in ("per head", "per layer", "no")
+        for verdict in (PER_HEAD, PER_LAYER, NO)
     }
     detail = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    kind = "folds per layer only" if found.verdict == "per layer" else "does not fold"
+    kind = "folds per layer only" if found.verdict == PER_LAYER else "does not fold"
     of = f" ({len(found.plan)} layers: {detail})" if found.plan else ""
     return f"{kind}: {found.reason}{of}"
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from tempering.attention.baking.foldable import PER_HEAD, PER_LAYER
 from tempering.survey.families import CAUSAL, ENCODER, ENCODER_DECODER
-from tempering.survey.verdict import EXACT, NO_SOFTMAX, NOT_BUILT, Verdict
+from tempering.survey.judge import (
+    EXACT,
+    NO_SOFTMAX,
+    NOT_BUILT,
+    REFUSED,
+    UNSUPPORTED,
+    WRONG,
+    Verdict,
+)
 
 COLUMNS = ("Type", "Class", "eager", "sdpa", "Decoding", "Bakes", "Attention", "Why not more")
 _TITLES = {
@@ -53,13 +62,13 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     eager = Counter(verdict.eager for verdict in verdicts)
     sdpa = Counter(verdict.sdpa for verdict in verdicts)
     bakes = Counter(verdict.bake for verdict in verdicts if verdict.eager == EXACT)
-    per_layer = bakes["per head"] + bakes["per layer"]
-    offered = eager[EXACT] - sdpa["unsupported"]
+    per_layer = bakes[PER_HEAD] + bakes[PER_LAYER]
+    offered = eager[EXACT] - sdpa[UNSUPPORTED]
     return (
         f"{len(verdicts)} architectures: {eager[EXACT]} exact in eager attention, "
-        f"{eager['refused']} refused, {eager['wrong']} wrong, {eager[NO_SOFTMAX]} without softmax, "
+        f"{eager[REFUSED]} refused, {eager[WRONG]} wrong, {eager[NO_SOFTMAX]} without softmax, "
         f"{eager[NOT_BUILT]} not built; {sdpa[EXACT]} exact in sdpa of {offered} that offer it; "
-        f"{bakes['per head']} bake per head, {per_layer} at least per layer."
+        f"{bakes[PER_HEAD]} bake per head, {per_layer} at least per layer."
     )
 
 
@@ -86,7 +95,7 @@ def row(verdict: Verdict) -> str:
 def why(verdict: Verdict) -> str:
     """Why a verdict is not all that it could be."""
     reasons = [verdict.reason]
-    if verdict.eager == EXACT and verdict.bake != "per head":
+    if verdict.eager == EXACT and verdict.bake != PER_HEAD:
         reasons.append(f"bakes: {verdict.bake_reason}")
     return "; ".join(reason for reason in reasons if reason)
 

@@ -10,25 +10,28 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from tempering.attention.baking.apply import (
-    betas,
+from tempering.attention.baking.bake_mark import make_mark
+from tempering.attention.baking.comparison import (
     check_deviation,
     controlled_logits,
     deviation,
     logits_of,
+    refuse_rounding,
     verification_inputs,
 )
+from tempering.attention.baking.fold_search import Found, search
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable, LayerFold
-from tempering.attention.baking.isolate import Isolated, capture_calls
-from tempering.attention.baking.mark import make_mark
-from tempering.attention.baking.search import Found, search
+from tempering.attention.baking.isolated_layer import Isolated, capture_calls
+from tempering.attention.baking.profile_folds import betas
+from tempering.attention.baking.widened import folded_copy
 from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
-from tempering.attention.hooks import interface_patch, interface_route
+from tempering.attention.hooks import interface_patch
+from tempering.attention.hooks.ownership import is_held
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, BakeError, RefusedError
@@ -53,7 +56,7 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     if not isinstance(model, nn.Module):
         check_subject(model)
     for module in model.modules():
-        if getattr(module, interface_route.STATE, None) is not None:
+        if is_held(module):
             raise RefusedError(
                 "this model is tempered at the moment; remove the handle before baking"
             )
@@ -109,7 +112,23 @@ def _unsuited(model: nn.Module) -> str:
                 f"its weights are quantised ({name} is {type(parameter.data).__name__}); bake the "
                 "model that they were quantised from, then quantise it"
             )
+        where = _not_finite(parameter)
+        if where:
+            return f"{name}{where}, so nothing that is folded can be compared; mend the weights"
     return ""
+
+
+def _not_finite(weights: Tensor) -> str:
+    """Where the first NaN or infinity is; empty when there is none."""
+    # Two numbers, where a mask would take as much memory as the weights.
+    if not weights.numel() or not weights.dtype.is_floating_point or weights.element_size() < 2:
+        return ""
+    low, high = weights.detach().aminmax()
+    if bool(low.isfinite()) and bool(high.isfinite()):
+        return ""
+    places = (~weights.detach().isfinite()).nonzero()
+    value = float(weights.detach()[tuple(places[0])])
+    return f" holds {value:g} at {places[0].tolist()} (and {len(places) - 1} more)"
 
 
 def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tuple[LayerFold, ...]:
@@ -184,7 +203,8 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     The copy runs anywhere at no cost; its configuration carries a mark, so that it isn't
     tempered or baked again unawares. It is compared with the controlled model in float32:
     their logits agree to 1e-4 of their standard deviation on random input. Half precision is
-    folded in float32 and rounded once.
+    folded in float32 and rounded once; where that loses more than 2^-8 of a parameter, as float16
+    does with temperatures far from 1, it is refused.
 
     Parameters
     ----------
@@ -192,7 +212,8 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     profile: temperatures; layers at T = 1 stay as they are.
     sample: keyword arguments of a forward call, for models that don't take `input_ids`.
 
-    Raises BakeError (a layer that can't be folded, by name, or a model that was baked already),
+    Raises BakeError (a layer that can't be folded or a parameter that can't hold the result, by
+    name, or a model that was baked already),
     ProfileError (another shape or model), RefusedError (tempered at the moment), CheckError.
     """
     refuse_baked(model)
@@ -200,6 +221,10 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     profile.resolve(layout(model, sample))
     found = foldable(model, sample)
     chosen = betas(found, model, profile)
+    for fold, beta in chosen:
+        weights = model.get_parameter(fold.parameter)
+        exact, stored = (folded_copy(weights, [(fold, beta)], each) for each in (False, True))
+        refuse_rounding(fold, beta, weights, exact, stored)
     work = copy.deepcopy(model).float()
     inputs = verification_inputs(work, sample)
     bare = replace(profile, model=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Form = Literal["w", "1+w"]
+PLAIN: Form = "w"
+ADDS_ONE: Form = "1+w"
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Fold:
     parameter: str
     axis: int
     runs: tuple[tuple[int, int, int], ...]
-    form: Form = "w"
+    form: Form = PLAIN
     per_head: bool = True
 
     @classmethod
     def of(
-        cls, parameter: str, axis: int, labels: Tensor, form: Form = "w", per_head: bool = True
+        cls, parameter: str, axis: int, labels: Tensor, form: Form = PLAIN, per_head: bool = True
     ) -> Fold:
         """From a label for each slice: its head, or -1 where it stays."""
         return cls(parameter, axis, runs_of(labels), form, per_head)
@@ -49,7 +51,7 @@ class Fold:
             for start, stop, head in self.runs:
                 part = weights.narrow(self.axis, start, stop - start)
                 factor = float(beta[head])
-                if self.form == "w":
+                if self.form == PLAIN:
                     part.copy_(part.to(work) * factor)
                 else:
                     part.copy_((part.to(work) + 1) * factor - 1)
@@ -77,6 +79,15 @@ class Fold:
             labels[start:stop] = head
         return labels
 
+    def merged(self, beta: Float[Tensor, "heads"]) -> Fold:
+        """The same for this `beta`, with heads of equal beta as one, the first of them."""
+        first: dict[float, int] = {}
+        runs = tuple(
+            (start, stop, first.setdefault(float(beta[head]), head))
+            for start, stop, head in self.runs
+        )
+        return replace(self, runs=runs)
+
     def to_json(self) -> dict[str, Any]:
         return {"axis": self.axis, "form": self.form, "runs": [list(run) for run in self.runs]}
 
@@ -84,7 +95,7 @@ class Fold:
     def from_json(cls, parameter: str, data: Mapping[str, Any]) -> Fold:
         """The inverse of `to_json`; `per_head` is not kept, since T is known by then."""
         runs = tuple((int(a), int(b), int(h)) for a, b, h in data["runs"])
-        form: Form = "1+w" if data["form"] == "1+w" else "w"
+        form = ADDS_ONE if data["form"] == ADDS_ONE else PLAIN
         return cls(parameter, int(data["axis"]), runs, form)
 
 

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.baking.apply import (
+from tempering.attention.baking.bake import foldable, refuse_baked
+from tempering.attention.baking.comparison import (
     TOLERANCE,
-    betas,
     controlled_logits,
     deviation,
     logits_of,
     verification_inputs,
 )
-from tempering.attention.baking.bake import foldable, refuse_baked
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable
 from tempering.attention.baking.folds import folded
+from tempering.attention.baking.profile_folds import betas
 from tempering.attention.control.self_check import random_temperatures
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile

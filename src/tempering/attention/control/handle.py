@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,43 +9,61 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.control import layer_rule
+from tempering.attention.control.layer_rule import RuleCount, check_attach, layer_rule
 from tempering.attention.examining.layout_of import examined
-from tempering.attention.examining.structure import first_floating, submodule, walk
-from tempering.attention.hooks import interface_patch, interface_route, softmax_route
+from tempering.attention.examining.structure import submodule, walk
+from tempering.attention.hooks import forward, interface_patch, softmax_route
+from tempering.attention.hooks.ownership import LOCK, Hold, Outside, Part, Site
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import Walked
 from tempering.attention.profiles.profile import Profile, rules_for
-from tempering.errors import ProfileError, RefusedError
+from tempering.errors import ArchitectureError, ProfileError, RefusedError
 
 
 class Tempering:
     """A profile in force on a model: a handle with `.remove()`, and a context manager.
 
-    `.update(profile)` changes the temperatures in place, also of a compiled model, without
-    recompiling.
+    It belongs to the thread or asyncio task that made it (see `tempered`). `.update(profile)`
+    changes the temperatures in place, also of a compiled model, without recompiling; `.update`
+    and `.remove` may be called anywhere.
     """
 
-    def __init__(self, model: nn.Module, plan: Layout, profiles: Sequence[Profile]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Layout,
+        profiles: Sequence[Profile],
+        *,
+        private: bool = False,
+    ) -> None:
         self._model = weakref.ref(model)
         self._layout = plan
-        self._modules = [submodule(model, layer.name) for layer in plan.layers]
-        self._active = False
+        self._sites: list[Site] = []
         rows = _stack(profiles, plan)
-        interface_patch.acquire()
-        # Also when the model and its forgotten handle are thrown away together.
-        self._releases = [weakref.finalize(self, interface_patch.release)]
-        if any(layer.route == "softmax" for layer in plan.layers):
-            softmax_route.acquire()
-            self._releases.append(weakref.finalize(self, softmax_route.release))
-        for release in self._releases:
-            release.atexit = False
-        self._active = True
+        rules = self._rules_of(profiles)
+        modules = [submodule(model, layer.name) for layer in plan.layers]
+        outside = [(submodule(model, name), name) for name in plan.outside]
+        self._hold = Hold([*modules, *(module for module, _ in outside)], private=private)
+        for route in (interface_patch, softmax_route):
+            route.acquire()
+            self._hold.releases.append(route.release)
+        gone = weakref.finalize(model, _forget, weakref.ref(self._hold))
+        gone.atexit = False
+        self._hold.releases.append(gone.detach)
         try:
-            for module, layer, temperature in zip(self._modules, plan.layers, rows, strict=True):
-                _attach(module, layer).set(self, temperature)
-            self._set_rules(self._rules_of(profiles))
+            with LOCK:
+                self._sites = [
+                    forward.hold(module, self._hold, Part(layer, temperature))
+                    for module, layer, temperature in zip(modules, plan.layers, rows, strict=True)
+                ]
+                for module, name in outside:
+                    forward.hold(module, self._hold, _outside(plan, module, name))
+                self._hold.enter()
+                self._set_rules(rules)
+                self._note_moves()
+                self.states()
         except BaseException:
             self.remove()
             raise
@@ -65,31 +82,41 @@ class Tempering:
                 )
             check_profiles(profiles, model, self._layout, walked)
         rules = self._rules_of(profiles)
-        for module, own in rules:
-            layer_rule.check_attach(self, getattr(module, interface_route.STATE), own)
-        self.set_rows(_stack(profiles, self._layout))
-        self._set_rules(rules)
+        with LOCK:
+            for site, own in zip(self._sites, rules, strict=True):
+                for state in site.having(self._hold.number):
+                    check_attach(self._hold.number, state, own)
+            self.set_rows(_stack(profiles, self._layout))
+            self._set_rules(rules)
+            self._note_moves()
 
-    def _rules_of(self, profiles: Sequence[Profile]) -> list[tuple[nn.Module, Sequence[Any]]]:
-        """Each module with the rule of every row of the batch."""
-        rules = [rules_for(profile, self._layout) for profile in profiles]
-        return list(zip(self._modules, zip(*rules, strict=True), strict=True))
+    def _rules_of(self, profiles: Sequence[Profile]) -> list[Sequence[Any]]:
+        """For each layer, the rule of every row of the batch."""
+        return list(zip(*[rules_for(item, self._layout) for item in profiles], strict=True))
 
-    def _set_rules(self, rules: list[tuple[nn.Module, Sequence[Any]]]) -> None:
-        for module, own in rules:
-            layer_rule.attach(self, module, getattr(module, interface_route.STATE), own)
+    def _set_rules(self, rules: list[Sequence[Any]]) -> None:
+        for site, own in zip(self._sites, rules, strict=True):
+            module = site.module()
+            if module is not None:
+                site.set_rule(self._hold.number, layer_rule(module, own))
 
-    def rules(self) -> dict[str, list[layer_rule.RuleCount]]:
+    def _note_moves(self) -> None:
+        parts = [site.parts[self._hold.number] for site in self._sites]
+        self._hold.moves = any(
+            part.rule is not None
+            or part.temperature.requires_grad
+            or bool((part.temperature != 1).any())
+            for part in parts
+        )
+
+    def rules(self) -> dict[str, list[RuleCount]]:
         """For each layer with rules: how often each acted, and how often T was at its bounds."""
         self._require_active()
-        states = {
-            layer.name: getattr(module, interface_route.STATE)
-            for layer, module in zip(self._layout.layers, self._modules, strict=True)
-        }
+        parts = [site.parts[self._hold.number] for site in self._sites]
         return {
-            name: list(state.rule.counts.values())
-            for name, state in states.items()
-            if state.rule_owner is self
+            part.layer.name: list(part.rule.counts.values())
+            for part in parts
+            if part.rule is not None
         }
 
     def set_rows(self, rows: Iterable[Tensor]) -> None:
@@ -102,38 +129,40 @@ class Tempering:
         rows, layers = list(rows), self._layout.layers
         if len(rows) != len(layers):
             raise ProfileError(f"{len(rows)} layers were given, the model has {len(layers)}")
-        states = [getattr(module, interface_route.STATE) for module in self._modules]
-        for state, layer, row in zip(states, layers, rows, strict=True):
-            if row.ndim != 2 or len(row) == 0 or row.shape[1] != layer.heads:
-                raise ProfileError(
-                    f"{layer.name}: temperatures have shape [rows, {layer.heads}]; "
-                    f"this has {tuple(row.shape)}"
-                )
-            check_values(row, layer.name)
-            state.combined(self, row)
-        for state, row in zip(states, rows, strict=True):
-            state.set(self, row)
+        with LOCK:
+            for site, layer, row in zip(self._sites, layers, rows, strict=True):
+                if row.ndim != 2 or len(row) == 0 or row.shape[1] != layer.heads:
+                    raise ProfileError(
+                        f"{layer.name}: temperatures have shape [rows, {layer.heads}]; "
+                        f"this has {tuple(row.shape)}"
+                    )
+                check_values(row, layer.name)
+                site.check(self._hold.number, row)
+            for site, row in zip(self._sites, rows, strict=True):
+                site.set(self._hold.number, row)
+            self._note_moves()
 
     def calls(self) -> dict[str, int]:
-        """How often each layer's temperature acted since the first handle was attached."""
+        """How often each layer's temperature acted since this handle was attached."""
         self._require_active()
-        return {
-            layer.name: getattr(module, interface_route.STATE).calls
-            for layer, module in zip(self._layout.layers, self._modules, strict=True)
-        }
+        with LOCK:
+            return {
+                layer.name: site.calls(self._hold.number)
+                for layer, site in zip(self._layout.layers, self._sites, strict=True)
+            }
+
+    def states(self) -> list[TemperatureState]:
+        """What each layer of the profile runs with in this thread or task."""
+        found = [site.find() for site in self._sites]
+        return [state for state in found if isinstance(state, TemperatureState)]
 
     def remove(self) -> None:
         """Give the model back as it was before this handle; doing it twice is harmless."""
-        if not self._active:
-            return
-        self._active = False
-        for module in self._modules:
-            _detach(module, self)
-        for release in self._releases:
-            release()
+        self._hold.release()
+        self._sites = []
 
     def _require_active(self) -> None:
-        if not self._active:
+        if not self._hold.active:
             raise RefusedError("this handle was removed; call tempered(model, profile) anew")
 
     def __enter__(self) -> Tempering:
@@ -142,6 +171,31 @@ class Tempering:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+def _forget(hold: weakref.ref[Hold]) -> None:
+    """The model is gone, and so are its handles."""
+    held = hold()
+    if held is not None:
+        held.release()
+
+
+def _outside(plan: Layout, module: nn.Module, name: str) -> Outside:
+    unreached = name in plan.unreached
+    how = (
+        "was not reached by the sample that this model was examined with"
+        if unreached
+        else "called no softmax when this model was examined"
+    )
+    return Outside(
+        ArchitectureError(
+            f"{name} ({type(module).__name__}) attends, but {how}, so the profile has no "
+            "temperature for it; give a sample of inputs that makes it attend, "
+            "tempered(model, profile, sample={...}), or temper that part of the model alone that "
+            "you mean, e.g. its language model"
+        ),
+        entered=unreached,
+    )
 
 
 def as_profiles(profile: Any) -> list[Profile]:
@@ -168,60 +222,3 @@ def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
     """For each layer, Float[Tensor, "rows heads"] over the profiles."""
     resolved = [profile.resolve(plan, rules=True) for profile in profiles]
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]
-
-
-def _attach(module: nn.Module, layer: Any) -> interface_route.TemperatureState:
-    state = module.__dict__.get(interface_route.STATE)
-    if state is None:
-        state = interface_route.TemperatureState(layer, *_place(module))
-        module.__dict__[interface_route.STATE] = state
-        if layer.route == "softmax":
-            inner = module.__dict__.get("forward")
-            # A copy of a tempered model has our method and no state: there is nothing inside.
-            state.inner = None if getattr(inner, "__func__", None) is _forward_tempered else inner
-            # A bound method, so that a deep copy of the model binds it to the copy.
-            module.forward = types.MethodType(_forward_tempered, module)
-    return state
-
-
-def _detach(module: nn.Module, owner: object) -> None:
-    state = module.__dict__.get(interface_route.STATE)
-    if state is None:
-        return
-    layer_rule.detach(owner, state)
-    state.drop(owner)
-    if state.parts:
-        return
-    del module.__dict__[interface_route.STATE]
-    if state.layer.route == "softmax":
-        if state.inner is None:
-            del module.forward
-        else:
-            module.forward = state.inner
-
-
-def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    state = getattr(module, interface_route.STATE, None)
-    if state is None:  # a deep copy: its forward came along, its temperatures did not
-        return type(module).forward(module, *args, **kwargs)
-    inner = state.inner
-    with interface_route.TemperedSoftmax(state):
-        if inner is not None:
-            return inner(*args, **kwargs)
-        return type(module).forward(module, *args, **kwargs)
-
-
-# A pickled method is looked up by name in the module that is loaded: its own forward, there.
-_forward_tempered.__name__ = "forward"
-# So that a look at what a model is made of sees past it.
-_forward_tempered.is_tempered = True  # type: ignore[attr-defined]
-
-
-def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module computes, and float64 for a model that does (else float32)."""
-    tensor = first_floating(module)
-    if tensor is None:
-        return torch.device("cpu"), torch.float32
-    # Weights that accelerate keeps elsewhere come to a device when they are used.
-    device = torch.device("cpu") if tensor.is_meta else tensor.device
-    return device, torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.logits import Call, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.rules import Rule
@@ -32,23 +33,28 @@ class LayerRule:
     rules: the rule of each row of the batch (or one for all); None where a row has none.
     """
 
-    def __init__(self, module: nn.Module, state: Any, rules: Sequence[Rule | None]) -> None:
-        self.module, self.state, self.rules = module, state, list(rules)
+    def __init__(self, module: nn.Module, rules: Sequence[Rule | None]) -> None:
+        self.module, self.rules = module, list(rules)
         self.counts = {item: RuleCount(str(item)) for item in rules if item is not None}
+
+    def join(self, state: TemperatureState, owner: int) -> None:
+        """Become the rule of a state; RefusedError where another handle's is."""
+        check_attach(owner, state, self.rules)
+        state.rule, state.rule_owner = self, owner
 
     @torch.compiler.disable
     def __call__(
-        self, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+        self, state: TemperatureState, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
     ) -> Float[Tensor, "batch heads q_seq 1"]:
         """beta of every query: the profile's times the rule's."""
         batch, heads, q_seq, _ = query.shape
         if len(self.rules) not in (1, batch):
             raise ProfileError(
                 f"{len(self.rules)} profiles with rules were given for a batch of {batch} rows "
-                f"(at {self.state.layer.name}); give one profile, or one for each row"
+                f"(at {state.layer.name}); give one profile, or one for each row"
             )
         rules = self.rules * batch if len(self.rules) == 1 else self.rules
-        own = self.state.beta.to(query.device)
+        own = state.beta.to(query.device)
         beta = own.new_ones(batch, heads, q_seq)
         for item, count in self.counts.items():
             rows = [index for index, other in enumerate(rules) if other == item]
@@ -109,29 +115,19 @@ def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     return (seen & shown).sum(-1).expand(batch, -1, q_seq)
 
 
-def check_attach(handle: Any, state: Any, rules: Sequence[Rule | None]) -> None:
-    """Raise what `attach` would, and change nothing."""
+def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:
+    """Raise what `LayerRule.join` would, and change nothing; owner: the number of a hold."""
     if all(item is None for item in rules):
         return
     check_layer(state.layer)
-    if state.rule is not None and state.rule_owner is not handle:
-        known = ", ".join(map(str, state.rule.counts))
+    if state.rule is not None and state.rule_owner != owner:
+        known = ", ".join(map(str, getattr(state.rule, "counts", ())))
         raise RefusedError(
             f"{state.layer.name} has a rule already ({known}); rules don't nest: remove the other "
             "handle first"
         )
 
 
-def attach(handle: Any, module: nn.Module, state: Any, rules: Sequence[Rule | None]) -> None:
-    """Give a tempered module its rules; RefusedError where another handle gave it some."""
-    check_attach(handle, state, rules)
-    if all(item is None for item in rules):
-        detach(handle, state)
-    else:
-        state.rule, state.rule_owner = LayerRule(module, state, rules), handle
-
-
-def detach(handle: Any, state: Any) -> None:
-    """Take away the rules that a handle gave."""
-    if state.rule_owner is handle:
-        state.rule, state.rule_owner = None, None
+def layer_rule(module: nn.Module, rules: Sequence[Rule | None]) -> LayerRule | None:
+    """The rule of a module, if a row of the batch has one."""
+    return None if all(item is None for item in rules) else LayerRule(module, rules)

@@ -29,7 +29,7 @@ from tempering.attention.examining.layout_of import Description, examined
 from tempering.attention.examining.softmax_trial import SoftmaxTrial
 from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.watch import Observation, observe, sample_inputs
-from tempering.attention.hooks.state import STATE
+from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import CheckError, TemperingError
@@ -118,9 +118,10 @@ def _second(
 def _under_a_handle(model: nn.Module, plan: Layout, inputs: dict[str, Any]) -> Observation:
     batch = inputs.get("attention_mask", next(iter(inputs.values()))).shape[0]
     trial = Trial()
-    with Tempering(model, plan, [Profile.neutral(plan)]) as handle:
+    neutral = [Profile.neutral(plan)]
+    with untempered(), Tempering(model, plan, neutral, private=True) as handle:
         handle.set_rows([row_temperatures(layer, batch) for layer in plan.layers])
-        states = [getattr(model.get_submodule(name), STATE) for name in plan.names]
+        states = handle.states()
         before = handle.calls()
         for state in states:
             state.trial = SoftmaxTrial(trial)

@@ -34,8 +34,18 @@ def tempered(
             model.generate(...)
 
     Handles nest, and their temperatures multiply: T = 1 changes nothing, bit for bit. Copies and
-    pickles of a tempered model are untempered. With activation checkpointing, run the backward
-    pass inside the block as well: it computes the layers once more.
+    pickles of a tempered model are untempered.
+
+    A temperature belongs to the thread or asyncio task that sets it, and to what is started with a
+    copy of its context (tasks, `asyncio.to_thread`, `contextvars.copy_context().run`). Many
+    threads may temper one model, each its own way. One that has set nothing, where another holds
+    a profile other than T = 1, gets a RefusedError when it runs the model: temper it there too
+    (`Profile.neutral(model)` for none), or start the work with the setter's context. A handle
+    may be updated and removed anywhere; forgotten, it acts until its thread ends.
+
+    Attention that the sample did not reach, run under a profile, is an ArchitectureError, and so
+    is a layer that runs without meeting its temperature. With activation checkpointing, run the
+    backward pass inside the block as well: it computes the layers once more.
 
     Parameters
     ----------

@@ -10,9 +10,8 @@ sharply as any.
 
 from __future__ import annotations
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.attention.examining.reference import Arguments, Reference, widened
-from tempering.attention.hooks.state import STATE, TemperatureState
+from tempering.attention.hooks.forward import held
+from tempering.attention.hooks.interface_route import widened_sinks
+from tempering.attention.hooks.ownership import state_of, untempered
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 
 # Disagreement allowed, as a share of what the temperatures changed; exact control leaves 1e-6,
@@ -112,26 +114,21 @@ def try_interface(
     call = _Call(layer, function, module, arguments, kwargs)
     reference = Reference(eager, module, arguments, kwargs, layer.mask_floor)
     trial.spread = max(trial.spread, reference.spread())
-    state = getattr(module, STATE, None)
+    state = state_of(module)
     if state is not None:
         before = state.calls
         _tempered(trial, call, reference, state)
         state.calls = before
         return
     _untempered(trial, call, reference)
-    state = trial_state(layer, arguments[0])
     original = call()
-    setattr(module, STATE, state)
-    state.set(trial, torch.ones(1, layer.heads, dtype=torch.float64))
-    try:
+    with held(module, layer) as temper:
+        temper(torch.ones(1, layer.heads, dtype=torch.float64))
         if not torch.equal(call().nan_to_num(), original.nan_to_num()):
             trial.object(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
         one = torch.full((1, layer.heads), UNIFORM, dtype=torch.float64)
         for table in (one, row_temperatures(layer, len(original))):
-            state.set(trial, table)
-            _tempered(trial, call, reference, state)
-    finally:
-        delattr(module, STATE)
+            _tempered(trial, call, reference, temper(table))
 
 
 def _untempered(trial: Trial, call: _Call, reference: Reference) -> None:
@@ -153,7 +150,7 @@ def _tempered(trial: Trial, call: _Call, reference: Reference, state: Temperatur
     error = reference.norm(call(wide=True) - exact)
     noise = reference.noise * scale
     if not call.widens:
-        with call.bare():
+        with untempered():
             noise = FUSED * reference.norm(call() - own)
     trial.judge(call.layer, error, effect, scale, noise)
 
@@ -178,33 +175,4 @@ class _Call:
             return self.function(self.module, *self.arguments, **self.kwargs)[0]
         arguments = tuple(widened(item) for item in self.arguments)
         kwargs = {name: widened(item) for name, item in self.kwargs.items()}
-        with _wide_sinks(self.module):
-            return self.function(self.module, *arguments, **kwargs)[0]
-
-    @contextlib.contextmanager
-    def bare(self) -> Iterator[None]:
-        """Without the module's temperature."""
-        state = getattr(self.module, STATE)
-        delattr(self.module, STATE)
-        try:
-            yield
-        finally:
-            setattr(self.module, STATE, state)
-
-
-@contextlib.contextmanager
-def _wide_sinks(module: nn.Module) -> Iterator[None]:
-    """The sink logits that a module keeps in float64 for a while."""
-    own: list[tuple[dict[str, Any], str, Tensor]] = [
-        (place, name, item)
-        for place in (module._parameters, module._buffers)
-        for name, item in place.items()
-        if "sink" in name and item is not None
-    ]
-    for place, name, item in own:
-        place[name] = item.detach().double()
-    try:
-        yield
-    finally:
-        for place, name, item in own:
-            place[name] = item
+        return self.function(widened_sinks(self.module), *arguments, **kwargs)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,9 +21,9 @@ from tempering.attention.examining.structure import (
     walk,
 )
 from tempering.attention.examining.subject import check_sample, check_subject, unwrapped
-from tempering.attention.hooks.state import STATE
+from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import AttentionLayer, Layout, attends
-from tempering.errors import ArchitectureError, RefusedError
+from tempering.errors import ArchitectureError, NoSoftmaxError
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,34 +107,24 @@ def examined(
         return known
     from tempering.attention.examining.watch import observe
 
-    _refuse_tempered(model, known)
     check_stored(model)
-    observation = observe(model, sample)
-    known = Description.of(model, _arrange(model, observation.layers), observation)
-    _KNOWN[model] = known
+    with untempered():  # whatever is in force
+        observation = observe(model, sample)
+    plan = _with_outside(model, _arrange(model, observation.layers), observation.reached)
+    known = _KNOWN[model] = Description.of(model, plan, observation)
     return known
-
-
-def _refuse_tempered(model: nn.Module, known: Description | None) -> None:
-    """A model can't be examined while its own softmaxes have a temperature."""
-    for name, module in model.named_modules():
-        state = module.__dict__.get(STATE)
-        if state is not None and state.layer.route == "softmax":
-            changed = "was changed" if known is not None else "holds modules of another model"
-            raise RefusedError(
-                f"{type(model).__name__} {changed} while {name} has a temperature; remove the "
-                "handle that gave it (.remove(), or the end of its with block), then temper it anew"
-            )
 
 
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     if not layers:
         own = next((name for name, module in model.named_modules() if attends(module)), None)
+        if own is None:
+            raise NoSoftmaxError(
+                f"{type(model).__name__} shows no softmax attention in a forward pass, "
+                "so it has no attention temperature"
+            )
         raise ArchitectureError(
-            f"{type(model).__name__} shows no softmax attention in a forward pass, "
-            "so it has no attention temperature"
-            if own is None
-            else f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
+            f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
             "softmax over keys, so its temperature can't be controlled exactly"
         )
     numbered: list[AttentionLayer] = []
@@ -186,6 +176,16 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
             missing.append(name)
             known.append(name)
     return tuple(missing)
+
+
+def _with_outside(model: nn.Module, plan: Layout, reached: Collection[str]) -> Layout:
+    """The layout with the modules that attend by their code and did not on the sample."""
+    outside = tuple(
+        name
+        for name, module in model.named_modules()
+        if attends(module) and not any(_related(name, layer) for layer in plan.names)
+    )
+    return replace(plan, outside=outside, unreached=tuple(n for n in outside if n not in reached))
 
 
 def _related(name: str, other: str) -> bool:

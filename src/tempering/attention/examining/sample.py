@@ -97,8 +97,8 @@ def _still(model: nn.Module) -> Iterator[None]:
         yield
 
 
-# The stance of the compiler belongs to the process.
-_STANCE = threading.RLock()
+# The stance of the compiler belongs to the process, and a model's mode to all who run it.
+_ALONE = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
         or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
         for module in model.modules()
     ):
-        with _STANCE, torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"):
             yield
     else:
         yield
@@ -118,7 +118,7 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 def run(model: nn.Module, inputs: dict[str, Any], cache: bool = False) -> Any:
     """One forward pass, by default without a cache."""
-    with _still(model), _uncompiled(model):
+    with _ALONE, _still(model), _uncompiled(model):
         try:
             return model(**inputs, use_cache=cache)
         except TypeError as error:

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tempering.attention.hooks.state import STATE
+from tempering.attention.hooks.forward import own_forward
 
 # Of a configuration, what says nothing about the model's code.
 UNSTATED = frozenset(
@@ -112,7 +112,7 @@ def walk(model: nn.Module) -> tuple[Structure, list[Tensor]]:
         parts.append(module)
         marks.append(type(module))
         own = module.__dict__
-        if "forward" in own and (forward := _own_forward(module)) is not None:
+        if "forward" in own and (forward := own_forward(module)) is not None:
             marks.append("a forward of its own")
             patches.append(forward)
         if "config" in own:
@@ -138,15 +138,6 @@ def walk(model: nn.Module) -> tuple[Structure, list[Tensor]]:
         tuple(map(stated, configs.values())),
     )
     return structure, parameters
-
-
-def _own_forward(module: nn.Module) -> Any:
-    """The forward that an instance has of its own; None where a temperature alone put it there."""
-    forward = module.__dict__["forward"]
-    if not getattr(getattr(forward, "__func__", None), "is_tempered", False):
-        return forward
-    state = module.__dict__.get(STATE)
-    return None if state is None else state.inner
 
 
 def stated(config: Any) -> str:
@@ -224,15 +215,3 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     for part in name.split(".") if name else ():
         found = found._modules[part]
     return found
-
-
-def first_floating(module: nn.Module) -> Tensor | None:
-    """The first parameter that is a real number, in the order of `parameters`."""
-    stack = [module]
-    while stack:
-        one = stack.pop()
-        for value in one._parameters.values():
-            if value is not None and value.is_floating_point():
-                return value
-        stack.extend(item for item in reversed(one._modules.values()) if item is not None)
-    return None

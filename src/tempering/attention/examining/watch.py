@@ -3,33 +3,34 @@
 Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
 is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
 the module or the configuration states. Every attention call is also tried against a reference
-while it is at hand (`trial.py`).
+while it is at hand (`interface_trial.py`, `softmax_trial.py`). What attends and was not read so
+is refused by name: no module that ran is left alone silently.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tempering.attention import axes
 from tempering.attention.examining.interface_trial import Trial, try_interface
+from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking
 from tempering.attention.examining.sample import fails_on_sample, run, sample_inputs
-from tempering.attention.examining.softmax_trial import SoftmaxTrial
-from tempering.attention.hooks import interface_patch, interface_route, softmax_route
-from tempering.attention.hooks.state import STATE
-from tempering.attention.layout import AttentionLayer, attends
+from tempering.attention.examining.softmax_calls import Functions, Operators
+from tempering.attention.hooks import interface_patch, interface_route
+from tempering.attention.hooks.ownership import state_of
+from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
 from tempering.errors import ArchitectureError, TemperingError
 
 __all__ = ["Observation", "observe", "run", "sample_inputs"]
 
-# A finite masking constant is below this.
-_MASKED = -5e3
 _HEAD_FIELDS = (
     "num_attention_heads",
     "num_heads",
@@ -49,12 +50,14 @@ class Observation:
     layers: in the order of their first call. trial: what the reference made of each call.
     memory: the model's cache, if it keeps one.
     softmaxes: how many softmaxes in the shape of its attention a tempered module called itself.
+    reached: names of the modules that ran.
     """
 
     layers: list[AttentionLayer] = field(default_factory=list)
     trial: Trial = field(default_factory=Trial)
     memory: Any = None
     softmaxes: Counter[str] = field(default_factory=Counter)
+    reached: frozenset[str] = frozenset()
 
 
 def observe(
@@ -85,6 +88,7 @@ def observe(
             f"{name} calls softmax over the last axis of {list(shape)}, like attention, but masks "
             "nothing there, so it can't be told whether it attends to keys"
         )
+    watcher.refuse_unread()
     return observation
 
 
@@ -109,7 +113,12 @@ class _Watcher:
         self.others: dict[str, set[tuple[int, bool]]] = {}
         # Modules with softmaxes in the shape of attention that mask nothing -> the shape.
         self.unmasked: dict[str, torch.Size] = {}
+        # Modules that attend in a way that was not read -> how.
+        self.unread: dict[str, str] = {}
+        self.announced = 0
         self.softmaxes: Counter[str] = Counter()
+        self.reached: set[str] = set()
+        self.thread = threading.get_ident()
         self.trial = trial
         named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
         given = [*named, *inputs.values()]
@@ -121,7 +130,7 @@ class _Watcher:
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
-            with interface_patch.watched(self._watched), _Functions(self):
+            with interface_patch.watched(self._watched), Functions(self), Operators(self):
                 result = run(self.model, self.inputs, cache)
         finally:
             for handle in handles:
@@ -131,13 +140,24 @@ class _Watcher:
             for layer in self.found.values()
         ]
         memory = getattr(result, "past_key_values", None)
-        return Observation(layers, self.trial, memory, self.softmaxes)
+        return Observation(layers, self.trial, memory, self.softmaxes, frozenset(self.reached))
 
+    def refuse_unread(self) -> None:
+        """ArchitectureError that names a module which attends, and was not read as a layer."""
+        for name, how in self.unread.items():
+            kind = type(self.model.get_submodule(name)).__name__
+            raise ArchitectureError(
+                f"{name} ({kind}) {how}, so its temperature can't be controlled exactly"
+            )
+
+    # Another thread may run the model meanwhile.
     def _enter(self, module: nn.Module, arguments: Any) -> None:
-        self.stack.append(module)
+        if threading.get_ident() == self.thread:
+            self.stack.append(module)
+            self.reached.add(self.names.get(id(module), ""))
 
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self.stack and self.stack[-1] is module:
+        if threading.get_ident() == self.thread and self.stack and self.stack[-1] is module:
             self.stack.pop()
 
     # -- calls of the attention interface
@@ -202,14 +222,14 @@ class _Watcher:
             index=0,
             heads=query.shape[1],
             kv_heads=key.shape[1],
-            mask_floor=_mask_floor(mask),
+            mask_floor=mask_floor(mask),
             features=tuple(sorted(features - {"s_aux"})),
         )
         return self.found.setdefault(name, layer)
 
     def _stack_of(
         self, module: nn.Module, name: str, queries: int, keys: int, kwargs: dict[str, Any]
-    ) -> str:
+    ) -> Stack:
         if name in self.found:
             return self.found[name].stack
         model: Any = self.model
@@ -225,6 +245,47 @@ class _Watcher:
 
     # -- softmaxes that models call themselves
 
+    @contextlib.contextmanager
+    def announce(self) -> Iterator[None]:
+        """What PyTorch computes inside is known from the function that was called."""
+        self.announced += 1
+        try:
+            yield
+        finally:
+            self.announced -= 1
+
+    def owner(self) -> nn.Module:
+        """The module that calls a softmax."""
+        modules = (m for m in reversed(self.stack) if not isinstance(m, nn.Softmax))
+        return next(modules, self.stack[-1])
+
+    def unseen(self, operator: str, logits: Any, dim: Any) -> None:
+        """An operator that attends, or may, was met and no function that is known called it."""
+        if self.inside or self.announced or not self.stack:
+            return
+        owner = self.owner()
+        if isinstance(logits, Tensor) and not named_for_attention(owner):
+            # A softmax of some other kind, unless it looks like attention all the same.
+            readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
+            last = dim in (-1, logits.ndim - 1)
+            if not (last and readings and bool((logits <= MASKED).any())):
+                return
+        self.unread.setdefault(
+            self.names.get(id(owner), ""),
+            f"attends by {operator}, out of reach of a temperature (a softmax by hand, or of "
+            "compiled, scripted or fused code; call torch.nn.functional.softmax)",
+        )
+
+    def by_hand(self, logits: Tensor) -> None:
+        """An exponential was met: of masked logits, it is a softmax by hand."""
+        if self.inside or self.announced or not self.stack:
+            return
+        owner = self.owner()
+        if named_for_attention(owner) and bool((logits <= MASKED).any()):
+            readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
+            if readings:
+                self.unseen("exp", None, None)
+
     def own_softmax(self, logits: Tensor, dim: Any) -> AttentionLayer | None:
         """The layer that a softmax outside the interface belongs to, if it is attention.
 
@@ -232,11 +293,9 @@ class _Watcher:
         """
         if self.inside or not self.stack or not isinstance(logits, Tensor):
             return None
-        owner = next(
-            (m for m in reversed(self.stack) if not isinstance(m, nn.Softmax)), self.stack[-1]
-        )
+        owner = self.owner()
         last = dim in (-1, logits.ndim - 1)
-        state = getattr(owner, STATE, None)
+        state = state_of(owner)
         if state is not None:
             own = state.layer
             if own.route == "softmax" and last:
@@ -245,9 +304,16 @@ class _Watcher:
             return None
         name = self.names.get(id(owner), "")
         readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
-        if not last or not readings or not bool((logits <= _MASKED).any()):
+        masked = bool((logits <= MASKED).any())
+        if not last or not readings or not masked:
             if last and readings and (name in self.found or attends(owner)):
                 self.unmasked[name] = logits.shape
+            elif last and not readings and attends(owner) and (masked or _is_square(logits)):
+                self.unread.setdefault(
+                    name,
+                    f"calls softmax over {list(logits.shape)}, whose {self.batch} rows and heads "
+                    "can't be told apart (attention in windows?)",
+                )
             self.others.setdefault(name, set()).add((logits.ndim, last))
             return None
         if len(readings) > 1:
@@ -270,17 +336,33 @@ class _Watcher:
                 kv_heads=heads,
                 route="softmax",
                 axes=(pattern,),
-                mask_floor=_logits_floor(name, axes.standard(logits, pattern, heads)),
-                masking=_masking(logits),
+                mask_floor=logits_floor(name, axes.standard(logits, pattern, heads)),
+                masking=masking(logits),
             )
         elif heads != known.heads:
             raise ArchitectureError(f"{name} has softmaxes of {known.heads} and of {heads} heads")
         elif pattern not in known.axes:
             known = replace(known, axes=(*known.axes, pattern))
-        if known.masking != _masking(logits):
+        if known.masking != masking(logits):
             known = replace(known, masking=None)
         self.found[name] = known
         return known
+
+    def own_product(self, query: Tensor, key: Tensor, mask: Any) -> AttentionLayer | None:
+        """The layer that a scaled dot product attention outside the interface belongs to."""
+        if query.ndim != 4:
+            if self.stack and not self.inside:
+                self.unread[self.names.get(id(self.owner()), "")] = (
+                    f"has queries of shape {list(query.shape)} in scaled_dot_product_attention, "
+                    "which are not [batch, heads, tokens, head_dim]"
+                )
+            return None
+        # In the shape of its logits, and masked, as it may be inside.
+        layer = self.own_softmax(query.new_full((*query.shape[:3], key.shape[2]), -torch.inf), -1)
+        if layer is not None:
+            layer = replace(layer, mask_floor=mask_floor(mask), masking=None)
+            self.found[layer.name] = layer
+        return layer
 
     def _lengths(self, logits: Tensor, pattern: str) -> tuple[int, int]:
         return (logits.shape[1 if pattern == axes.WINDOWS else -2], logits.shape[-1])
@@ -295,59 +377,6 @@ class _Watcher:
         return counts
 
 
-def _mask_floor(mask: Any) -> float:
-    """Half the model's own masking constant (some use -1e4 or -1e9 rather than the minimum)."""
-    natural = float(torch.finfo(torch.float32).min) / 2
-    if not isinstance(mask, Tensor) or not mask.is_floating_point():
-        return natural
-    masked = mask[(mask <= _MASKED) & (mask > -torch.inf)]
-    return max(natural, masked.max().item() / 2) if masked.numel() else natural
-
-
-def _logits_floor(name: str, logits: Tensor) -> float:
-    """The same from finished logits [batch, heads, queries, keys]: masking is common to heads."""
-    low = logits <= _MASKED
-    masked = low.all(dim=1, keepdim=True).expand_as(logits)
-    floor = _mask_floor(logits[masked])
-    if bool((low & ~masked & (logits <= floor)).any()):
-        raise ArchitectureError(
-            f"{name} has logits down to {logits[low & ~masked].min().item():.3g}, as low as its "
-            f"masking (above {2 * floor:.3g}), so the two can't be told apart"
-        )
-    return floor
-
-
-def _masking(logits: Tensor) -> float | None:
-    values = logits[logits <= _MASKED].unique().tolist()
-    lowest = (-torch.inf, torch.finfo(logits.dtype).min)
-    return values[0] if len(values) == 1 and values[0] in lowest else None
-
-
-class _Functions(TorchFunctionMode):
-    """Shows a watcher the softmax and scaled dot product calls outside the interface."""
-
-    def __init__(self, watcher: _Watcher) -> None:
-        super().__init__()
-        self.watcher = watcher
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        watcher = self.watcher
-        if func in softmax_route.SOFTMAXES and args:
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            layer = watcher.own_softmax(args[0], dim)
-            if layer is not None:
-                SoftmaxTrial(watcher.trial).try_softmax(layer, args[0], dim)
-        elif func in softmax_route.PRODUCTS and len(args) > 1 and not watcher.inside:
-            query, key = args[0], args[1]
-            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-            if query.ndim == 4:
-                shown = query.new_full((*query.shape[:3], key.shape[2]), -torch.inf)
-                layer = watcher.own_softmax(shown, -1)
-                if layer is not None:
-                    layer = replace(layer, mask_floor=_mask_floor(mask), masking=None)
-                    watcher.found[layer.name] = layer
-                    SoftmaxTrial(watcher.trial).try_product(layer, args, kwargs)
-        return func(*args, **kwargs)
+def _is_square(logits: Tensor) -> bool:
+    """Whether there is a key for every query, as in windows; streams or points are fewer."""
+    return logits.ndim > 1 and logits.shape[-1] == logits.shape[-2] > 1

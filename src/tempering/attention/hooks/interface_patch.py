@@ -1,7 +1,7 @@
 """Transformers' attention interface, wrapped while anyone needs it and then given back.
 
 Models ask an `AttentionInterface` for their attention function at every call. While a handle or
-a probe is at work, what it hands back is wrapped. A tempered module carries its temperature
+a probe is at work, what it hands back is wrapped. A tempered module carries its temperatures
 itself; a module without one gets what it asked for.
 
 The method is replaced on the class, which serves every instance, and on the instances at hand
@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from tempering.attention.hooks.interface_route import attend
-from tempering.attention.hooks.state import STATE
+from tempering.attention.hooks.ownership import STATE
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.logits import observe_with
 from tempering.others import check_release
 
@@ -112,10 +112,14 @@ def _found(modules: list[Any], interface: type) -> list[Any]:
 def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Any:
     function = _ORIGINAL(self, implementation, default)
 
-    def tempered_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        state = getattr(module, STATE, None)
+    # module: or a stand-in for one, with other sinks.
+    def tempered_attention(module: Any, *args: Any, **kwargs: Any) -> Any:
+        site = getattr(module, STATE, None)
+        state = None if site is None else site.here
         if state is None:
             return function(module, *args, **kwargs)
+        if type(state) is not TemperatureState:
+            raise state.error
         if state.observer is None:
             return attend(function, state, module, *args, **kwargs)
         # The observer stands between the temperature and the softmax.

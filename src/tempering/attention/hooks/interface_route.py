@@ -8,7 +8,7 @@ dividing the finished logits:
     cap tanh(l / cap) / T = (cap/T) tanh((l/T) / (cap/T))
 
 Where a model has attention code of its own, its softmax (or scaled dot product) calls are
-reached while the module's forward runs (`softmaxes.py`).
+reached while the module's forward runs (`softmax_route.py`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.hooks.softmax_route import TemperedSoftmax
-from tempering.attention.hooks.state import STATE, TemperatureState, scaled, scaled_mask
+from tempering.attention.hooks.softmax_route import met
+from tempering.attention.hooks.state import (
+    TemperatureState,
+    adds_too_much,
+    fitted,
+    in_float,
+    scaled,
+    scaled_mask,
+    shift_of,
+)
 from tempering.errors import ArchitectureError
 
 __all__ = [
     "LOGIT_ARGUMENTS",
     "NEUTRAL_ARGUMENTS",
-    "STATE",
     "TemperatureState",
-    "TemperedSoftmax",
     "attend",
     "check_arguments",
 ]
@@ -76,17 +82,24 @@ def _signature(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
 
 
 class _ModuleWithSinks:
-    """A module whose sink logits are tempered, for eager code that reads them off the module."""
+    """A module with other sink logits, for eager code that reads them off the module."""
 
-    def __init__(self, module: nn.Module, beta: Tensor) -> None:
+    def __init__(self, module: Any, change: Callable[[Tensor], Tensor]) -> None:
         self._module = module
-        self._beta = beta
+        self._change = change
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
         if "sink" in name and isinstance(value, Tensor):
-            return _scaled_sinks(value, self._beta)
+            return self._change(value)
         return value
+
+
+def widened_sinks(module: nn.Module) -> Any:
+    """A module whose sink logits, if it has any of its own, are in float64."""
+    if not has_own_sinks(module):
+        return module
+    return _ModuleWithSinks(module, lambda sinks: sinks.detach().double())
 
 
 def _scaled_sinks(sinks: Tensor, beta: Tensor) -> Tensor:
@@ -103,7 +116,7 @@ def _scaled_sinks(sinks: Tensor, beta: Tensor) -> Tensor:
     raise ArchitectureError(f"sink logits of shape {tuple(sinks.shape)} don't match {heads} heads")
 
 
-def has_own_sinks(module: nn.Module) -> bool:
+def has_own_sinks(module: Any) -> bool:
     """Whether sink logits are weights of the attention module."""
     return any("sink" in name for name in module._parameters) or any(
         "sink" in name for name in module._buffers
@@ -113,7 +126,7 @@ def has_own_sinks(module: nn.Module) -> bool:
 def attend(
     function: Callable[..., Any],
     state: TemperatureState,
-    module: nn.Module,
+    module: Any,  # or a stand-in for one, with other sinks
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -127,29 +140,47 @@ def attend(
             f"{layer.name} has queries of shape {tuple(query.shape)}; "
             f"axis 1 should hold its {layer.heads} heads"
         )
+    met(state)
     compiling = torch.compiler.is_compiling()
     if not compiling:
         check_arguments(function, layer.name, kwargs)
         state.calls += 1
         state.meet(query.shape[0], query.device)
-    beta = state.beta if state.rule is None else state.rule(query, key, attention_mask, kwargs)
+    if state.rule is None:
+        beta, shift = state.beta, state.shift
+    else:
+        beta = state.rule(state, query, key, attention_mask, kwargs)
+        shift = shift_of(float(beta.max())) if query.dtype == torch.float16 else 1
+    biases = (attention_mask, kwargs.get("position_bias"))
+    half = any(adds_too_much(query, item, shift, layer.mask_floor) for item in biases)
+    if half:
+        query, key, value = query.float(), key.float(), value.float()
+        attention_mask = in_float(attention_mask)
+        kwargs = {name: in_float(item) for name, item in kwargs.items()}
     sinks = has_own_sinks(module)
     extras = [name for name in LOGIT_ARGUMENTS if kwargs.get(name) is not None]
     flat = [name for name in ("s_aux", "sinks") if name in extras and kwargs[name].ndim == 1]
     if beta.shape[0] > 1 and (sinks or flat):
-        return _by_row(function, state, beta, module, (query, key, value), attention_mask, kwargs)
+        states = (query, key, value)
+        output = _by_row(function, state, beta, shift, module, states, attention_mask, kwargs)
+        return tuple(None if x is None else x.half() for x in output) if half else output
 
     scaling = kwargs.get("scaling")
     uniform = None if compiling or state.rule is not None else state.uniform
     if uniform is not None and isinstance(scaling, float):
         kwargs["scaling"] = scaling * uniform
     else:
-        query = (query * beta).to(query.dtype)
+        query, shift = fitted(query, beta, shift)
+        if shift != 1:
+            kwargs["scaling"] = shift * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     for name in extras:
         kwargs[name] = _scaled_extra(name, kwargs[name], beta, uniform, function, state)
-    target: Any = _ModuleWithSinks(module, beta) if sinks else module
+    target: Any = module
+    if sinks:
+        target = _ModuleWithSinks(module, lambda own: _scaled_sinks(own, beta))
     mask = scaled_mask(attention_mask, beta, layer.mask_floor)
-    return function(target, query, key, value, mask, **kwargs)
+    output = function(target, query, key, value, mask, **kwargs)
+    return tuple(None if x is None else x.half() for x in output) if half else output
 
 
 def _scaled_extra(
@@ -180,7 +211,8 @@ def _by_row(
     function: Callable[..., Any],
     state: TemperatureState,
     beta: Tensor,
-    module: nn.Module,
+    shift: int,
+    module: Any,
     states: tuple[Tensor, Tensor, Tensor],
     mask: Any,
     kwargs: dict[str, Any],
@@ -197,7 +229,7 @@ def _by_row(
     for row in range(batch):
         part = slice(row, row + 1)
         one = TemperatureState(state.layer, states[0].device, state.beta.dtype)
-        one.beta, one.uniform = beta[part], None
+        one.beta, one.uniform, one.shift = beta[part], None, shift
 
         def own(item: Any, part: slice = part) -> Any:
             split = isinstance(item, Tensor) and item.ndim > 1 and item.shape[0] == batch > 1

@@ -1,10 +1,14 @@
 """The softmax route: attention code of a model's own, reached where it calls softmax.
 
-While a handle needs it, `torch.nn.functional.softmax`, `torch.softmax` and
+While a handle needs it, PyTorch's softmax functions, the method of tensors, and
 `scaled_dot_product_attention` are replaced by functions that do the same, except in a thread
 that runs the forward of a tempered module: there they divide its attention logits by T first.
 A replaced function costs well under a microsecond a call; a TorchFunctionMode, which sees every
 operator, cost 1.1 to 1.9 times the whole decoding step of small models.
+
+`torch.nn.functional.softmax` is written in Python and calls the method, so that it is reached
+under whatever name a model keeps it; the functions written in C are reached where a model looks
+them up in PyTorch at each call. What is not reached is an error (`forward.py`).
 """
 
 from __future__ import annotations
@@ -17,17 +21,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tempering.attention import axes
-from tempering.attention.hooks.state import TemperatureState, divided, scaled_mask
+from tempering.attention.hooks.ownership import Outside
+from tempering.attention.hooks.state import (
+    TemperatureState,
+    adds_too_much,
+    divided,
+    fitted,
+    in_float,
+    scaled_mask,
+)
 from tempering.errors import ArchitectureError
 
-_F_SOFTMAX, _TORCH_SOFTMAX = F.softmax, torch.softmax
-_PRODUCT = F.scaled_dot_product_attention
+_F_SOFTMAX, _TORCH_SOFTMAX, _SPECIAL = F.softmax, torch.softmax, torch.special.softmax
+_METHOD, _PRODUCT = torch.Tensor.softmax, F.scaled_dot_product_attention
 
 
 class _Current(threading.local):
-    """The state of the tempered module whose forward this thread runs, if any."""
+    """The tempered module whose forward this thread runs, if any."""
 
-    state: TemperatureState | None = None
+    def __init__(self) -> None:
+        # On the instance, in every thread, so that a compiled graph finds what it was made with.
+        self.running: Running | None = None
 
 
 _CURRENT = _Current()
@@ -35,19 +49,35 @@ _LOCK = threading.RLock()
 _USERS = 0
 
 
-class TemperedSoftmax:
-    """While active, the attention softmaxes that this thread calls see logits times beta."""
+class Running:
+    """While active, the attention softmaxes that this thread calls see logits times beta.
 
-    def __init__(self, state: TemperatureState | None) -> None:
+    Those of a module on the interface route are tempered there (`interface_route.py`), so here it
+    is only noted that it runs. met: whether a call of the module met its temperature.
+    """
+
+    def __init__(self, state: TemperatureState | Outside) -> None:
         self.state = state
-        self.before: TemperatureState | None = None
+        self.divides = isinstance(state, Outside) or state.layer.route == "softmax"
+        self.met = False
+        self.before: Running | None = None
 
-    def __enter__(self) -> None:
-        self.before = _CURRENT.state
-        _CURRENT.state = self.state
+    def __enter__(self) -> Running:
+        self.before = _CURRENT.running
+        _CURRENT.running = self
+        return self
 
     def __exit__(self, *exception: object) -> None:
-        _CURRENT.state = self.before
+        _CURRENT.running = self.before
+
+
+def met(state: TemperatureState) -> None:
+    """Note that a call of the module that runs with `state` meets its temperature."""
+    running = _CURRENT.running
+    while running is not None and running.state is not state:
+        running = running.before
+    if running is not None:
+        running.met = True
 
 
 def acquire() -> None:
@@ -56,8 +86,9 @@ def acquire() -> None:
     with _LOCK:
         _USERS += 1
         if _USERS == 1:
-            F.softmax, torch.softmax = _f_softmax, _torch_softmax
+            F.softmax, torch.softmax, torch.special.softmax = _f_softmax, _softmax, _special
             F.scaled_dot_product_attention = _product
+            torch.Tensor.softmax = _method  # type: ignore[method-assign, assignment]
 
 
 def release() -> None:
@@ -66,21 +97,28 @@ def release() -> None:
     with _LOCK:
         _USERS -= 1
         if _USERS == 0:
-            F.softmax, torch.softmax = _F_SOFTMAX, _TORCH_SOFTMAX
+            F.softmax, torch.softmax, torch.special.softmax = _F_SOFTMAX, _TORCH_SOFTMAX, _SPECIAL
             F.scaled_dot_product_attention = _PRODUCT
+            del torch.Tensor.softmax  # the class inherits it
+
+
+def _dividing() -> TemperatureState | Outside | None:
+    """The state that divides the softmaxes of this thread at the moment."""
+    running = _CURRENT.running
+    return running.state if running is not None and running.divides else None
 
 
 def _f_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
-    state = _CURRENT.state
+    state = _dividing()
     if state is None or dim is None:
         return _F_SOFTMAX(input, dim, _stacklevel, dtype)
     return _tempered_softmax(state, input, dim, dtype)
 
 
-def _torch_softmax(input: Tensor, dim: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
-    state = _CURRENT.state
+def _softmax(input: Tensor, dim: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+    state = _dividing()
     if state is None:
         return _TORCH_SOFTMAX(input, dim, dtype=dtype, **kwargs)
     if not kwargs:
@@ -88,17 +126,51 @@ def _torch_softmax(input: Tensor, dim: Any, dtype: Any = None, **kwargs: Any) ->
     return _TORCH_SOFTMAX(tempered_logits(state, input, dim), dim, dtype=dtype, **kwargs)
 
 
+def _special(input: Tensor, dim: Any, dtype: Any = None) -> Tensor:
+    state = _dividing()
+    if state is None:
+        return _SPECIAL(input, dim, dtype=dtype)
+    return _tempered_softmax(state, input, dim, dtype)
+
+
+def _method(self: Tensor, dim: Any, dtype: Any = None) -> Tensor:
+    state = _dividing()
+    if state is None:
+        return _METHOD(self, dim, dtype=dtype)
+    return _tempered_softmax(state, self, dim, dtype)
+
+
 def _product(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    state = _CURRENT.state
-    if state is not None:
-        mask = args[0] if args else kwargs.pop("attn_mask", None)
-        query, mask = tempered_product(state, query, key, value, mask, args[1:], kwargs)
-        return _PRODUCT(query, key, value, mask, *args[1:], **kwargs)
-    return _PRODUCT(query, key, value, *args, **kwargs)
+    state = _dividing()
+    if state is None:
+        return _PRODUCT(query, key, value, *args, **kwargs)
+    mask = args[0] if args else kwargs.pop("attn_mask", None)
+    half = isinstance(state, TemperatureState) and adds_too_much(
+        query, mask, state.shift, state.layer.mask_floor
+    )
+    if half:
+        query, key, value, mask = query.float(), key.float(), value.float(), in_float(mask)
+    query, mask, kwargs = tempered_product(state, query, key, value, mask, args[1:], kwargs)
+    output = _PRODUCT(query, key, value, mask, *args[1:], **kwargs)
+    return output.half() if half else output
+
+
+def _plain(logits: Tensor, dim: Any, dtype: Any) -> Tensor:
+    """The softmax itself. Under a function mode, as `with torch.device(...)` is one, PyTorch
+    looks the method up again by its name: it must not be tempered once more."""
+    before = _CURRENT.running
+    _CURRENT.running = None
+    try:
+        return _METHOD(logits, dim, dtype=dtype)
+    finally:
+        _CURRENT.running = before
 
 
 # Every function that the models' code may call, as modes that watch it see them.
-SOFTMAXES = (F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax, _f_softmax)
+SOFTMAXES: tuple[Any, ...] = (
+    *(F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax),
+    *(_f_softmax, _method),
+)
 PRODUCTS = (F.scaled_dot_product_attention,)
 
 
@@ -107,8 +179,12 @@ PRODUCTS = (F.scaled_dot_product_attention,)
 _PIECE = 2**18
 
 
-def _tempered_softmax(state: TemperatureState, logits: Tensor, dim: int, dtype: Any) -> Tensor:
+def _tempered_softmax(
+    state: TemperatureState | Outside, logits: Tensor, dim: Any, dtype: Any
+) -> Tensor:
     """What the functions replaced do, of the tempered logits."""
+    if isinstance(state, Outside):
+        raise state.error
     learned = torch.is_grad_enabled() and (logits.requires_grad or state.beta.requires_grad)
     watched = state.trial is not None or state.observer is not None
     at_once = (
@@ -119,12 +195,11 @@ def _tempered_softmax(state: TemperatureState, logits: Tensor, dim: int, dtype: 
         or logits.numel() < 2 * _PIECE
         or not logits.is_contiguous()
     )
-    # The method: calling the function would lead back here under a function mode.
     if at_once:
-        return tempered_logits(state, logits, dim).softmax(dim, dtype=dtype)
+        return _plain(tempered_logits(state, logits, dim), dim, dtype)
     reading = _read(state, logits, dim)
     if reading is None:
-        return logits.softmax(dim, dtype=dtype)
+        return _plain(logits, dim, dtype)
     _, beta, floor = reading
     rows = logits.view(-1, logits.shape[-1])
     betas = beta.expand(*logits.shape[:-1], 1).reshape(-1, 1)
@@ -133,7 +208,7 @@ def _tempered_softmax(state: TemperatureState, logits: Tensor, dim: int, dtype: 
     for start in range(0, len(rows), step):
         own = slice(start, start + step)
         cool = divided(rows[own], betas[own], floor, state.layer.masking)
-        piece = cool.softmax(-1, dtype=dtype)
+        piece = _plain(cool, -1, dtype)
         if found is None:  # its dtype is known only now: under autocast it is float32
             found = piece.new_empty(rows.shape)
         found[own] = piece
@@ -141,8 +216,10 @@ def _tempered_softmax(state: TemperatureState, logits: Tensor, dim: int, dtype: 
     return found.view(logits.shape)
 
 
-def tempered_logits(state: TemperatureState, logits: Tensor, dim: int) -> Tensor:
+def tempered_logits(state: TemperatureState | Outside, logits: Tensor, dim: Any) -> Tensor:
     """The logits divided by T, if they are attention; ArchitectureError where that is unknown."""
+    if isinstance(state, Outside):
+        raise state.error
     reading = _read(state, logits, dim)
     if reading is None:
         return logits
@@ -156,7 +233,7 @@ def tempered_logits(state: TemperatureState, logits: Tensor, dim: int) -> Tensor
     return cool
 
 
-def _read(state: TemperatureState, logits: Tensor, dim: int) -> tuple[str, Tensor, float] | None:
+def _read(state: TemperatureState, logits: Tensor, dim: Any) -> tuple[str, Tensor, float] | None:
     """The axes of attention logits, beta shaped to multiply them, and the floor below which they
     mask; None if they are known not to be attention."""
     layer = state.layer
@@ -172,6 +249,7 @@ def _read(state: TemperatureState, logits: Tensor, dim: int) -> tuple[str, Tenso
             f"did not when it was examined ({' or '.join(layer.axes)}, {layer.heads} heads), so "
             "its attention can't be controlled exactly here"
         )
+    met(state)
     count = axes.rows(pattern, logits.shape, layer.heads)
     if not torch.compiler.is_compiling():
         state.calls += 1
@@ -182,29 +260,35 @@ def _read(state: TemperatureState, logits: Tensor, dim: int) -> tuple[str, Tenso
 
 
 def tempered_product(
-    state: TemperatureState,
+    state: TemperatureState | Outside,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
-    """Query and mask of a scaled dot product attention whose logits are divided by T."""
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """Query, mask and keyword arguments of a scaled dot product attention with logits over T."""
+    if isinstance(state, Outside):
+        raise state.error
     layer = state.layer
     if query.ndim != 4 or query.shape[1] != layer.heads:
         raise ArchitectureError(
             f"{layer.name} has queries of shape {list(query.shape)}; "
             f"axis 1 should hold its {layer.heads} heads"
         )
+    met(state)
     if not torch.compiler.is_compiling():
         state.calls += 1
         state.meet(query.shape[0], query.device)
     before = (query, key, value, mask)
-    query = (query * state.beta).to(query.dtype)
+    query, shift = fitted(query, state.beta, state.shift)
+    if shift != 1:
+        scale = kwargs.get("scale")
+        kwargs = {**kwargs, "scale": shift * (query.shape[-1] ** -0.5 if scale is None else scale)}
     mask = scaled_mask(mask, state.beta, layer.mask_floor)
     if state.trial is not None:
         state.trial.product(state, before, (query, key, value, mask), args, kwargs)
     if state.observer is not None:
         state.observer.see_product(layer, (query, key, value, mask, *args), kwargs)
-    return query, mask
+    return query, mask, kwargs

@@ -1,8 +1,4 @@
-"""The temperature that a module carries, and what divides logits and masks by it.
-
-A tempered module carries its state as the attribute `_tempering`; a module without one is
-left alone, so models never share state.
-"""
+"""The temperature that a module runs with, and what divides logits and masks by it."""
 
 from __future__ import annotations
 
@@ -21,8 +17,6 @@ from tempering.attention.layout import AttentionLayer
 from tempering.attention.limits import check_values
 from tempering.errors import ProfileError
 
-STATE = "_tempering"
-
 
 @contextlib.contextmanager
 def _ordinary_tensors() -> Iterator[None]:
@@ -35,16 +29,17 @@ def _ordinary_tensors() -> Iterator[None]:
 
 
 class TemperatureState:
-    """The inverse temperature of one attention module.
+    """The inverse temperature that one attention module has from some handles together.
 
     beta: Float[Tensor, "rows heads 1 1"], rows = 1 (all rows alike) or the batch size.
     uniform: beta as a number when all rows and heads share it, else None.
-    rule: a function (query, key, mask, kwargs) -> beta, for temperatures that depend on the query;
-        rule_owner: the handle that gave it, if one did.
+    shift: the least power of two, from 1, that no beta exceeds.
+    rule: a function (state, query, key, mask, kwargs) -> beta, for temperatures that depend on
+        the query; rule_owner: the handle that gave it, if one did.
     observer: an object whose `see_call` or `see_logits` is shown what reaches the softmax.
     trial: an object that compares softmax inputs before and after with a reference, in the
         self-check.
-    parts: the temperatures of each handle; held by the handle itself, so that none is lost.
+    parts: the temperatures of each handle, by its number.
     """
 
     def __init__(
@@ -54,12 +49,12 @@ class TemperatureState:
         with _ordinary_tensors():
             self.beta: Tensor = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
         self.uniform: float | None = 1.0
+        self.shift = 1
         self.rule: Callable[..., Tensor] | None = None
         self.rule_owner: object = None
         self.observer: Any = None
         self.trial: Any = None
         self.parts: dict[object, Tensor] = {}
-        self.inner: Callable[..., Any] | None = None
         self.calls = 0
 
     def set(self, owner: object, temperature: Float[Tensor, "rows heads"]) -> None:
@@ -102,15 +97,10 @@ class TemperatureState:
             else:
                 # In place, so that a compiled model sees the change without compiling again.
                 self.beta.copy_(beta)
-            exact = [] if beta.requires_grad else total.reciprocal().flatten().tolist()
-            self.uniform = exact[0] if exact and exact.count(exact[0]) == len(exact) else None
-
-    # A deep copy or a pickle of a tempered model is an untempered model.
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(None), ())
+            exact = total.detach().reciprocal().flatten().tolist()
+            same = not beta.requires_grad and exact.count(exact[0]) == len(exact)
+            self.uniform = exact[0] if same else None
+            self.shift = shift_of(max(exact))
 
     def meet(self, batch: int, device: torch.device) -> None:
         """Follow a model that was moved; ProfileError unless 1 or `batch` rows were given."""
@@ -122,6 +112,44 @@ class TemperatureState:
                 f"(at {self.layer.name}); give one profile, or one for each row "
                 "(beams and returned sequences count as rows)"
             )
+
+
+def shift_of(largest: float) -> int:
+    """The least power of two, from 1, that the largest beta doesn't exceed."""
+    return 2 ** math.ceil(math.log2(max(1.0, largest)))
+
+
+def fitted(query: Tensor, beta: Tensor, shift: int) -> tuple[Tensor, int]:
+    """query * beta / s, and the factor s >= 1 that the scaling of the products takes in turn.
+
+    In float16 a query times beta, or its product with a key before it is scaled, may overflow
+    where the logit over T fits. With beta / s at most 1 neither grows. Other dtypes have room
+    enough: s = 1.
+    """
+    if query.dtype != torch.float16 or shift == 1:
+        return (query * beta).to(query.dtype), 1
+    return (query * (beta / shift)).to(query.dtype), shift
+
+
+def adds_too_much(query: Tensor, mask: Any, shift: int, floor: float) -> bool:
+    """Whether parts of a logit may overflow in float16 over T, though their sum may not.
+
+    Only where a mask has biases in it; the call is then made in float32.
+    """
+    if query.dtype != torch.float16 or shift == 1:
+        return False
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return False
+    floor = max(floor, torch.finfo(mask.dtype).min / 2)
+    return torch.compiler.is_compiling() or _has_bias(mask, floor)
+
+
+def in_float(item: Any) -> Any:
+    """A tensor of float16 in float32, with what masks as low as it goes there; else the item."""
+    if not isinstance(item, Tensor) or item.dtype != torch.float16:
+        return item
+    masked = item <= torch.finfo(torch.float16).min / 2
+    return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
 
 
 _MASKS: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}

@@ -20,7 +20,6 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import check_subject, unwrapped
-from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import Call
 from tempering.attention.measuring.statistics import (
@@ -315,7 +314,7 @@ def watching(
         else Tempering(model, plan, [Profile.neutral(plan)])
     )
     with handle, evaluation_mode(model):
-        states = [getattr(module, interface_route.STATE) for module in modules]
+        states = handle.states()
         before = [state.observer for state in states]
         try:
             for state in states:

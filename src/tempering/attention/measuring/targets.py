@@ -22,7 +22,8 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import unwrapped
-from tempering.attention.hooks import interface_route
+from tempering.attention.hooks.ownership import state_of
+from tempering.attention.hooks.state import TemperatureState
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.logits import sliced_logits
@@ -91,7 +92,7 @@ def profile_for_support(
                 f"{layer.name}: solving for support needs attention of one stack on the interface "
                 "route; give relative temperatures instead"
             )
-        if getattr(model.get_submodule(layer.name), interface_route.STATE, None) is not None:
+        if state_of(model.get_submodule(layer.name)) is not None:
             raise RefusedError(
                 "this model is tempered at the moment; solve for support on the untempered model "
                 "(remove the handle first)"
@@ -162,16 +163,21 @@ class _Solver:
         device = input_device(network)
         neutral = [Profile.neutral(self.plan)]
         # The rules live in the state of this handle, and go with it.
-        with Tempering(self.model, self.plan, neutral), evaluation_mode(self.model):
-            for module in self.modules:
-                getattr(module, interface_route.STATE).rule = self._rule(module)
+        with (
+            Tempering(self.model, self.plan, neutral, private=True) as handle,
+            evaluation_mode(self.model),
+        ):
+            for state, module in zip(handle.states(), self.modules, strict=True):
+                state.rule = self._rule(module)
             with torch.no_grad():
                 body: Any = getattr(self.model, "base_model", self.model)
                 body(input_ids=chunks.to(device), use_cache=False)
         return [self.rows[i] for i in range(len(self.modules))]
 
     def _rule(self, module: nn.Module) -> Any:
-        def rule(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Tensor:
+        def rule(
+            state: TemperatureState, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+        ) -> Tensor:
             index = self.index[id(module)]
             layer = self.plan.layers[index]
             logits = _sample(module, query, key, mask, kwargs)

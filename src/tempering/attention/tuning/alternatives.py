@@ -20,6 +20,7 @@ from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.live import live
 from tempering.attention.tuning.moving import Method
 from tempering.attention.tuning.newton import Newton
+from tempering.attention.tuning.outcome import INTERRUPTED
 from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.problem import Problem, make_problem
 from tempering.attention.tuning.run import Progress, Run
@@ -135,7 +136,7 @@ def _fit(
         named = None if progress is None else _under(progress, label)
         run = Run(problem, tunable, method, Kept(None, {}), 1, named, None)
         run.walk(count, every, patience=passes)
-        if run.stopped == "interrupted":
+        if run.stopped == INTERRUPTED:
             raise KeyboardInterrupt
         choice = run.choose()
         if problem.constraint is not None and not choice.met:

@@ -20,7 +20,14 @@ from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.live import Bounds, Live, live
 from tempering.attention.tuning.moving import Method
 from tempering.attention.tuning.newton import Newton
-from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, Tuned, guard
+from tempering.attention.tuning.outcome import (
+    INTERRUPTED,
+    ConstraintError,
+    HeldOut,
+    Step,
+    Tuned,
+    guard,
+)
 from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.problem import make_problem
 from tempering.attention.tuning.run import Progress, Run
@@ -131,7 +138,7 @@ def tune(
         run = Run(problem, tempering, mover, Kept(state, settings), rows, progress, on_step)
         run.walk(count, every, patience)
         tuned = _tuned(run, tempering, float(prior_sd), seed)
-    if tuned.stopped_because == "interrupted":
+    if tuned.stopped_because == INTERRUPTED:
         return tuned
     if not tuned.met and constraint is not None:
         raise ConstraintError(tuned, constraint.within)
@@ -158,10 +165,10 @@ def _tuned(run: Run, tempering: Live, prior_sd: float, seed: int) -> Tuned:
         held_out.append(HeldOut(goal.name, before, after, counts))
     collapse = None
     try:
-        if run.stopped != "interrupted":
+        if run.stopped != INTERRUPTED:
             collapse = guard(tempering, profile, problem.watched_goals, prior_sd)
     except KeyboardInterrupt:
-        run.stopped = "interrupted"
+        run.stopped = INTERRUPTED
     return Tuned(
         profile=profile,
         theta=choice.theta,

@@ -21,7 +21,7 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.subject import without_peft
-from tempering.attention.hooks import interface_route
+from tempering.attention.hooks.ownership import state_of
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis
@@ -107,7 +107,7 @@ def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) ->
     model = without_peft(model)
     plan = layout(model)
     for layer in plan.layers:
-        if hasattr(model.get_submodule(layer.name), interface_route.STATE):
+        if state_of(model.get_submodule(layer.name)) is not None:
             raise RefusedError(
                 f"{layer.name} is tempered by a handle already, and temperatures found now would "
                 "hold only on top of it; call its .remove() first"

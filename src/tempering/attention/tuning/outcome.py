@@ -19,6 +19,8 @@ from tempering.attention.tuning.pieces import Objective
 from tempering.errors import CollapseWarning, RefusedError
 from tempering.temperature.learned import _AT_BOUND, _FLOOR, Collapse
 
+INTERRUPTED = "interrupted"  # of what stopped a run
+
 
 class Step(NamedTuple):
     """One point of a run.

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -85,7 +85,7 @@ class Objective:
     """
 
     name: str
-    kind: str
+    kind: Literal["text", "answers", "function"]
     pieces: tuple[Piece, ...]
     weight: float | int = 1.0
 
@@ -135,7 +135,11 @@ class Constraint:
 
 
 def from_batches(
-    name: str, batches: Sequence[Batch], *, kind: str = "text", weight: float | int = 1.0
+    name: str,
+    batches: Sequence[Batch],
+    *,
+    kind: Literal["text", "answers"] = "text",
+    weight: float | int = 1.0,
 ) -> Objective:
     """An objective on batches of token ids; each row becomes a piece."""
     pieces = [

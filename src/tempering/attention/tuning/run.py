@@ -12,7 +12,7 @@ from torch import Tensor
 from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.moving import Method
 from tempering.attention.tuning.newton import Newton
-from tempering.attention.tuning.outcome import Step, TradeOff
+from tempering.attention.tuning.outcome import INTERRUPTED, Step, TradeOff
 from tempering.attention.tuning.passes import Report
 from tempering.attention.tuning.problem import Problem, Watched, merit, watch
 from tempering.attention.tuning.steps import LARGEST
@@ -105,7 +105,7 @@ class Run:
         except KeyboardInterrupt:
             if not self.history:
                 raise
-            self.stopped = "interrupted"
+            self.stopped = INTERRUPTED
 
     def choose(self) -> Choice:
         """The best point seen; under a constraint also among rooms of the most promising one."""
@@ -116,14 +116,14 @@ class Run:
             Option(f"step {row.step}", row.step, 1.0, *point)
             for row, point in zip(self.history, self.trail, strict=True)
         ]
-        if self.stopped != "interrupted":
+        if self.stopped != INTERRUPTED:
             options += self._rooms(options, self.problem.constraint.within)
         within = [o for o in options if o.cost <= self.problem.constraint.within]
         chosen = min(within, key=lambda option: option.seen.value)
         better = [o for o in options if o.seen.value < options[0].seen.value]
         # All that is better costs too much: the one that comes closest goes into the error.
         met = chosen.step > 0 or not better
-        if not met and self.stopped != "interrupted":
+        if not met and self.stopped != INTERRUPTED:
             chosen = min(better, key=self._merit)
         points = tuple(TradeOff(o.label, o.seen.value, o.cost, o is chosen) for o in options)
         return Choice(chosen.step, chosen.room, chosen.theta, chosen.seen, met, points)
@@ -154,7 +154,7 @@ class Run:
                 found.append(Option(f"{best.label}, room {r:.3g}", best.step, r, theta, seen))
                 r = _crossing(best.cost, r, found[-1].cost, _SAFE * within)
         except KeyboardInterrupt:
-            self.stopped = "interrupted"
+            self.stopped = INTERRUPTED
         return found
 
     def _evaluate(self, count: int) -> None:

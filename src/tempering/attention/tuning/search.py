@@ -25,6 +25,7 @@ from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis, make_basis
 from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.live import Bounds, Live, live
+from tempering.attention.tuning.outcome import INTERRUPTED
 from tempering.errors import ConvergenceWarning, InputError, MissingExtraError, RefusedError
 
 Score = Callable[[Any], float]
@@ -134,9 +135,9 @@ def search(
         except KeyboardInterrupt:
             if not made:
                 raise
-            stopped, pair, best = "interrupted", None, max(made, key=lambda item: item.score)
+            stopped, pair, best = INTERRUPTED, None, max(made, key=lambda item: item.score)
         profile = tempering.profile(_vector(best))
-    if stopped != "interrupted" and best.score <= made[0].score:
+    if stopped != INTERRUPTED and best.score <= made[0].score:
         warnings.warn(
             f"no trial scored above the untempered model's {made[0].score:g}, so T is 1 "
             "everywhere; try more trials, other numbers (per=...), or a score over more data",

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempering.attention.baking.apply import (
-    betas,
+from tempering.attention.baking.bake import foldable
+from tempering.attention.baking.bake_mark import make_mark, read_mark
+from tempering.attention.baking.comparison import (
     check_deviation,
     controlled_logits,
     deviation,
     logits_of,
-    rounding,
+    refuse_rounding,
     verification_inputs,
 )
-from tempering.attention.baking.bake import foldable
+from tempering.attention.baking.file_rows import locate
 from tempering.attention.baking.folds import Fold
-from tempering.attention.baking.locate import locate
-from tempering.attention.baking.mark import make_mark, read_mark
+from tempering.attention.baking.profile_folds import betas
 from tempering.attention.baking.widened import folded_copy, widened
 from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
@@ -43,9 +43,6 @@ from tempering.engines.checkpoints.files import Checkpoint
 from tempering.engines.loading.hub import find_model, load_model
 from tempering.errors import BakeError, ModelError, OutputError
 
-# Share of a head's folded weights that rounding to the stored dtype may lose: twice what
-# bfloat16 loses on average (2^-9 / sqrt 3, for 8 bits of precision).
-ROUNDING = 2.0**-8
 _REAL_TOKENS = 128
 
 
@@ -254,7 +251,7 @@ def _located(
         weights = model.get_parameter(fold.parameter)
         own = names[id(weights)]
         weights = folded_copy(weights, (), rounded=False)
-        for item in locate(fold, weights, own, checkpoint.shapes, checkpoint.read):
+        for item in locate(fold, beta, weights, own, checkpoint.shapes, checkpoint.read):
             found.setdefault(item.parameter, []).append((item, beta))
     return found
 
@@ -278,13 +275,7 @@ def _rounds(
     for fold, beta in chosen:
         weights = model.get_parameter(fold.parameter)
         exact, rounded = (folded_copy(weights, [(fold, beta)], each) for each in (False, True))
-        lost = rounding(fold, exact, rounded)
-        if not lost <= ROUNDING:
-            raise BakeError(
-                f"{fold.parameter} would lose {lost:.2g} of itself when it is stored as "
-                f"{str(dtype).removeprefix('torch.')} (allowed {ROUNDING:.2g}); load and save "
-                "the model in float32, then bake that"
-            )
+        refuse_rounding(fold, beta, weights, exact, rounded)
     return True
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tempering.attention.baking.apply import betas
 from tempering.attention.baking.bake import foldable
-from tempering.attention.baking.foldable import Foldable
+from tempering.attention.baking.foldable import NO, Foldable
+from tempering.attention.baking.profile_folds import betas
 from tempering.attention.baking.widened import widened
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.bake import open_checkpoint
@@ -34,7 +34,7 @@ def check_model(name: str | Path, profile: Profile | None = None) -> Foldable:
             reason = f"its weights are quantised ({method})"
             if profile is not None:
                 raise BakeError(f"{name}: {reason}")
-            return Foldable("no", reason)
+            return Foldable(NO, reason)
         model, _ = load_model(name, dtype=checkpoint.main_dtype)
     with widened(model):
         found = foldable(model)

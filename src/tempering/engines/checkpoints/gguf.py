@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tempering.attention.baking.apply import (
-    betas,
+from tempering.attention.baking.bake import foldable
+from tempering.attention.baking.bake_mark import make_mark, read_mark
+from tempering.attention.baking.comparison import (
+    ROUNDING,
     check_deviation,
     controlled_logits,
     deviation,
@@ -19,14 +21,13 @@ from tempering.attention.baking.apply import (
     rounding,
     verification_inputs,
 )
-from tempering.attention.baking.bake import foldable
+from tempering.attention.baking.file_rows import locate
 from tempering.attention.baking.folds import Fold, folded
-from tempering.attention.baking.locate import locate
-from tempering.attention.baking.mark import make_mark, read_mark
+from tempering.attention.baking.profile_folds import betas
 from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.checkpoints.bake import ROUNDING, free_place, real_input
+from tempering.engines.checkpoints.bake import free_place, real_input
 from tempering.engines.checkpoints.gguf_blocks import Parts, fold_tensor, values_of
 from tempering.engines.loading import embedded
 from tempering.engines.loading.quiet import quiet
@@ -103,6 +104,7 @@ def bake_gguf(
         weights = model.get_parameter(fold.parameter)
         for item in locate(
             fold,
+            beta,
             weights,
             [fold.parameter],
             shapes,

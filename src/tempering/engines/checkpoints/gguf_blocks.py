@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempering.attention.baking.apply import rounding
-from tempering.attention.baking.folds import Fold
+from tempering.attention.baking.comparison import rounding
+from tempering.attention.baking.folds import PLAIN, Fold
 
 # Where the float16 scales of a block lie, in bytes from its start (negative: from its end);
 # from ggml-common.h of llama.cpp. Every use is checked by dequantising.
@@ -69,7 +69,7 @@ def fold_tensor(data: np.ndarray, kind: Any, parts: Parts, limit: float) -> tupl
         fold.apply_(exact, beta)
     candidates: list[tuple[np.ndarray, Any]] = []
     if kind.name in _SCALES:
-        if all(fold.axis == 0 and fold.form == "w" for fold, _ in parts):
+        if all(fold.axis == 0 and fold.form == PLAIN for fold, _ in parts):
             candidates.append((_scaled_blocks(data, kind, parts), kind))
     elif kind.name in _PLAIN:
         candidates.append((quantize(exact.numpy(), kind), kind))

@@ -38,7 +38,7 @@ def register() -> type:
         from lm_eval.api.registry import register_model
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        package = "lm_eval" if "lm_eval" in str(error) else str(error.name)
+        package = (error.name or "lm_eval").partition(".")[0]
         raise MissingExtraError(package, "lm-eval") from error
 
     class TemperedLM(HFLM):

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from tempering.survey.families import Task
-from tempering.survey.verdict import NOT_BUILT, Verdict, judge
+from tempering.survey.judge import NOT_BUILT, Verdict, judge
 
 
 @dataclass

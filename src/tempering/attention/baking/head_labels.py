@@ -3,22 +3,32 @@
 Two cotangents run back from the finished logits through the queries: random ones G, and
 c_h G with another number c_h for each head. A slice that reaches the queries of head h alone has
 gradients g and c_h g, so the ratio names the head; a slice that reaches several heads has
-gradients that point in different directions.
+gradients that point in different directions. The weights are jittered: those as they are may
+hide a path behind a zero.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.baking.isolate import Isolated, Seen
+from tempering.attention.baking.isolated_layer import Isolated, Seen
 
 # 1 - cos^2 of the angle between the two gradients of a slice. Rounding in float32 gives about
 # 1e-12; two heads that share a slice equally give (difference of their c / their sum)^2.
 _ANGLE = 1e-8
+
+
+class Through(Enum):
+    """The path of a parameter to the logits: an operand of their products, or added to them."""
+
+    QUERIES = "queries"
+    KEYS = "keys"
+    LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Reach:
 
     heads: a label for each slice: its head, or -1.
     per_head: whether each labelled slice reaches one head alone; if not, the labels are 0.
-    through: "queries", "keys", or "logits" for what is added to the products (sinks, biases).
+    through: by which path; `LOGITS` is that of sinks and biases.
     dead: how many slices reach nothing at all on the sample.
     vector: whether the parameter has one axis.
     """
@@ -35,7 +45,7 @@ class Reach:
     axis: int
     heads: Tensor
     per_head: bool
-    through: str
+    through: Through
     dead: int
     vector: bool
 
@@ -81,7 +91,7 @@ Gradients = list[Tensor | None]
 
 def _gradients(
     layer: Isolated, runs: list[Seen], parameters: list[Tensor]
-) -> tuple[dict[str, tuple[Gradients, Gradients]], Gradients]:
+) -> tuple[dict[Through, tuple[Gradients, Gradients]], Gradients]:
     """Gradients with cotangents G and c G by each path to the logits; those of the outputs."""
     marks = _marks(layer.layer.heads)
     generator = torch.Generator().manual_seed(0)
@@ -115,24 +125,24 @@ def _gradients(
         return back([m for m, _ in reached], parameters, [g for _, g in reached])
 
     paths = {
-        "queries": (through(queries, plain), through(queries, marked)),
-        "keys": (through(keys, plain), through(keys, marked)),
-        "logits": (back(logits, parameters, plain), back(logits, parameters, marked)),
+        Through.QUERIES: (through(queries, plain), through(queries, marked)),
+        Through.KEYS: (through(keys, plain), through(keys, marked)),
+        Through.LOGITS: (back(logits, parameters, plain), back(logits, parameters, marked)),
     }
     return paths, back(outputs, parameters, [random_like(item) for item in outputs])
 
 
 def _reach(
-    paths: dict[str, tuple[Tensor | None, Tensor | None]], output: Tensor | None, marks: Tensor
+    paths: dict[Through, tuple[Tensor | None, Tensor | None]], output: Tensor | None, marks: Tensor
 ) -> Reach | None:
-    key = paths["keys"][0]
+    key = paths[Through.KEYS][0]
     for through, (plain, marked) in paths.items():
         if plain is None or marked is None or not bool((plain != 0).any()):
             continue
         shared = None
         for axis in range(plain.ndim):
             slices = _Slices(plain, marked, axis)
-            by_key = _alive(key if through == "queries" else None, axis, plain)
+            by_key = _alive(key if through is Through.QUERIES else None, axis, plain)
             if bool((slices.alive & by_key).any()):
                 continue
             dead = int((~(slices.alive | by_key | _alive(output, axis, plain))).sum())

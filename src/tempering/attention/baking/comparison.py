@@ -1,4 +1,4 @@
-"""A profile through a plan: which betas go into which parameters, and whether they did."""
+"""Whether folded weights do what a profile asks: logits against those of the controlled model."""
 
 from __future__ import annotations
 
@@ -6,56 +6,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.attention.baking.folds import Fold
-from tempering.attention.baking.isolate import sample_with_types
+from tempering.attention.baking.folds import ADDS_ONE, Fold
+from tempering.attention.baking.isolated_layer import sample_with_types
 from tempering.attention.control.tempered import tempered
-from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.watch import run
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import BakeError, CheckError
 
 if TYPE_CHECKING:
-    from tempering.attention.baking.foldable import Foldable
+    pass
 
 # Of the standard deviation of the logits: float32 leaves about 1e-6.
 TOLERANCE = 1e-4
+# Share of a head's folded weights that rounding to the stored dtype may lose: twice what
+# bfloat16 loses on average (2^-9 / sqrt 3, for 8 bits of precision).
+ROUNDING = 2.0**-8
 _LENGTH = 48
-
-Betas = list[tuple[Fold, Float[Tensor, "heads"]]]
-
-
-def betas(found: Foldable, model: nn.Module, profile: Profile) -> Betas:
-    """The folds that give the model a profile's temperatures, each with beta per head.
-
-    Raises BakeError that names the first layer whose temperatures can't be folded. Layers at
-    T = 1 ask for nothing.
-    """
-    if not found.plan:
-        raise BakeError(found.reason)
-    chosen: dict[str, tuple[str, Fold, Tensor]] = {}
-    rows = profile.resolve(layout(model))
-    for layer, temperature in zip(found.plan, rows, strict=True):
-        beta = temperature.double().reciprocal()
-        if not layer.folds and bool((beta != 1).any()):
-            raise BakeError(f"{layer.name}: {layer.reason}; give it the temperature 1")
-        for fold in layer.folds:
-            if not fold.per_head and bool((beta != beta[0]).any()):
-                raise BakeError(
-                    f"{layer.name}: {layer.reason}, so it takes one temperature for all heads; "
-                    f"the profile has {float(temperature.min()):g} to "
-                    f"{float(temperature.max()):g}"
-                )
-            other = chosen.get(fold.parameter)
-            if other is not None and not torch.equal(other[2], beta):
-                raise BakeError(
-                    f"{layer.name} shares {fold.parameter} with {other[0]}, and the profile has "
-                    "different temperatures for them; give both the same"
-                )
-            chosen[fold.parameter] = (layer.name, fold, beta)
-    return [(fold, beta) for _, fold, beta in chosen.values() if bool((beta != 1).any())]
 
 
 def verification_inputs(model: nn.Module, sample: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -124,6 +92,32 @@ def rounding(fold: Fold, exact: Tensor, stored: Tensor) -> float:
     for start, stop, _ in fold.runs:
         one = exact.narrow(fold.axis, start, stop - start).double()
         two = stored.narrow(fold.axis, start, stop - start).double()
-        size = float((one + 1 if fold.form == "1+w" else one).norm())
+        size = float((one + 1 if fold.form == ADDS_ONE else one).norm())
         worst = max(worst, float((two - one).norm()) / max(size, 1e-300) if size else 0.0)
     return worst
+
+
+def refuse_rounding(
+    fold: Fold, beta: Tensor, weights: Tensor, exact: Tensor, stored: Tensor
+) -> None:
+    """BakeError when storing folded weights in their dtype loses more than `ROUNDING`.
+
+    Parameters
+    ----------
+    weights: as they were. exact, stored: folded, before and after rounding to their dtype.
+    """
+    dtype = str(weights.dtype).removeprefix("torch.")
+    low, high = float(1 / beta.max()), float(1 / beta.min())
+    most = f"temperatures of {low:g} to {high:g}" if low < high else f"the temperature {low:g}"
+    if not bool(stored.isfinite().all()):
+        raise BakeError(
+            f"{fold.parameter} would be infinite in {dtype} with {most} in it; give temperatures "
+            "nearer to 1"
+        )
+    lost = rounding(fold, exact, stored)
+    if not lost <= ROUNDING:
+        raise BakeError(
+            f"{fold.parameter} would lose {lost:.2g} of itself when it is stored as {dtype} with "
+            f"{most} in it (allowed {ROUNDING:.2g}); load (and save) the model in float32, then "
+            "bake that"
+        )

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tempering.attention.baking.folds import Fold
+from tempering.attention.baking.folds import ADDS_ONE, PLAIN, Fold
 from tempering.errors import BakeError
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -24,6 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def locate(
     fold: Fold,
+    beta: Tensor,
     weights: Tensor,
     names: Sequence[str],
     shapes: Shapes,
@@ -33,12 +34,18 @@ def locate(
 
     Parameters
     ----------
-    fold: of the model's parameter. weights: its values, as the file's are when read.
+    fold: of the model's parameter. beta: what is folded, per head.
+    weights: the parameter's values, as the file's are when read.
     names: all names of the parameter in the model.
     shapes: of the tensors in the file. read: the values of one of them.
 
     Raises BakeError when the file holds the parameter nowhere, or in no recognisable layout.
     """
+    ambiguous = _ambiguity(fold, weights)
+    if ambiguous:
+        # Heads of one beta need not be told apart.
+        fold = fold.merged(beta)
+        ambiguous = _ambiguity(fold, weights)
     found = []
     for name in _by_name(names, shapes):
         own = _in_tensor(fold, weights, name, read(name))
@@ -57,12 +64,33 @@ def locate(
         own = _in_tensor(fold, weights, name, read(name))
         if own is not None:
             found.append(own)
+    if not found and ambiguous:
+        raise BakeError(
+            f"{ambiguous} in {fold.parameter}, which the file has in another layout, so where each "
+            "of them is can't be told; give those heads one temperature, or load and save the "
+            "model with transformers, then bake that"
+        )
     if len(found) != 1:
         raise BakeError(
             f"{fold.parameter} is in {len(found) or 'none'} of the file's tensors, where one was "
             "expected; load and save the model with transformers, then bake that"
         )
     return found
+
+
+def _ambiguity(fold: Fold, weights: Tensor) -> str:
+    """Which heads have equal slices, so that a file's slice has no one label; empty if none."""
+    rows, known = _rows(weights.detach().cpu(), fold.axis), dict[bytes, int]()
+    for row, label in zip(rows, fold.labels(len(rows)).tolist(), strict=True):
+        # Slices of zeros stay zeros whatever their head is.
+        if fold.form == PLAIN and not bool(row.any()):
+            continue
+        other = known.setdefault(row.numpy().tobytes(), label)
+        if other != label:
+            one, two = sorted((other, label))
+            what = f"heads {one} and {two} have" if one >= 0 else f"head {two} and no head have"
+            return f"{what} equal slices"
+    return ""
 
 
 def _by_name(names: Sequence[str], shapes: Shapes) -> list[str]:
@@ -96,10 +124,10 @@ def _in_tensor(fold: Fold, weights: Tensor, name: str, stored: Tensor) -> Fold |
     weights = weights.detach().cpu()
     if stored.shape == weights.shape and torch.equal(stored, weights):
         return replace(fold, parameter=name)
-    if fold.form == "1+w" and stored.shape == weights.shape:
+    if fold.form == ADDS_ONE and stored.shape == weights.shape:
         # Some files keep 1 + w itself.
         if torch.allclose(stored, weights + 1, rtol=0, atol=1e-6):
-            return replace(fold, parameter=name, form="w")
+            return replace(fold, parameter=name, form=PLAIN)
         return None
     if weights.ndim == 1:
         return _in_vector(fold, weights, name, stored)
@@ -138,7 +166,7 @@ def _row_labels(fold: Fold, weights: Tensor, stored: Tensor, axis: int) -> Tenso
     for row, label in zip(ours, fold.labels(len(ours)).tolist(), strict=True):
         key = row.numpy().tobytes()
         # Slices of zeros stay zeros whatever their head is.
-        if known.setdefault(key, label) != label and (fold.form == "1+w" or bool(row.any())):
+        if known.setdefault(key, label) != label and (fold.form == ADDS_ONE or bool(row.any())):
             return None
         wanted[key] = wanted.get(key, 0) + 1
     labels = []

@@ -1,7 +1,13 @@
-"""One attention layer alone: a float32 copy, run on the calls that it received from its model."""
+"""One attention layer alone: a float32 copy, run on the calls that it received from its model.
+
+Weights of 0 hide what depends on them: a dead pair of dimensions in the norm of the keys hides
+those of the queries, a pruned head hides whose rows are its own. `Isolated.jittered` makes weights
+that hide nothing, so that what is read off them is a fact about the architecture.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,7 +22,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tempering.attention.control.handle import Tempering
 from tempering.attention.examining.watch import run, sample_inputs
-from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import has_sinks, sliced_logits
 from tempering.attention.profiles.profile import Profile
@@ -107,11 +112,36 @@ class Isolated:
 
     def __init__(self, module: nn.Module, layer: AttentionLayer, calls: list[Arguments]) -> None:
         self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
-        _jitter(self.module)
         self.layer = layer
         self.calls = calls
         # The module is its own root here, so its name is empty.
         self._layout = Layout((replace(layer, name=""),), (), {layer.stack: 1})
+
+    @contextlib.contextmanager
+    def jittered(self) -> Iterator[None]:
+        """Inside, weights and inputs are perturbed, so that no zero and no tie hides a dependence.
+
+        The same each time. Each parameter gets Gaussian noise of a tenth of its own root mean
+        square, which becomes 1 first where it is too large or too small for float32. Masks of
+        `torch.nn.utils.prune` let everything through, and inputs that are constant, which tell
+        their channels apart no more, become Gaussian.
+        """
+        calls, tensors = self.calls, [*self.module.parameters(), *_pruning_masks(self.module)]
+        saved = [tensor.detach().clone() for tensor in tensors]
+        generator = torch.Generator().manual_seed(2)
+        try:
+            with torch.no_grad():
+                for parameter in self.module.parameters():
+                    _add_noise(parameter, generator)
+                for mask in _pruning_masks(self.module):
+                    mask.fill_(1)
+            self.calls = tree_map(lambda item: _varied(item, generator), calls)
+            yield
+        finally:
+            self.calls = calls
+            with torch.no_grad():
+                for tensor, values in zip(tensors, saved, strict=True):
+                    tensor.copy_(values)
 
     def run(self, beta: Float[Tensor, "heads"] | None = None) -> list[Seen]:
         """One `Seen` for each call; with `beta`, the layer's logits are multiplied by it."""
@@ -126,9 +156,12 @@ class Isolated:
             seen = Seen()
             # Some layers write into dictionaries that they are given; this makes new ones.
             args, kwargs = tree_map(_own, (args, kwargs))
-            with Tempering(self.module, self._layout, [profile]), torch.random.fork_rng(devices=[]):
+            with (
+                Tempering(self.module, self._layout, [profile]) as handle,
+                torch.random.fork_rng(devices=[]),
+            ):
                 torch.manual_seed(0)
-                getattr(self.module, interface_route.STATE).observer = _Observer(seen)
+                handle.states()[0].observer = _Observer(seen)
                 with _Products(seen):
                     output = self.module(*args, **kwargs)
             seen.outputs = [
@@ -139,13 +172,41 @@ class Isolated:
             yield seen
 
 
-def _jitter(module: nn.Module) -> None:
-    """Move parameters that are constant, as a fresh bias of 0 is, so that their part shows."""
-    generator = torch.Generator().manual_seed(2)
-    for parameter in module.parameters():
-        if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter.add_(0.1 * noise)
+# Noise, as a share of the root mean square: enough to show in float32, too little to change signs.
+_NOISE = 0.1
+# Outside these sizes, products of parameters vanish or overflow in float32.
+_SMALLEST, _LARGEST = 1e-6, 1e6
+
+
+def _add_noise(parameter: Tensor, generator: torch.Generator) -> None:
+    if not parameter.numel() or not parameter.is_floating_point():
+        return
+    size = float(torch.linalg.vector_norm(parameter, dtype=torch.float64))
+    size /= parameter.numel() ** 0.5
+    if not _SMALLEST <= size <= _LARGEST:
+        parameter.div_(size or 1.0)
+        size = 1.0
+    noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+    parameter.add_(noise, alpha=_NOISE * size)
+
+
+def _pruning_masks(module: nn.Module) -> list[Tensor]:
+    """Of parameters `NAME_orig` that take part as `NAME_orig * NAME_mask`."""
+    return [
+        mask
+        for part in module.modules()
+        for name, mask in part._buffers.items()
+        if mask is not None and name.removesuffix("_mask") + "_orig" in part._parameters
+    ]
+
+
+def _varied(item: Any, generator: torch.Generator) -> Any:
+    """Hidden states [batch, tokens, channels] that are constant, made random; all else as it is."""
+    if not isinstance(item, Tensor) or not item.is_floating_point() or item.ndim != 3:
+        return item
+    if item.shape[-1] < 2 or not bool((item == item.flatten()[0]).all()):
+        return item
+    return torch.randn(item.shape, generator=generator).to(item)
 
 
 class _Observer:

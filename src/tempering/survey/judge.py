@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempering.attention.baking.foldable import NO
 from tempering.attention.control.self_check import self_check
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.watch import run, sample_inputs
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
-from tempering.errors import ArchitectureError, CheckError
+from tempering.errors import ArchitectureError, CheckError, NoSoftmaxError
 from tempering.survey.families import Task
 from tempering.survey.models import small_model
 
@@ -58,7 +59,7 @@ class Verdict:
     route: str = ""
     features: tuple[str, ...] = ()
     decoding: str = ""
-    bake: str = "no"
+    bake: str = NO
     bake_reason: str = ""
 
     @property
@@ -118,10 +119,9 @@ def _control(model: nn.Module) -> tuple[str, str]:
     try:
         self_check(model)
         problem = _rows(model, layout(model))
-    except ArchitectureError as error:
-        nothing = "shows no softmax attention" in str(error)
-        return (NO_SOFTMAX, "") if nothing else (REFUSED, _first(error))
-    except CheckError as error:
+    except NoSoftmaxError:
+        return NO_SOFTMAX, ""
+    except (ArchitectureError, CheckError) as error:
         return REFUSED, _first(error)
     except Exception as error:
         return WRONG, f"fails: {_first(error)}"
@@ -223,5 +223,5 @@ def _bake(model: nn.Module) -> tuple[str, str]:
     try:
         found = bake_verdict(model)
     except Exception as error:
-        return "no", f"fails: {_first(error)}"
+        return NO, f"fails: {_first(error)}"
     return found.verdict, found.reason

@@ -1,0 +1,71 @@
+"""The softmaxes that a model calls itself: as functions, and as what reaches PyTorch's operators.
+
+A function can be tempered where it is called. An operator that no such function called is
+attention out of reach (scripted or fused code, a function of PyTorch's that holds a softmax of
+its own, exponentials over their sum), and a watcher is told of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tempering.attention.examining.softmax_trial import SoftmaxTrial
+from tempering.attention.hooks import softmax_route
+
+_SOFTMAXES = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
+_FUSED = ("attention", "attn", "transformer_encoder_layer")
+_EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
+
+
+class Functions(TorchFunctionMode):
+    """Shows a watcher the softmax and scaled dot product calls outside the interface."""
+
+    def __init__(self, watcher: Any) -> None:
+        super().__init__()
+        self.watcher = watcher
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        watcher = self.watcher
+        if func in softmax_route.SOFTMAXES and args:
+            with watcher.announce():
+                dim = args[1] if len(args) > 1 else kwargs.get("dim")
+                layer = watcher.own_softmax(args[0], dim)
+                if layer is not None:
+                    SoftmaxTrial(watcher.trial).try_softmax(layer, args[0], dim)
+                return func(*args, **kwargs)
+        if func in softmax_route.PRODUCTS and len(args) > 1:
+            with watcher.announce():
+                mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+                layer = watcher.own_product(args[0], args[1], mask)
+                if layer is not None:
+                    SoftmaxTrial(watcher.trial).try_product(layer, args, kwargs)
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class Operators(TorchDispatchMode):
+    """Shows a watcher the operators that attend and that no function above announced."""
+
+    def __init__(self, watcher: Any) -> None:
+        super().__init__()
+        self.watcher = watcher
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[-1]
+        if name in _SOFTMAXES:
+            self.watcher.unseen(name, args[0], args[1] if len(args) > 1 else kwargs.get("dim"))
+        elif any(part in name for part in _FUSED):
+            self.watcher.unseen(name, None, None)
+        elif name in _EXPONENTIALS and isinstance(args[0], Tensor):
+            self.watcher.by_hand(args[0])
+        return func(*args, **kwargs)
