@@ -6,10 +6,10 @@ argument   = [ name "=" ] ( number | string | expression )
 number     = 12 | 0.5 | 1e-3 | inf
 string     = as in JSON: "</think>"
 
-A text is read once, into a tree of `Call`s. What the names mean is the callers': they look them
-up and build objects from the calls, and `Call.complaint` and `Argument.complaint` make every
-error of theirs show its column. The limits of `Grammar` hold for every tree, so that building,
-evaluating, printing, hashing and pickling what was read stays far from Python's recursion limit.
+A text is read once, into a tree of `CallNode`s. Callers decide what the names mean and build
+objects from the calls; their errors, made by `CallNode.complaint` and `Argument.complaint`, show
+the column. The limits of `Grammar` hold for every tree, so that building, evaluating, printing,
+hashing and pickling what was read stays far from Python's recursion limit.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ Made = TypeVar("Made")
 class Grammar:
     """What a caller reads: a kind of text, its errors and its limits.
 
-    what: "pattern", "policy" or "rule", for messages. error: the type of errors.
-    strings: whether arguments may be texts in quotes. calls, characters: at most so many.
+    what: "pattern", "policy" or "rule", for messages. error: the type of its errors.
+    strings: whether arguments may be texts in quotes. calls, characters: the most of them.
     """
 
     what: str
@@ -52,7 +52,7 @@ class Grammar:
     calls: int = DEEPEST
     characters: int = 1_000_000
 
-    def read(self, text: str) -> Call:
+    def read(self, text: str) -> CallNode:
         """Read a text as a tree of calls.
 
         Raises
@@ -63,11 +63,11 @@ class Grammar:
             raise self.error(
                 f"a {self.what} is a text of at most {self.characters} characters, got {len(text)}"
             )
-        return _Reader(_Source(text, self)).whole()
+        return _Reader(_SourceText(text, self)).whole()
 
 
 @dataclass(frozen=True)
-class _Source:
+class _SourceText:
     """The text that calls stand in."""
 
     text: str
@@ -93,13 +93,13 @@ class _Source:
         except TemperingError as error:
             if error.column is not None:
                 raise
-            # A pattern that stands in a rule is wrong as a part of the rule.
+            # An error of a pattern inside a rule has the rule's type.
             kind = self.grammar.error if isinstance(error, ScheduleError) else type(error)
             raise self.complaint(at, str(error), kind) from error
 
 
 @dataclass(frozen=True)
-class Call:
+class CallNode:
     """One `name(arguments)`; text[start:end] is the call with what is piped into it."""
 
     name: str
@@ -107,7 +107,7 @@ class Call:
     at: int
     start: int
     end: int
-    source: _Source = field(repr=False, compare=False)
+    source: _SourceText = field(repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -119,7 +119,7 @@ class Call:
         return self.source.complaint(self.at, message)
 
     def unknown(self, known: Iterable[str], kind: str) -> TemperingError:
-        """An error that says that no `kind` has this name, and which of those known is meant."""
+        """An error: no `kind` has this name; suggests the closest of the known names."""
         names = list(known)
         close = difflib.get_close_matches(self.name, names, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -136,10 +136,10 @@ class Call:
 class Argument:
     """A number, a string or a call, perhaps behind `keyword=`; `at` is its offset in the text."""
 
-    value: float | str | Call
+    value: float | str | CallNode
     at: int
     keyword: str | None = None
-    source: _Source = field(repr=False, compare=False, kw_only=True)
+    source: _SourceText = field(repr=False, compare=False, kw_only=True)
 
     def complaint(self, message: str) -> TemperingError:
         """An error at this argument."""
@@ -150,33 +150,33 @@ class Argument:
         return self.source.made(self.at, make)
 
     def number(self, what: str) -> float:
-        """The number that stands here; `what` begins the message where another thing does."""
+        """This argument as a number; `what` begins the message where it is none."""
         if not isinstance(self.value, float):
-            given = self.source.grammar.what if isinstance(self.value, Call) else "text"
+            given = self.source.grammar.what if isinstance(self.value, CallNode) else "text"
             raise self.complaint(f"{what} takes a number, not a {given}")
         return self.value
 
     def whole(self, what: str) -> int:
-        """The whole number that stands here."""
+        """This argument as a whole number."""
         value = self.number(what)
         if not (value.is_integer() and abs(value) < _WHOLE):
-            raise self.complaint(f"{what} takes a whole number, got {number(value)}")
+            raise self.complaint(f"{what} takes a whole number, got {number_text(value)}")
         return int(value)
 
-    def call(self, what: str, kind: str) -> Call:
-        """The call that stands here, which makes a `kind`."""
-        if isinstance(self.value, Call):
+    def call(self, what: str, kind: str) -> CallNode:
+        """This argument as a call, which makes a `kind`."""
+        if isinstance(self.value, CallNode):
             return self.value
         if isinstance(self.value, str):
             raise self.complaint(f"{what} takes a {kind}, not a text")
-        raise self.complaint(f"{what} takes a {kind}, such as constant({number(self.value)})")
+        raise self.complaint(f"{what} takes a {kind}, such as constant({number_text(self.value)})")
 
 
 Readers = Mapping[str, Callable[[Argument, str], Any]]
-_SHOWN = {"inner": "x", "within": "y"}  # fields whose arguments signatures call otherwise
+_IN_SIGNATURES = {"inner": "x", "within": "y"}  # field -> the name that signatures give it
 
 
-def bind(call: Call, kind: Any, readers: Readers) -> list[Any]:
+def bind(call: CallNode, kind: Any, readers: Readers) -> list[Any]:
     """The arguments of a call in the order of a dataclass's fields, bound as Python binds them.
 
     Parameters
@@ -187,34 +187,34 @@ def bind(call: Call, kind: Any, readers: Readers) -> list[Any]:
     Raises the grammar's error at the column of an argument that is unknown, given twice, missing,
     or not what its field takes.
     """
-    form = {_SHOWN.get(each.name, each.name): each for each in fields(kind)}
+    by_name = {_IN_SIGNATURES.get(each.name, each.name): each for each in fields(kind)}
     values: dict[str, Any] = {}
-    names = list(form)
-    for place, argument in enumerate(call.arguments):
+    names = list(by_name)
+    for index, argument in enumerate(call.arguments):
         if argument.keyword is not None:
             name = argument.keyword
-        elif place < len(names):
-            name = names[place]
+        elif index < len(names):
+            name = names[index]
         else:
             most = f"{len(names)} argument{'' if len(names) == 1 else 's'}"
             raise argument.complaint(f"{kind.signature} takes {most} at most")
-        if name not in form:
+        if name not in by_name:
             raise argument.complaint(
                 f"{kind.signature} has no argument {name!r}; it has {', '.join(names)}"
             )
         if name in values:
             raise argument.complaint(f"{kind.signature}: {name} is given twice")
-        what = form[name].type
+        what = by_name[name].type
         read = readers[what.__name__ if isinstance(what, type) else str(what)]
         values[name] = read(argument, f"{kind.signature}: {name}")
-    for name, each in form.items():
+    for name, each in by_name.items():
         if name not in values and each.default is MISSING:
             raise call.complaint(f"{kind.signature} needs {name}")
-    return [values.get(name, each.default) for name, each in form.items()]
+    return [values.get(name, each.default) for name, each in by_name.items()]
 
 
-def numbers(call: Call, signature: str) -> tuple[float, ...]:
-    """The arguments of a call that takes numbers alone, as many as there are."""
+def number_arguments(call: CallNode, signature: str) -> tuple[float, ...]:
+    """The arguments of a call that takes any number of numbers and nothing else."""
     for argument in call.arguments:
         if argument.keyword is not None:
             raise argument.complaint(
@@ -223,12 +223,12 @@ def numbers(call: Call, signature: str) -> tuple[float, ...]:
     return tuple(argument.number(signature) for argument in call.arguments)
 
 
-def number(value: float | int) -> str:
+def number_text(value: float | int) -> str:
     """The shortest text that reads back as this float."""
     return repr(float(value)).removesuffix(".0")
 
 
-def written(name: str, *values: object, **keywords: object) -> str:
+def call_text(name: str, *values: object, **keywords: object) -> str:
     """The text of a call: numbers in a row are joined by ",", all else by ", "."""
     parts = [_shown(value) for value in values]
     parts += [f"{key}={_shown(value)}" for key, value in keywords.items()]
@@ -239,9 +239,9 @@ def written(name: str, *values: object, **keywords: object) -> str:
     return f"{name}({text})"
 
 
-def piped(inner: object, name: str, *values: object) -> str:
+def piped_text(inner: object, name: str, *values: object) -> str:
     """The text of a call that `inner` is piped into: x|name(values)."""
-    return f"{inner}|{written(name, *values)}"
+    return f"{inner}|{call_text(name, *values)}"
 
 
 def _is_number(value: object) -> bool:
@@ -252,21 +252,21 @@ def _shown(value: object) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
-        return number(value)
+        return number_text(value)
     return str(value)
 
 
 class _Reader:
-    """A cursor over the tokens of a text; `kind`, `word` and `at` describe the current one."""
+    """A cursor over the tokens of a text; `kind`, `word` and `at` describe the current token."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: _SourceText) -> None:
         self.source, self.text, self.grammar = source, source.text, source.grammar
-        self.end = 0  # behind the token before the current one
+        self.end = 0  # where the token before the current one ends
         self._next = 0
         self._calls = 0
         self.advance()
 
-    def whole(self) -> Call:
+    def whole(self) -> CallNode:
         tree, _ = self.expression(1)
         if self.kind != "end":
             raise self.expected("'|' or the end")
@@ -301,7 +301,7 @@ class _Reader:
             raise self.expected(repr(sign))
         self.advance()
 
-    def expression(self, depth: int) -> tuple[Call, int]:
+    def expression(self, depth: int) -> tuple[CallNode, int]:
         """A chain of calls at this depth of the text, and how deep the tree below it is."""
         tree, height = self.call(None, 0, depth)
         while self.stands("|"):
@@ -309,7 +309,7 @@ class _Reader:
             tree, height = self.call(tree, height, depth)
         return tree, height
 
-    def call(self, inner: Call | None, height: int, depth: int) -> tuple[Call, int]:
+    def call(self, inner: CallNode | None, height: int, depth: int) -> tuple[CallNode, int]:
         """A call, with `inner` (a tree of that height) piped into it."""
         self._calls += 1
         if self._calls > self.grammar.calls:
@@ -338,13 +338,13 @@ class _Reader:
             raise self.expected("',' or ')'")
         self.advance()
         start = at if inner is None else inner.start
-        return Call(name, tuple(arguments), at, start, self.end, self.source), height + 1
+        return CallNode(name, tuple(arguments), at, start, self.end, self.source), height + 1
 
     def argument(self, arguments: list[Argument], depth: int) -> int:
         """Append one argument; the height of its tree, 0 for a number or a string."""
         at, keyword, height = self.at, None, 0
-        value: float | str | Call
-        # `seed=0` and `steps(1,2)` both begin with a name: the sign behind it tells them apart
+        value: float | str | CallNode
+        # `seed=0` and `steps(1,2)` both begin with a name; the sign after it tells them apart.
         if self.kind == "name" and _KEYWORD_SIGN.match(self.text, self._next):
             keyword = self.word
             self.advance()
@@ -363,7 +363,7 @@ class _Reader:
 
     def number(self) -> float:
         word, value = self.word, float(self.word)
-        # float() rounds 1e999 to inf and 1e-999 to 0: limits that nobody asked for
+        # float() rounds 1e999 to inf and 1e-999 to 0: limits that the text doesn't name.
         if math.isinf(value) and not word.endswith("inf"):
             raise self.expected("a number that float64 holds (write inf for the limit)")
         if value == 0 and re.search(r"[1-9]", re.split("[eE]", word)[0]):

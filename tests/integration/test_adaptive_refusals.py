@@ -130,7 +130,7 @@ def test_files(tmp_path):
 
 def test_what_takes_matrices_alone_refuses_rules():
     from tempering.attention.baking.bake import bake
-    from tempering.engines.vllm.rows import Slot, betas
+    from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
 
     model = oracle.tiny_llama()
     profile = adaptive_profile("support(3)", model)
@@ -138,7 +138,7 @@ def test_what_takes_matrices_alone_refuses_rules():
         lambda: bake(model, profile),
         lambda: profile.scaled(0.5),
         lambda: profile.shuffled(0),
-        lambda: betas(profile, [Slot("model.layers.0.self_attn.attn", 4, 0, 1)]),
+        lambda: layer_betas(profile, [RankLayer("model.layers.0.self_attn.attn", 4, 0, 1)]),
     ):
         with pytest.raises(RefusedError, match=r"has rules \(support\(3\)\)"):
             attempt()

@@ -21,7 +21,7 @@ from tempering.engines.vllm.identity import (
     checkpoint_directory,
     checkpoint_fingerprint,
 )
-from tempering.engines.vllm.requests import Assignment, follow_requests
+from tempering.engines.vllm.profile_rows import RequestProfiles, follow_requests
 from tempering.engines.vllm.scoring import VllmScorer
 from tempering.engines.vllm.settings import PerEngine
 from tempering.engines.vllm.swap import swap_profile
@@ -102,7 +102,9 @@ class Engine:
         self.configs = [Config(parallel, served(directory), own) for own in self.layers]
         monkeypatch.setattr(layers, "layers_of", lambda config: config.layers)
         monkeypatch.setattr(
-            layers, "slots_of", lambda own: [layers.Slot(x.layer_name, x.num_heads) for x in own]
+            layers,
+            "rank_layers",
+            lambda own: [layers.RankLayer(x.layer_name, x.num_heads) for x in own],
         )
         self.workers = []
         for rank, config in enumerate(self.configs):
@@ -214,8 +216,8 @@ def test_configurations_that_are_refused():
         }
         return SimpleNamespace(**{**given, **more})
 
-    one = layers.Settings()
-    two = layers.Settings(None, {"hot": Profile.from_matrix(torch.ones(2, 4))})
+    one = layers.EngineSettings()
+    two = layers.EngineSettings(None, {"hot": Profile.from_matrix(torch.ones(2, 4))})
     for method in ("ngram", "suffix"):
         layers.check_configuration(config(speculative_config=SimpleNamespace(method=method)), two)
     with pytest.raises(RefusedError, match="'eagle' brings attention layers"):
@@ -267,7 +269,7 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
             return SimpleNamespace(req_ids=list(counts), num_scheduled_tokens=list(counts.values()))
 
     runner = Newer() if newer else Runner()
-    follow_requests(runner, Assignment({"hot": 1, "cold": 2}, index))
+    follow_requests(runner, RequestProfiles({"hot": 1, "cold": 2}, index))
     for plan, counts in (
         (scheduled([("a", "hot"), ("b", None), ("c", "cold")]), {"a": 3, "b": 2, "c": 1}),
         (scheduled([("d", "hot")], ["a"]), {"c": 1, "d": 2, "b": 1}),

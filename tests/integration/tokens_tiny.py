@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempering.tokens import TemperingLogitsProcessor, temper_logits
-from tempering.tokens.contract import VOCABULARY
+from tempering.tokens.engine_check import VOCABULARY
 
 PAD, END, OPEN, CLOSE = 0, 1, 3, 4
 PHASES = f"phases(thinking=between(1.5, ids({OPEN}), ids({CLOSE})), answer=0.5)"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tempering.attention.profiles.rules import rule
-from tempering.calls import DEEPEST, Grammar, written
+from tempering.calls import DEEPEST, Grammar, call_text
 from tempering.errors import InputError, ProfileError, ScheduleError, TemperingError
 from tempering.schedules import schedule
 from tempering.tokens import TokenState, parse_policy, temper_logits
@@ -100,12 +100,12 @@ def test_errors_are_of_their_room_and_point_at_their_column(kind, read):
 
 
 def test_one_printer():
-    assert written("f") == "f()"
-    assert written("f", 1.0, 2, 0.5) == "f(1,2,0.5)"
-    assert written("f", 1, schedule("linear(2,1)"), 3) == "f(1, linear(2,1), 3)"
-    assert written("f", 1, "</a>", n=3, t=0.5) == 'f(1, "</a>", n=3, t=0.5)'
-    assert written("f", n=1) == "f(n=1)"
-    call = ANY.read(written("f", 1e-300, 'a"\\\n\u2603', n=1e22))
+    assert call_text("f") == "f()"
+    assert call_text("f", 1.0, 2, 0.5) == "f(1,2,0.5)"
+    assert call_text("f", 1, schedule("linear(2,1)"), 3) == "f(1, linear(2,1), 3)"
+    assert call_text("f", 1, "</a>", n=3, t=0.5) == 'f(1, "</a>", n=3, t=0.5)'
+    assert call_text("f", n=1) == "f(n=1)"
+    call = ANY.read(call_text("f", 1e-300, 'a"\\\n\u2603', n=1e22))
     assert [argument.value for argument in call.arguments] == [1e-300, 'a"\\\n\u2603', 1e22]
 
 

@@ -3,8 +3,10 @@
 import math
 import pickle
 import warnings
+from fractions import Fraction
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -115,6 +117,29 @@ def test_progress_outside_is_refused(u):
         schedule("linear(1,2)")(u)
     with pytest.raises(ScheduleError, match=r"at position \[1, 0\]"):
         schedule("linear(1,2)")(torch.tensor([[0.5], [u]]))
+
+
+@pytest.mark.parametrize(
+    ("u", "kind"),
+    [
+        (np.linspace(0, 1, 3), "ndarray"),
+        (np.array(0.5), "ndarray"),
+        ([0.0, 1.0], "list"),
+        ("0.5", "str"),
+        (None, "NoneType"),
+        (0.5j, "complex"),
+        (torch.tensor([0.5j]), "torch.complex64"),
+    ],
+)
+def test_progress_of_another_kind_is_refused(u, kind):
+    with pytest.raises(ScheduleError, match=f"got {kind}; an array becomes a tensor"):
+        schedule("linear(1,2)")(u)
+
+
+@pytest.mark.parametrize("u", [np.float32(0.25), np.float64(0.25), Fraction(1, 4)])
+def test_numbers_of_other_libraries_are_progress(u):
+    value = schedule("linear(1,3)")(u)
+    assert value == 1.5 and type(value) is float
 
 
 def test_depth():

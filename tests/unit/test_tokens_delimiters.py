@@ -7,11 +7,11 @@ from tokenizers import AddedToken
 
 from tempering.errors import TemperingWarning
 from tempering.tokens import parse_policy
-from tempering.tokens.known import KNOWN, TURNS, Header
+from tempering.tokens.known_delimiters import KNOWN_DELIMITERS, TURNS, Header
 from tests.unit.test_tokens_phases import CHATML, byte_level
 
 DOCS = Path(__file__).parents[2] / "docs" / "tokens.md"
-ENTRIES = [(phase, known) for phase, entries in KNOWN.items() for known in entries]
+ENTRIES = [(phase, known) for phase, entries in KNOWN_DELIMITERS.items() for known in entries]
 # What a model fills into a header, between its parts.
 FILLED = {
     ("<|channel|>", " to=", "<|message|>"): "<|channel|>commentary to=f json<|message|>",

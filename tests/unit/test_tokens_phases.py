@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tempering.errors import InputError
 from tempering.tokens import TokenState, parse_policy, temper_logits
-from tempering.tokens.pieces import Pieces
+from tempering.tokens.token_bytes import TokenBytes
 
 # Tokenizers here write tags as text, and few of their templates name one.
 pytestmark = pytest.mark.filterwarnings("ignore:neither the vocabulary nor the chat template")
@@ -111,17 +111,17 @@ def test_phases_open_and_close_over_split_tokens():
 @pytest.mark.parametrize("make", [byte_level, metaspace])
 def test_every_vocabulary_spells_its_text(make):
     tokenizer = make()
-    pieces = Pieces(tokenizer)
+    token_bytes = TokenBytes(tokenizer)
     for text in ("a <think> b</think>\n", "``` tea \u00e9\u25b7 ```"):
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert pieces.join(ids).decode().removeprefix(" ") == text.removeprefix(" ")
+        assert token_bytes.join(ids).decode().removeprefix(" ") == text.removeprefix(" ")
     assert walk(THINK, "a", "b<think>c", tokenizer)[-1] == "thinking"
 
 
 def test_other_vocabularies_are_read_through_their_decoder():
     tokenizer = word_piece()
-    pieces = Pieces(tokenizer)
-    assert pieces.join(tokenizer.encode("a tea", add_special_tokens=False)) == b" a tea"
+    token_bytes = TokenBytes(tokenizer)
+    assert token_bytes.join(tokenizer.encode("a tea", add_special_tokens=False)) == b" a tea"
     with pytest.raises(InputError, match=r"can't produce the delimiter '<think>'"):
         parse_policy(THINK, tokenizer)
     text = 'phases(plan=between(1, "then", "so"), answer=0.2)'
@@ -293,7 +293,7 @@ def _all():
 
 
 def _byte_tokens(text):
-    from tempering.tokens.pieces import _byte_level
+    from tempering.tokens.token_bytes import _byte_level
 
     back = {byte: c for c, byte in _byte_level().items()}
     return [back[byte] for byte in text.encode()]

@@ -14,12 +14,12 @@ from tempering.errors import EnergyError, InputError, SupportError, TemperatureE
 from tempering.schedules import schedule
 from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
 from tempering.tokens.clock import Clock
-from tempering.tokens.contract import (
+from tempering.tokens.engine_check import (
     reference_entropy,
     reference_posterior,
     reference_support,
 )
-from tempering.tokens.temper import tempered
+from tempering.tokens.temper import logits_at_temperature
 
 INF = math.inf
 ROWS = hnp.arrays(np.float64, st.integers(2, 40), elements=st.floats(-30, 30, width=32))
@@ -277,7 +277,7 @@ def test_a_clock_is_read_where_it_is_asked():
     ],
 )
 def test_a_policy_that_costs_too_much_is_refused(text):
-    with pytest.raises(InputError, match="at most 131072 are meant"):
+    with pytest.raises(InputError, match="at most 131072 are allowed"):
         parse_policy(text)
 
 
@@ -320,7 +320,7 @@ def test_other_bad_input_is_refused():
     with pytest.raises(InputError, match="2 rows of logits but 1 states"):
         temper_logits(policy, torch.ones(2, 3), [TokenState()])
     with pytest.raises(TemperatureError, match=r"row 1: the temperature is -1"):
-        tempered(torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.5, -1.0]))
+        logits_at_temperature(torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.5, -1.0]))
     with pytest.raises(SupportError, match="1 or more"):
         parse_policy("support(linear(3,0.5), length=10)")
 
@@ -328,7 +328,7 @@ def test_other_bad_input_is_refused():
 def test_the_state_survives_json():
     state = TokenState(3, 1, "code", ("thinking", "code"), (("code", 2),), b"\xe2``", (7, 9))
     assert TokenState.from_json(state.to_json()) == state
-    with pytest.raises(InputError, match="no token state"):
+    with pytest.raises(InputError, match="not a token state"):
         TokenState.from_json({"position": 1})
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tempering.errors import InputError
 from tempering.tokens import Policy, parse_policy, policy_from_request
 from tempering.tokens.phases import Phases, Span
-from tempering.tokens.policy import Constant
+from tempering.tokens.policy import ConstantPolicy
 
 
 class Spelling:
@@ -40,7 +40,7 @@ TOKENIZER = Spelling()
 
 
 def phases(thinking, answer):
-    spans = (("thinking", Span(Constant(thinking))), ("answer", Span(Constant(answer))))
+    spans = (("thinking", Span(ConstantPolicy(thinking))), ("answer", Span(ConstantPolicy(answer))))
     return Phases(spans, TOKENIZER)
 
 
@@ -94,9 +94,15 @@ def test_thinking_in_the_words_of_others(request_, thinking, answer):
         ({"post_thinking": 0.2}, "post_thinking is a mapping such as .* got 0.2"),
         ({"post_thinking": {"temperature": "x"}}, "post_thinking.temperature is a number"),
         ({"post_thinking": {"top_p": 0.9}}, r"post_thinking.top_p can't be changed by phase"),
-        ({"post_thinking": {}, "temperature_thinking": 1}, "don't go together"),
-        ({"post_thinking": {}, "dynatemp_range": 1}, "post_thinking and dynatemp_range don't go"),
-        ({"tempering": "constant(1)", "temperature": 1}, "tempering and temperature don't go"),
+        ({"post_thinking": {}, "temperature_thinking": 1}, "can't be combined"),
+        (
+            {"post_thinking": {}, "dynatemp_range": 1},
+            "post_thinking can't be combined with dynatemp_range",
+        ),
+        (
+            {"tempering": "constant(1)", "temperature": 1},
+            "tempering can't be combined with temperature",
+        ),
         ({"tempering": 3}, "tempering is the text of a policy, got 3"),
         ({"tempering": "x" * 20_000}, "at most 10000 characters"),
         ({"dynatemp_exponent": 1}, "dynatemp_exponent does nothing without dynatemp_range"),

@@ -108,7 +108,7 @@ def test_every_policy_has_an_example_that_parses(name):
         ("phases(a=between(1), answer=1)", "takes 2 or 3 arguments"),
         ("phases(a=between(1, 3), answer=1)", r"text in quotes, or as ids\(7,12\)"),
         ("phases(a=between(1, ids(-3)), answer=1)", "0 or more"),
-        ("phases(answer=between(1, ids(3)))", "give it no marks"),
+        ("phases(answer=between(1, ids(3)))", "give it no delimiters"),
         ("phases(a=between(1, ids(3)), b=between(2, ids(3)), answer=1)", "opens both a and b"),
         ("phases(a=between(phases(answer=1), ids(3)), answer=1)", "phases don't go inside phases"),
         (

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.engines.vllm.policies import policy_of
-from tempering.engines.vllm.streams import Row, Stream, temper_rows
+from tempering.engines.vllm.arguments import policy_of
+from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
 from tests.unit.test_tokens_request import TOKENIZER
 from tests.unit.test_vllm_streams import Frontend, Params, admit
 
@@ -91,7 +91,7 @@ def test_random_policies_are_refused_or_carried_out():
             logits = logits_of(draw, number)
             state = stream.at(count, lambda: [97], tokens.__getitem__)
             result = logits.clone()
-            row = Row(0, stream, lambda state=state: state)
+            row = LogitsRow(0, stream, lambda state=state: state)
             assert temper_rows(result, [row], divided=True) == {}, params
             if bool(torch.isfinite(logits.max())):
                 total = float(result.softmax(-1).sum())

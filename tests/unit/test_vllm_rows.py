@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.vllm.rows import Slot, betas
+from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
 from tempering.engines.vllm.settings import create_engine_config, named_profiles, settings_of
-from tempering.engines.vllm.swap import agreed
+from tempering.engines.vllm.swap import agreed_answer
 from tempering.engines.vllm.worker import digest
 from tempering.errors import DataError, InputError, ProfileError, RefusedError
 
@@ -25,42 +25,43 @@ def profile(names=NAMES, partial=False, matrix=MATRIX):
 
 
 def slots(heads=4, rank=0, ranks=1, places=(0, 1, 2), form="model.layers.{}.self_attn.attn"):
-    return [Slot(form.format(i), heads, rank, ranks) for i in places]
+    return [RankLayer(form.format(i), heads, rank, ranks) for i in places]
 
 
 def test_each_rank_gets_its_own_heads():
-    whole = torch.stack(betas(profile(), slots()))
+    whole = torch.stack(layer_betas(profile(), slots()))
     assert torch.equal(whole, (1 / MATRIX.double()).float())
-    parts = [torch.stack(betas(profile(), slots(2, rank, 2))) for rank in range(2)]
+    parts = [torch.stack(layer_betas(profile(), slots(2, rank, 2))) for rank in range(2)]
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
 def test_the_order_of_layers_is_the_callers():
-    turned = betas(profile(), slots(places=(2, 0, 1)))
+    turned = layer_betas(profile(), slots(places=(2, 0, 1)))
     assert torch.equal(torch.stack(turned), (1 / MATRIX[[2, 0, 1]].double()).float())
 
 
 @pytest.mark.parametrize("form", ["language_model.model.layers.{}.self_attn.attn", "h.{}.attn"])
 def test_other_names_match_by_layer_number(form):
     assert torch.equal(
-        torch.stack(betas(profile(), slots(form=form))), torch.stack(betas(profile(), slots()))
+        torch.stack(layer_betas(profile(), slots(form=form))),
+        torch.stack(layer_betas(profile(), slots())),
     )
 
 
 def test_bare_matrices_and_pipeline_stages():
     bare = Profile(tuple(MATRIX.double()))
-    whole = betas(profile(), slots())
-    assert torch.equal(torch.stack(betas(bare, slots())), torch.stack(whole))
+    whole = layer_betas(profile(), slots())
+    assert torch.equal(torch.stack(layer_betas(bare, slots())), torch.stack(whole))
     for some in (bare, profile()):
-        stage = betas(some, slots(places=(1, 2)), staged=True)
+        stage = layer_betas(some, slots(places=(1, 2)), in_stages=True)
         assert torch.equal(torch.stack(stage), torch.stack(whole[1:]))
     with pytest.raises(ProfileError, match=r"3 layers x 4 heads without names.*\[0, 2\]"):
-        betas(bare, slots(places=(0, 2)), staged=True)
+        layer_betas(bare, slots(places=(0, 2)), in_stages=True)
 
 
 def test_partial_profiles_leave_the_rest_alone():
     some = Profile.by_module({"model.layers.1.self_attn": 2.0, "model.layers.2.self_attn": [2] * 4})
-    table = torch.stack(betas(some, slots(2, 1, 2)))
+    table = torch.stack(layer_betas(some, slots(2, 1, 2)))
     assert table.tolist() == [[1, 1], [0.5, 0.5], [0.5, 0.5]]
 
 
@@ -83,7 +84,7 @@ def test_partial_profiles_leave_the_rest_alone():
 )
 def test_what_does_not_fit_is_refused(given, places, message):
     with pytest.raises(ProfileError, match=message):
-        betas(given, places)
+        layer_betas(given, places)
 
 
 def config(value):
@@ -141,8 +142,8 @@ def test_digests_name_the_temperatures():
 
 
 def test_workers_must_agree():
-    assert agreed([("", "abc"), ["", "abc"]]) == "abc"
+    assert agreed_answer([("", "abc"), ["", "abc"]]) == "abc"
     with pytest.raises(RefusedError, match=r"differently: abc, abd.*restart"):
-        agreed([("", "abc"), ("", "abd")])
+        agreed_answer([("", "abc"), ("", "abd")])
     with pytest.raises(ProfileError, match="29 layers"):
-        agreed([("", "abc"), ("ProfileError", "the profile has 29 layers")])
+        agreed_answer([("", "abc"), ("ProfileError", "the profile has 29 layers")])

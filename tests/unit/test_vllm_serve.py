@@ -94,7 +94,7 @@ def test_what_a_server_needs(tmp_path, profile, monkeypatch):
 
 def test_the_command_hands_over_what_it_does_not_know(installed, profile, monkeypatch):
     seen = []
-    monkeypatch.setattr(serve, "serve", lambda command, environment: seen.append(command))
+    monkeypatch.setattr(serve, "become_server", lambda command, environment: seen.append(command))
     with pytest.raises(SystemExit) as left:
         main(["serve", "m", "--named", f"hot={profile}", "--port", "7", "--enforce-eager"])
     assert left.value.code == 0
@@ -185,12 +185,12 @@ def test_a_servers_refusals(server, answer, kind, message):
 def test_no_server():
     with pytest.raises(InputError, match="begins with http"):
         active_profile("localhost:8000")
-    with pytest.raises(RefusedError, match="all workers or none"):
+    with pytest.raises(RefusedError, match="all workers have changed or none has"):
         active_profile("http://127.0.0.1:9")
     for url in ("http://localhost:abc", "http://local host:80", "http://[::1", "http://x/é"):
         with pytest.raises(InputError, match="is no url of a server"):
             active_profile(url)
-    with pytest.raises(InputError, match="characters that no header can carry$"):
+    with pytest.raises(InputError, match="characters that an HTTP header can't carry$"):
         active_profile("http://127.0.0.1:9", "secret\n")
     with pytest.raises(SystemExit) as left:
         main(["swap", "p.json", "--none"])

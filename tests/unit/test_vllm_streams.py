@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.engines.vllm import admission, policies
-from tempering.engines.vllm.policies import policy_of, sample_of
-from tempering.engines.vllm.streams import Row, Stream, temper_rows
+from tempering.engines.vllm import admission, arguments
+from tempering.engines.vllm.arguments import policy_of, sample_of
+from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
 from tempering.errors import InputError, RefusedError
 from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
-from tempering.tokens.policy import Constant
+from tempering.tokens.policy import ConstantPolicy
 
 
 @dataclass
@@ -78,7 +78,7 @@ def test_names_of_other_engines_take_the_requests_temperature():
         (asked(tempering="suport(3)"), "did you mean support"),
         (asked(tempering=["support(3)"]), "is the text of a policy"),
         (asked(temperings="support(3)"), "no argument 'temperings'"),
-        (asked(tempering="support(3)", dynatemp_range=1), "don't go together"),
+        (asked(tempering="support(3)", dynatemp_range=1), "can't be combined"),
         (asked(post_thinking="{temperature: 1}"), "post_thinking is JSON"),
         (asked(post_thinking="[" * 100_000), "post_thinking is JSON"),
         (asked(post_thinking='{"temperature": ' + "9" * 5000 + "}"), "post_thinking is JSON"),
@@ -91,7 +91,7 @@ def test_names_of_other_engines_take_the_requests_temperature():
         (asked(**{"post-thinking": "{}"}), "did you mean post_thinking?"),
         (asked(tempering_polcy="support(3)"), "no argument 'tempering_polcy'"),
         (asked(dynatempo=1), "no argument 'dynatempo'"),
-        (Params({"temperature": 0.5}), "temperature stands beside vllm_xargs"),
+        (Params({"temperature": 0.5}), "send temperature beside vllm_xargs"),
         (asked(tempering="phases(thinking=1, answer=0)"), "give the tokenizer"),
         (asked(dynatemp_range=math.nan), "dynatemp_range is a number from 0"),
     ],
@@ -102,7 +102,7 @@ def test_requests_that_cannot_be(params, message):
 
 
 def test_kept_policies_are_counted_in_bytes():
-    kept = policies._Kept(most=100_000)
+    kept = arguments._PolicyCache(most=100_000)
     small, large = parse_policy("constant(0.5)"), parse_policy("schedule(linear(2,1), length=9999)")
     for number in range(1000):
         kept.add((f"{number}", 0), small, None, 20)
@@ -191,7 +191,7 @@ def test_requests_are_refused_before_they_run():
         "without streaming in": lambda: admit(asked(tempering="support(3)"), resumable=True),
         "has no profile 'cold'; it has hot": lambda: admit(asked(tempering_profile="cold")),
         "does nothing without a ladder": lambda: admit(asked(tempering_sample=1)),
-        "see that VLLM_PLUGINS": lambda: admission.check_request(asked(tempering="support(3)")),
+        "let VLLM_PLUGINS": lambda: admission.check_request(asked(tempering="support(3)")),
         "two temperatures": lambda: admit(asked(0.5, tempering="support(3)")),
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -203,7 +203,7 @@ def test_requests_are_refused_before_they_run():
 
 def temper(logits, places, streams, states, *, divided):
     """The logits after `temper_rows`, no row of which may fail."""
-    rows = [Row(*row, lambda s=s: s) for *row, s in zip(places, streams, states, strict=True)]
+    rows = [LogitsRow(*row, lambda s=s: s) for *row, s in zip(places, streams, states, strict=True)]
     assert temper_rows(logits, rows, divided=divided) == {}
     return logits
 
@@ -268,7 +268,7 @@ def test_rows_without_a_finite_maximum_stay_as_they_are():
     torch.testing.assert_close(result, before, equal_nan=True, rtol=0, atol=0)
 
 
-class Faulty(Constant):
+class Faulty(ConstantPolicy):
     """Raises for the requests of one sample, as a policy with a defect would."""
 
     def temperatures(self, energies, states):
@@ -288,7 +288,7 @@ def test_a_row_that_cannot_be_tempered_is_named_and_the_others_are_right():
         return policy.state((), sample=sample)
 
     rows = [
-        Row(place, Stream(policy, sample), partial(state, policy, sample, place))
+        LogitsRow(place, Stream(policy, sample), partial(state, policy, sample, place))
         for place, (policy, sample) in enumerate(choices)
     ]
     result = logits.clone()
@@ -319,7 +319,7 @@ def test_tokens_taken_back_rebuild_the_state():
 
 def test_a_token_that_is_held_back_is_no_token():
     policy = parse_policy("phases(thinking=between(1.5, ids(3)), answer=0.2)")
-    with pytest.raises(RefusedError, match="holds back which token 0 was"):
+    with pytest.raises(RefusedError, match="doesn.t say which token 0 was"):
         Stream(policy).at(1, lambda: [7], lambda index: -1)
     # Policies that only count tokens don't look.
     counting = parse_policy("schedule(linear(2,1), length=4)")

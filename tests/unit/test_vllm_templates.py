@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tempering.engines.vllm import templates
-from tempering.engines.vllm.policies import policy_of
+from tempering.engines.vllm.arguments import policy_of
 from tempering.tokens.turns import Templated
 from tests.unit.test_tokens_phases import CHATML, byte_level
 

@@ -21,10 +21,10 @@ def batch() -> Any:
     from vllm.v1.sample.logits_processor import build_logitsprocs
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    from tempering.engines.vllm.processor import attach
+    from tempering.engines.vllm.processor import init_batch
     from tempering.engines.vllm.wrapping import wrap
 
-    wrap(InputBatch, "__init__", attach)
+    wrap(InputBatch, "__init__", init_batch)
     config = Config(
         **vars(CONFIG), scheduler_config=SimpleNamespace(max_num_seqs=8), reasoning_config=None
     )

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.vllm.layers import layers_of, prepared, temper_layers, write
-from tempering.engines.vllm.rows import Slot
-from tempering.engines.vllm.settings import Settings, settings_of
+from tempering.engines.vllm.layer_betas import RankLayer
+from tempering.engines.vllm.layers import layers_of, prepared_betas, temper_layers, write_betas
+from tempering.engines.vllm.settings import EngineSettings, settings_of
 from tempering.errors import ArchitectureError
 
 
@@ -40,7 +40,7 @@ def build(tiny, monkeypatch):
 
     def build(tempering: Any, **arguments: Any) -> tuple[Any, Any]:
         config = configuration(tiny[0], tempering)
-        temper_layers(config, settings_of(config) or Settings())
+        temper_layers(config, settings_of(config) or EngineSettings())
         with set_current_vllm_config(config):
             layer = Attention(4, 32, 32**-0.5, prefix="model.layers.0.self_attn.attn", **arguments)
         return config, layer
@@ -71,10 +71,10 @@ def seen(layer: Any, query: torch.Tensor, monkeypatch) -> torch.Tensor:
 def test_queries_are_scaled_by_head(build, tmp_path, monkeypatch):
     T = torch.tensor([[0.5, 1.0, 2.0, 4.0]])
     config, layer = build({"profile": profile(tmp_path, T)})
-    slots = [Slot(layer.layer_name, 4)]
-    monkeypatch.setattr("tempering.engines.vllm.layers.slots_of", lambda layers: slots)
+    slots = [RankLayer(layer.layer_name, 4)]
+    monkeypatch.setattr("tempering.engines.vllm.layers.rank_layers", lambda layers: slots)
     settings = settings_of(config)
-    write(layers_of(config), prepared(config, layers_of(config), settings.profile))
+    write_betas(layers_of(config), prepared_betas(config, layers_of(config), settings.profile))
     query = torch.randn(5, 128)
     got = seen(layer, query, monkeypatch)
     assert torch.equal(got, query.view(5, 4, 32) / T[0, :, None])
@@ -88,7 +88,7 @@ def test_tokens_of_named_profiles(build, tmp_path, monkeypatch):
     paths = {"hot": profile(tmp_path, [[2.0] * 4]), "cold": profile(tmp_path, [[0.5] * 4])}
     config, layer = build({"profiles": paths})
     for row, beta in enumerate((1.0, 0.5, 2.0)):
-        write([layer], [torch.full((4,), beta)], row)
+        write_betas([layer], [torch.full((4,), beta)], row)
     layer.tempering_rows[:5] = torch.tensor([2, 0, 1, 1, 0])
     query = torch.randn(5, 128)
     scales = torch.tensor([2.0, 1.0, 0.5, 0.5, 1.0])[:, None, None]
@@ -125,7 +125,7 @@ def test_latent_attention_is_refused(build, tiny, monkeypatch):
 
     monkeypatch.setattr(MLAAttention, "__init__", lambda self: None)
     config = configuration(tiny[0], {"profile": None})
-    temper_layers(config, Settings())
+    temper_layers(config, EngineSettings())
     with set_current_vllm_config(config), pytest.raises(ArchitectureError, match="latent"):
         MLAAttention()
     with set_current_vllm_config(configuration(tiny[0], None)):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tempering.tokens import check_engine, parse_policy
-from tempering.tokens.contract import VOCABULARY, Request, recorded
+from tempering.tokens.engine_check import VOCABULARY, Request, made_logits
 
 
 class Config(SimpleNamespace):
@@ -267,6 +267,6 @@ def test_parts_of_a_prompt_are_left_alone():
     slots = Slots()
     request = Request((1, 2, 3), ())
     slots.add(5, "constant(0)", request)
-    logits = recorded([request])
+    logits = made_logits([request])
     assert torch.equal(slots.apply(logits.clone(), [5], [2]), logits)
     assert not torch.equal(slots.apply(logits.clone(), [5], [3]), logits)

@@ -264,4 +264,4 @@ def test_a_server_that_dies_in_the_middle_of_a_swap(server):
     os.killpg(server.process.pid, signal.SIGKILL)
     thread.join(60)
     assert not thread.is_alive()
-    assert len(errors) == 1 and "all workers or none" in str(errors[0])
+    assert len(errors) == 1 and "all workers have changed or none has" in str(errors[0])

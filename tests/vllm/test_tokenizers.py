@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tempering.tokens import parse_policy
-from tempering.tokens.pieces import pieces_of
+from tempering.tokens.token_bytes import token_bytes_of
 
 ALL = "phases(answer=0.7, tool=0, code=0.1)"
 CALL = {
@@ -46,17 +46,17 @@ def tokenizer(request, tmp_path_factory) -> Any:
 
 def test_pieces_spell_the_text(tokenizer):
     for wrapped in (tokenizer, tokenizer.transformers_tokenizer):
-        pieces = pieces_of(wrapped)
+        token_bytes = token_bytes_of(wrapped)
         for text in ("a tea ``` \u00e9\u25b7 \U0001f600\n", "def f():\n    return 1"):
             ids = tokenizer.encode(text, add_special_tokens=False)
-            assert pieces.join(ids).decode().removeprefix(" ") == text
-        assert pieces.has_token("[INST]") and not pieces.has_token("<think>")
+            assert token_bytes.join(ids).decode().removeprefix(" ") == text
+        assert token_bytes.has_token("[INST]") and not token_bytes.has_token("<think>")
 
 
 def test_the_answer_after_a_tools_result_is_the_answer(tokenizer):
     for wrapped in (tokenizer, tokenizer.transformers_tokenizer):
         policy = parse_policy(ALL, wrapped)
-        tool = pieces_of(wrapped).tags["[TOOL_CALLS]"]
+        tool = token_bytes_of(wrapped).tags["[TOOL_CALLS]"]
         for messages in ([USER], [USER, CALL, RESULT], [USER, CALL, RESULT, RESULT]):
             try:
                 prompt = tokenizer.apply_chat_template(messages)

@@ -63,7 +63,7 @@ def generate(
     from tempering.errors import InputError
     from tempering.reports import Record
     from tempering.tokens import parse_policy
-    from tempering.tokens.policy import Constant
+    from tempering.tokens.policy import ConstantPolicy
 
     prompt = common.text_argument(prompt, file, "prompt")
     if not prompt:
@@ -78,7 +78,7 @@ def generate(
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
     network, tokenizer = common.open_model(model, device, dtype)
-    policy = Constant(sampled) if tokens is None else parse_policy(tokens, tokenizer)
+    policy = ConstantPolicy(sampled) if tokens is None else parse_policy(tokens, tokenizer)
     if policy.samples is not None:
         raise InputError(
             f"--tokens {policy} has a temperature for each of {policy.samples} samples of a "

@@ -40,8 +40,7 @@ def serve(
 
     What isn't listed here goes to `vllm serve`.
     """
-    from tempering.engines.vllm.serve import serve as run
-    from tempering.engines.vllm.serve import server_command
+    from tempering.engines.vllm.serve import become_server, server_command
     from tempering.errors import InputError
 
     if model.startswith("-"):
@@ -55,4 +54,4 @@ def serve(
             raise InputError(f"--named gives {name} twice")
         profiles[name] = Path(path)
     command, environment = server_command(model, profile, profiles, arguments or (), os.environ)
-    run(command, environment)
+    become_server(command, environment)

@@ -26,7 +26,7 @@ from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, bootstrap_mean
-from tempering.tokens.ends import end_tokens
+from tempering.tokens.end_tokens import end_tokens
 
 METRICS = ("distinct-1", "distinct-2", "spread", "nll")
 

@@ -1,35 +1,46 @@
 """Patterns of temperature (or of support, or of width) over progress u in [0, 1].
 
 A `Schedule` is a small immutable tree of patterns and operations, a pure function of progress.
-What u means is up to the scale that reads it: depth, token position, training step, stage of a
-pipeline. A scale with n places reads it on the clock u = l/(n-1), l = 0..n-1, by `sample(n)`.
+The scale that reads it decides what u means: depth, token position, training step, stage of a
+pipeline. A scale with n layers, positions or steps reads it by `sample(n)`, on the clock of n
+points u = l/(n-1), l = 0..n-1.
 
 Its text form, shared by the command line, profiles and docs, round-trips exactly:
 
     schedule(str(s)) == s          throb(12,3,1,12)|amplitude(1.15)      x|f(a) means f(x, a)
 
-Values are temperatures >= 0. The limits 0 and inf may be written as such in `constant`, `steps`
-and `clip`; what works on logarithms asks for values > 0 and finite.
+Values are temperatures >= 0. The limits 0 and inf may be written in `constant`, `steps` and `clip`;
+patterns and operations that work on logarithms take values > 0, finite.
 
 `shuffle`, `uniform` and `invert` are the controls of an honest comparison. They keep the values,
-or the geometric mean, that a pattern has *on a clock*, so only `sample(n)` defines them.
+or the geometric mean, of a pattern *on a clock*, so they exist only on one, by `sample(n)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tempering.calls import Argument, Call, Grammar, Readers, bind, number, numbers
+from tempering.calls import (
+    Argument,
+    CallNode,
+    Grammar,
+    Readers,
+    bind,
+    number_arguments,
+    number_text,
+)
 from tempering.errors import ScheduleError
 from tempering.schedules import operations, patterns
-from tempering.schedules.base import KNOWN, Schedule
+from tempering.schedules.base import PATTERN_CLASSES, Schedule
 
 __all__ = ["PATTERNS", "Schedule", "as_schedule", "controls", "schedule", "schedule_of"]
 
 # name -> (signature, what it does, an example that parses)
 PATTERNS: dict[str, tuple[str, str, str]] = {
     kind.name: (kind.signature, kind.summary, kind.example)
-    for kind in sorted(KNOWN.values(), key=lambda kind: not issubclass(kind, patterns.Pattern))
+    for kind in sorted(
+        PATTERN_CLASSES.values(), key=lambda kind: not issubclass(kind, patterns.Pattern)
+    )
 }
 
 
@@ -52,14 +63,14 @@ def schedule(text: str) -> Schedule:
     return schedule_of(_GRAMMAR.read(text))
 
 
-def schedule_of(call: Call) -> Schedule:
-    """The pattern that a call of a text makes; `schedule` is for whole texts."""
-    kind = KNOWN.get(call.name)
+def schedule_of(call: CallNode) -> Schedule:
+    """The pattern that a call makes, for readers of larger texts; `schedule` reads a whole text."""
+    kind = PATTERN_CLASSES.get(call.name)
     if kind is None:
         raise call.unknown(PATTERNS, "pattern")
     make: Callable[..., Schedule] = kind
     if issubclass(kind, patterns.Pattern):
-        values = numbers(call, kind.signature)
+        values = number_arguments(call, kind.signature)
         return call.made(lambda: make(values))
     bound = bind(call, kind, _READERS)
     return call.made(lambda: make(*bound))
@@ -89,15 +100,15 @@ def controls(pattern: Schedule, n: int, seeds: Sequence[int] = (0,)) -> dict[str
     Raises
     ------
     ScheduleError: the pattern has more stages than points; or a limit among its values, so that
-        it has no geometric mean; or one value on this clock, so that every control equals it.
+        it has no geometric mean; or the same value everywhere, so that every control equals it.
     """
     values = pattern.sample(n)
     if bool((values == values[0]).all()):
         raise ScheduleError(
-            f"{pattern} is {number(values[0].item())} everywhere on {n} points, "
+            f"{pattern} is {number_text(values[0].item())} everywhere on {n} points, "
             "so its controls would equal it; compare a pattern that varies"
         )
-    operations.positive(values, pattern.uniform())
+    operations.without_limits(values, pattern.uniform())
     return {
         "uniform": pattern.uniform(),
         "reversed": pattern.reversed(),

@@ -5,25 +5,28 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, SupportsIndex, TypeVar, overload
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float64
 from torch import Tensor
 
 from tempering.counts import whole_number
 from tempering.errors import DepthWarning, ScheduleError
 
 _LARGEST_TREE = 50  # patterns and operations in one schedule: keeps recursion far from its limit
-_MOST_STAGES = 1_000_000
-_MOST_KEPT = 8  # values that one operation remembers: a clock or two, each with two or three
-# Progress this close to a joint between stages is on it, because l/(n-1) is rounded: where a
-# pattern jumps there, with room for joints inside joints; where it is continuous, by one rounding.
+_MOST_STAGES = 1_000_000  # as many float64 values take 8 MB; a clock needs a point for each
+_MOST_CACHED = 8  # results that one operation caches: two or three for each of a clock or two
+# Progress this close to a joint of two stages is taken for the joint, because l/(n-1) is rounded.
+# JOINT is for patterns that jump there, with room for joints inside joints, each of which rounds
+# again; ROUNDING, one rounding of float64, is for patterns that are continuous there.
 JOINT = 1e-12
 ROUNDING = 2.0**-52
 
-Kept = TypeVar("Kept")
-KNOWN: dict[str, type[Schedule]] = {}  # name in the text form -> class, in order of definition
+Cached = TypeVar("Cached")
+# Name in the text form -> class, in order of definition.
+PATTERN_CLASSES: dict[str, type[Schedule]] = {}
 
 
 class Schedule(ABC):
@@ -37,15 +40,13 @@ class Schedule(ABC):
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         if "name" in cls.__dict__:
-            KNOWN[cls.name] = cls
+            PATTERN_CLASSES[cls.name] = cls
 
     @overload
     def __call__(self, u: float | int) -> float: ...
     @overload
     def __call__(self, u: Tensor) -> Tensor: ...
-    def __call__(
-        self, u: float | int | Shaped[Tensor, "*shape"]
-    ) -> float | Float[Tensor, "*shape"]:
+    def __call__(self, u: Any) -> float | Tensor:
         """The value at progress u.
 
         Parameters
@@ -59,9 +60,16 @@ class Schedule(ABC):
 
         Raises
         ------
-        ScheduleError: u is NaN or outside [0, 1], or the pattern exists only on a clock.
+        ScheduleError: u is NaN, outside [0, 1], or neither a number nor a tensor of real numbers;
+        or the pattern exists only on a clock.
         """
-        progress = torch.as_tensor(u, dtype=torch.float64)
+        if not isinstance(u, Real) and (not isinstance(u, Tensor) or u.is_complex()):
+            kind = str(u.dtype) if isinstance(u, Tensor) else type(u).__name__
+            raise ScheduleError(
+                f"progress is a number in [0, 1], or a torch tensor of such numbers; got {kind}; "
+                "an array becomes a tensor by torch.as_tensor(u)"
+            )
+        progress = torch.as_tensor(u if isinstance(u, Tensor) else float(u), dtype=torch.float64)
         outside = ~((progress >= 0) & (progress <= 1))
         if outside.any():
             where = tuple(outside.nonzero()[0].tolist())
@@ -95,25 +103,25 @@ class Schedule(ABC):
         DepthWarning: fewer than two points a stage, for a pattern of more than one stage.
         """
         n = whole_number(n, "points", error=ScheduleError)
-        self._judge(n)
+        self._check_stages(n)
         return self._all(n)
 
     def check_clock(self, n: int) -> tuple[float, float]:
         """Raise and warn as `sample(n)` would, without its values; bounds of the values.
 
-        Stricter in one thing: what a limit or float64's end refuses is judged by the pattern's
-        whole range over [0, 1], whether a point of the clock meets it or not.
+        Stricter in one thing: a limit, or a value beyond float64, is refused anywhere in the
+        pattern's range over [0, 1], also where no point of the clock has it.
         """
-        self._judge(n)
+        self._check_stages(n)
         self.part(n, 0, 1)
         return self._range(n)
 
-    def _judge(self, n: int) -> None:
+    def _check_stages(self, n: int) -> None:
         if n < self.stages:
             raise ScheduleError(
-                f"{self} has {count(self.stages, 'stage')} and can't show "
-                f"{'it' if self.stages == 1 else 'them'} on {count(n, 'point')}; "
-                f"use a shorter pattern, or at least {count(self.stages, 'point')}"
+                f"{self} has {with_unit(self.stages, 'stage')} and can't show "
+                f"{'it' if self.stages == 1 else 'them'} on {with_unit(n, 'point')}; "
+                f"use a shorter pattern, or at least {with_unit(self.stages, 'point')}"
             )
         if self.stages > 1 and n < 2 * self.stages:
             warnings.warn(
@@ -124,17 +132,17 @@ class Schedule(ABC):
             )
 
     def part(self, n: int, start: int, stop: int) -> Float64[Tensor, " points"]:
-        """The values l = start..stop-1 of `sample(n)`, without the others; to the last bit or two.
+        """The values l = start..stop-1 of `sample(n)`, equal to them up to the last bit or two.
 
-        Only what `whole_points` counts is evaluated beyond them.
+        Of the other points only those that `whole_points` counts are evaluated.
         """
         return self._on(n, torch.arange(start, min(stop, n)))
 
     def whole_points(self, n: int) -> int:
         """How many points must be evaluated at once before one value on a clock of n is known.
 
-        Each counts once for every part that it goes through. 0 for what is a function of progress
-        alone. A control needs its whole clock, and `nest` the stages of both its patterns.
+        A point counts once for each part of the pattern that is evaluated there. A function of
+        progress alone needs 0, a control its whole clock, and `nest` the stages of both patterns.
         """
         return sum(part.whole_points(n) for part in self._parts())
 
@@ -145,7 +153,7 @@ class Schedule(ABC):
 
     @property
     def clock_only(self) -> bool:
-        """Whether only `sample` defines the values: so it is for shuffled, uniform and inverted."""
+        """Whether the values exist only on a clock, as those of the three controls do."""
         return False
 
     def amplitude(self, a: float | int) -> Schedule:
@@ -195,16 +203,16 @@ class Schedule(ABC):
     def __repr__(self) -> str:
         return f"schedule({str(self)!r})"
 
-    # Below is what patterns and operations define. A clock may have fewer points than stages here:
-    # only `sample` judges that.
+    # Patterns and operations define the methods below. A clock may have fewer points than stages
+    # here; only `sample` and `check_clock` refuse that.
 
     @abstractmethod
     def _at(self, u: Tensor) -> Tensor:
         """Values at float64 progress of any shape."""
 
-    def _on(self, n: int, places: Tensor) -> Tensor:
-        """Values at some places (0..n-1) on the clock of n points."""
-        return self._at(places.double() / max(n - 1, 1))
+    def _on(self, n: int, points: Tensor) -> Tensor:
+        """Values at some of the points 0..n-1 of a clock of n points."""
+        return self._at(points.double() / max(n - 1, 1))
 
     def _all(self, n: int) -> Tensor:
         """Values on the whole clock of n points."""
@@ -214,22 +222,22 @@ class Schedule(ABC):
     def _range(self, n: int | None) -> tuple[float, float]:
         """The closed range of the values over [0, 1]; n is the clock's, None without one."""
 
-    def _kept(self, key: tuple[Any, ...], make: Callable[[], Kept]) -> Kept:
-        """What `make` gives, computed once for a key: a range, a mean or an order on a clock.
+    def _cached(self, key: tuple[Any, ...], make: Callable[[], Cached]) -> Cached:
+        """What `make` returns, computed once for a key: a range, a mean or an order on a clock.
 
-        Without it, operations inside each other would ask those below them again and again, twice
-        as often with each level.
+        Without the cache, each operation would ask the one inside it twice, so that the time would
+        double with each level.
         """
-        kept = self.__dict__.setdefault("_known", {})
-        if key not in kept:
-            if len(kept) >= _MOST_KEPT:
-                kept.clear()
-            kept[key] = make()
-        value: Kept = kept[key]
+        cached = self.__dict__.setdefault("_cache", {})
+        if key not in cached:
+            if len(cached) >= _MOST_CACHED:
+                cached.clear()
+            cached[key] = make()
+        value: Cached = cached[key]
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+        return {name: value for name, value in self.__dict__.items() if name != "_cache"}
 
     def _parts(self) -> tuple[Schedule, ...]:
         return ()
@@ -240,27 +248,27 @@ class Schedule(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Raise a ScheduleError for arguments that the pattern has no place for."""
+        """Raise a ScheduleError for arguments that the pattern doesn't take."""
 
     def __post_init__(self) -> None:
         self._check()
         if (size := self.size()) > _LARGEST_TREE:
             raise ScheduleError(
-                f"this pattern is made of {size} parts; at most {_LARGEST_TREE} are meant: "
+                f"this pattern is made of {size} parts; at most {_LARGEST_TREE} are allowed: "
                 "merge operations that follow each other"
             )
         if self.stages > _MOST_STAGES:
             raise ScheduleError(
-                f"{self.name} makes {self.stages} stages; at most {_MOST_STAGES} are meant"
+                f"{self.name} makes {self.stages} stages; at most {_MOST_STAGES} are allowed"
             )
 
 
 def operation(name: str) -> Callable[..., Schedule]:
-    """The operation of that name in the text form; they are defined above this module."""
-    return KNOWN[name]
+    """The operation of that name; `schedules.operations`, which defines it, imports this module."""
+    return PATTERN_CLASSES[name]
 
 
-def count(n: int, what: str) -> str:
+def with_unit(n: int, what: str) -> str:
     """`1 point`, `2 points`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 

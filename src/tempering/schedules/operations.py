@@ -1,4 +1,4 @@
-"""What is done to patterns: values mapped, progress rearranged, controls drawn on a clock."""
+"""Operations on patterns: they map values, rearrange progress, or make controls on a clock."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempering.calls import number, piped, written
+from tempering.calls import call_text, number_text, piped_text
 from tempering.errors import ScheduleError
 from tempering.schedules.base import Schedule, segment
 
 
 @dataclass(frozen=True, repr=False)
 class Operation(Schedule):
-    """A schedule made of another one; with its stages and its range unless it says otherwise."""
+    """A schedule made of another one, with the same stages and range unless overridden."""
 
     inner: Schedule
 
@@ -33,17 +33,17 @@ class Operation(Schedule):
         return (self.inner,)
 
     def _check(self) -> None:
-        """Any pattern will do."""
+        """Any pattern is taken."""
 
     def _range(self, n: int | None) -> tuple[float, float]:
         return self.inner._range(n)
 
     def __str__(self) -> str:
-        return written(self.name, self.inner)
+        return call_text(self.name, self.inner)
 
 
 class Map(Operation):
-    """Each value becomes another, wherever it stands; never falling, so that the range follows."""
+    """Maps each value by a function that never falls, so that it maps the range as well."""
 
     @abstractmethod
     def _map(self, values: Tensor, n: int | None) -> Tensor: ...
@@ -51,11 +51,11 @@ class Map(Operation):
     def _at(self, u: Tensor) -> Tensor:
         return self._map(self.inner._at(u), None)
 
-    def _on(self, n: int, places: Tensor) -> Tensor:
-        return self._map(self.inner._on(n, places), n)
+    def _on(self, n: int, points: Tensor) -> Tensor:
+        return self._map(self.inner._on(n, points), n)
 
     def _range(self, n: int | None) -> tuple[float, float]:
-        return self._kept(("range", n), lambda: self._mapped_range(n))
+        return self._cached(("range", n), lambda: self._mapped_range(n))
 
     def _mapped_range(self, n: int | None) -> tuple[float, float]:
         lo, hi = self._map(torch.tensor(self.inner._range(n), dtype=torch.float64), n).tolist()
@@ -73,24 +73,25 @@ class Amplitude(Map):
     a: float | int
 
     def _map(self, values: Tensor, n: int | None) -> Tensor:
-        positive(values, self)
-        lo, hi = positive(values.new_tensor(self.inner._range(n)), self).log().tolist()
-        if lo == hi:  # a constant has no hottest value: it stands at the middle, 1
+        without_limits(values, self)
+        lo, hi = without_limits(values.new_tensor(self.inner._range(n)), self).log().tolist()
+        if lo == hi:  # a constant maps to the middle, 1
             return torch.ones_like(values)
-        place = ((values.log() - lo) / (hi - lo)).clamp(0, 1)
-        return float(self.a) ** (2 * place - 1)
+        share = ((values.log() - lo) / (hi - lo)).clamp(0, 1)
+        return float(self.a) ** (2 * share - 1)
 
     def __str__(self) -> str:
-        return piped(self.inner, self.name, self.a)
+        return piped_text(self.inner, self.name, self.a)
 
     def _check(self) -> None:
         if not 1 <= self.a < math.inf:
             hint = (
-                f"; to turn a pattern upside down write invert(...)|amplitude({number(1 / self.a)})"
+                "; to turn a pattern upside down write "
+                f"invert(...)|amplitude({number_text(1 / self.a)})"
                 if 0 < self.a < 1
                 else ""
             )
-            raise ScheduleError(f"amplitude takes a >= 1, finite; got {number(self.a)}{hint}")
+            raise ScheduleError(f"amplitude takes a >= 1, finite; got {number_text(self.a)}{hint}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,12 +106,12 @@ class Room(Map):
         return no_new_limit(values**self.f, values, self)
 
     def __str__(self) -> str:
-        return piped(self.inner, self.name, self.f)
+        return piped_text(self.inner, self.name, self.f)
 
     def _check(self) -> None:
         if not 0 <= self.f < math.inf:
             raise ScheduleError(
-                f"room takes f >= 0, finite; got {number(self.f)}; "
+                f"room takes f >= 0, finite; got {number_text(self.f)}; "
                 "a pattern is turned upside down by invert(...)"
             )
         object.__setattr__(self, "f", 0.0 + self.f)
@@ -129,12 +130,13 @@ class Clip(Map):
         return values.clamp(self.lo, self.hi)
 
     def __str__(self) -> str:
-        return piped(self.inner, self.name, self.lo, self.hi)
+        return piped_text(self.inner, self.name, self.lo, self.hi)
 
     def _check(self) -> None:
         if not 0 <= self.lo <= self.hi:
             raise ScheduleError(
-                f"clip takes 0 <= lo <= hi, got lo = {number(self.lo)} and hi = {number(self.hi)}"
+                f"clip takes 0 <= lo <= hi, got lo = {number_text(self.lo)} "
+                f"and hi = {number_text(self.hi)}"
             )
         object.__setattr__(self, "lo", 0.0 + self.lo)
         object.__setattr__(self, "hi", 0.0 + self.hi)
@@ -147,8 +149,8 @@ class Reverse(Operation):
     def _at(self, u: Tensor) -> Tensor:
         return self.inner._at(1 - u)
 
-    def _on(self, n: int, places: Tensor) -> Tensor:
-        return in_order(self.inner, n, n - 1 - places)
+    def _on(self, n: int, points: Tensor) -> Tensor:
+        return in_order(self.inner, n, n - 1 - points)
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,12 +173,12 @@ class Repeat(Operation):
         return self.inner._range(None)
 
     def __str__(self) -> str:
-        return written(self.name, self.inner, self.n)
+        return call_text(self.name, self.inner, self.n)
 
     def _check(self) -> None:
         if self.n < 1:
             raise ScheduleError(f"repeat takes n >= 1 cycles, got {self.n}")
-        on_progress(self.inner, self)
+        refuse_clock_only(self.inner, self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -216,26 +218,26 @@ class Nest(Operation):
         return lo, hi
 
     def _check(self) -> None:
-        on_progress(self.within, self)
+        refuse_clock_only(self.within, self)
 
     def whole_points(self, n: int) -> int:
         pairs = ((self.inner, self.inner.stages), (self.within, self.within.stages))
         return sum(part.size() * k + part.whole_points(k) for part, k in pairs)
 
     def _levels(self) -> Tensor:
-        return self._kept(("levels",), lambda: self.inner._all(self.inner.stages))
+        return self._cached(("levels",), lambda: self.inner._all(self.inner.stages))
 
     def _mean(self) -> float:
-        return self._kept(
+        return self._cached(
             ("mean",), lambda: geometric_mean(self.within._all(self.within.stages), self)
         )
 
     def __str__(self) -> str:
-        return written(self.name, self.inner, self.within)
+        return call_text(self.name, self.inner, self.within)
 
 
 class Control(Operation):
-    """What keeps the values, or the geometric mean, that a pattern has on a clock."""
+    """A control: it keeps the values, or the geometric mean, of a pattern on a clock."""
 
     clock_only = True
 
@@ -255,7 +257,7 @@ class Control(Operation):
         """The geometric mean of the inner pattern on the clock of n points."""
         if n is None:
             raise self._clockless()
-        return self._kept(("mean", n), lambda: geometric_mean(self.inner._all(n), self))
+        return self._cached(("mean", n), lambda: geometric_mean(self.inner._all(n), self))
 
 
 @dataclass(frozen=True, repr=False)
@@ -266,20 +268,20 @@ class Shuffle(Control):
 
     seed: int
 
-    def _on(self, n: int, places: Tensor) -> Tensor:
-        return in_order(self.inner, n, self._kept(("order", n), lambda: self._order(n))[places])
+    def _on(self, n: int, points: Tensor) -> Tensor:
+        return in_order(self.inner, n, self._cached(("order", n), lambda: self._order(n))[points])
 
     def _order(self, n: int) -> Tensor:
-        # Python promises the same random() for a seed in every version; torch doesn't for randperm
+        # Python promises the same random() for a seed in every version; torch doesn't for randperm.
         draw = random.Random(self.seed)
         keys = [draw.random() for _ in range(n)]
         return torch.tensor(sorted(range(n), key=keys.__getitem__), dtype=torch.long)
 
     def __str__(self) -> str:
-        return written(self.name, self.inner, seed=self.seed)
+        return call_text(self.name, self.inner, seed=self.seed)
 
     def _check(self) -> None:
-        if not 0 <= self.seed < 2**53:  # what the text form reads back exactly
+        if not 0 <= self.seed < 2**53:  # whole numbers that the text form reads back exactly
             raise ScheduleError(f"shuffle takes a seed from 0 to 2^53 - 1, got {self.seed}")
 
 
@@ -288,8 +290,8 @@ class Uniform(Control):
     summary = "control: the geometric mean of x over a clock, everywhere"
     example = "uniform(throb(12,3,1,12))"
 
-    def _on(self, n: int, places: Tensor) -> Tensor:
-        return torch.full(places.shape, self._mean(n), dtype=torch.float64)
+    def _on(self, n: int, points: Tensor) -> Tensor:
+        return torch.full(points.shape, self._mean(n), dtype=torch.float64)
 
     def _range(self, n: int | None) -> tuple[float, float]:
         mean = self._mean(n)
@@ -301,30 +303,30 @@ class Invert(Control):
     summary = "control: x upside down, its geometric mean over a clock squared over x"
     example = "invert(throb(12,3,1,12))"
 
-    def _on(self, n: int, places: Tensor) -> Tensor:
+    def _on(self, n: int, points: Tensor) -> Tensor:
         mean = self._mean(n)
-        return mean * (mean / self.inner._on(n, places))
+        return mean * (mean / self.inner._on(n, points))
 
     def _range(self, n: int | None) -> tuple[float, float]:
         mean = self._mean(n)
-        lo, hi = self._kept(("range", n), lambda: self.inner._range(n))
+        lo, hi = self._cached(("range", n), lambda: self.inner._range(n))
         return mean * (mean / hi), mean * (mean / lo)
 
 
-def in_order(inner: Schedule, n: int, places: Tensor) -> Tensor:
-    """Values at places in any order, each the very one that the clock has there.
+def in_order(inner: Schedule, n: int, points: Tensor) -> Tensor:
+    """Values at points in any order, bit for bit those of the clock.
 
-    Read from the start of the clock on, because the last bit of a vectorized power depends on
-    where in its tensor a number stands.
+    They are evaluated in the order of the clock, because the last bit of a vectorized power
+    depends on the position of a number in its tensor.
     """
-    values = torch.empty(places.shape, dtype=torch.float64)
-    ordered, index = places.sort()
+    values = torch.empty(points.shape, dtype=torch.float64)
+    ordered, index = points.sort()
     values[index] = inner._on(n, ordered)
     return values
 
 
-def on_progress(inner: Schedule, operation: Schedule) -> None:
-    """Refuse what exists only on a clock where it would be read at other points."""
+def refuse_clock_only(inner: Schedule, operation: Schedule) -> None:
+    """ScheduleError for a pattern that exists only on a clock, in an operation off the clock."""
     if inner.clock_only:
         raise ScheduleError(
             f"{operation.name} reads its pattern at points of its own, but {inner} exists only on "
@@ -332,8 +334,8 @@ def on_progress(inner: Schedule, operation: Schedule) -> None:
         )
 
 
-def positive(values: Tensor, operation: Schedule) -> Tensor:
-    """The values, none of them a limit: a logarithm is taken next."""
+def without_limits(values: Tensor, operation: Schedule) -> Tensor:
+    """The values; ScheduleError where one is a limit, which has no logarithm."""
     if not bool(((values > 0) & values.isfinite()).all()):
         raise ScheduleError(
             f"{operation.name} works on logarithms and takes values > 0, finite; {operation} has "
@@ -344,12 +346,12 @@ def positive(values: Tensor, operation: Schedule) -> Tensor:
 
 def geometric_mean(values: Tensor, operation: Schedule) -> float:
     """exp(mean(log values)); exact where all are one value."""
-    lo, hi = positive(values, operation).aminmax()
+    lo, hi = without_limits(values, operation).aminmax()
     return values.log().mean().exp().clamp(lo, hi).item()
 
 
 def no_new_limit(values: Tensor, source: Tensor, operation: Schedule) -> Tensor:
-    """The values, unless one became 0 or inf where its source is neither: float64 ends there."""
+    """The values; ScheduleError where float64 made one 0 or inf whose source is neither."""
     limit = (values == 0) | values.isinf()
     if bool((limit & (source > 0) & source.isfinite()).any()):
         raise ScheduleError(f"{operation} goes beyond the numbers that float64 holds")

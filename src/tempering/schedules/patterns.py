@@ -1,4 +1,4 @@
-"""The patterns themselves: schedules given by their numbers."""
+"""The patterns: schedules that are given by numbers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tempering.calls import number, written
+from tempering.calls import call_text, number_text
 from tempering.errors import ScheduleError
-from tempering.schedules.base import ROUNDING, Schedule, count, segment
+from tempering.schedules.base import ROUNDING, Schedule, segment, with_unit
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,13 +32,13 @@ class Pattern(Schedule):
         return min(self.values), max(self.values)
 
     def __str__(self) -> str:
-        return written(self.name, *self.values)
+        return call_text(self.name, *self.values)
 
     def _check(self) -> None:
         if not self.fewest <= len(self.values) <= self.most:
             more = "" if self.fewest == self.most else " or more"
             raise ScheduleError(
-                f"{self.signature} takes {count(self.fewest, 'number')}{more}, "
+                f"{self.signature} takes {with_unit(self.fewest, 'number')}{more}, "
                 f"got {len(self.values)}"
             )
         for i, value in enumerate(self.values, 1):
@@ -49,9 +49,9 @@ class Pattern(Schedule):
                 high = "inf included" if self.infinite else "finite"
                 raise ScheduleError(
                     f"{self.signature} takes values {low}, {high}; "
-                    f"got {number(value)} as its number {i}"
+                    f"got {number_text(value)} as its number {i}"
                 )
-        # 0.0 + -0.0 is 0.0: a minus would show in the text form
+        # 0.0 + -0.0 is 0.0, without the minus that the text form would show.
         object.__setattr__(self, "values", tuple(0.0 + float(value) for value in self.values))
 
 
@@ -66,7 +66,7 @@ class Throb(Pattern):
         last = len(self.values) - 1
         index, t = segment(u, last, ROUNDING)
         a, b = stages[index], stages[(index + 1).clamp(max=last)]
-        # a^(1-t) b^t is exact at the stages; the clamp only takes back its last rounding between
+        # a^(1-t) b^t is exact at the stages; between them the clamp undoes roundings beyond a or b.
         return (a ** (1 - t) * b**t).clamp(torch.minimum(a, b), torch.maximum(a, b))
 
 
@@ -87,7 +87,7 @@ class HotToCold(Geometric):
         if not (a > b if self.falls else a < b):
             raise ScheduleError(
                 f"{self.signature} starts {'hotter' if self.falls else 'colder'} than it ends, "
-                f"got {number(a)} then {number(b)}; swap them"
+                f"got {number_text(a)} then {number_text(b)}; swap them"
             )
 
 

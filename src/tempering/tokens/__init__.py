@@ -1,20 +1,20 @@
-"""Scale 3, tokens: a policy says the temperature of the next token; engines adapt it.
+"""Scale 3, tokens: a policy says the temperature of the next token; engines apply it.
 
-The core knows no engine: `temper_logits(policy, logits, states)`, with states made from token ids
-by `policy.state(prompt, generated)`. Importing this package imports torch, but not transformers:
-`TemperingLogitsProcessor` does, on first use.
+The core, `temper_logits(policy, logits, states)`, knows no engine; its states are made from token
+ids by `policy.state(prompt, generated)`. Importing this package imports torch; transformers is
+imported on first use of `TemperingLogitsProcessor`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tempering.tokens.contract import check_engine
+from tempering.tokens.engine_check import check_engine
 from tempering.tokens.grammar import POLICIES, parse_policy
-from tempering.tokens.order import effective_order
 from tempering.tokens.policy import Policy, temper_logits
+from tempering.tokens.processor_order import effective_order
 from tempering.tokens.request import policy_from_request
-from tempering.tokens.state import TokenState
+from tempering.tokens.token_state import TokenState
 from tempering.tokens.trace import Trace, TraceRow
 
 if TYPE_CHECKING:

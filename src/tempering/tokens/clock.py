@@ -1,4 +1,4 @@
-"""A schedule read token by token, at a cost that is known and bounded beforehand."""
+"""A schedule read token by token; what that costs is known beforehand, and bounded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import cached_property
 from tempering.errors import InputError
 from tempering.schedules import Schedule
 
-LONGEST = 2**20  # positions on one clock, as many as the longest contexts
-# Points of patterns that a policy may need at once: those on which a control, such as shuffle, has
-# its order or its mean. As many as the usual longest context; 0.1 s and 1 MB.
+LONGEST = 2**20  # positions on one clock: a million tokens, as many as the longest contexts
+# Points that a policy may need at once: shuffle, uniform and invert take their order or mean over
+# all points of a clock. 131,072 is a usual longest context; so many points take 0.1 s and 1 MB.
 MOST_POINTS = 2**17
-_BLOCK, _BLOCKS = 128, 8  # a clock keeps 8 stretches of 128 values: 32 kB of Python's numbers
+_BLOCK, _BLOCKS = 128, 8  # a clock keeps 8 blocks of 128 values: 32 kB of Python floats
 
 
 @dataclass(frozen=True)
 class Clock:
     """A schedule read at token positions: value l of `length` at position l, then the last one.
 
-    Values are evaluated when they are asked for, a stretch at a time.
+    Values are evaluated when they are asked for, a block at a time.
     """
 
     schedule: Schedule
@@ -39,7 +39,7 @@ class Clock:
         return self.schedule.check_clock(self.length)
 
     def at(self, position: int) -> float:
-        block, place = divmod(min(position, self.length - 1), _BLOCK)
+        block, offset = divmod(min(position, self.length - 1), _BLOCK)
         values = self._blocks.get(block)
         if values is None:
             start = block * _BLOCK
@@ -47,11 +47,11 @@ class Clock:
             if len(self._blocks) >= _BLOCKS:
                 self._blocks.clear()
             self._blocks[block] = values
-        return values[place]
+        return values[offset]
 
     @property
     def most_bytes(self) -> int:
-        """What the points and the stretches of values take: 8 and 32 bytes a number."""
+        """Bytes of the points and of the values kept: 8 a point (float64), 32 a Python float."""
         points = self.schedule.whole_points(self.length)
         return 8 * points + 32 * min(self.length, _BLOCK * _BLOCKS)
 
@@ -64,7 +64,7 @@ def check_points(points: int) -> None:
     """InputError when the patterns of a policy need too many points at once."""
     if points > MOST_POINTS:
         raise InputError(
-            f"the patterns of this policy need {points} points before their first value is known, "
-            f"at most {MOST_POINTS} are meant: shuffle, uniform, invert and nest read their "
-            "patterns whole; give a shorter length"
+            f"the patterns of this policy need {points} points before their first value is known; "
+            f"at most {MOST_POINTS} are allowed: shuffle, uniform, invert and nest evaluate "
+            "their whole clock; give a shorter length"
         )

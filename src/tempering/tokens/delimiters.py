@@ -7,48 +7,52 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from tempering.errors import InputError, TemperingWarning
-from tempering.tokens.known import KNOWN, Header, Known, Mark
-from tempering.tokens.pieces import Pieces
-
-__all__ = ["KNOWN", "Delimiters", "Header", "Mark", "check_producible", "chosen", "named"]
+from tempering.tokens.known_delimiters import KNOWN_DELIMITERS, Delimiter, Header, KnownDelimiters
+from tempering.tokens.token_bytes import TokenBytes
 
 
-class Delimiters(NamedTuple):
-    """Openers and closers of one phase. named: by the tokenizer, rather than assumed."""
+class PhaseDelimiters(NamedTuple):
+    """Openers and closers of one phase.
 
-    opens: tuple[Mark, ...]
-    closes: tuple[Mark, ...]
+    named: whether the tokenizer names them; otherwise they are assumed.
+    """
+
+    opens: tuple[Delimiter, ...]
+    closes: tuple[Delimiter, ...]
     named: bool = True
 
 
-def texts_of(mark: Mark) -> tuple[str, ...]:
+def texts_of(delimiter: Delimiter) -> tuple[str, ...]:
     """The texts that a delimiter is made of."""
-    if isinstance(mark, Header):
-        return mark.parts
-    return (mark,) if isinstance(mark, str) else ()
+    if isinstance(delimiter, Header):
+        return delimiter.parts
+    return (delimiter,) if isinstance(delimiter, str) else ()
 
 
-def named(phase: str, pieces: Pieces, tokenizer: Any) -> Delimiters:
-    """The known delimiters that the tokenizer's vocabulary or chat template names; perhaps none."""
+def named_delimiters(phase: str, token_bytes: TokenBytes, tokenizer: Any) -> PhaseDelimiters:
+    """The known delimiters that the tokenizer's vocabulary or chat template names, or none."""
     template = str(getattr(tokenizer, "chat_template", None) or "")
 
     def says(text: str) -> bool:
-        return text in template or pieces.has_token(text)
+        return text in template or token_bytes.has_token(text)
 
-    found = [k for k in KNOWN[phase] if any(all(map(says, group)) for group in k.named_by)]
-    return _joined(found)
+    return _joined(
+        known
+        for known in KNOWN_DELIMITERS[phase]
+        if any(all(map(says, group)) for group in known.named_by)
+    )
 
 
-def chosen(phase: str, pieces: Pieces, tokenizer: Any) -> Delimiters:
+def delimiters_of(phase: str, token_bytes: TokenBytes, tokenizer: Any) -> PhaseDelimiters:
     """The delimiters of a known phase for this tokenizer.
 
-    Where it names none, the first known pair is looked for as text, with a warning: a model that
-    writes another would never be in the phase, and nobody would be told.
+    Where it names none, the first known pair is looked for as text. A warning says so, because a
+    model that writes another pair is never in the phase.
     """
-    found = named(phase, pieces, tokenizer)
-    if found.opens:
-        return found
-    assumed = _joined(KNOWN[phase][:1])._replace(named=False)
+    known = named_delimiters(phase, token_bytes, tokenizer)
+    if known.opens:
+        return known
+    assumed = _joined(KNOWN_DELIMITERS[phase][:1])._replace(named=False)
     if phase != "code":  # fences are the same for all models
         opener, closer = assumed.opens[0], assumed.closes[0]
         warnings.warn(
@@ -62,31 +66,31 @@ def chosen(phase: str, pieces: Pieces, tokenizer: Any) -> Delimiters:
     return assumed
 
 
-def _joined(entries: Iterable[Known]) -> Delimiters:
+def _joined(entries: Iterable[KnownDelimiters]) -> PhaseDelimiters:
     entries = list(entries)
-    return Delimiters(
-        tuple(dict.fromkeys(mark for entry in entries for mark in entry.opens)),
-        tuple(dict.fromkeys(mark for entry in entries for mark in entry.closes)),
+    return PhaseDelimiters(
+        tuple(dict.fromkeys(delimiter for entry in entries for delimiter in entry.opens)),
+        tuple(dict.fromkeys(delimiter for entry in entries for delimiter in entry.closes)),
     )
 
 
-def check_producible(mark: Mark, pieces: Pieces) -> None:
+def check_producible(delimiter: Delimiter, token_bytes: TokenBytes) -> None:
     """Refuse a delimiter that this tokenizer can't produce."""
-    for text in texts_of(mark):
-        if text in pieces.tags:
+    for text in texts_of(delimiter):
+        if text in token_bytes.tags:
             continue
-        ids = pieces.tokenizer.encode(text, add_special_tokens=False)
-        made = pieces.join(ids)
+        ids = token_bytes.tokenizer.encode(text, add_special_tokens=False)
+        made = token_bytes.join(ids)
         if text.encode() not in made:
             raise InputError(
                 f"this tokenizer can't produce the delimiter {text!r}: encoding it gives "
                 f"{made.decode(errors='replace')!r}; give the delimiter as the model writes it, "
                 "or as ids(...)"
             )
-    for token in mark if isinstance(mark, tuple) else ():
-        if not 0 <= token < pieces.size:
+    for token in delimiter if isinstance(delimiter, tuple) else ():
+        if not 0 <= token < token_bytes.size:
             raise InputError(
-                f"this tokenizer can't produce the delimiter ids{mark}: it has ids "
-                f"0..{pieces.size - 1}, not {token}; ids differ between model versions, so "
+                f"this tokenizer can't produce the delimiter ids{delimiter}: it has ids "
+                f"0..{token_bytes.size - 1}, not {token}; ids differ between model versions, so "
                 "prefer the text"
             )

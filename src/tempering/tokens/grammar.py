@@ -1,4 +1,4 @@
-"""The text form of policies: what the calls of `tempering.calls` mean here.
+"""The text form of policies: makes policies from the calls that `tempering.calls` reads.
 
 A policy is a call of one of `POLICIES`; its patterns are those of `tempering.schedules`. In
 `phases(...)` each argument names a phase, and `between(x, "opener", "closer")` states delimiters.
@@ -9,23 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tempering.calls import Argument, Call, Grammar, Readers, bind, number
+from tempering.calls import Argument, CallNode, Grammar, Readers, bind, number_text
 from tempering.errors import ScheduleError
 from tempering.schedules import PATTERNS, Schedule, as_schedule, schedule_of
-from tempering.tokens import targeted as targeted  # whose policies are KNOWN once it is imported
-from tempering.tokens.clock import check_points
-from tempering.tokens.delimiters import Mark
-from tempering.tokens.phases import Phases, Span
-from tempering.tokens.policy import KNOWN, Constant, Operation, Policy
 
-# A request's policy is a line, not a document: sixty phases with a schedule each fit.
+# Imported for its policies, which are in POLICY_CLASSES from then on.
+from tempering.tokens import targeted as targeted
+from tempering.tokens.clock import check_points
+from tempering.tokens.known_delimiters import Delimiter
+from tempering.tokens.phases import Phases, Span
+from tempering.tokens.policy import POLICY_CLASSES, ConstantPolicy, Policy, PolicyOperation
+
+# Requests bring policies, so their size is bounded; sixty phases with a schedule each fit.
 _GRAMMAR = Grammar("policy", ScheduleError, strings=True, calls=500, characters=10_000)
 
 # name -> (signature, what it does, an example that parses)
 POLICIES: dict[str, tuple[str, str, str]] = {
     kind.name: (kind.signature, kind.summary, kind.example)
     for kind in sorted(
-        KNOWN.values(), key=lambda kind: (kind is not Phases, issubclass(kind, Operation))
+        POLICY_CLASSES.values(),
+        key=lambda kind: (kind is not Phases, issubclass(kind, PolicyOperation)),
     )
 }
 
@@ -47,7 +50,7 @@ def parse_policy(text: str, tokenizer: Any = None) -> Policy:
     ------
     ScheduleError: names the column, with a caret under it, and says what is known or expected.
     InputError: a delimiter that the tokenizer can't produce, phases without a tokenizer, or
-    patterns that together take too much time and memory.
+    patterns that together need too many points at once.
     """
     return _Builder(tokenizer).policy(_GRAMMAR.read(text))
 
@@ -57,7 +60,7 @@ class _Builder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.points = 0  # of patterns that are evaluated at once, in the whole text
+        self.points = 0  # that the patterns of the whole text need at once
         self.readers: Readers = {
             "Policy": lambda argument, what: self.policy(argument.call(what, "policy")),
             "Schedule": _pattern,
@@ -66,10 +69,10 @@ class _Builder:
             "int | None": Argument.whole,
         }
 
-    def policy(self, call: Call) -> Policy:
+    def policy(self, call: CallNode) -> Policy:
         if call.name == Phases.name:
             return call.made(lambda: Phases(self.spans(call), self.tokenizer))
-        kind = KNOWN.get(call.name)
+        kind = POLICY_CLASSES.get(call.name)
         if kind is None:
             if call.name in PATTERNS:
                 raise call.complaint(
@@ -84,7 +87,7 @@ class _Builder:
             call.made(lambda: check_points(self.points))
         return call.made(lambda: make(*bound))
 
-    def spans(self, call: Call) -> tuple[tuple[str, Span], ...]:
+    def spans(self, call: CallNode) -> tuple[tuple[str, Span], ...]:
         spans: dict[str, Span] = {}
         for argument in call.arguments:
             name = argument.keyword
@@ -97,14 +100,14 @@ class _Builder:
 
     def span(self, name: str, argument: Argument) -> Span:
         given = argument.value
-        if not (isinstance(given, Call) and given.name == "between"):
+        if not (isinstance(given, CallNode) and given.name == "between"):
             return Span(self.phase_policy(name, argument))
         signature = 'between(x, "opener", "closer")'
         if not 2 <= len(given.arguments) <= 3:
             raise given.complaint(f"{signature} takes 2 or 3 arguments")
-        inner, *marks = given.arguments
-        read = [_mark(mark, signature) for mark in marks]
-        return Span(self.phase_policy(name, inner), (read[0],), tuple(read[1:]))
+        inner, *rest = given.arguments
+        opener, *closers = [_delimiter(argument, signature) for argument in rest]
+        return Span(self.phase_policy(name, inner), (opener,), tuple(closers))
 
     def phase_policy(self, name: str, argument: Argument) -> Policy:
         given = argument.value
@@ -112,13 +115,15 @@ class _Builder:
             raise argument.complaint(f"phases: {name} takes a number or a policy")
         if isinstance(given, float):
             if not given >= 0:
-                raise argument.complaint(f"phases: {name} takes T in 0..inf, got {number(given)}")
-            return Constant(given)
+                raise argument.complaint(
+                    f"phases: {name} takes T in 0..inf, got {number_text(given)}"
+                )
+            return ConstantPolicy(given)
         return self.policy(given)
 
 
 def _pattern(argument: Argument, what: str) -> Schedule:
-    if isinstance(argument.value, Call):
+    if isinstance(argument.value, CallNode):
         return schedule_of(argument.value)
     if isinstance(argument.value, str):
         raise argument.complaint(f"{what} takes a number or a pattern")
@@ -126,11 +131,11 @@ def _pattern(argument: Argument, what: str) -> Schedule:
     return argument.made(lambda: as_schedule(given))
 
 
-def _mark(argument: Argument, signature: str) -> Mark:
+def _delimiter(argument: Argument, signature: str) -> Delimiter:
     given = argument.value
     if argument.keyword is None and isinstance(given, str):
         return given
-    if isinstance(given, Call) and given.name == "ids" and given.arguments:
+    if isinstance(given, CallNode) and given.name == "ids" and given.arguments:
         ids = [each.whole("ids(...)") for each in given.arguments]
         if min(ids) < 0:
             raise argument.complaint("token ids are 0 or more")

@@ -1,4 +1,4 @@
-"""Rows of token ids -> the requests' states, keyed on the tokens and never on the calls."""
+"""The states of rows of token ids, found by the tokens of a row and not by the order of calls."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from numpy.typing import NDArray
 
 from tempering.errors import InputError, RefusedError
 from tempering.tokens.policy import Policy
-from tempering.tokens.state import TokenState
+from tempering.tokens.token_state import TokenState
 
 
 class Reading(NamedTuple):
-    """The state of each row, and which row of the call before it continues (None: rebuilt)."""
+    """The state of each row, and the row of the call before that it continues (None: rebuilt)."""
 
     states: list[TokenState]
     parents: list[int | None]
 
 
 class Histories:
-    """Follows rows that grow token by token, and finds them again when they move.
+    """The states of rows that grow token by token, also when rows change places.
 
-    A row that continues a row of the call before (its own place or another's, as beams do)
-    advances that row's state by one token. Any other row (a rewind, a first call) is rebuilt from
-    its tokens. Either way the state is the same, so calls may repeat, skip or go back.
+    Where a row continues a row of the call before, at the same index or (in beam search) at
+    another, that row's state is advanced by one token. The state of any other row (in a first call,
+    after a rewind) is rebuilt from its tokens. Both ways give the same state, so calls may repeat,
+    skip or go back.
 
     Parameters
     ----------
@@ -61,8 +62,9 @@ class Histories:
                 state = self.policy.advance(self._states[parent], int(rows[row, -1]))
                 if state.sample != sample:
                     raise RefusedError(
-                        f"{self.policy}: row {row} continues what was row {parent}, so a "
-                        "temperature for each row has no meaning; sample without beams"
+                        f"{self.policy}: row {row} continues what was row {parent}, as in beam "
+                        "search, where a temperature for each sample has no meaning; sample "
+                        "without beams"
                     )
             else:
                 key = (rows[row].tobytes(), sample)
@@ -84,17 +86,17 @@ class Histories:
             return [None] * len(rows)
         if len(rows) == len(before) and np.array_equal(rows[:, :-1], before):
             return list(range(len(rows)))
-        places: dict[bytes, int] = {}
-        for place, row in enumerate(before):
-            places.setdefault(row.tobytes(), place)
-        found: list[int | None] = []
-        for place, row in enumerate(rows[:, :-1]):
-            stayed = place < len(before) and np.array_equal(row, before[place])
-            found.append(place if stayed else places.get(row.tobytes()))
-        return found
+        index_of: dict[bytes, int] = {}
+        for index, row in enumerate(before):
+            index_of.setdefault(row.tobytes(), index)
+        parents: list[int | None] = []
+        for index, row in enumerate(rows[:, :-1]):
+            stayed = index < len(before) and np.array_equal(row, before[index])
+            parents.append(index if stayed else index_of.get(row.tobytes()))
+        return parents
 
     def _samples(self, rows: NDArray[np.int64]) -> list[int]:
-        """Which sample each row is; generate() lays the samples of a prompt out side by side."""
+        """Which sample each row is: generate() puts the samples of a prompt side by side."""
         n = self.policy.samples
         if n is None:
             return [0] * len(rows)

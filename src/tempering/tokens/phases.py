@@ -12,32 +12,37 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tempering.calls import number
+from tempering.calls import number_text
 from tempering.errors import InputError
-from tempering.tokens.delimiters import KNOWN, Mark, check_producible, chosen, named
-from tempering.tokens.pieces import Pieces, pieces_of
-from tempering.tokens.policy import Constant, Operation, Policy
-from tempering.tokens.state import TokenState
-from tempering.tokens.tracker import Meaning, Tracker
+from tempering.tokens.delimiters import check_producible, delimiters_of, named_delimiters
+from tempering.tokens.known_delimiters import KNOWN_DELIMITERS, Delimiter
+from tempering.tokens.phase_tracker import Meaning, Tracker
+from tempering.tokens.policy import ConstantPolicy, Policy, PolicyOperation
+from tempering.tokens.token_bytes import TokenBytes, token_bytes_of
+from tempering.tokens.token_state import TokenState
 from tempering.tokens.turns import turns_of
 
-BASE = "answer"  # the phase of everything outside the others
+BASE = "answer"  # the phase of everything outside the other phases
 
 
 @dataclass(frozen=True)
 class Span:
-    """One phase: its policy, and its delimiters where the text form states them."""
+    """The settings of one phase: its policy, and its delimiters where the text form states them."""
 
     policy: Policy
-    opens: tuple[Mark, ...] = ()
-    closes: tuple[Mark, ...] = ()
+    opens: tuple[Delimiter, ...] = ()
+    closes: tuple[Delimiter, ...] = ()
 
     def __str__(self) -> str:
         inner = self.policy
-        text = number(inner.T) if isinstance(inner, Constant) else str(inner)
-        return f"between({', '.join([text, *map(_quoted, self._marks())])})" if self.opens else text
+        text = number_text(inner.T) if isinstance(inner, ConstantPolicy) else str(inner)
+        return (
+            f"between({', '.join([text, *map(_quoted, self._delimiters())])})"
+            if self.opens
+            else text
+        )
 
-    def _marks(self) -> tuple[Mark, ...]:
+    def _delimiters(self) -> tuple[Delimiter, ...]:
         return (*self.opens, *self.closes)
 
 
@@ -45,11 +50,11 @@ class Span:
 class Phases(Policy):
     """A policy for each phase, told apart by delimiters in the text.
 
-    Outside all other phases is `answer`. Phases nest, and the innermost open one counts. A phase
-    opened in the prompt or by its template is open when generation begins; phases of earlier
-    turns are not. A phase may be reopened; one never closed lasts. A delimiter split over several
-    tokens counts from its last token on, and a delimiter's own tokens belong to the phase that
-    they end. The clock of a phase's policy counts the tokens generated in that phase.
+    Everything outside the other phases is `answer`. Phases nest, and the innermost open one counts.
+    A phase opened in the last turn of the prompt is open when generation begins; phases of earlier
+    turns are not. A phase may be reopened; one that is never closed lasts to the end of the turn. A
+    delimiter of several tokens counts from its last token on, and its tokens belong to the phase
+    that they end. The clock of a phase's policy counts the tokens generated in that phase.
 
     Parameters
     ----------
@@ -78,10 +83,13 @@ class Phases(Policy):
             )
         for name, span in self.spans:
             if name == BASE and span.opens:
-                raise InputError(f"{BASE} is what lies outside the other phases; give it no marks")
-            if name != BASE and not span.opens and name not in KNOWN:
                 raise InputError(
-                    f"the phase {name!r} has no known delimiters (known: {', '.join(KNOWN)}); "
+                    f"{BASE} is everything outside the other phases; give it no delimiters"
+                )
+            if name != BASE and not span.opens and name not in KNOWN_DELIMITERS:
+                raise InputError(
+                    f"the phase {name!r} has no known delimiters (phases that have: "
+                    f"{', '.join(KNOWN_DELIMITERS)}); "
                     f'give them: {name}=between(0.7, "<{name}>", "</{name}>")'
                 )
             if isinstance(_innermost(span.policy), Phases):
@@ -96,60 +104,66 @@ class Phases(Policy):
     @cached_property
     def tracker(self) -> Tracker:
         """The delimiters, checked against the tokenizer."""
-        pieces = self._pieces()
-        meanings: dict[Mark, Meaning] = {}
+        token_bytes = self._token_bytes()
+        meanings: dict[Delimiter, Meaning] = {}
         for name, span in self.spans:
             if name != BASE:
-                self._add(meanings, name, span, pieces)
-        if pieces is None:
+                self._add(meanings, name, span, token_bytes)
+        if token_bytes is None:
             return Tracker(meanings, None)
-        for mark in meanings:
-            check_producible(mark, pieces)
-        names = [named(phase, pieces, self.tokenizer) for phase in ("thinking", "tool")]
+        for delimiter in meanings:
+            check_producible(delimiter, token_bytes)
+        thinking, tool = (
+            named_delimiters(phase, token_bytes, self.tokenizer) for phase in ("thinking", "tool")
+        )
         if ("thinking", False) in ((name, bool(span.opens)) for name, span in self.spans):
-            # A call ends thinking, with or without its closer: vLLM's parsers of Qwen3, GLM,
-            # Gemma 4, Kimi K2 and DeepSeek V4 all read it so.
-            given = [str(mark) for mark in meanings]
-            for mark in names[1].opens:
-                if mark in meanings or not any(str(mark) in other for other in given):
-                    meaning = meanings.get(mark, Meaning())
-                    meanings[mark] = meaning._replace(ends=("thinking",))
-        openers = [mark for mark, m in meanings.items() if m.opens]
-        closers = [mark for mark, m in meanings.items() if m.closes]
-        for found in names:
-            openers += found.opens
-            closers += found.closes
-        turns = turns_of(pieces, self.tokenizer, openers, closers)
+            # A tool call ends thinking, also where no closer was written: so read vLLM's parsers of
+            # Qwen3, GLM, Gemma 4, Kimi K2 and DeepSeek V4.
+            stated = [str(delimiter) for delimiter in meanings]
+            for delimiter in tool.opens:
+                if delimiter in meanings or not any(str(delimiter) in other for other in stated):
+                    meaning = meanings.get(delimiter, Meaning())
+                    meanings[delimiter] = meaning._replace(ends=("thinking",))
+        openers = [delimiter for delimiter, m in meanings.items() if m.opens]
+        closers = [delimiter for delimiter, m in meanings.items() if m.closes]
+        for named in (thinking, tool):
+            openers += named.opens
+            closers += named.closes
+        turns = turns_of(token_bytes, self.tokenizer, openers, closers)
         for word in turns.tokens:
             meaning = meanings.get(word, Meaning())
             meanings[word] = meaning._replace(turn=True, others=word in turns.others)
         headers = {
             word: Meaning(turn=True, others=word in turns.other_headers) for word in turns.headers
         }
-        return Tracker(meanings, pieces, headers)
+        return Tracker(meanings, token_bytes, headers)
 
     def _add(
-        self, meanings: dict[Mark, Meaning], name: str, span: Span, pieces: Pieces | None
+        self,
+        meanings: dict[Delimiter, Meaning],
+        name: str,
+        span: Span,
+        token_bytes: TokenBytes | None,
     ) -> None:
-        """What the delimiters of one phase mean, beside those of the others."""
+        """Add the delimiters of one phase to those of the others."""
         opens, closes = span.opens, span.closes
         if not opens:
-            found = chosen(name, _need(pieces), self.tokenizer)
-            opens, closes = found.opens, found.closes
-        for mark in opens:
-            meaning = meanings.get(mark, Meaning())
+            known = delimiters_of(name, _need(token_bytes), self.tokenizer)
+            opens, closes = known.opens, known.closes
+        for delimiter in opens:
+            meaning = meanings.get(delimiter, Meaning())
             if meaning.opens is not None:
                 raise InputError(
-                    f"the delimiter {_quoted(mark)} opens both {meaning.opens} and {name}"
+                    f"the delimiter {_quoted(delimiter)} opens both {meaning.opens} and {name}"
                 )
-            meanings[mark] = meaning._replace(opens=name)
-        for mark in closes:
-            meaning = meanings.get(mark, Meaning())
-            meanings[mark] = meaning._replace(closes=(*meaning.closes, name))
+            meanings[delimiter] = meaning._replace(opens=name)
+        for delimiter in closes:
+            meaning = meanings.get(delimiter, Meaning())
+            meanings[delimiter] = meaning._replace(closes=(*meaning.closes, name))
 
-    def _pieces(self) -> Pieces | None:
+    def _token_bytes(self) -> TokenBytes | None:
         if self.tokenizer is not None:
-            return pieces_of(self.tokenizer)
+            return token_bytes_of(self.tokenizer)
         for name, span in self.spans:
             if name != BASE and not all(isinstance(m, tuple) for m in (*span.opens, *span.closes)):
                 _need(None)
@@ -161,12 +175,12 @@ class Phases(Policy):
 
     def start(self, prompt: Sequence[int], *, sample: int = 0) -> TokenState:
         state = TokenState(sample=sample, spent=tuple((name, 0) for name, _ in self.spans))
-        return _placed(self.tracker.begin(state, prompt))
+        return _with_phase(self.tracker.begin(state, prompt))
 
     def advance(self, state: TokenState, token: int) -> TokenState:
         spent = tuple((name, n + (name == state.phase)) for name, n in state.spent)
         after = replace(state, position=state.position + 1, spent=spent)
-        return _placed(self.tracker.follow(after, token))
+        return _with_phase(self.tracker.follow(after, token))
 
     @property
     def samples(self) -> int | None:
@@ -188,7 +202,7 @@ class Phases(Policy):
         if foreign := present - self._policies.keys():
             raise InputError(
                 f"a state is in the phase {foreign.pop()!r}, which {self} doesn't have; make the "
-                "states with this policy's own state(prompt, generated)"
+                "states by state(prompt, generated) of this policy"
             )
         inner = [replace(state, position=dict(state.spent)[state.phase]) for state in states]
         if len(present) == 1:
@@ -205,25 +219,26 @@ class Phases(Policy):
 
 
 def _innermost(policy: Policy) -> Policy:
-    while isinstance(policy, Operation):
+    while isinstance(policy, PolicyOperation):
         policy = policy.inner
     return policy
 
 
-def _placed(state: TokenState) -> TokenState:
+def _with_phase(state: TokenState) -> TokenState:
+    """The state with the phase that its next token is sampled in."""
     return replace(state, phase=(state.opened[-1] if state.opened else "") or BASE)
 
 
-def _need(pieces: Pieces | None) -> Pieces:
-    if pieces is None:
+def _need(token_bytes: TokenBytes | None) -> TokenBytes:
+    if token_bytes is None:
         raise InputError(
             "phases are told apart by the tokenizer's text; give the tokenizer: "
             "parse_policy(text, tokenizer)"
         )
-    return pieces
+    return token_bytes
 
 
-def _quoted(mark: Mark) -> str:
-    if isinstance(mark, tuple):
-        return f"ids({','.join(map(str, mark))})"
-    return json.dumps(str(mark), ensure_ascii=False)
+def _quoted(delimiter: Delimiter) -> str:
+    if isinstance(delimiter, tuple):
+        return f"ids({','.join(map(str, delimiter))})"
+    return json.dumps(str(delimiter), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What every policy is, the ones that look at no logits, and the operations on any of them."""
+"""The class of all policies, the policies that read no logits, and the operations on policies."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from tempering.calls import DEEPEST, number, piped, written
+from tempering.calls import DEEPEST, call_text, number_text, piped_text
 from tempering.errors import InputError, TemperatureError
 from tempering.schedules import Schedule
 from tempering.tokens.clock import LONGEST, Clock
-from tempering.tokens.state import TokenState
-from tempering.tokens.temper import certain, held_by, per_row, tempered, token_energies
+from tempering.tokens.temper import (
+    certain,
+    held_by,
+    logits_at_temperature,
+    one_per_row,
+    token_energies,
+)
+from tempering.tokens.token_state import TokenState
 
-KNOWN: dict[str, type[Policy]] = {}  # name in the text form -> class, in order of definition
+# Name in the text form -> class, in order of definition.
+POLICY_CLASSES: dict[str, type[Policy]] = {}
 
 
 class Policy(ABC):
     """The temperature of the next token, from what is known when it is sampled.
 
     A policy is immutable and holds no state of any request: `state` and `advance` make a
-    `TokenState` from token ids, `temperatures` reads it beside the logits. Engines adapt it, by
-    way of `token_temperatures`.
+    `TokenState` from token ids, `temperatures` reads it beside the logits. Engines apply a policy
+    through `token_temperatures`.
     """
 
     name: ClassVar[str]
@@ -38,7 +45,7 @@ class Policy(ABC):
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         if "name" in cls.__dict__:
-            KNOWN[cls.name] = cls
+            POLICY_CLASSES[cls.name] = cls
 
     @abstractmethod
     def temperatures(
@@ -88,16 +95,16 @@ class Policy(ABC):
 
     @property
     def most_bytes(self) -> int:
-        """How much memory the patterns of the policy may come to hold, at most."""
+        """Bytes that the patterns of the policy may hold, at most."""
         return 0
 
     def room(self, f: float | int) -> Policy:
         """T ** f: deviations from the model's own temperature 1 times f in logs."""
-        return Room(self, f)
+        return RoomPolicy(self, f)
 
     def clip(self, lo: float | int, hi: float | int) -> Policy:
         """T below lo becomes lo, above hi becomes hi."""
-        return Clip(self, lo, hi)
+        return ClipPolicy(self, lo, hi)
 
     @abstractmethod
     def __str__(self) -> str:
@@ -112,22 +119,24 @@ def token_temperatures(
 ) -> Float[Tensor, " batch"]:
     """T of each row, as engines apply it: the policy's, but 1 where one token has p = 1.
 
-    p = 1 stays p = 1: a token that an engine forces, by a logit more than 104 nats above all
-    others, keeps its certainty under every policy, those that would heat until N tokens live among
-    them. A temperature beyond the dtype of the energies is the limit, 0 or inf.
+    So a token that an engine forces, by a logit more than 104 nats above all others, keeps p = 1
+    under every policy, also under `support`, which would heat until N tokens are alive. A
+    temperature beyond the range of the energies' dtype becomes the limit, 0 or inf.
     """
     forced = certain(energies)
     if not bool(forced.any()):
-        return held_by(_of_each(policy, energies, states), energies)
+        return held_by(_checked_temperatures(policy, energies, states), energies)
     result = energies.new_ones(len(energies))
     free = (~forced).nonzero().squeeze(-1)
     if len(free):
         rows = energies[free]
-        result[free] = held_by(_of_each(policy, rows, [states[i] for i in free.tolist()]), rows)
+        result[free] = held_by(
+            _checked_temperatures(policy, rows, [states[i] for i in free.tolist()]), rows
+        )
     return result
 
 
-def _of_each(policy: Policy, energies: Tensor, states: Sequence[TokenState]) -> Tensor:
+def _checked_temperatures(policy: Policy, energies: Tensor, states: Sequence[TokenState]) -> Tensor:
     temperature = policy.temperatures(energies, states)
     if temperature.shape != (len(states),):
         raise InputError(
@@ -161,11 +170,11 @@ def temper_logits(
         raise InputError(f"{len(logits)} rows of logits but {len(states)} states; give one a row")
     energies = token_energies(logits)
     temperature = token_temperatures(policy, energies, states)
-    return tempered(logits, energies, temperature), temperature
+    return logits_at_temperature(logits, energies, temperature), temperature
 
 
 @dataclass(frozen=True, repr=False)
-class Constant(Policy):
+class ConstantPolicy(Policy):
     """The same temperature for every token."""
 
     name, signature = "constant", "constant(T)"
@@ -176,21 +185,21 @@ class Constant(Policy):
 
     def __post_init__(self) -> None:
         if not self.T >= 0:
-            raise TemperatureError(f"constant takes T in 0..inf, got {number(self.T)}")
+            raise TemperatureError(f"constant takes T in 0..inf, got {number_text(self.T)}")
         object.__setattr__(self, "T", 0.0 + float(self.T))
 
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float64[Tensor, " batch"]:
-        return per_row([float(self.T)] * len(states), energies)
+        return one_per_row([float(self.T)] * len(states), energies)
 
     def __str__(self) -> str:
-        return written(self.name, self.T)
+        return call_text(self.name, self.T)
 
 
 @dataclass(frozen=True, repr=False)
-class Scheduled(Policy):
-    """A schedule over the position: T = schedule(u), u = l/(length - 1), held after the end."""
+class SchedulePolicy(Policy):
+    """T = schedule(u) at u = l/(length - 1) for generated token l; the last value after the end."""
 
     name, signature = "schedule", "schedule(pattern, length=N)"
     summary = "any pattern over the first N generated tokens; its last value after them"
@@ -209,19 +218,19 @@ class Scheduled(Policy):
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float64[Tensor, " batch"]:
-        return per_row((self.clock.at(state.position) for state in states), energies)
+        return one_per_row((self.clock.at(state.position) for state in states), energies)
 
     @property
     def most_bytes(self) -> int:
         return self.clock.most_bytes
 
     def __str__(self) -> str:
-        return written(self.name, self.schedule, length=self.length)
+        return call_text(self.name, self.schedule, length=self.length)
 
 
 @dataclass(frozen=True, repr=False)
-class Ladder(Policy):
-    """Another temperature for each of n samples: T_i = a (b/a)^(i/(n-1)), i = 0..n-1."""
+class LadderPolicy(Policy):
+    """A temperature for each of n samples: T_i = a (b/a)^(i/(n-1)), i = 0..n-1."""
 
     name, signature = "ladder", "ladder(a, b, n=N)"
     summary = "sample i of n at a (b/a)^(i/(n-1)): the samples of one prompt from a to b"
@@ -234,7 +243,7 @@ class Ladder(Policy):
     def __post_init__(self) -> None:
         for name, value in (("a", self.a), ("b", self.b)):
             if not 0 < value < math.inf:
-                raise TemperatureError(f"ladder takes {name} > 0, finite; got {number(value)}")
+                raise TemperatureError(f"ladder takes {name} > 0, finite; got {number_text(value)}")
             object.__setattr__(self, name, float(value))
         if not 2 <= self.n <= LONGEST:
             raise InputError(f"ladder takes n = 2 samples or more, got {self.n}")
@@ -253,21 +262,21 @@ class Ladder(Policy):
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float64[Tensor, " batch"]:
-        return per_row((self.rung(state.sample) for state in states), energies)
+        return one_per_row((self.rung(state.sample) for state in states), energies)
 
     def __str__(self) -> str:
-        return written(self.name, self.a, self.b, n=self.n)
+        return call_text(self.name, self.a, self.b, n=self.n)
 
 
 @dataclass(frozen=True, repr=False)
-class Operation(Policy):
-    """A policy whose temperatures are mapped; the requests' states are those of the inner one."""
+class PolicyOperation(Policy):
+    """A policy that maps the temperatures of another, the inner one, whose states it uses."""
 
     inner: Policy
 
     def __post_init__(self) -> None:
         depth, inner = 1, self.inner
-        while isinstance(inner, Operation):
+        while isinstance(inner, PolicyOperation):
             depth, inner = depth + 1, inner.inner
         if depth >= DEEPEST:
             raise InputError(f"more than {DEEPEST} policies inside each other; merge some")
@@ -292,7 +301,7 @@ class Operation(Policy):
 
 
 @dataclass(frozen=True, repr=False)
-class Room(Operation):
+class RoomPolicy(PolicyOperation):
     """T ** f, as the `room` of schedules: f = 0 gives 1 (the model's own), f = 1 the policy."""
 
     name, signature = "room", "x|room(f)"
@@ -304,7 +313,7 @@ class Room(Operation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.f < math.inf:
-            raise InputError(f"room takes f >= 0, finite; got {number(self.f)}")
+            raise InputError(f"room takes f >= 0, finite; got {number_text(self.f)}")
         object.__setattr__(self, "f", 0.0 + float(self.f))
 
     def temperatures(
@@ -313,11 +322,11 @@ class Room(Operation):
         return self.inner.temperatures(energies, states) ** self.f
 
     def __str__(self) -> str:
-        return piped(self.inner, self.name, self.f)
+        return piped_text(self.inner, self.name, self.f)
 
 
 @dataclass(frozen=True, repr=False)
-class Clip(Operation):
+class ClipPolicy(PolicyOperation):
     """T below lo becomes lo, above hi becomes hi."""
 
     name, signature = "clip", "x|clip(lo, hi)"
@@ -331,7 +340,8 @@ class Clip(Operation):
         super().__post_init__()
         if not 0 <= self.lo <= self.hi:
             raise InputError(
-                f"clip takes 0 <= lo <= hi, got lo = {number(self.lo)} and hi = {number(self.hi)}"
+                f"clip takes 0 <= lo <= hi, got lo = {number_text(self.lo)} "
+                f"and hi = {number_text(self.hi)}"
             )
         object.__setattr__(self, "lo", 0.0 + float(self.lo))
         object.__setattr__(self, "hi", 0.0 + float(self.hi))
@@ -342,4 +352,4 @@ class Clip(Operation):
         return self.inner.temperatures(energies, states).clamp(self.lo, self.hi)
 
     def __str__(self) -> str:
-        return piped(self.inner, self.name, self.lo, self.hi)
+        return piped_text(self.inner, self.name, self.lo, self.hi)

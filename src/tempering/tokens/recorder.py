@@ -1,4 +1,7 @@
-"""Remembers what each history was sampled from, until it is known which histories were kept."""
+"""Records what the tokens of each row were sampled from, for the trace of a generate() run.
+
+Which rows are kept, and with which last tokens, is known only from what generate() returns.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempering.errors import InputError
-from tempering.tokens.trace import Step, TraceRow
+from tempering.tokens.trace import TraceRow, TraceStep
 
 
 @dataclass
 class _Node:
     """One history: the step taken from it, and the (raw, tempered) log probabilities of tokens."""
 
-    step: Step | None = None
+    step: TraceStep | None = None
     drawn: dict[int, tuple[float, float]] = field(default_factory=dict)
     children: dict[int, _Node] = field(default_factory=dict)
-    call: int = -1  # the last call that saw it,
-    row: int = -1  # and at which row
+    call: int = -1  # number of the last call with this history
+    row: int = -1  # its row in that call
 
     def child(self, token: int) -> _Node:
         return self.children.setdefault(token, _Node())
 
 
 class Recorder:
-    """A tree of histories. Beams branch in it; what was dropped is never read again.
+    """A tree of histories, in which beams branch; the branches that were dropped are never read.
 
-    Whole rows of log probabilities are kept for the last call only, so the one of a token is
-    looked up when the next call shows it. Tokens that end a sequence may not be shown again (a
-    finished beam is not), so theirs are kept at every step.
+    Whole rows of log probabilities are kept for the last call only: when the next call shows which
+    token was sampled, its log probability is looked up there. Tokens that end a sequence may not be
+    shown (a finished beam isn't passed again), so theirs are kept at every step.
 
     Parameters
     ----------
@@ -56,14 +59,14 @@ class Recorder:
         self.text = text
         self._roots: dict[tuple[bytes, int], _Node] = {}
         self._nodes: list[_Node] = []
-        self._logs: tuple[Tensor, Tensor] | None = None
+        self._last_logs: tuple[Tensor, Tensor] | None = None
         self._call = 0
 
     def record(
         self,
         rows: NDArray[np.int64],
         parents: Sequence[int | None],
-        steps: Sequence[Step],
+        steps: Sequence[TraceStep],
         raw: Float[Tensor, "batch vocab"],
         after: Float[Tensor, "batch vocab"],
     ) -> None:
@@ -78,25 +81,25 @@ class Recorder:
                 node = before.child(token)
             nodes.append(node)
         self._call += 1
-        self._nodes, self._logs = nodes, (raw, after)
+        self._nodes, self._last_logs = nodes, (raw, after)
         ends = list(zip(*(logs[:, self.ends].tolist() for logs in (raw, after))))
         for row, (node, step, (end_raw, end_after)) in enumerate(zip(nodes, steps, ends)):
             node.step, node.call, node.row = step, self._call, row
             node.drawn.update(zip(self.ends, zip(end_raw, end_after)))
 
     def rows(self, sequences: NDArray[np.int64], first: int) -> Iterator[TraceRow]:
-        """The rows of the sequences that generate() returned, numbered from `first`."""
-        for place, sequence in enumerate(sequences):
-            node = self._roots.get(self._key(sequence, place))
+        """The trace rows of the sequences that generate() returned, numbered from `first`."""
+        for index, sequence in enumerate(sequences):
+            node = self._roots.get(self._key(sequence, index))
             for position, token in enumerate(sequence[self.prompt_length :].tolist()):
                 if node is None or node.step is None:
-                    raise self._missing(place, position)
+                    raise self._missing(index, position)
                 if token not in node.drawn:
                     if node.call != self._call:
-                        raise self._missing(place, position)
+                        raise self._missing(index, position)
                     node.drawn[token] = self._looked_up(node, token)
                 yield TraceRow(
-                    first + place,
+                    first + index,
                     position,
                     token,
                     self.text(token),
@@ -104,27 +107,27 @@ class Recorder:
                     *node.drawn[token],
                 )
                 if token in self.ends:
-                    break  # what follows is padding
+                    break  # the rest is padding
                 node = node.children.get(token)
 
-    def _key(self, row: NDArray[np.int64], place: int) -> tuple[bytes, int]:
-        sample = place % self.samples if self.samples else 0
+    def _key(self, row: NDArray[np.int64], index: int) -> tuple[bytes, int]:
+        sample = index % self.samples if self.samples else 0
         return row[: self.prompt_length].tobytes(), sample
 
-    def _walk(self, row: NDArray[np.int64], place: int) -> _Node:
-        node = self._roots.setdefault(self._key(row, place), _Node())
+    def _walk(self, row: NDArray[np.int64], index: int) -> _Node:
+        node = self._roots.setdefault(self._key(row, index), _Node())
         for token in row[self.prompt_length :].tolist():
             node = node.child(token)
         return node
 
     def _looked_up(self, node: _Node, token: int) -> tuple[float, float]:
-        if self._logs is None:
+        if self._last_logs is None:
             raise InputError("no log probabilities were recorded; the trace has no call yet")
-        raw, after = self._logs
+        raw, after = self._last_logs
         return raw[node.row, token].item(), after[node.row, token].item()
 
-    def _missing(self, place: int, position: int) -> InputError:
+    def _missing(self, index: int, position: int) -> InputError:
         return InputError(
-            f"sequence {place}: the trace has no record of the token at position {position}; give "
+            f"sequence {index}: the trace has no record of the token at position {position}; give "
             "complete() what the traced generate() returned, whole and unchanged"
         )

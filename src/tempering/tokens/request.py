@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from tempering.calls import number
+from tempering.calls import number_text
 from tempering.errors import InputError
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.phases import Phases, Span
-from tempering.tokens.policy import Constant, Policy
-from tempering.tokens.targeted import DynaTemp
+from tempering.tokens.policy import ConstantPolicy, Policy
+from tempering.tokens.targeted import DynaTempPolicy
 
 _KEYS = (
     "tempering",
@@ -44,11 +44,11 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
 
     Raises
     ------
-    InputError: an unknown key, a value of another type or range, or keys that don't go together;
+    InputError: an unknown key, a value of another type or range, or keys that can't be combined;
     names the key.
 
-    Departure: text before and without thinking is the answer; the proposal for vLLM keeps the
-    first temperature until the first thinking has ended.
+    Departure: text before the thinking, or in a reply without thinking, is the answer; in the
+    proposal for vLLM the first temperature holds until the first thinking has ended.
     """
     if not isinstance(request, Mapping):
         raise InputError(f"a request is a mapping of {', '.join(_KEYS)}; got {_shown(request)}")
@@ -61,7 +61,7 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
         if form in request:
             allowed = {form} if form == "tempering" else {form, "temperature"}
             if others := sorted(request.keys() - allowed):
-                raise InputError(f"{form} and {', '.join(others)} don't go together; give one")
+                raise InputError(f"{form} can't be combined with {', '.join(others)}; give one")
     if "tempering" in request:
         text = request["tempering"]
         if not isinstance(text, str):
@@ -93,31 +93,33 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
         exponent = _number(request, "dynatemp_exponent", 1.0)
         if temperature == math.inf:
             raise InputError("temperature inf has no range around it; give a finite temperature")
-        return DynaTemp(width, exponent, temperature)
-    return Constant(temperature)
+        return DynaTempPolicy(width, exponent, temperature)
+    return ConstantPolicy(temperature)
 
 
 def _thinking(thinking: float, answer: float, tokenizer: Any) -> Policy:
-    spans = (("thinking", Span(Constant(thinking))), ("answer", Span(Constant(answer))))
+    spans = (("thinking", Span(ConstantPolicy(thinking))), ("answer", Span(ConstantPolicy(answer))))
     return Phases(spans, tokenizer)
 
 
 def _number(
     request: Mapping[Any, Any], key: str, default: float, most: float = 1e6, where: str = ""
 ) -> float:
-    """A number >= 0 of a request; JSON's true is none, and a text that reads as one is none."""
+    """A number >= 0 of a request. JSON's true is no number, and neither is a text of digits."""
     value = request.get(key, default)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where}{key} is a number, got {_shown(value)}")
     try:
-        found = float(value)
+        result = float(value)
     except OverflowError:  # a whole number of hundreds of digits
         raise InputError(
             f"{where}{key} is beyond the numbers that float64 holds (the limit is written inf)"
         ) from None
-    if not 0 <= found <= most:
-        raise InputError(f"{where}{key} is a number from 0 to {number(most)}, got {_shown(value)}")
-    return found
+    if not 0 <= result <= most:
+        raise InputError(
+            f"{where}{key} is a number from 0 to {number_text(most)}, got {_shown(value)}"
+        )
+    return result
 
 
 def _read(text: str) -> Any:

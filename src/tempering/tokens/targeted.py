@@ -12,24 +12,24 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tempering.calls import number, written
+from tempering.calls import call_text, number_text
 from tempering.errors import InputError, SupportError, TemperatureError
 from tempering.posterior import entropy, temperature_for
 from tempering.schedules import Schedule
-from tempering.schedules.patterns import Constant as ConstantPattern
+from tempering.schedules.patterns import Constant
 from tempering.tokens.clock import Clock
 from tempering.tokens.policy import Policy
-from tempering.tokens.state import TokenState
-from tempering.tokens.temper import per_row
+from tempering.tokens.temper import one_per_row
+from tempering.tokens.token_state import TokenState
 
 
 @dataclass(frozen=True, repr=False)
-class Support(Policy):
+class SupportPolicy(Policy):
     """T such that N tokens stay alive: exp(S(T)) = N, solved for each token.
 
-    Where N can't be had, T is the limit that comes closest: 0 where more than N tokens tie for
-    the maximum, inf where no more than N tokens are unmasked. Where all unmasked tokens tie
-    (a constraint that leaves one token) every T gives the same, and T is reported as 1.
+    Where no T gives N, T is the limit that comes closest: 0 where more than N tokens tie for the
+    maximum, inf where no more than N tokens are unmasked. Where all unmasked tokens tie (as when a
+    constraint leaves one token), every T gives the same posterior, and T is reported as 1.
     """
 
     name, signature = "support", "support(N or pattern, length=L)"
@@ -47,7 +47,8 @@ class Support(Policy):
             )
         if (least := self.clock.range[0]) < 1:
             raise SupportError(
-                f"support is a number of live tokens, 1 or more; {self.pattern} has {number(least)}"
+                f"support is a number of live tokens, 1 or more; {self.pattern} has "
+                f"{number_text(least)}"
             )
 
     @cached_property
@@ -57,12 +58,12 @@ class Support(Policy):
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float64[Tensor, " batch"]:
-        target = per_row((self.clock.at(state.position) for state in states), energies)
+        target = one_per_row((self.clock.at(state.position) for state in states), energies)
         ties = (energies == 0).sum(-1)
         unmasked = (energies < math.inf).sum(-1)
         limit = torch.where(target <= ties, 0.0, math.inf)
         result = torch.where(ties == unmasked, 1.0, limit).double()
-        # Compared as they are solved: a target may round to one of the ends.
+        # In the dtype of the solver, where a target may round to one of the ends.
         target = target.to(energies.dtype)
         solvable = (target > ties) & (target < unmasked)
         if bool(solvable.all()):
@@ -77,16 +78,16 @@ class Support(Policy):
 
     def __str__(self) -> str:
         if self.length is not None:
-            return written(self.name, self.pattern, length=self.length)
-        if isinstance(self.pattern, ConstantPattern):
-            return written(self.name, self.pattern.values[0])
-        return written(self.name, self.pattern)
+            return call_text(self.name, self.pattern, length=self.length)
+        if isinstance(self.pattern, Constant):
+            return call_text(self.name, self.pattern.values[0])
+        return call_text(self.name, self.pattern)
 
 
 def _solved(
     energies: Float[Tensor, "batch vocab"], target: Float[Tensor, " batch"]
 ) -> Float64[Tensor, " batch"]:
-    """The T of each row's target; in float64 where the energies' dtype can't hold one."""
+    """T of each row's target; solved in float64 where the energies' dtype can't reach a target."""
     try:
         return temperature_for(energies, target).double()
     except SupportError:
@@ -94,7 +95,7 @@ def _solved(
 
 
 @dataclass(frozen=True, repr=False)
-class Entropy(Policy):
+class EntropyPolicy(Policy):
     """Entropy-based dynamic temperature: T = T0 * 0.8^(theta/S), S the entropy at T = 1 in nats.
 
     Confident tokens (small S) are sampled colder. Masked tokens are left out of S. theta = 0 or
@@ -111,25 +112,25 @@ class Entropy(Policy):
 
     def __post_init__(self) -> None:
         if not 0 <= self.T0 < math.inf:
-            raise TemperatureError(f"entropy takes T0 >= 0, finite; got {number(self.T0)}")
+            raise TemperatureError(f"entropy takes T0 >= 0, finite; got {number_text(self.T0)}")
         if not 0 <= self.theta < math.inf:
-            raise InputError(f"entropy takes theta >= 0, finite; got {number(self.theta)}")
+            raise InputError(f"entropy takes theta >= 0, finite; got {number_text(self.theta)}")
         object.__setattr__(self, "T0", float(self.T0))
         object.__setattr__(self, "theta", float(self.theta))
 
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float64[Tensor, " batch"]:
-        if self.theta == 0:  # 0/0 where one token is alive
-            return per_row([float(self.T0)] * len(states), energies)
+        if self.theta == 0:  # theta/S is 0/0 where one token is alive
+            return one_per_row([float(self.T0)] * len(states), energies)
         return self.T0 * torch.exp(math.log(0.8) * self.theta / entropy(energies).double())
 
     def __str__(self) -> str:
-        return written(self.name, T0=self.T0, theta=self.theta)
+        return call_text(self.name, T0=self.T0, theta=self.theta)
 
 
 @dataclass(frozen=True, repr=False)
-class DynaTemp(Policy):
+class DynaTempPolicy(Policy):
     """The dynamic temperature of llama.cpp: between T - range and T + range by the entropy.
 
         T = lo + (hi - lo) (S / log n)^exponent,  lo = max(0, T - range),  hi = T + range
@@ -152,7 +153,7 @@ class DynaTemp(Policy):
         for name in ("range", "exponent", "temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
-                    f"dynatemp takes {name} >= 0, finite; got {number(getattr(self, name))}"
+                    f"dynatemp takes {name} >= 0, finite; got {number_text(getattr(self, name))}"
                 )
             object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -167,4 +168,6 @@ class DynaTemp(Policy):
         return lo + width * share**self.exponent
 
     def __str__(self) -> str:
-        return written(self.name, self.range, exponent=self.exponent, temperature=self.temperature)
+        return call_text(
+            self.name, self.range, exponent=self.exponent, temperature=self.temperature
+        )

@@ -18,7 +18,7 @@ def token_energies(logits: Shaped[Tensor, "batch vocab"]) -> Float[Tensor, "batc
     Parameters
     ----------
     logits: a row per request. -inf means "masked", and so does the lowest finite number of the
-        dtype (or of bfloat16), which some libraries write in its place.
+        dtype (or of bfloat16), which some libraries write instead.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def token_energies(logits: Shaped[Tensor, "batch vocab"]) -> Float[Tensor, "batc
     if not logits.is_floating_point():
         raise EnergyError(f"logits must be floating point, got {logits.dtype}; call logits.float()")
     rows = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    top = rows.amax(-1, keepdim=True)  # NaN wins, so NaN, +inf and all-masked rows all show here
+    top = rows.amax(-1, keepdim=True)  # NaN, +inf, or lowest in bad rows
     lowest = max(torch.finfo(logits.dtype).min, torch.finfo(torch.bfloat16).min)
     if not bool((torch.isfinite(top) & (top > lowest)).all()):
         raise _bad_row(rows, top.squeeze(-1), lowest)
@@ -51,21 +51,21 @@ def certain(energies: Float[Tensor, "batch vocab"]) -> Bool[Tensor, " batch"]:
     return (energies <= CERTAIN).sum(-1) == 1
 
 
-def per_row(values: Iterable[float], like: Tensor) -> Float64[Tensor, " batch"]:
-    """Numbers of float64 as a tensor beside another one."""
+def one_per_row(values: Iterable[float], like: Tensor) -> Float64[Tensor, " batch"]:
+    """One number for each row, as a float64 tensor on the device of another."""
     return torch.tensor(list(values), dtype=torch.float64, device=like.device)
 
 
 def held_by(
     temperature: Float[Tensor, " batch"], energies: Float[Tensor, "batch vocab"]
 ) -> Float[Tensor, " batch"]:
-    """Temperatures in the dtype of the energies: what it can't hold is the limit, 0 or inf."""
+    """Temperatures in the dtype of the energies; beyond its normal range they are 0 or inf."""
     kind = torch.finfo(energies.dtype)
     result = temperature.to(energies.dtype)  # above its largest number: inf
     return torch.where((result > 0) & (result < kind.smallest_normal), 0.0, result)
 
 
-def tempered(
+def logits_at_temperature(
     logits: Shaped[Tensor, "batch vocab"],
     energies: Float[Tensor, "batch vocab"],
     temperature: Float[Tensor, " batch"],
@@ -89,24 +89,25 @@ def tempered(
     TemperatureError: negative or NaN; names the row.
     """
     given = logits.to(energies.dtype)
-    known = temperature.tolist()
-    if all(T == 1 for T in known):
+    values = temperature.tolist()
+    if all(T == 1 for T in values):
         return given
-    for row, T in enumerate(known):
+    for row, T in enumerate(values):
         if not T >= 0:
             raise TemperatureError(f"row {row}: the temperature is {T}; it must be 0..inf")
     column = temperature.unsqueeze(-1)
     result = energies / -column
-    if 0 in known:
-        result = torch.where(column == 0, _alive(energies == 0, energies), result)
-    if math.inf in known:
-        result = torch.where(column == math.inf, _alive(energies < math.inf, energies), result)
-    if 1 in known:
+    if 0 in values:
+        result = torch.where(column == 0, _zero_where(energies == 0, energies), result)
+    if math.inf in values:
+        result = torch.where(column == math.inf, _zero_where(energies < math.inf, energies), result)
+    if 1 in values:
         result = torch.where(column == 1, given, result)
     return result
 
 
-def _alive(mask: Tensor, like: Tensor) -> Tensor:
+def _zero_where(mask: Tensor, like: Tensor) -> Tensor:
+    """0 where the mask is True, else -inf."""
     return torch.zeros_like(like).masked_fill(~mask, -math.inf)
 
 

@@ -1,4 +1,4 @@
-"""What was sampled, token by token: phase, temperature, entropies, support, log probabilities."""
+"""The trace of sampled tokens: phase, temperature, entropies, support, log probabilities."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from tempering.errors import InputError
 from tempering.files import replace_atomic
 from tempering.posterior import entropy, support
-from tempering.tokens.state import TokenState
+from tempering.tokens.token_state import TokenState
 
 
-class Step(NamedTuple):
-    """What is known of one token before it is drawn; entropies in nats.
+class TraceStep(NamedTuple):
+    """What a token is sampled from; entropies in nats.
 
     `entropy_before` is at T = 1, on the logits that the policy was given; `entropy_after` and
-    `support` are those of the tempered posterior. Both come before top-k, top-p and min-p.
+    `support` are those of the tempered posterior. Both are taken before top-k, top-p and min-p.
     """
 
     phase: str
@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 
 class TraceRow(NamedTuple):
-    """One sampled token. Log probabilities in nats: `raw` at T = 1, the other at its T."""
+    """One sampled token. Log probabilities are in nats, `log_probability_raw` at T = 1."""
 
     sequence: int
     position: int
@@ -46,12 +46,12 @@ class TraceRow(NamedTuple):
     log_probability: float
 
 
-def measure(
+def trace_steps(
     energies: Float[Tensor, "batch vocab"],
     temperature: Float[Tensor, " batch"],
     states: Sequence[TokenState],
-) -> list[Step]:
-    """The `Step` of each row, from what `temper_logits` works on."""
+) -> list[TraceStep]:
+    """The `TraceStep` of each row, from its energies and its temperature."""
     columns = (
         temperature,
         entropy(energies),
@@ -59,15 +59,15 @@ def measure(
         support(energies, temperature),
     )
     values = torch.stack(columns, -1).tolist()
-    return [Step(state.phase, *row) for state, row in zip(states, values)]
+    return [TraceStep(state.phase, *row) for state, row in zip(states, values)]
 
 
 class Trace:
     """The sampled tokens of one or more runs, in order of sequence and position.
 
-    Engines add rows; `rows()` and `to_parquet()` give them out. In transformers, hand the trace
-    to `TemperingLogitsProcessor` and call `complete(sequences)` with what generate() returned:
-    only then is it known which tokens were drawn last, and which beams were kept.
+    Engines add rows; `rows()` and `to_parquet()` return them. In transformers, give the trace to
+    `TemperingLogitsProcessor`, and call `complete(sequences)` with what generate() returned: only
+    that says which tokens were sampled last, and which beams were kept.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Trace:
         return 1 + max((row.sequence for row in self._rows), default=-1)
 
     def watch(self, recorder: Any) -> None:
-        """Take rows from a recorder, once `complete` says what was drawn (for engines)."""
+        """Take rows from a recorder when `complete` is called (for engines)."""
         if self._recorder is not None and self._recorder is not recorder:
             raise InputError(
                 "this trace still waits for an earlier run: call trace.complete(sequences) with "
@@ -119,7 +119,7 @@ class Trace:
         return [row._asdict() for row in self._rows]
 
     def to_parquet(self, path: str | Path) -> Path:
-        """Write the rows as a Parquet table, whole or not at all; OutputError when it can't."""
+        """Write the rows as a Parquet table, whole or not at all; OutputError where that fails."""
         import pyarrow as pa
         from pyarrow import parquet
 

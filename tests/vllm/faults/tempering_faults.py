@@ -30,10 +30,10 @@ def register() -> None:
     from vllm.v1.sample.logits_processor import builtin
 
     from tempering.tokens import grammar
-    from tempering.tokens.policy import KNOWN, Policy
-    from tempering.tokens.temper import per_row
+    from tempering.tokens.policy import POLICY_CLASSES, Policy
+    from tempering.tokens.temper import one_per_row
 
-    if "fault" in KNOWN:
+    if "fault" in POLICY_CLASSES:
         return
 
     def fault(step: str) -> None:
@@ -75,7 +75,7 @@ def register() -> None:
                 fault("temperature")
             value = {"nan": math.nan, "negative": -1.0}.get(STEPS[int(self.step)], 2.0)
             count = len(states) + 1 if due and self.at("shape") else len(states)
-            return per_row([value if due else 1.0] * count, energies)
+            return one_per_row([value if due else 1.0] * count, energies)
 
         def __str__(self) -> str:
             if self.at("text"):

@@ -11,7 +11,7 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rules import GRAMMAR, KNOWN, Rule, rule_of
-from tempering.calls import Call
+from tempering.calls import CallNode
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 from tempering.schedules import schedule_of
 
@@ -72,7 +72,7 @@ def _over_depth(text: str, plan: Layout) -> Callable[[AttentionLayer], Rule]:
     if call.name not in KNOWN:
         raise call.unknown(KNOWN, "rule")
     level, *rest = call.arguments or (None,)
-    if level is None or not isinstance(level.value, Call):
+    if level is None or not isinstance(level.value, CallNode):
         same = rule_of(call)
         return lambda layer: same
     pattern = level.made(lambda: schedule_of(level.call(call.name, "pattern")))

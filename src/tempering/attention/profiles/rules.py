@@ -29,7 +29,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.limits import COLDEST, HOTTEST
-from tempering.calls import Argument, Call, Grammar, bind, number, numbers, written
+from tempering.calls import (
+    Argument,
+    CallNode,
+    Grammar,
+    bind,
+    call_text,
+    number_arguments,
+    number_text,
+)
 from tempering.errors import ProfileError
 from tempering.posterior import entropy, temperature_for
 
@@ -61,7 +69,7 @@ class Rule(ABC):
             KNOWN[cls.name] = cls
 
     @classmethod
-    def of(cls, call: Call) -> Rule:
+    def of(cls, call: CallNode) -> Rule:
         """The rule of this kind that a call makes."""
         bound = bind(call, cls, _READERS)
         return call.made(lambda: cls(*bound))
@@ -98,17 +106,17 @@ class Held(Rule):
     def __post_init__(self) -> None:
         if not self.least <= self.level < math.inf:
             raise ProfileError(
-                f"{self.name}({number(self.level)}): a held {self.name} is finite and at least "
-                f"{number(self.least)}"
+                f"{self.name}({number_text(self.level)}): a held {self.name} is finite and "
+                f"at least {number_text(self.least)}"
             )
         if not COLDEST <= self.coldest <= self.hottest <= HOTTEST:
             raise ProfileError(
-                f"{self.name}({number(self.level)}): bounds of T lie in {COLDEST:g} to "
+                f"{self.name}({number_text(self.level)}): bounds of T lie in {COLDEST:g} to "
                 f"{HOTTEST:g}, the colder one first; not {self.coldest:g}, {self.hottest:g}"
             )
 
     @classmethod
-    def of(cls, call: Call) -> Rule:
+    def of(cls, call: CallNode) -> Rule:
         if len(call.arguments) == 2 and call.arguments[1].keyword is None:
             raise call.arguments[1].complaint(
                 f"{cls.signature} takes a level, or a level and two bounds of T; a bound alone is "
@@ -118,8 +126,8 @@ class Held(Rule):
 
     def __str__(self) -> str:
         if (self.coldest, self.hottest) == (COLDEST, HOTTEST):
-            return written(self.name, self.level)
-        return written(self.name, self.level, self.coldest, self.hottest)
+            return call_text(self.name, self.level)
+        return call_text(self.name, self.level, self.coldest, self.hottest)
 
     @property
     @abstractmethod
@@ -190,12 +198,12 @@ class Polynomial(Rule):
             raise ProfileError("polynomial(..): give finite coefficients, the highest power first")
 
     @classmethod
-    def of(cls, call: Call) -> Rule:
-        given = numbers(call, cls.signature)
+    def of(cls, call: CallNode) -> Rule:
+        given = number_arguments(call, cls.signature)
         return call.made(lambda: cls(given) if given else cls())
 
     def __str__(self) -> str:
-        return written(self.name, *self.coefficients)
+        return call_text(self.name, *self.coefficients)
 
     def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
         alive = torch.isfinite(logits).any(-1, keepdim=True)
@@ -226,7 +234,7 @@ class LogLength(Rule):
             raise ProfileError(f"log_length({self.trained}): the trained length is at least 2")
 
     def __str__(self) -> str:
-        return written(self.name, self.trained)
+        return call_text(self.name, self.trained)
 
     def of_counts(self, seen: Int[Tensor, "*queries"]) -> Float[Tensor, "*queries"]:
         return (seen.clamp(min=1).double().log() / math.log(self.trained)).clamp(min=1.0)
@@ -240,7 +248,7 @@ def rule(text: str) -> Rule:
     return rule_of(GRAMMAR.read(text))
 
 
-def rule_of(call: Call) -> Rule:
+def rule_of(call: CallNode) -> Rule:
     """The rule that a call of a text makes; `rule` is for whole texts."""
     kind = KNOWN.get(call.name)
     if kind is None:

@@ -31,7 +31,7 @@ def answers(
     from tempering.data.recall import recall
     from tempering.data.recall_pools import WORDINGS
     from tempering.engines.generating.side_by_side import stream
-    from tempering.tokens.policy import Constant
+    from tempering.tokens.policy import ConstantPolicy
 
     place = [wording[0] for wording in WORDINGS].index(WORDING)
     asked = recall(
@@ -44,7 +44,7 @@ def answers(
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids[0]
         length = len(tokenizer(answer, add_special_tokens=False).input_ids)
         texts = ["", ""]
-        greedy = Constant(0)
+        greedy = ConstantPolicy(0)
         with torch.no_grad():
             for step in stream(network, tokenizer, ids, rows, tokens=length, policy=greedy):
                 texts[step.row] += step.text

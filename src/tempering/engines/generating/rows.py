@@ -28,7 +28,7 @@ from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError, TemperatureError
 from tempering.posterior import responsibilities
-from tempering.tokens.ends import end_tokens
+from tempering.tokens.end_tokens import end_tokens
 
 # Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
 _GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685

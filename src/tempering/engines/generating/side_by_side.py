@@ -17,9 +17,8 @@ from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
-from tempering.tokens.ends import end_tokens
-from tempering.tokens.trace import Step as Known
-from tempering.tokens.trace import measure as trace_steps
+from tempering.tokens.end_tokens import end_tokens
+from tempering.tokens.trace import TraceStep, trace_steps
 
 
 class Step(NamedTuple):
@@ -33,7 +32,7 @@ class Step(NamedTuple):
     row: int
     token: int
     text: str
-    known: Known
+    known: TraceStep
     raw: float
     tempered: float
 

@@ -2,14 +2,15 @@
 
 vLLM loads the entry points itself, in each of its processes:
 
-plugin       what is changed in vLLM when it starts, and only where it is configured
+plugin       wraps a few methods of vLLM when it starts
 layers       beta per head multiplied into the queries of every attention layer
 processor    policies per request, for both of vLLM's model runners
-failing      a request whose row can't be tempered ends alone, with its reason
-endpoint     POST /tempering/profile: swap the profile of a running server
+failing      a request whose policy fails ends alone, with the reason
+endpoint     POST /v1/tempering/profile: swap the profile of a running server
 
-The rest is called: `worker` extends vLLM's workers, `swap` changes a running `LLM`, `serve` starts
-a server, `scoring` measures costs through prompt log probabilities.
+Users and the command line call the rest: `worker` extends vLLM's workers, `swap` changes a running
+`LLM`, `client` a server over HTTP, `serve` starts a server, `scoring` measures costs through prompt
+log probabilities.
 
 Only this package imports vllm.
 """

@@ -1,7 +1,8 @@
-"""What a request must pass before vLLM takes it in, so that nothing can fail while it samples.
+"""Checks a request before vLLM takes it in, so that its policy can't fail while vLLM samples.
 
-Wraps vLLM's `process_inputs`: it alone knows the request, its prompt, the tokenizer and the
-engine's configuration, where vLLM's own `validate_params` is shown the sampling parameters only.
+The checks need the request, its prompt, the tokenizer and the engine's configuration. vLLM shows
+only the sampling parameters to `validate_params`; its `process_inputs` has all four, and is wrapped
+to hand the rest over.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tempering.engines.vllm import templates
-from tempering.engines.vllm.failing import reason_of
-from tempering.engines.vllm.policies import (
+from tempering.engines.vllm.arguments import (
     KEYS,
     PROFILE,
     SAMPLE,
@@ -23,15 +23,16 @@ from tempering.engines.vllm.policies import (
     policy_of,
     sample_of,
 )
+from tempering.engines.vllm.failing import failure_message
 from tempering.engines.vllm.settings import named_profiles
 from tempering.errors import InputError, RefusedError, TemperingError
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What surrounds the request that is being admitted.
+    """What the check of a request needs besides its sampling parameters.
 
-    tokens: whether the prompt's token ids are known. grows: whether its prompt may still grow.
+    tokens: whether the prompt's token ids are known. grows: whether the prompt may still grow.
     """
 
     config: Any
@@ -52,7 +53,7 @@ def process_inputs(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """vLLM's `InputProcessor.process_inputs`, with the admission known to `check_request`."""
+    """vLLM's `InputProcessor.process_inputs`, during which `check_request` knows the admission."""
     params = templates.carried(params, prompt)
     tokens = not (
         isinstance(prompt, Mapping)
@@ -68,13 +69,13 @@ def process_inputs(
         _CURRENT.reset(token)
     extra = getattr(params, "extra_args", None)
     if extra and PROFILE in extra:
-        # Keys and values rest on the profile: requests of different ones share no prefix.
+        # Keys and values depend on the profile: requests with different ones share no prefix.
         request.cache_salt = f"{request.cache_salt or ''}|tempering:{extra[PROFILE]}"
     return request
 
 
 def child_params(original: Callable[..., Any], self: Any, index: int) -> Any:
-    """vLLM's parameters of sample i of n, with i among them where a ladder needs it."""
+    """vLLM's parameters of sample `index` of n, with the index added, which a ladder needs."""
     child = original(self, index)
     if asks_policy(child) and SAMPLE not in child.extra_args:
         child = copy.copy(child)
@@ -83,7 +84,7 @@ def child_params(original: Callable[..., Any], self: Any, index: int) -> Any:
 
 
 def beam_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """vLLM's parameters of beam search, which leave `vllm_xargs` out: refused, not ignored."""
+    """vLLM's parameters of beam search. vLLM drops `vllm_xargs` from them, so ours are refused."""
     asked = [key for key in getattr(self, "vllm_xargs", None) or {} if key in KEYS]
     if asked:
         from vllm.exceptions import VLLMValidationError
@@ -96,13 +97,13 @@ def beam_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
 
 
 def check_request(params: Any) -> None:
-    """vLLM's `validate_params`: ValueError, which a server answers with HTTP 400."""
+    """Raise ValueError, which a server answers with HTTP 400, for arguments that can't be used."""
     try:
         _check(params)
     except TemperingError as error:
         raise ValueError(str(error)) from error
     except Exception as error:
-        raise ValueError(reason_of(error)) from error
+        raise ValueError(failure_message(error)) from error
 
 
 def _check(params: Any) -> None:
@@ -112,8 +113,8 @@ def _check(params: Any) -> None:
     admission = _CURRENT.get()
     if admission is None:
         raise RefusedError(
-            "tempering's arguments need its plugin; see that VLLM_PLUGINS names 'tempering', or "
-            "is not set"
+            "tempering's arguments need its plugin, which vLLM has not loaded; let VLLM_PLUGINS "
+            "name 'tempering', or unset it"
         )
     config = admission.config
     if PROFILE in extra:
@@ -131,7 +132,9 @@ def _check(params: Any) -> None:
             "serve without --speculative-config, or send no policy"
         )
     if getattr(config.model_config, "is_diffusion", False):
-        raise RefusedError("a diffusion model doesn't sample token after token; send no policy")
+        raise RefusedError(
+            "a diffusion model doesn't sample one token after another; send no policy"
+        )
     if admission.grows:
         raise RefusedError("a policy needs its whole prompt at once; send it without streaming in")
     policy = policy_of(params, admission.tokenizer)

@@ -43,11 +43,11 @@ def _asked(url: str, key: str | None, body: bytes | None) -> str:
     headers = {"Content-Type": "application/json"}
     if key is not None:
         if not (key.isascii() and key.isprintable()):
-            raise InputError("the server's key has characters that no header can carry")
+            raise InputError("the server's key has characters that an HTTP header can't carry")
         headers["Authorization"] = f"Bearer {key}"
     try:
         request = urllib.request.Request(base + PATH, body, headers)
-        # No limit of time: a swap waits for the requests in flight.
+        # No timeout: a swap waits for the requests in flight.
         with urllib.request.urlopen(request) as answer:
             text = answer.read()
     except urllib.error.HTTPError as error:
@@ -59,8 +59,8 @@ def _asked(url: str, key: str | None, body: bytes | None) -> str:
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise RefusedError(
-            f"no server answers at {base} ({reason}); a swap that was cut off has changed all "
-            "workers or none, ask again which profile is in use"
+            f"no server answers at {base} ({reason}); if the connection broke during a swap, "
+            "all workers have changed or none has: ask which profile is in use"
         ) from error
     try:
         return str(json.loads(text)["active"])

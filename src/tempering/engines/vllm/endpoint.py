@@ -3,9 +3,9 @@
     GET  /v1/tempering/profile              {"active": digest}
     POST /v1/tempering/profile  {"profile": the JSON of a profile, or null for none}
 
-vLLM loads it only where VLLM_PLUGINS names it, which `tempering serve` does. It lies under /v1,
-which is what vLLM guards by --api-key. Arguments of ours that vLLM refuses by their type are
-explained here too.
+vLLM loads the routes only where VLLM_PLUGINS names them, which `tempering serve` does. They lie
+under /v1, because vLLM's --api-key guards that path. This module also explains vLLM's refusal of an
+argument of ours that has a type which vLLM doesn't take.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from tempering.attention.profiles.profile import Profile
+from tempering.engines.vllm.arguments import KEYS
 from tempering.engines.vllm.client import PATH
-from tempering.engines.vllm.policies import KEYS
-from tempering.engines.vllm.swap import agreed, swap_served
+from tempering.engines.vllm.swap import agreed_answer, swap_served
 from tempering.errors import InputError, TemperingError
 
 
@@ -42,7 +42,7 @@ class ProfileEndpoint:
 
 
 def explain_types() -> None:
-    """Answer in our words where vLLM's types have no place for one of our arguments."""
+    """Replace vLLM's message when it refuses one of our arguments by its type."""
     from vllm.entrypoints.serve.exception_handling import register
 
     original = register.validation_exception_handler
@@ -51,19 +51,19 @@ def explain_types() -> None:
 
     async def explained(request: Request, error: Any) -> Any:
         for each in error.errors():
-            place = [str(part) for part in each.get("loc", ())]
-            key = next((key for key in KEYS if key in place and "vllm_xargs" in place), None)
+            location = [str(part) for part in each.get("loc", ())]
+            key = next((key for key in KEYS if key in location and "vllm_xargs" in location), None)
             if key is not None:
                 return _refusal(
                     InputError(
-                        f"{key} in vllm_xargs is a text or a number, for vLLM passes on no "
-                        f"objects; send JSON as a text: {_EXAMPLE}"
+                        f"{key} in vllm_xargs is a text or a number, because vLLM passes on "
+                        f"no objects; send JSON as a text: {_EXAMPLE}"
                     )
                 )
         return await original(request, error)
 
     explained._tempering = True  # type: ignore[attr-defined]
-    register.validation_exception_handler = explained  # registered once the plugins are attached
+    register.validation_exception_handler = explained  # vLLM registers it after the plugins
 
 
 _EXAMPLE = '"post_thinking": "{\\"temperature\\": 0.2}"'
@@ -73,7 +73,7 @@ async def read(request: Request) -> JSONResponse:
     """The digest of the profile in use."""
     engine, _ = request.app.state.tempering
     try:
-        active = agreed(await engine.collective_rpc("tempering_active"))
+        active = agreed_answer(await engine.collective_rpc("tempering_active"))
     except TemperingError as error:
         return _refusal(error)
     return JSONResponse({"active": active})
@@ -98,7 +98,7 @@ def _profile_of(body: bytes) -> Profile | None:
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is no JSON ({error}); {expected}") from error
     if not isinstance(data, dict) or set(data) != {"profile"}:
-        raise InputError(f"the body is not what it should be; {expected}")
+        raise InputError(f"the body is JSON of another form; {expected}")
     given = data["profile"]
     return None if given is None else Profile.from_json(given, "the new profile")
 

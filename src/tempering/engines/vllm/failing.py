@@ -1,9 +1,9 @@
-"""How a request whose row can't be tempered fails alone, with its reason, while the engine goes on.
+"""How a request whose policy fails ends alone, with the reason, while the engine goes on.
 
-The reason travels where vLLM's own results do: from the worker that samples, in the output of its
-step, to the scheduler, which ends the request as vLLM ends one whose keys and values are lost, and
-from there to the process that took the request in, whose client gets HTTP 500 and the reason. The
-token that was drawn from the row goes nowhere.
+The reason takes the way of vLLM's own results. The worker that samples puts it into the output of
+its step. The scheduler ends the request, as vLLM ends one whose keys and values are lost. The
+process that took the request in answers its client with HTTP 500 and the reason. The token that was
+sampled from the untempered row is dropped.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from tempering.errors import TemperingError
 _FAILED = "tempering_failed"  # an attribute of a step's output: request id -> reason
 _SIGN = "tempering: "  # begins every reason
 
-# Of the engine of a configuration, in this process: what gives, and forgets, the rows that failed
-# in the last step: row or slot -> reason. Weak, since a processor holds its configuration.
+# For each engine in this process: a method that returns the rows (or slots) that failed in the last
+# step, with their reasons, and forgets them. The reference is weak, because the method's owner, a
+# processor, holds the configuration that is the key.
 LAST_STEP: PerEngine[weakref.WeakMethod[Callable[[], Mapping[int, str]]]] = PerEngine()
 
 
-def reason_of(error: BaseException, policy: object = None) -> str:
-    """What a client is told."""
+def failure_message(error: BaseException, policy: object = None) -> str:
+    """The message for the client whose request failed."""
     what = _text(error) or "no message"
     if not isinstance(error, TemperingError):
         what = f"{type(error).__name__}: {what}"
@@ -35,7 +36,7 @@ def reason_of(error: BaseException, policy: object = None) -> str:
 def _text(thing: object) -> str:
     try:
         return str(thing)
-    except Exception:  # what is broken may not be able to say so
+    except Exception:  # a broken object may not even have a text
         return f"({type(thing).__name__})"
 
 
@@ -83,7 +84,7 @@ def update_from_output(
     self.finish_requests([request.request_id for request in ended], RequestStatus.FINISHED_ERROR)
     outputs = original(self, scheduled, output, *args, **kwargs)
     for request in ended:
-        own = EngineCoreOutput(
+        error_output = EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[],
             finish_reason=FinishReason.ERROR,
@@ -93,17 +94,17 @@ def update_from_output(
         )
         known = outputs.get(request.client_index)
         if known is None:
-            outputs[request.client_index] = EngineCoreOutputs(outputs=[own])
+            outputs[request.client_index] = EngineCoreOutputs(outputs=[error_output])
         else:
-            known.outputs.append(own)
+            known.outputs.append(error_output)
     return outputs
 
 
 def put(original: Callable[..., Any], self: Any, output: Any) -> None:
     """vLLM's `RequestOutputCollector.put`, which hands a failed request's reason to its client.
 
-    vLLM would answer "Internal server error". Its error for streamed input is raised as the cause
-    it holds, and takes the other samples of the same prompt along.
+    vLLM alone would answer "Internal server error". An `InputStreamError`, its error for streamed
+    input, is raised as the error that it wraps, and ends the other samples of the prompt as well.
     """
     outputs = getattr(output, "outputs", None)
     for one in outputs if isinstance(outputs, list) else ():

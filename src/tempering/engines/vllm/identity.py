@@ -24,12 +24,12 @@ def check_identity(profile: Profile, model_config: Any) -> str | None:
 
     Parameters
     ----------
-    profile: bound to a model, or to none, which is not checked.
+    profile: one that names no model is not checked.
     model_config: vLLM's `ModelConfig`.
 
     Returns
     -------
-    None when all was compared; else why only architecture and shape could be.
+    None when all was compared; else the reason why only architecture and shape were.
     """
     if profile.model is None:
         return None
@@ -43,14 +43,15 @@ def check_identity(profile: Profile, model_config: Any) -> str | None:
     directory = checkpoint_directory(model_config.model, model_config.revision)
     if directory is None:
         return f"no safetensors files of {model_config.model} are at hand"
-    found = checkpoint_fingerprint(directory, made_for)
-    if found is None:
+    served_fingerprint = checkpoint_fingerprint(directory, made_for)
+    if served_fingerprint is None:
         return "the checkpoint's tensors are not named or shaped as transformers' (quantized?)"
-    if found != profile.model.get("fingerprint"):
+    if served_fingerprint != profile.model.get("fingerprint"):
         raise ProfileError(
             f"the profile was made for {made_for} with the fingerprint "
-            f"{profile.model.get('fingerprint')}, the engine serves weights with {found}; if it is "
-            "meant for these too, rebind it in transformers: profile.adopt(model).save(...)"
+            f"{profile.model.get('fingerprint')}, the engine serves weights with "
+            f"{served_fingerprint}; if it is meant for these too, rebind it in transformers: "
+            "profile.adopt(model).save(...)"
         )
     return None
 
@@ -63,11 +64,11 @@ def checkpoint_directory(model: str, revision: str | None = None) -> Path | None
 
         for name in ("model.safetensors.index.json", "model.safetensors"):
             try:
-                found = try_to_load_from_cache(model, name, revision=revision)
+                cached = try_to_load_from_cache(model, name, revision=revision)
             except ValueError:  # no hub id: a bucket, say
                 return None
-            if isinstance(found, str):
-                return Path(found).parent
+            if isinstance(cached, str):
+                return Path(cached).parent
         return None
     return directory if any(directory.glob("*.safetensors")) else None
 
@@ -77,7 +78,7 @@ def checkpoint_fingerprint(directory: Path, architecture: str) -> str | None:
     import transformers
 
     kind = getattr(transformers, architecture, None)
-    if kind is None:  # newer than this transformers, which can't read its configuration either
+    if kind is None:  # too new for this transformers, which can't read its configuration
         return None
     config = transformers.AutoConfig.from_pretrained(directory)
     if not isinstance(config, kind.config_class):
@@ -86,14 +87,14 @@ def checkpoint_fingerprint(directory: Path, architecture: str) -> str | None:
         empty = kind(config)
     shapes = {name: parameter.shape for name, parameter in empty.named_parameters()}
     files = _files(directory)
-    places: dict[str, str] = {}
+    stored_names: dict[str, str] = {}
     for name in shapes:
         stored = next((other for other in _other_names(name, empty) if other in files), None)
         if stored is None:
             return None
-        places[name] = stored
+        stored_names[name] = stored
     samples: dict[str, bytes] = {}
-    for name, value in _values(directory, files, places):
+    for name, value in _values(directory, files, stored_names):
         if value.shape != shapes[name]:
             return None
         samples[name] = sampled(value)
@@ -110,27 +111,27 @@ def _other_names(name: str, model: Any) -> Iterator[str]:
 
 
 def _files(directory: Path) -> dict[str, str]:
-    """tensor name -> file."""
+    """Tensor name -> name of the file that holds it."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         return dict(json.loads(index.read_text())["weight_map"])
     from safetensors import safe_open
 
-    names = {}
+    file_of = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
-            names.update(dict.fromkeys(tensors.keys(), path.name))
-    return names
+            file_of.update(dict.fromkeys(tensors.keys(), path.name))
+    return file_of
 
 
 def _values(
-    directory: Path, files: dict[str, str], places: dict[str, str]
+    directory: Path, files: dict[str, str], stored_names: dict[str, str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """One tensor after another, so that a large checkpoint is never whole in memory."""
+    """(name, value) one after another: a large checkpoint is never whole in memory."""
     from safetensors import safe_open
 
-    for file in sorted({files[stored] for stored in places.values()}):
+    for file in sorted({files[stored] for stored in stored_names.values()}):
         with safe_open(directory / file, framework="pt") as tensors:
-            for name, stored in places.items():
+            for name, stored in stored_names.items():
                 if files[stored] == file:
                     yield name, tensors.get_tensor(stored)

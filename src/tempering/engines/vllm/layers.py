@@ -2,9 +2,9 @@
 
     softmax(scale (beta q) . k) = softmax(scale q . k / T)
 
-which is exact wherever nothing but scaled products stands before the softmax. The betas are a
-buffer of each layer, read inside the compiled graph or CUDA graph, so writing other values into it
-is seen at once, without compiling again.
+which is exact wherever the softmax is taken of scaled products and nothing else. The betas are a
+buffer of each layer. The compiled graph or CUDA graph reads the buffer, so other values written
+into it take effect at once, without compiling again.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.vllm.rows import Slot, betas
-from tempering.engines.vllm.settings import PerEngine, Settings, configured, named_profiles
+from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
+from tempering.engines.vllm.settings import EngineSettings, PerEngine, configured, named_profiles
 from tempering.errors import ArchitectureError, RefusedError
 
 _BUFFER, _ROWS = "tempering_beta", "tempering_rows"
-# Constructor arguments of vLLM's Attention that put something besides scaled products before the
-# softmax: dividing the queries would temper the products and leave the rest as it was.
-_BESIDES = {
+# Constructor arguments of vLLM's Attention that bring more than scaled products into the softmax:
+# multiplying the queries would temper the products and leave the rest as it was.
+_UNTEMPERED_PARTS = {
     "alibi_slopes": "adds ALiBi's position bias to its logits",
     "logits_soft_cap": "caps its logits before the softmax",
     "sinks": "adds a sink logit to its softmax",
 }
-_DRAFTLESS = ("ngram", "ngram_gpu", "suffix")
+_WITHOUT_DRAFT_MODEL = ("ngram", "ngram_gpu", "suffix")
 
 
-def temper_layers(config: Any, settings: Settings) -> None:
+def temper_layers(config: Any, settings: EngineSettings) -> None:
     """Make every attention layer that this process builds for this configuration temperable.
 
     Raises
@@ -46,11 +46,15 @@ def temper_layers(config: Any, settings: Settings) -> None:
     check_configuration(config, settings)
     if getattr(Attention, "_tempering", False):
         return
-    own_init, own_forward, mla_init = Attention.__init__, Attention.forward, MLAAttention.__init__
-    signature = inspect.signature(own_init)
+    init_of_vllm, forward_of_vllm, mla_init = (
+        Attention.__init__,
+        Attention.forward,
+        MLAAttention.__init__,
+    )
+    signature = inspect.signature(init_of_vllm)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        own_init(self, *args, **kwargs)
+        init_of_vllm(self, *args, **kwargs)
         config = get_current_vllm_config()
         if configured(config):
             given = signature.bind(self, *args, **kwargs).arguments
@@ -65,24 +69,24 @@ def temper_layers(config: Any, settings: Settings) -> None:
             if rows is not None:
                 beta = beta[rows[: heads.shape[0]]]
             query = (heads * beta.unsqueeze(-1)).to(query.dtype).view(query.shape)
-        return own_forward(self, query, *args, **kwargs)
+        return forward_of_vllm(self, query, *args, **kwargs)
 
     def refused(self: Any, *args: Any, **kwargs: Any) -> None:
         mla_init(self, *args, **kwargs)
         if configured(get_current_vllm_config()):
             raise ArchitectureError(
                 f"{getattr(self, 'layer_name', 'a layer')} is multi-head latent attention, whose "
-                "kernels take their scale by themselves; serve this model without a profile"
+                "kernels scale the logits themselves; serve this model without a profile"
             )
 
     Attention.__init__, Attention.forward, MLAAttention.__init__ = init, forward, refused
     Attention._tempering = True
 
 
-def check_configuration(config: Any, settings: Settings) -> None:
+def check_configuration(config: Any, settings: EngineSettings) -> None:
     """RefusedError where vLLM runs other layers than the model's, or splits a batch's tokens."""
     drafts = getattr(config, "speculative_config", None)
-    if drafts is not None and drafts.method not in _DRAFTLESS:
+    if drafts is not None and drafts.method not in _WITHOUT_DRAFT_MODEL:
         raise RefusedError(
             f"speculative decoding by '{drafts.method}' brings attention layers of its own, which "
             "no profile names; leave it out, or speculate by ngram"
@@ -90,12 +94,12 @@ def check_configuration(config: Any, settings: Settings) -> None:
     if not settings.profiles:
         return
     parallel, cache = config.parallel_config, config.cache_config
-    for on, what in (
+    for enabled, what in (
         (getattr(parallel, "enable_dbo", False), "dual batch overlap"),
         (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "prefill context parallelism"),
         (getattr(cache, "kv_sharing_fast_prefill", False), "fast prefill with shared KV"),
     ):
-        if on:
+        if enabled:
             raise RefusedError(
                 f"{what} splits a batch's tokens, so profiles of requests can't follow them; "
                 "leave it out, or give one profile for all"
@@ -107,19 +111,20 @@ def _check_layer(layer: Any, given: Mapping[str, Any]) -> None:
     kind = getattr(layer.attn_type, "value", layer.attn_type)
     if str(kind) != "decoder":
         raise ArchitectureError(
-            f"{name} is {kind} attention; the plugin knows decoder-only models, so bake the "
+            f"{name} is {kind} attention; the plugin tempers decoder-only models, so bake the "
             "profile into a checkpoint instead: tempering bake"
         )
-    for argument, does in _BESIDES.items():
+    for argument, does in _UNTEMPERED_PARTS.items():
         value = given.get(argument)
         if value is not None and not (argument == "logits_soft_cap" and value == 0):
             raise ArchitectureError(
-                f"{name} {does}, which scaling its queries leaves at T = 1; "
+                f"{name} {does}, which multiplying its queries leaves at T = 1; "
                 "use the transformers engine for this model"
             )
     if type(layer).__name__ == "StaticSinkAttention":
         raise ArchitectureError(
-            f"{name} adds sink keys outside its queries' reach; use the transformers engine"
+            f"{name} adds sink keys whose logits its queries don't reach; use the transformers "
+            "engine for this model"
         )
     if getattr(layer, "query_quant", None) is not None:
         raise RefusedError(
@@ -131,28 +136,29 @@ def _check_layer(layer: Any, given: Mapping[str, Any]) -> None:
 def _add_buffers(layer: Any, config: Any) -> None:
     named = len(named_profiles(config))
     shape = (named + 1, layer.num_heads) if named else (layer.num_heads,)
-    # Not persistent: no checkpoint has it. Float32: beta q is rounded once, to the queries' dtype.
+    # Not persistent, because no checkpoint has it. Float32, so that beta q is rounded once, to the
+    # queries' dtype.
     layer.register_buffer(_BUFFER, torch.ones(shape, dtype=torch.float32), persistent=False)
     if named:
-        layer.register_buffer(_ROWS, _rows_of(config), persistent=False)
+        layer.register_buffer(_ROWS, _token_rows(config), persistent=False)
 
 
-_ROWS_OF: PerEngine[Tensor] = PerEngine()
+_TOKEN_ROWS: PerEngine[Tensor] = PerEngine()
 
 
-def _rows_of(config: Any) -> Tensor:
-    """One index of token -> profile for all layers of an engine, at a fixed address."""
-    known = _ROWS_OF.get(config)
-    if known is not None:
-        return known
+def _token_rows(config: Any) -> Tensor:
+    """The index token -> row of the betas: one for all layers, at an address that never changes."""
+    shared = _TOKEN_ROWS.get(config)
+    if shared is not None:
+        return shared
     graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
     most = max(config.scheduler_config.max_num_batched_tokens, graphs)
-    return _ROWS_OF.set(config, torch.zeros(most, dtype=torch.long))
+    return _TOKEN_ROWS.set(config, torch.zeros(most, dtype=torch.long))
 
 
 def token_rows(config: Any) -> Tensor | None:
-    """The index of token -> row of the profiles' tables; None with one profile for all."""
-    return _ROWS_OF.get(config)
+    """The index token -> row of the betas; None where all requests have one profile."""
+    return _TOKEN_ROWS.get(config)
 
 
 def layers_of(config: Any) -> list[Any]:
@@ -160,47 +166,49 @@ def layers_of(config: Any) -> list[Any]:
 
     Raises
     ------
-    ArchitectureError: a layer of a kind that the plugin doesn't know, or one it missed.
+    ArchitectureError: a layer of a kind that the plugin doesn't know, or one built before it.
     """
     from vllm.model_executor.layers.attention import Attention
     from vllm.model_executor.layers.mamba.abstract import MambaBase
 
-    found = []
+    temperable = []
     for name, layer in config.compilation_config.static_forward_context.items():
         if isinstance(layer, Attention):
             if getattr(layer, _BUFFER, None) is None:
                 raise ArchitectureError(
                     f"{name} was built before the plugin 'tempering' was loaded; "
-                    "see that VLLM_PLUGINS names it, or is not set"
+                    "let VLLM_PLUGINS name it, or unset VLLM_PLUGINS"
                 )
-            found.append(layer)
+            temperable.append(layer)
         elif hasattr(layer, "get_attn_backend") and not isinstance(layer, MambaBase):
             raise ArchitectureError(
                 f"{name} is a {type(layer).__name__}, which the plugin doesn't know how to "
                 "temper exactly; serve this model without a profile"
             )
-    return found
+    return temperable
 
 
-def slots_of(layers: Sequence[Any]) -> list[Slot]:
+def rank_layers(layers: Sequence[Any]) -> list[RankLayer]:
     """Name, heads and rank of each layer in this worker."""
     from vllm.distributed import get_tensor_model_parallel_rank as rank
     from vllm.distributed import get_tensor_model_parallel_world_size as ranks
 
-    return [Slot(layer.layer_name, layer.num_heads, rank(), ranks()) for layer in layers]
+    return [RankLayer(layer.layer_name, layer.num_heads, rank(), ranks()) for layer in layers]
 
 
-def prepared(
+def prepared_betas(
     config: Any, layers: Sequence[Any], profile: Profile | None
 ) -> list[Float[Tensor, " heads"]]:
-    """This worker's betas for each layer, checked against all of them; nothing is written."""
+    """The betas of each layer in this worker, checked against its shape; nothing is written yet."""
     if profile is None:
         return [torch.ones(layer.num_heads) for layer in layers]
-    staged = config.parallel_config.pipeline_parallel_size > 1
-    return betas(profile, slots_of(layers), staged=staged)
+    in_stages = config.parallel_config.pipeline_parallel_size > 1
+    return layer_betas(profile, rank_layers(layers), in_stages=in_stages)
 
 
-def write(layers: Sequence[Any], values: Sequence[Float[Tensor, " heads"]], row: int = 0) -> None:
+def write_betas(
+    layers: Sequence[Any], values: Sequence[Float[Tensor, " heads"]], row: int = 0
+) -> None:
     """Write prepared betas into the layers' buffers, in place."""
     for layer, beta in zip(layers, values, strict=True):
         buffer = getattr(layer, _BUFFER)

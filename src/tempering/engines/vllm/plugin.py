@@ -1,7 +1,7 @@
-"""The entry point `vllm.general_plugins`: what vLLM runs when it starts, in all its processes.
+"""The entry point `vllm.general_plugins`, which vLLM runs when it starts, in all its processes.
 
-Where neither a profile is configured nor a request asks for a policy, nothing behaves otherwise:
-the wrappers below look, and call what they wrap.
+Where no profile is configured and no request asks for a policy, vLLM behaves as without the plugin:
+each wrapper checks that, and calls the method that it wraps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def register() -> None:
     from tempering.engines.vllm import admission, failing, settings, templates
 
     check_release("vllm")
-    templates.register()
+    templates.wrap_rendering()
     wrap(EngineArgs, "create_engine_config", settings.create_engine_config)
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
@@ -50,15 +50,15 @@ def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs
 def _init_worker(
     original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """vLLM's `WorkerBase.__init__`, before which no layer is built."""
+    """vLLM's `WorkerBase.__init__`, which runs before any layer is built."""
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
     from tempering.engines.vllm.failing import sample_tokens
     from tempering.engines.vllm.layers import temper_layers
-    from tempering.engines.vllm.processor import attach
+    from tempering.engines.vllm.processor import init_batch
     from tempering.engines.vllm.settings import settings_of
 
-    wrap(InputBatch, "__init__", attach)
+    wrap(InputBatch, "__init__", init_batch)
     wrap(type(self), "sample_tokens", sample_tokens)
     settings = settings_of(vllm_config)
     if settings is not None:
@@ -68,18 +68,18 @@ def _init_worker(
 
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """vLLM's `Worker.load_model`, after which every layer is there."""
+    """vLLM's `Worker.load_model`, after which all layers are built."""
     from tempering.engines.vllm.layers import token_rows
-    from tempering.engines.vllm.requests import Assignment, follow_requests
+    from tempering.engines.vllm.profile_rows import RequestProfiles, follow_requests
     from tempering.engines.vllm.settings import settings_of
-    from tempering.engines.vllm.worker import start
+    from tempering.engines.vllm.worker import write_configured
 
     result = original(self, *args, **kwargs)
     settings = settings_of(self.vllm_config)
     if settings is None:
         return result
-    start(self.vllm_config, settings, self.rank)
+    write_configured(self.vllm_config, settings, self.rank)
     index = token_rows(self.vllm_config)
     if index is not None:
-        follow_requests(self.model_runner, Assignment(settings.rows, index))
+        follow_requests(self.model_runner, RequestProfiles(settings.rows, index))
     return result

@@ -1,12 +1,13 @@
-"""The entry point `vllm.logits_processors`: token policies in vLLM, for both its model runners.
+"""The entry point `vllm.logits_processors`: token policies in vLLM, for both of its model runners.
 
 The older runner tells a processor how rows are added, moved and removed; the newer one names a
-slot for each row. Either way a row's state is made from its own request's tokens, so no request
-gets another's temperature. The order is that of transformers: penalties and constraints, then
-the policy in place of the temperature, then min-p, top-k and top-p.
+slot for each row. Either way the state of a row is made from the tokens of its own request, so no
+request gets another's temperature. The order is that of transformers: penalties and constraints,
+then the policy in place of the temperature, then min-p, top-k and top-p.
 
-No exception leaves a processor. What goes wrong with a request, from making its policy to dividing
-its logits, is kept as that request's failure; see `failing` for the way it takes from here.
+No exception leaves a processor. Whatever goes wrong with a request, while its policy is made or
+its logits are divided, is kept as the failure of that request; `failing` says how the reason
+reaches its client.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from tempering.engines.vllm.admission import check_request
-from tempering.engines.vllm.failing import LAST_STEP, reason_of
-from tempering.engines.vllm.policies import asks_policy, policy_of, sample_of
+from tempering.engines.vllm.arguments import asks_policy, policy_of, sample_of
+from tempering.engines.vllm.failing import LAST_STEP, failure_message
 from tempering.engines.vllm.settings import configured
-from tempering.engines.vllm.streams import Row, Stream, temper_rows
+from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
 from tempering.engines.vllm.wrapping import registered
 from tempering.errors import RefusedError
-from tempering.tokens.state import TokenState
+from tempering.tokens.token_state import TokenState
 
 
 class TemperingPolicies(LogitsProcessor):
-    """What vLLM loads: `ByRow` for its older model runner, `BySlot` for the newer one."""
+    """The class that vLLM loads: it makes a `ByRow` for the older model runner, else a `BySlot`."""
 
     def __new__(cls, config: Any, device_or_state: Any, is_pin_memory: bool | None = None) -> Any:
         # Only the older interface passes three arguments.
@@ -42,7 +43,7 @@ class TemperingPolicies(LogitsProcessor):
         if configured(config) and not registered():
             raise RefusedError(
                 "tempering is configured, but vLLM has not loaded its plugin, without which no "
-                "layer is tempered; see that VLLM_PLUGINS names 'tempering', or is not set"
+                "layer is tempered; let VLLM_PLUGINS name 'tempering', or unset it"
             )
         self._config = config
         self._tokenizer: Any = None
@@ -50,7 +51,7 @@ class TemperingPolicies(LogitsProcessor):
         LAST_STEP.set(config, weakref.WeakMethod(self._take_failed))
 
     def _take_failed(self) -> dict[int, str]:
-        """The rows (or slots) that failed in the last step; they are forgotten here."""
+        """The rows (or slots) that failed in the last step, with their reasons; forgets them."""
         failed, self._failed = self._failed, {}
         return failed
 
@@ -60,7 +61,7 @@ class TemperingPolicies(LogitsProcessor):
         check_request(sampling_params)
 
     def _stream(self, params: Any) -> Stream | Exception | None:
-        """The stream of a request, or why there is none; None when it asks for no policy."""
+        """The stream of a request, or the error of making it; None when it asks for no policy."""
         try:
             if not asks_policy(params):
                 return None
@@ -76,8 +77,8 @@ class TemperingPolicies(LogitsProcessor):
             return error
 
 
-class _Request(NamedTuple):
-    """A request of the older runner. generated: the runner's own list, which grows."""
+class _RowRequest(NamedTuple):
+    """The request of a row in the older runner. generated: the runner's own list, which grows."""
 
     stream: Stream | Exception
     prompt: list[int] | None
@@ -89,13 +90,13 @@ class ByRow(TemperingPolicies):
 
     def __init__(self, config: Any, device: Any, is_pin_memory: bool) -> None:
         super().__init__(config, device, is_pin_memory)
-        self._rows: dict[int, _Request] = {}
+        self._rows: dict[int, _RowRequest] = {}
         self._lost: Exception | None = None
-        self.told: Callable[[bool], None] | None = None
+        self.set_reads_tokens: Callable[[bool], None] | None = None
 
     def is_argmax_invariant(self) -> bool:
-        # A temperature never changes the likeliest token. vLLM so calls the processor after the
-        # penalties, and never for a batch that is greedy throughout.
+        # No temperature changes the likeliest token. Told so, vLLM calls the processor after the
+        # penalties, and never for a batch whose rows are all greedy.
         return True
 
     def update_state(self, batch_update: Any) -> None:
@@ -104,52 +105,54 @@ class ByRow(TemperingPolicies):
             from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
             process_dict_updates(self._rows, batch_update, self._added)
-            if batch_update and self.told is not None:
+            if batch_update and self.set_reads_tokens is not None:
                 streams = (row.stream for row in self._rows.values())
-                self.told(any(isinstance(s, Stream) and s.reads_tokens for s in streams))
-        except Exception as error:  # which rows have policies is lost with it
+                self.set_reads_tokens(
+                    any(isinstance(s, Stream) and s.reads_tokens for s in streams)
+                )
+        except Exception as error:  # it is no longer known which rows have policies
             self._lost = error
 
     def _added(
         self, params: Any, prompt: list[int] | None, generated: list[int]
-    ) -> _Request | None:
+    ) -> _RowRequest | None:
         stream = self._stream(params)
-        return None if stream is None else _Request(stream, prompt, generated)
+        return None if stream is None else _RowRequest(stream, prompt, generated)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Temper the rows of requests with a policy; vLLM has divided by their temperature."""
         if self._lost is not None:
-            # A batch whose rows can't be told apart fails as a whole, and the next starts anew.
-            self._failed = dict.fromkeys(range(len(logits)), reason_of(self._lost))
+            # All rows of this batch fail, since any may have a policy; the next batch starts anew.
+            self._failed = dict.fromkeys(range(len(logits)), failure_message(self._lost))
             self._rows.clear()
             self._lost = None
         if not self._rows:
             return logits
-        rows: list[Row] = []
-        for place, request in sorted(self._rows.items()):
+        rows: list[LogitsRow] = []
+        for row, request in sorted(self._rows.items()):
             if isinstance(request.stream, Stream):
-                rows.append(Row(place, request.stream, partial(_state, request)))
+                rows.append(LogitsRow(row, request.stream, partial(_state, request)))
             else:
-                self._failed[place] = reason_of(request.stream)
-        self._failed |= _tempered(logits, rows, divided=True)
+                self._failed[row] = failure_message(request.stream)
+        self._failed |= _temper_or_reason(logits, rows, divided=True)
         return logits
 
 
-def _state(request: _Request) -> TokenState:
+def _state(request: _RowRequest) -> TokenState:
     if isinstance(request.stream, Exception):
         raise request.stream
     generated = request.generated
     return request.stream.at(len(generated), lambda: request.prompt or (), generated.__getitem__)
 
 
-def _tempered(logits: Tensor, rows: list[Row], *, divided: bool) -> dict[int, str]:
-    """Temper rows in place; place -> reason of those that failed."""
+def _temper_or_reason(logits: Tensor, rows: list[LogitsRow], *, divided: bool) -> dict[int, str]:
+    """Temper rows in place; returns index in the batch -> reason, of those that failed."""
     try:
         failed = temper_rows(logits, rows, divided=divided)
     except Exception as error:
-        failed = dict.fromkeys((row.place for row in rows), error)
-    policies = {row.place: row.stream.policy for row in rows}
-    return {place: reason_of(error, policies[place]) for place, error in failed.items()}
+        failed = dict.fromkeys((row.row_index for row in rows), error)
+    policies = {row.row_index: row.stream.policy for row in rows}
+    return {row: failure_message(error, policies[row]) for row, error in failed.items()}
 
 
 class BySlot(TemperingPolicies):
@@ -161,7 +164,7 @@ class BySlot(TemperingPolicies):
         self._slots: dict[int, Stream | Exception] = {}
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """Take over a slot; whatever it held belongs to a request that is gone."""
+        """Give a slot to a new request; the request that had it before is finished."""
         stream = self._stream(sampling_params)
         if stream is None:
             self._slots.pop(req_idx, None)
@@ -172,29 +175,29 @@ class BySlot(TemperingPolicies):
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
         """Temper the rows of requests with a policy; vLLM divides by their temperature after."""
         slots = ctx.idx_mapping_np.tolist()
-        own = {slot: self._slots[slot] for slot in slots if slot in self._slots}
-        if not own:
+        streams = {slot: self._slots[slot] for slot in slots if slot in self._slots}
+        if not streams:
             return logits
         if len(slots) != len(logits):
             drafted = RefusedError(
                 f"{len(logits)} rows of logits for {len(slots)} requests: drafted tokens are "
                 "verified without the policies; serve without --speculative-config"
             )
-            self._failed |= dict.fromkeys(own, reason_of(drafted))
+            self._failed |= dict.fromkeys(streams, failure_message(drafted))
             return logits
-        rows: list[Row] = []
-        for place, slot in enumerate(slots):
-            stream = own.get(slot)
+        rows: list[LogitsRow] = []
+        for row, slot in enumerate(slots):
+            stream = streams.get(slot)
             if isinstance(stream, Exception):
-                self._failed[slot] = reason_of(stream)
+                self._failed[slot] = failure_message(stream)
             elif stream is not None:
                 start = int(self._state.prompt_len.np[slot])
-                count = int(ctx.seq_lens_upper_bound_np[place]) - start
+                count = int(ctx.seq_lens_upper_bound_np[row]) - start
                 if count >= 0:  # else a part of the prompt, of which no token is sampled
                     state = partial(self._state_of, stream, slot, start, count)
-                    rows.append(Row(place, stream, state))
-        failed = _tempered(logits, rows, divided=False)
-        self._failed |= {slots[place]: reason for place, reason in failed.items()}
+                    rows.append(LogitsRow(row, stream, state))
+        failed = _temper_or_reason(logits, rows, divided=False)
+        self._failed |= {slots[row]: reason for row, reason in failed.items()}
         return logits
 
     def _state_of(self, stream: Stream, slot: int, start: int, count: int) -> TokenState:
@@ -202,24 +205,24 @@ class BySlot(TemperingPolicies):
         return stream.at(count, lambda: ids[:start].tolist(), lambda index: int(ids[start + index]))
 
 
-def attach(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
-    """The older runner's `InputBatch.__init__`, with the policies in their place.
+def init_batch(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """The older runner's `InputBatch.__init__`, then with the policies in their place.
 
-    They go before min-p, which so sees the tempered posterior, as top-k and top-p do; and the
-    batch is told when a policy reads tokens, which under asynchronous scheduling it would
-    otherwise keep as placeholders.
+    They go before min-p, so that min-p sees the tempered posterior, as top-k and top-p do. The
+    batch is told when a policy reads tokens: otherwise, under asynchronous scheduling, it keeps
+    placeholders in place of the tokens.
     """
     original(self, *args, **kwargs)
     order = self.logitsprocs.argmax_invariant
     order.sort(key=lambda processor: not isinstance(processor, ByRow))
-    asked = self.logitsprocs_need_output_token_ids
+    needed_before = self.logitsprocs_need_output_token_ids
     batch = weakref.ref(self)
 
-    def told(reads: bool) -> None:
-        living = batch()
-        if living is not None:
-            living.logitsprocs_need_output_token_ids = asked or reads
+    def set_reads_tokens(reads: bool) -> None:
+        alive = batch()
+        if alive is not None:
+            alive.logitsprocs_need_output_token_ids = needed_before or reads
 
     for processor in order:
         if isinstance(processor, ByRow):
-            processor.told = told
+            processor.set_reads_tokens = set_reads_tokens

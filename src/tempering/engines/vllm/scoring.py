@@ -1,7 +1,8 @@
-"""Costs measured by a vLLM engine, through the log probabilities that it gives of prompts.
+"""Costs measured by a vLLM engine, from the log probabilities that it gives of a prompt's tokens.
 
-An engine gives log q(token) of the text's own tokens, hence the cost. It gives no distribution
-over the vocabulary at every position, hence no KL; and no attention weights, hence no support.
+The engine gives log q of the text's own tokens, which is enough for the cost. It gives neither the
+distribution over the vocabulary at every position, which KL needs, nor the attention weights, which
+support needs.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from torch import Tensor
 
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.engines.loading.embedded import MODELS, embedded_directory
-from tempering.engines.vllm.rows import place
+from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
-from tempering.engines.vllm.swap import agreed, swap_profile
+from tempering.engines.vllm.swap import agreed_answer, swap_profile
 from tempering.errors import InputError, MissingExtraError, ModelError
 from tempering.evaluation.cost import Cost, Variant, check_labels, summarised
 
 
 class VllmScorer:
-    """A vLLM engine in this process's care; a context manager that shuts it down.
+    """A vLLM engine that this process starts; as a context manager it is shut down at the end.
 
     Parameters
     ----------
@@ -69,14 +70,16 @@ class VllmScorer:
 
     def layout(self) -> Layout:
         """The attention layers, as the workers hold them."""
-        text = agreed(self.llm.collective_rpc("tempering_layers"))
-        found = [
-            AttentionLayer(name.removesuffix(".attn"), "decoder", place(name), heads, kv_heads)
+        text = agreed_answer(self.llm.collective_rpc("tempering_layers"))
+        layers = [
+            AttentionLayer(
+                name.removesuffix(".attn"), "decoder", layer_number(name), heads, kv_heads
+            )
             for name, heads, kv_heads in json.loads(text)
         ]
-        found.sort(key=lambda layer: layer.index)
+        layers.sort(key=lambda layer: layer.index)
         depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
-        return Layout(tuple(found), (), {"decoder": depth})
+        return Layout(tuple(layers), (), {"decoder": depth})
 
     def losses(self, chunks: Int[Tensor, "chunks length"]) -> list[float]:
         """Mean -log q of the tokens after the first of each chunk, nats per token."""
@@ -85,14 +88,14 @@ class VllmScorer:
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
         prompts = [{"prompt_token_ids": ids} for ids in chunks.tolist()]
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        found = []
+        losses = []
         for output, ids in zip(outputs, chunks.tolist(), strict=True):
             rows = output.prompt_logprobs
             if rows is None or len(rows) != len(ids):
                 raise ModelError("vLLM gave no log probabilities of its prompt")
             scores = [row[token].logprob for row, token in zip(rows[1:], ids[1:], strict=True)]
-            found.append(-math.fsum(scores) / len(scores))
-        return found
+            losses.append(-math.fsum(scores) / len(scores))
+        return losses
 
     def costs(
         self,

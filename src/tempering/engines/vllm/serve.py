@@ -32,7 +32,7 @@ def server_command(
     ----------
     model: a name of `tempering models`, a directory, or a hub id.
     profile: of requests that name none. profiles: by name, for requests that name one.
-    arguments: vLLM's own; an --additional-config among them is kept and added to.
+    arguments: vLLM's own; tempering's settings are added to an --additional-config among them.
     environment: of this process.
 
     Raises
@@ -40,27 +40,29 @@ def server_command(
     InputError: a file that is no profile, or arguments that tempering sets itself.
     MissingExtraError: vllm is not installed.
     """
-    own: dict[str, Any] = {"profile": None if profile is None else _checked(profile)}
+    settings: dict[str, Any] = {"profile": None if profile is None else _checked(profile)}
     if profiles:
-        own["profiles"] = {name: _checked(path) for name, path in profiles.items()}
+        settings["profiles"] = {name: _checked(path) for name, path in profiles.items()}
     if any(_means(argument, _EXTENSION) for argument in arguments):
-        raise InputError(f"{_EXTENSION} is tempering's here; vLLM takes one worker extension")
+        raise InputError(
+            f"leave out {_EXTENSION}: tempering sets its own, and vLLM takes one worker extension"
+        )
     rest, config = _without_config(arguments)
     if "tempering" in config:
-        raise InputError(f"{_CONFIG} has 'tempering' already; give --profile instead")
+        raise InputError(f"{_CONFIG} already has 'tempering'; give --profile instead")
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm")
-    place = str(embedded_directory(MODELS[model])) if model in MODELS else model
+    directory = str(embedded_directory(MODELS[model])) if model in MODELS else model
     if model in MODELS and not any(item.startswith("--served-model-name") for item in rest):
         rest = ["--served-model-name", model, *rest]
     command = [
         sys.executable,
         "-m",
-        *_entry(place),
+        *_entry(directory),
         _EXTENSION,
         EXTENSION,
         _CONFIG,
-        json.dumps({**config, "tempering": own}),
+        json.dumps({**config, "tempering": settings}),
         *rest,
     ]
     return command, {**environment, "VLLM_PLUGINS": _plugins(environment)}
@@ -95,16 +97,17 @@ def _without_config(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
 
 
 def _means(argument: str, option: str) -> bool:
-    """Whether vLLM takes an argument for this option, the later of two replacing the earlier.
+    """Whether vLLM reads an argument as this option.
 
-    It reads "_" as "-", an abbreviation as the whole, and ".key" as a part of a JSON option.
+    vLLM reads "_" as "-", an abbreviation as the whole name, and ".key" as a part of a JSON option.
+    Of one option given twice it takes the later, so tempering's own would be replaced.
     """
     name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
     return len(name) > len("--a") and option.startswith(name)
 
 
 def _entry(model: str) -> list[str]:
-    """vLLM's module that serves. Its `serve` command needs a distribution called vllm."""
+    """vLLM's module that serves, and the model; `vllm serve` needs a distribution called vllm."""
     try:
         metadata.version("vllm")
     except metadata.PackageNotFoundError:
@@ -113,7 +116,7 @@ def _entry(model: str) -> list[str]:
 
 
 def _plugins(environment: Mapping[str, str]) -> str:
-    """VLLM_PLUGINS with tempering named: unset it means "all", but of endpoints "none"."""
+    """VLLM_PLUGINS with tempering named. Unset, it means all plugins, but no endpoint plugin."""
     given = environment.get("VLLM_PLUGINS")
     if given is not None:
         names = [name for name in given.split(",") if name]
@@ -129,8 +132,8 @@ def _plugins(environment: Mapping[str, str]) -> str:
     return ",".join(dict.fromkeys([*names, "tempering"]))
 
 
-def serve(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Become the server: this process is replaced, so that signals reach vLLM itself."""
+def become_server(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Replace this process by the server, so that signals reach vLLM itself."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(command[0], list(command), dict(environment))

@@ -1,4 +1,4 @@
-"""What `--additional-config '{"tempering": {...}}'` may hold, and the profiles that it names."""
+"""The settings in `--additional-config '{"tempering": {...}}'`, and the profiles that they name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Generic, TypeVar
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError
 
-KEYS = ("profile", "profiles")
+_SETTINGS = ("profile", "profiles")
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """The profiles of an engine.
 
     profile: of every request that names none; None leaves attention as it is until a swap.
@@ -36,20 +36,20 @@ _READ = "_tempering_settings"  # an attribute of a configuration whose profiles 
 
 
 def create_engine_config(original: Callable[..., Any], self: Any, *a: Any, **k: Any) -> Any:
-    """vLLM's `EngineArgs.create_engine_config`, which now holds the profiles that it names.
+    """vLLM's `EngineArgs.create_engine_config`, which reads the configured profiles as well.
 
-    So the files are read once, before any worker is started, and every process has what was read.
+    The files are read once, before any worker is started, and every process gets what was read.
     """
     config = original(self, *a, **k)
     settings_of(config)
     return config
 
 
-def settings_of(config: Any) -> Settings | None:
+def settings_of(config: Any) -> EngineSettings | None:
     """The settings in vLLM's configuration; None where tempering isn't configured at all.
 
-    The files are read at the first call; a configuration sent to another process takes along what
-    was read.
+    The files are read at the first call. What was read stays in the configuration, also when vLLM
+    sends that to another process.
 
     Parameters
     ----------
@@ -62,30 +62,30 @@ def settings_of(config: Any) -> Settings | None:
     """
     if not configured(config):
         return None
-    known: Settings | None = getattr(config, _READ, None)
-    if known is None:
-        known = _read(config)
-        object.__setattr__(config, _READ, known)
-    return known
+    settings: EngineSettings | None = getattr(config, _READ, None)
+    if settings is None:
+        settings = _read(config)
+        object.__setattr__(config, _READ, settings)
+    return settings
 
 
-def _read(config: Any) -> Settings:
-    own = config.additional_config["tempering"]
+def _read(config: Any) -> EngineSettings:
+    given = config.additional_config["tempering"]
     where = 'additional_config["tempering"]'
-    if not isinstance(own, Mapping):
-        raise InputError(f'{where} is {{"profile": "FILE"}}, not {own!r:.60}')
-    for key in own:
-        if key not in KEYS:
-            raise InputError(f"{where} has no setting {key!r}; it has {', '.join(KEYS)}")
-    profile = own.get("profile")
-    named = own.get("profiles", {})
+    if not isinstance(given, Mapping):
+        raise InputError(f'{where} is {{"profile": "FILE"}}, not {given!r:.60}')
+    for key in given:
+        if key not in _SETTINGS:
+            raise InputError(f"{where} has no setting {key!r}; it has {', '.join(_SETTINGS)}")
+    profile = given.get("profile")
+    named = given.get("profiles", {})
     if not isinstance(named, Mapping) or not all(
         isinstance(name, str) and name and isinstance(path, str) for name, path in named.items()
     ):
         raise InputError(f'{where}["profiles"] is {{"NAME": "FILE"}}, not {named!r:.60}')
     if profile is not None and not isinstance(profile, str):
         raise InputError(f'{where}["profile"] is the path of a profile, not {profile!r:.60}')
-    return Settings(
+    return EngineSettings(
         None if profile is None else Profile.load(Path(profile)),
         {name: Profile.load(Path(path)) for name, path in named.items()},
     )
@@ -99,8 +99,8 @@ def configured(config: Any) -> bool:
 
 def named_profiles(config: Any) -> tuple[str, ...]:
     """Names of the profiles that requests may ask for, without reading the files."""
-    own = config.additional_config["tempering"] if configured(config) else None
-    named = own.get("profiles") if isinstance(own, Mapping) else None
+    settings = config.additional_config["tempering"] if configured(config) else None
+    named = settings.get("profiles") if isinstance(settings, Mapping) else None
     return tuple(named) if isinstance(named, Mapping) else ()
 
 
@@ -114,7 +114,7 @@ class PerEngine(Generic[Value]):
         return self._values.get(id(config))
 
     def set(self, config: Any, value: Value) -> Value:
-        # vLLM's configuration has no hash, so its identity is the key for as long as it lives.
+        # vLLM's configuration has no hash, so its id is the key as long as the object lives.
         if id(config) not in self._values:
             weakref.finalize(config, self._values.pop, id(config), None)
         self._values[id(config)] = value

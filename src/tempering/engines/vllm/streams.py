@@ -1,7 +1,7 @@
-"""One request's policy and state in an engine, and the tempering of a batch of such requests.
+"""The policy and state of one request in an engine, and the tempering of a batch of such requests.
 
-Whatever goes wrong with one request is returned beside its row, never raised: an exception while an
-engine samples would end it for everybody.
+Whatever goes wrong with one request is returned under its row, never raised: an exception while an
+engine samples would end all requests.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tempering.errors import RefusedError
 from tempering.tokens.policy import Policy, token_temperatures
-from tempering.tokens.state import TokenState
-from tempering.tokens.temper import tempered, token_energies
+from tempering.tokens.temper import logits_at_temperature, token_energies
+from tempering.tokens.token_state import TokenState
 
 
 class Stream:
@@ -26,7 +26,7 @@ class Stream:
     ----------
     policy: of this request.
     sample: which of the n samples of its prompt it is.
-    temperature: the request's own, by which the engine divides as well.
+    temperature: the request's own, by which the engine divides, too.
     """
 
     def __init__(self, policy: Policy, sample: int = 0, temperature: float = 1.0) -> None:
@@ -50,88 +50,89 @@ class Stream:
             self._state = self.policy.start(prompt() if reads else (), sample=self.sample)
             self._count = 0
         while self._count < count:
-            read = token(self._count) if reads else 0
-            if read < 0:
+            token_id = token(self._count) if reads else 0
+            if token_id < 0:
                 raise RefusedError(
-                    f"{self.policy}: the engine holds back which token {self._count} was; this is "
-                    "a defect of tempering under asynchronous scheduling: --no-async-scheduling"
+                    f"{self.policy}: the engine doesn't say which token {self._count} was; this is "
+                    "a defect of tempering under asynchronous scheduling: serve with "
+                    "--no-async-scheduling"
                 )
-            self._state = self.policy.advance(self._state, read)
+            self._state = self.policy.advance(self._state, token_id)
             self._count += 1
         return self._state
 
 
-class Row(NamedTuple):
-    """One row of logits: its place, its request's stream, and what gives the state it is in."""
+class LogitsRow(NamedTuple):
+    """One row of logits: its index in the batch, its request's stream, and a call for its state."""
 
-    place: int
+    row_index: int
     stream: Stream
     state: Callable[[], TokenState]
 
 
 def temper_rows(
-    logits: Float[Tensor, "rows vocab"], rows: Sequence[Row], *, divided: bool
+    logits: Float[Tensor, "rows vocab"], rows: Sequence[LogitsRow], *, divided: bool
 ) -> dict[int, Exception]:
     """Temper some rows of a batch in place, each by its own policy.
 
     Rows of one policy are done together. A row that has no finite maximum (NaN, overflow, or
-    everything masked) stays as it is: no temperature changes what it says, and the engine
-    answers for it.
+    everything masked) stays as it is: it has no tempered posterior, and the engine decides what to
+    sample from it.
 
     Parameters
     ----------
     divided: whether the engine has divided by the requests' own temperatures already; otherwise it
-        does so afterwards. Either way that division is undone, and the policy's stands.
+        does so afterwards. Either way that division is undone, so that the policy's alone counts.
 
     Returns
     -------
-    place -> what went wrong there, of rows that could not be tempered; they are unchanged.
+    Index in the batch -> error, of the rows that could not be tempered; these are unchanged.
     """
     failed: dict[int, Exception] = {}
     sound = torch.isfinite(logits.amax(-1)).tolist()
-    groups: dict[int, list[tuple[Row, TokenState]]] = {}
+    groups: dict[int, list[tuple[LogitsRow, TokenState]]] = {}
     for row in rows:
         try:
             state = row.state()
         except Exception as error:
-            failed[row.place] = error
+            failed[row.row_index] = error
             continue
-        if sound[row.place]:
+        if sound[row.row_index]:
             groups.setdefault(id(row.stream.policy), []).append((row, state))
     for members in groups.values():
         try:
             _temper_group(logits, members, divided)
         except Exception as error:
             if len(members) == 1:
-                failed[members[0][0].place] = error
+                failed[members[0][0].row_index] = error
                 continue
-            for member in members:  # one of them made all fail
+            for member in members:  # alone, to find those that fail
                 try:
                     _temper_group(logits, [member], divided)
                 except Exception as error:
-                    failed[member[0].place] = error
+                    failed[member[0].row_index] = error
     return failed
 
 
 def _temper_group(
     logits: Float[Tensor, "rows vocab"],
-    members: Sequence[tuple[Row, TokenState]],
+    members: Sequence[tuple[LogitsRow, TokenState]],
     divided: bool,
 ) -> None:
-    """Temper rows of one policy; nothing is written unless all of them can be."""
+    """Temper the rows of one policy: all of them, or none where one fails."""
     rows, states = zip(*members)
-    places = [row.place for row in rows]
-    whole = places == list(range(len(logits)))
-    given = logits if whole else logits[places]
-    own = given.new_tensor([row.stream.temperature for row in rows]).unsqueeze(-1)
-    plain = bool((own == 1).all())
-    raw = given * own if divided and not plain else given
+    indices = [row.row_index for row in rows]
+    whole = indices == list(range(len(logits)))
+    given = logits if whole else logits[indices]
+    divisor = given.new_tensor([row.stream.temperature for row in rows]).unsqueeze(-1)
+    plain = bool((divisor == 1).all())
+    raw = given * divisor if divided and not plain else given
     energies = token_energies(raw)
     temperature = token_temperatures(rows[0].stream.policy, energies, states)
-    result = tempered(raw, energies, temperature)
+    result = logits_at_temperature(raw, energies, temperature)
     if not divided and not plain:
-        result = result * own
+        result = result * divisor
     if whole:
         logits.copy_(result)
     else:
-        logits[places] = result.to(logits.dtype)
+        logits[indices] = result.to(logits.dtype)

@@ -1,8 +1,8 @@
-"""Another profile in a running engine, on all its workers, with nothing stale left behind.
+"""Swapping the profile of a running engine on all its workers, without stale keys and values.
 
-Keys and values in the cache depend on the temperatures below them, so a swap empties the prefix
-cache; and a request that began under one profile must not end under another, so a swap waits for
-the requests in flight (a server), or refuses (an `LLM` that is being stepped by hand).
+Keys and values in the cache depend on the temperatures of the layers below, so a swap empties the
+prefix cache. A request that began under one profile must not end under another, so a swap of a
+server waits for the requests in flight, and a swap of an `LLM` that is stepped by hand is refused.
 """
 
 from __future__ import annotations
@@ -30,45 +30,47 @@ def swap_profile(llm: Any, profile: Profile | None) -> str:
 
     Raises
     ------
-    RefusedError: requests are in flight, or a worker disagrees. ProfileError: it fits another
-    model; no worker has changed then.
+    RefusedError: requests are in flight, or the workers answer differently.
+    ProfileError: the profile fits another model; then no worker has changed.
     """
     if llm.llm_engine.has_unfinished_requests():
         raise RefusedError(
-            "requests are in flight, which would begin under one profile and end under another; "
+            "requests are in flight and would end under another profile than they began under; "
             "swap when they are finished"
         )
-    name = agreed(llm.collective_rpc("tempering_stage", args=(text_of(profile),)))
+    name = agreed_answer(llm.collective_rpc("tempering_stage", args=(profile_json(profile),)))
     if not llm.reset_prefix_cache(reset_connector=True):
         raise RefusedError(
-            "vLLM could not empty its prefix cache, whose keys and values rest on the profile in "
+            "vLLM could not empty its prefix cache, whose keys and values depend on the profile in "
             "use; nothing was changed"
         )
-    return agreed(llm.collective_rpc("tempering_commit", args=(name,)))
+    return agreed_answer(llm.collective_rpc("tempering_commit", args=(name,)))
 
 
 async def swap_served(engine: Any, profile: Profile | None) -> str:
-    """Give the engine of a server (`AsyncLLM`) another profile; as `swap_profile`.
+    """Give the engine of a server (`AsyncLLM`) another profile; otherwise as `swap_profile`.
 
     New requests wait, those in flight finish, then all workers change and the cache is emptied.
     """
-    name = agreed(await engine.collective_rpc("tempering_stage", args=(text_of(profile),)))
+    name = agreed_answer(
+        await engine.collective_rpc("tempering_stage", args=(profile_json(profile),))
+    )
     if await engine.is_paused():
         raise RefusedError("the engine is paused by someone else; resume it, then swap")
     try:
         # Ends when no request is in flight and the caches are empty; raises when they can't be.
         await engine.pause_generation(mode="wait", clear_cache=True)
-        return agreed(await engine.collective_rpc("tempering_commit", args=(name,)))
+        return agreed_answer(await engine.collective_rpc("tempering_commit", args=(name,)))
     finally:
         await engine.resume_generation()
 
 
-def text_of(profile: Profile | None) -> str | None:
-    """A profile as one line of JSON, which is what travels to the workers."""
+def profile_json(profile: Profile | None) -> str | None:
+    """A profile as one line of JSON, as it is sent to the workers."""
     return None if profile is None else json.dumps(profile.to_json())
 
 
-def agreed(answers: Sequence[Any]) -> str:
+def agreed_answer(answers: Sequence[Any]) -> str:
     """The one answer of all workers; their error, or RefusedError when they differ."""
     for kind, message in answers:
         if kind:

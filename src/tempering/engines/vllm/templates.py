@@ -1,8 +1,8 @@
-"""The chat template that a prompt was written with, carried to where its phases are told apart.
+"""Carries the chat template that wrote a prompt to the processes that tell its phases apart.
 
-vLLM takes a template from the request, the server's `--chat-template`, the model's processor, or
-the tokenizer, and keeps none of that beyond the front end. A policy is made in other processes
-too, and each of them must know the turns and the delimiters of the template that was used.
+vLLM takes a template from the request, the server's `--chat-template`, the model's processor or
+the tokenizer. The processes behind the front end are not told which, but they make the request's
+policy, too, and need the turns and delimiters of the template that was used.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from tempering.tokens.turns import with_template
 
-# Between processes it travels among the request's extra arguments. Not a name of KEYS: a request
-# that sends it itself is not believed.
+# The extra argument that carries the template between processes. It is no argument of users (KEYS):
+# one that a request sends is dropped.
 _CARRIED = "_chat_template"
 _RENDERED = "tempering_chat_template"
 
 
-def register() -> None:
+def wrap_rendering() -> None:
     """Wrap the places where vLLM writes chats as prompts."""
     from vllm.renderers.base import BaseRenderer
 
@@ -43,7 +43,7 @@ def carried(params: Any, prompt: Any) -> Any:
 
 
 def tokenizer_of(params: Any, tokenizer: Any) -> Any:
-    """The tokenizer as it is with the template of the request's prompt."""
+    """The tokenizer with the template that wrote the request's prompt."""
     template = (getattr(params, "extra_args", None) or {}).get(_CARRIED)
     return tokenizer if tokenizer is None else with_template(tokenizer, template)
 
@@ -78,7 +78,8 @@ async def _render_chat_async(
 def _note(renderer: Any, chat_params: Any, prompts: Iterable[MutableMapping[str, Any]]) -> None:
     from vllm.renderers.hf import HfRenderer, resolve_chat_template
 
-    # The other renderers write the format of one family by code, which its tokenizer has as well.
+    # The other renderers write the format of one model family by code, and that family's tokenizer
+    # writes the same.
     if not isinstance(renderer, HfRenderer):
         return
     tokenizer = renderer.get_tokenizer()

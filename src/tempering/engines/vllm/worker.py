@@ -1,7 +1,8 @@
-"""What vLLM's workers can be asked: `--worker-extension-cls tempering.engines.vllm.worker.Worker`.
+"""The worker extension: `--worker-extension-cls tempering.engines.vllm.worker.Worker`.
 
-A swap has two steps, so that no worker changes unless all can: `tempering_stage` checks and keeps
-the new betas, `tempering_commit` writes them. Both go through vLLM's `collective_rpc`.
+vLLM adds its methods to each worker and calls them through `collective_rpc`. A swap has two steps,
+so that no worker changes unless all can: `tempering_stage` checks and keeps the new betas,
+`tempering_commit` writes them.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ def digest(profile: Profile | None) -> str:
     if profile is None:
         return UNTEMPERED
     data = profile.to_json()
-    own = {key: data[key] for key in ("layers", "named", "partial")}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    temperatures = {key: data[key] for key in ("layers", "named", "partial")}
+    return hashlib.sha256(json.dumps(temperatures, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def start(config: Any, settings: Any, rank: int) -> None:
-    """After the model is loaded: check every layer and profile, and write the betas."""
+def write_configured(config: Any, settings: Any, rank: int) -> None:
+    """Check every layer and configured profile of a loaded model, and write the betas."""
     from vllm.logger import init_logger
 
     from tempering.engines.vllm.identity import check_identity
-    from tempering.engines.vllm.layers import layers_of, prepared, write
+    from tempering.engines.vllm.layers import layers_of, prepared_betas, write_betas
 
     layers = layers_of(config)
     for row, profile in enumerate((settings.profile, *settings.profiles.values())):
-        values = prepared(config, layers, profile)
+        values = prepared_betas(config, layers, profile)
         if profile is not None and rank == 0:
-            unknown = check_identity(profile, config.model_config)
-            if unknown:
+            reason = check_identity(profile, config.model_config)
+            if reason:
                 init_logger(__name__).warning(
                     "tempering: only architecture and shape of the profile were compared with the "
-                    "model, because %s",
-                    unknown,
+                    "model: %s",
+                    reason,
                 )
-        write(layers, values, row)
+        write_betas(layers, values, row)
     state_of(config)["active"] = digest(settings.profile)
 
 
@@ -60,7 +61,7 @@ Answer = tuple[str, str]  # (name of the error, "" for none; digest or message)
 
 
 def _answer(work: Callable[[], str]) -> Answer:
-    """Errors as values: vLLM would send them on as text of another type."""
+    """The answer, or the error as a value: vLLM would pass an error on without its type."""
     try:
         return "", work()
     except TemperingError as error:
@@ -101,25 +102,25 @@ def _active(config: Any) -> str:
 
 
 def _layers(config: Any) -> str:
-    from tempering.engines.vllm.layers import layers_of, slots_of
+    from tempering.engines.vllm.layers import layers_of, rank_layers
 
     _active(config)
     layers = layers_of(config)
-    own = [
+    shapes = [
         (slot.name, slot.heads * slot.ranks, layer.num_kv_heads * slot.ranks)
-        for slot, layer in zip(slots_of(layers), layers, strict=True)
+        for slot, layer in zip(rank_layers(layers), layers, strict=True)
     ]
-    return json.dumps(own)
+    return json.dumps(shapes)
 
 
 def _stage(config: Any, rank: int, text: str | None) -> str:
     from tempering.engines.vllm.identity import check_identity
-    from tempering.engines.vllm.layers import layers_of, prepared
+    from tempering.engines.vllm.layers import layers_of, prepared_betas
 
     _active(config)
     profile = None if text is None else Profile.from_json(json.loads(text), "the new profile")
     layers = layers_of(config)
-    values = prepared(config, layers, profile)
+    values = prepared_betas(config, layers, profile)
     if profile is not None and rank == 0:
         check_identity(profile, config.model_config)
     state_of(config)["staged"] = (digest(profile), layers, values)
@@ -127,11 +128,11 @@ def _stage(config: Any, rank: int, text: str | None) -> str:
 
 
 def _commit(config: Any, name: str) -> str:
-    from tempering.engines.vllm.layers import write
+    from tempering.engines.vllm.layers import write_betas
 
     staged = state_of(config).pop("staged", None)
     if staged is None or staged[0] != name:
         raise RefusedError(f"no profile {name} is staged in this worker; swap it again")
-    write(staged[1], staged[2])
+    write_betas(staged[1], staged[2])
     state_of(config)["active"] = name
     return name

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def end_tokens(config: Any) -> list[int]:
-    """The ids that end a sequence, by the `eos_token_id` of a generation config or a tokenizer.
+    """The ids that end a sequence: the `eos_token_id` of a generation config or a tokenizer.
 
-    transformers keeps none (None), one (a whole number) or several (a list) there.
+    transformers holds there None, a whole number, or a list of several.
     """
     ends = getattr(config, "eos_token_id", None)
     if ends is None:

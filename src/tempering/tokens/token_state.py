@@ -1,4 +1,4 @@
-"""What a policy remembers of one request: a pure function of the request's token ids."""
+"""What a policy needs to know of one request, computed from the request's token ids."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class TokenState:
     """The state of one request before its next token is sampled.
 
     It depends on the token ids alone (prompt and generated), never on how often a policy was
-    called, so an engine that rewinds, reorders beams or verifies speculated tokens rebuilds it
-    with `policy.state(prompt, generated)` or keeps it beside the history it belongs to.
+    called. An engine that rewinds, reorders beams or verifies speculated tokens rebuilds the state
+    with `policy.state(prompt, generated)`, or keeps one for each history.
 
     Parameters
     ----------
-    position: tokens generated so far, so the index of the next one.
+    position: number of tokens generated so far, which is the index of the next one.
     sample: which of the n samples of a prompt this is.
     phase: the phase that the next token is sampled in; "" for a policy without phases.
     opened: the phases that are open, outermost first.
     spent: (phase, tokens generated in it) for each phase of the policy.
-    text: the last bytes of text, as far as they may begin a delimiter.
-    ids: the last token ids, as far as they may begin a delimiter given by ids.
+    text: the last bytes of the text, as many as may belong to a delimiter that is not complete.
+    ids: the last token ids, as many as may belong to a delimiter of ids that is not complete.
     """
 
     position: int = 0
@@ -55,5 +55,5 @@ class TokenState:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"this is no token state: {error!r}; give what TokenState.to_json() returned"
+                f"this is not a token state ({error!r}); give what TokenState.to_json() returned"
             ) from error

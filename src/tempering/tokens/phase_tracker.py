@@ -1,4 +1,4 @@
-"""Which phases are open, from token ids: a pure fold over the text that the tokens spell."""
+"""Which phases are open after some token ids, from the delimiters in the text that they spell."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tempering.errors import InputError
-from tempering.tokens.known import Header, Mark
-from tempering.tokens.pieces import TAG, Pieces
-from tempering.tokens.state import TokenState
+from tempering.tokens.known_delimiters import Delimiter, Header
+from tempering.tokens.token_bytes import TAG, TokenBytes
+from tempering.tokens.token_state import TokenState
 
-OTHERS = ""  # what is "open" while somebody else speaks: no delimiter counts until the next turn
-_GAP = 96  # bytes of a header between two of its parts; tools' names have 64 characters at most
+# The open "phase" of a turn that is not the model's: no delimiter counts until the next turn.
+OTHERS = ""
+# Bytes that a header may have between two of its parts. A tool's name, with its namespace, is the
+# longest of them: OpenAI's API allows 64 characters.
+_GAP = 96
 
 
 class Meaning(NamedTuple):
-    """What a delimiter does, in this order.
+    """What a delimiter does, tried in this order.
 
-    turn: begins a turn: closes everything. others: that turn is not the model's.
-    closes: closes the innermost open phase of these, and then opens nothing.
-    ends: the same, but opens its own phase all the same.
-    opens: a phase.
+    turn: it begins a turn, which closes all phases. others: that turn is not the model's.
+    closes: it closes the innermost open phase among these, and does nothing more.
+    ends: it closes the innermost open phase among these, and goes on to `opens`.
+    opens: it opens this phase.
     """
 
     opens: str | None = None
@@ -37,32 +40,32 @@ class Tracker:
     """Follows the delimiters through a stream of tokens.
 
     Phases nest: the innermost open one counts. A closer closes its phase and those opened inside
-    it; without an open phase it does nothing, as does an opener of a phase that is open. One text
-    that is opener and closer (a code fence) alternates. A new turn closes everything, and in a
-    turn that is not the model's no delimiter counts. In a reply only special tokens are turns: a
-    model may write of others, such as `<tool_response>`.
+    it. The closer of a phase that isn't open does nothing, and neither does the opener of one that
+    is. A text that both opens and closes (a code fence) alternates. A new turn closes all phases,
+    and in a turn that is not the model's no delimiter counts. In a reply only special tokens begin
+    turns: other tags, such as `<tool_response>`, a model may write about.
 
-    A delimiter that the vocabulary has as one added token is that token; text that other tokens
-    spell is then only text. Any other is matched on the bytes of the text.
+    A delimiter that the vocabulary has as one added token is matched as that token, and not where
+    other tokens spell its text. Any other delimiter is matched on the bytes of the text.
 
     Parameters
     ----------
-    meanings: of each delimiter. headers: more of them, which count in prompts only.
+    meanings: what each delimiter does. headers: texts that count in prompts only, likewise.
     """
 
-    meanings: Mapping[Mark, Meaning]
-    pieces: Pieces | None
+    meanings: Mapping[Delimiter, Meaning]
+    token_bytes: TokenBytes | None
     headers: Mapping[str, Meaning] = field(default_factory=dict)
     _tokens: dict[int, Meaning] = field(init=False)
-    _own: dict[int, Meaning] = field(init=False)  # those that count in a reply
+    _reply_tokens: dict[int, Meaning] = field(init=False)  # those that count in a reply
     _reply: _Texts | None = field(init=False)
     _prompt: _Texts | None = field(init=False)
     _sequences: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        texts = [mark for mark in self.meanings if isinstance(mark, str)]
-        tags = self.pieces.tags if self.pieces is not None else {}
-        plain = [text for text in texts if text not in tags]
+        texts = [delimiter for delimiter in self.meanings if isinstance(delimiter, str)]
+        tag_ids = self.token_bytes.tags if self.token_bytes is not None else {}
+        plain = [text for text in texts if text not in tag_ids]
         inside = [(a, b) for a in plain for b in plain if a != b and a in b]
         if inside:
             short, long = inside[0]
@@ -70,32 +73,34 @@ class Tracker:
                 f"the delimiter {short!r} lies inside {long!r}, which would never be seen whole; "
                 "leave one of them out"
             )
-        spelled: dict[Mark, Meaning] = {
-            mark: meaning
-            for mark, meaning in self.meanings.items()
-            if mark not in tags and not isinstance(mark, tuple)
+        spelled: dict[Delimiter, Meaning] = {
+            delimiter: meaning
+            for delimiter, meaning in self.meanings.items()
+            if delimiter not in tag_ids and not isinstance(delimiter, tuple)
         }
         set_ = object.__setattr__
-        tokens = {tags[m]: self.meanings[m] for m in texts if m in tags}
-        special = self.pieces.special if self.pieces is not None else ()
+        tokens = {tag_ids[m]: self.meanings[m] for m in texts if m in tag_ids}
+        special = self.token_bytes.special if self.token_bytes is not None else ()
         set_(self, "_tokens", tokens)
-        others = {t: m._replace(turn=False) for t, m in tokens.items() if t not in special}
-        own = {t: m for t, m in (tokens | others).items() if m != Meaning(others=m.others)}
-        set_(self, "_own", own)
+        turnless = {t: m._replace(turn=False) for t, m in tokens.items() if t not in special}
+        in_reply = {t: m for t, m in (tokens | turnless).items() if m != Meaning(others=m.others)}
+        set_(self, "_reply_tokens", in_reply)
         set_(self, "_reply", self._texts(spelled, {}))
         set_(self, "_prompt", self._texts(spelled, self.headers))
         set_(self, "_sequences", tuple(m for m in self.meanings if isinstance(m, tuple)))
 
     def _texts(
-        self, spelled: Mapping[Mark, Meaning], headers: Mapping[str, Meaning]
+        self, spelled: Mapping[Delimiter, Meaning], headers: Mapping[str, Meaning]
     ) -> _Texts | None:
-        if self.pieces is None or not (spelled or headers):
+        if self.token_bytes is None or not (spelled or headers):
             return None
-        found = {_pattern(mark, self.pieces): meaning for mark, meaning in spelled.items()}
-        # A header that its template sets off by a space may also stand at the prompt's beginning.
+        patterns = {
+            _pattern(delimiter, self.token_bytes): meaning for delimiter, meaning in spelled.items()
+        }
+        # A header that the template puts behind a space may also begin the prompt.
         for text, meaning in headers.items():
-            found[_pattern(text.lstrip(), self.pieces, alone=text[:1].isspace())] = meaning
-        return _Texts(found, self.pieces)
+            patterns[_pattern(text.lstrip(), self.token_bytes, alone=text[:1].isspace())] = meaning
+        return _Texts(patterns, self.token_bytes)
 
     def begin(self, state: TokenState, prompt: Sequence[int]) -> TokenState:
         """The state after a prompt, of which only the last turn counts."""
@@ -105,7 +110,7 @@ class Tracker:
 
     def follow(self, state: TokenState, token: int) -> TokenState:
         """The state after one more token of the reply."""
-        return self._read(state, (token,), self._own, self._reply)
+        return self._read(state, (token,), self._reply_tokens, self._reply)
 
     def _read(
         self,
@@ -128,21 +133,21 @@ class Tracker:
         texts: _Texts | None,
     ) -> TokenState:
         opened, text, start = state.opened, state.text, 0
-        for place, token in enumerate(tokens):
+        for i, token in enumerate(tokens):
             meaning = single.get(token)
             if meaning is not None:
                 if texts is not None:
-                    opened, _ = texts.read(opened, text, tokens[start:place])
-                opened, text, start = _after(opened, meaning), b"", place + 1
+                    opened, _ = texts.read(opened, text, tokens[start:i])
+                opened, text, start = _after(opened, meaning), b"", i + 1
         if texts is not None:
             opened, text = texts.read(opened, text, tokens[start:])
         return replace(state, opened=opened, text=text)
 
     def _read_ids(self, state: TokenState, token: int) -> TokenState:
         ids = (*state.ids, token)
-        for mark in sorted(self._sequences, key=len, reverse=True):
-            if ids[-len(mark) :] == mark:
-                return replace(state, opened=_after(state.opened, self.meanings[mark]), ids=())
+        for delimiter in sorted(self._sequences, key=len, reverse=True):
+            if ids[-len(delimiter) :] == delimiter:
+                return replace(state, opened=_after(state.opened, self.meanings[delimiter]), ids=())
         kept = max(map(len, self._sequences)) - 1
         return replace(state, ids=ids[len(ids) - min(kept, len(ids)) :])
 
@@ -150,26 +155,27 @@ class Tracker:
 class _Texts:
     """Delimiters that are matched on the bytes of the text."""
 
-    def __init__(self, found: Mapping[_Pattern, Meaning], pieces: Pieces) -> None:
-        # At one place the longest counts; alternatives are tried in order.
-        ordered = sorted(found, key=lambda pattern: pattern.longest, reverse=True)
-        self._meanings = [found[pattern] for pattern in ordered]
+    def __init__(self, meanings: Mapping[_Pattern, Meaning], token_bytes: TokenBytes) -> None:
+        # Of two that begin at one byte the longer counts; the expression tries them in order.
+        ordered = sorted(meanings, key=lambda pattern: pattern.longest, reverse=True)
+        self._meanings = [meanings[pattern] for pattern in ordered]
         self._regex = re.compile(b"|".join(b"(%b)" % pattern.regex for pattern in ordered))
-        self._kept = max(pattern.longest for pattern in ordered)  # and what stands before it
+        # One byte more than may begin a delimiter: `alone` looks at the byte before.
+        self._kept = max(pattern.longest for pattern in ordered)
         self._finals = {pattern.final for pattern in ordered}
-        self._pieces = pieces
-        self._tags = {pieces.tags[t]: _tagged(t) for pattern in ordered for t in pattern.tags}
+        self._token_bytes = token_bytes
+        self._tags = {token_bytes.tags[t]: _tagged(t) for pattern in ordered for t in pattern.tags}
 
     def read(
         self, opened: tuple[str, ...], before: bytes, tokens: Sequence[int]
     ) -> tuple[tuple[str, ...], bytes]:
         """Open phases, and the bytes that may begin a delimiter, after these tokens."""
         if self._tags:
-            new = b"".join(self._tags.get(token) or self._pieces(token) for token in tokens)
+            new = b"".join(self._tags.get(token) or self._token_bytes(token) for token in tokens)
         else:
-            new = self._pieces.join(tokens)
+            new = self._token_bytes.join(tokens)
         text, consumed = before + new, 0
-        if not self._finals.isdisjoint(new):  # a delimiter that wasn't there ends in what is new
+        if not self._finals.isdisjoint(new):  # a new delimiter ends in the new bytes
             for match in self._regex.finditer(text):
                 opened = _after(opened, self._meanings[(match.lastindex or 1) - 1])
                 consumed = match.end()
@@ -178,7 +184,10 @@ class _Texts:
 
 
 class _Pattern(NamedTuple):
-    """A delimiter as a regular expression. longest: bytes it may span. final: its last byte."""
+    """A delimiter as a regular expression.
+
+    longest: bytes that it may span. final: its last byte. tags: the added tokens in it.
+    """
 
     regex: bytes
     longest: int
@@ -186,15 +195,16 @@ class _Pattern(NamedTuple):
     tags: tuple[str, ...]
 
 
-def _pattern(mark: Mark, pieces: Pieces, *, alone: bool = False) -> _Pattern:
-    """Added tokens in it stand between bytes that no text has, so that text can't imitate them.
+def _pattern(delimiter: Delimiter, token_bytes: TokenBytes, *, alone: bool = False) -> _Pattern:
+    """The pattern of a delimiter.
 
-    alone: only where a text, a line or a word begins.
+    Its added tokens are set between bytes that no text has, so that text can't imitate them.
+    alone: match only where a text, a line or a word begins.
     """
     spelled, tags = [], []
-    for part in mark.parts if isinstance(mark, Header) else (str(mark),):
+    for part in delimiter.parts if isinstance(delimiter, Header) else (str(delimiter),):
         literal, rest = b"", part
-        for tag in pieces.tags_in(part):
+        for tag in token_bytes.tags_in(part):
             before, _, rest = rest.partition(tag)
             literal += before.encode() + _tagged(tag)
             tags.append(tag)
@@ -210,6 +220,7 @@ def _tagged(tag: str) -> bytes:
 
 
 def _after(opened: tuple[str, ...], meaning: Meaning) -> tuple[str, ...]:
+    """The open phases after a delimiter."""
     if meaning.turn:
         return (OTHERS,) if meaning.others else ()
     if opened[:1] == (OTHERS,):

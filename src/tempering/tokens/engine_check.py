@@ -1,8 +1,8 @@
-"""What every engine must do with a policy, checked on recorded logits against plain Python.
+"""Checks what an engine does with policies, on made-up logits, against plain Python.
 
-An engine is adapted when `check_engine(run)` returns: the temperatures and the tempered posterior
-are those of the formulas, whatever the batch, the order of its rows, and rewinds; and from the
-same random numbers it draws the same tokens.
+An engine applies policies correctly when `check_engine(run)` returns. Then the temperatures and the
+tempered posterior are those of the formulas, in any batch, with its rows in any order, and after
+rewinds; and the same random numbers draw the same tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from tempering.tokens.grammar import parse_policy
 from tempering.tokens.policy import Policy
 
 VOCABULARY = 32
+# Energies here reach about 20 and T goes down to 0.2, so that float32 gives exp(-d/T) to about
+# 100 * 2^-24 = 6e-6; engines round a few times more.
+_ROUNDING = 2e-5
+_NEAR = 1e-3  # near a boundary of two tokens either may be drawn: 32 such roundings
 OPEN, CLOSE = 3, 4  # the ids that open and close the phase of `POLICY_TEXTS`
 
 POLICY_TEXTS = (
@@ -54,18 +58,18 @@ class Request:
 Run = Callable[[Policy, Sequence[Request], Tensor], Tensor]
 
 
-def recorded(requests: Sequence[Request]) -> Float[Tensor, "batch vocab"]:
-    """Logits of each request: a function of its tokens, as a model's are; some are masked."""
+def made_logits(requests: Sequence[Request]) -> Float[Tensor, "batch vocab"]:
+    """Logits of each request, drawn from its tokens as a seed; one token of each row is masked."""
     rows = []
     for request in requests:
         draw = random.Random(repr((request.prompt, request.generated)))
         row = [draw.gauss(0, 3) for _ in range(VOCABULARY)]
         row[draw.randrange(VOCABULARY)] = -math.inf
-        kind = draw.random()
-        if kind < 0.3:  # two tokens tie for the maximum
+        share = draw.random()
+        if share < 0.3:  # two tokens tie for the maximum
             first, second = draw.sample(range(VOCABULARY), 2)
             row[first] = row[second] = max(row) + 1
-        elif kind < 0.45:  # one is forced, as by vLLM's thinking budget
+        elif share < 0.45:  # one is forced, as vLLM's thinking budget forces it
             row[draw.randrange(VOCABULARY)] = 1e9
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float32)
@@ -78,7 +82,7 @@ def check_engine(run: Run, *, samples: bool = True) -> int:
     ----------
     run: `run(policy, requests, logits) -> Tensor [batch, vocab]`, the logits (or log
         probabilities) that the engine would sample from, before any top-k.
-    samples: whether the engine knows which of n samples a request is; without it no ladder.
+    samples: whether the engine knows which of n samples a request is; if not, `ladder` is left out.
 
     Returns
     -------
@@ -94,46 +98,48 @@ def check_engine(run: Run, *, samples: bool = True) -> int:
         if policy.samples is not None and not samples:
             continue
         requests = _requests(policy.samples or 1)
-        batches = [*requests, requests[2], requests[0]]  # the last two go back
+        batches = [*requests, requests[2], requests[0]]  # the last two are rewinds
         for batch in batches:
             if policy.samples is None:
-                batch = batch[::-1]  # beams: the same histories at other rows
-            logits = recorded(batch)
-            got = run(policy, batch, logits).double().softmax(-1)
+                batch = batch[::-1]  # as beams do: the same histories in other rows
+            logits = made_logits(batch)
+            given = run(policy, batch, logits).double().softmax(-1)
             for row, request in enumerate(batch):
-                _check_row(text, request, logits[row].tolist(), got[row].tolist())
+                _check_row(text, request, logits[row].tolist(), given[row].tolist())
                 checked += 1
     return checked
 
 
 def _requests(samples: int) -> list[list[Request]]:
-    """Batches that grow token by token: two prompts, phases opened in one, closed and reopened."""
+    """Batches that grow token by token; one of the two prompts opens a phase, replies reopen it."""
     prompts = [(1, OPEN, 9), (2, 6, 7)] if samples == 1 else [(2, 6, 7)]
     tokens = [(8, CLOSE, 5, OPEN, 9, 7), (OPEN, 9, 9, CLOSE, 8, 5)]
     return [
         [
-            Request(prompt, tokens[place][:length], sample)
-            for place, prompt in enumerate(prompts)
+            Request(prompt, tokens[index][:length], sample)
+            for index, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
         for length in range(7)
     ]
 
 
-def _check_row(text: str, request: Request, logits: list[float], got: list[float]) -> None:
+def _check_row(text: str, request: Request, logits: list[float], given: list[float]) -> None:
     temperature = reference_temperature(text, request, logits)
-    wanted = reference_posterior(logits, temperature)
-    gap = max(abs(a - b) for a, b in zip(wanted, got))
-    if not gap <= 2e-5:
+    expected = reference_posterior(logits, temperature)
+    gap = max(abs(a - b) for a, b in zip(expected, given))
+    if not gap <= _ROUNDING:
         raise CheckError(
             f"{text}, request {request}: the posterior differs by {gap:.3g} from that at "
-            f"T = {temperature:g}; largest probability {max(got):.6f}, expected {max(wanted):.6f}"
+            f"T = {temperature:g}; largest probability {max(given):.6f}, "
+            f"expected {max(expected):.6f}"
         )
     draw = random.Random(repr(request)).random()
-    if (mine := _drawn(wanted, draw)) is not None and _drawn(got, draw) not in (mine, None):
+    token, expected_token = _drawn(given, draw), _drawn(expected, draw)
+    if token is not None and expected_token is not None and token != expected_token:
         raise CheckError(
-            f"{text}, request {request}: from the random number {draw:.6f} it draws token "
-            f"{_drawn(got, draw)}, expected {mine}"
+            f"{text}, request {request}: the random number {draw:.6f} draws token {token}, "
+            f"expected {expected_token}"
         )
 
 
@@ -142,7 +148,7 @@ def _drawn(probabilities: list[float], draw: float) -> int | None:
     total = 0.0
     for token, probability in enumerate(probabilities):
         total += probability
-        if abs(draw - total) < 1e-3 and probability:
+        if abs(draw - total) < _NEAR and probability:
             return None
         if draw < total:
             return token
@@ -184,13 +190,13 @@ def reference_support(logits: Sequence[float], target: float | int) -> float:
 
 
 def reference_temperature(text: str, request: Request, logits: list[float]) -> float:
-    """T of a request under one of `POLICY_TEXTS`, written out by hand for each."""
-    if sum(value >= max(logits) - 104 for value in logits) == 1:  # p = 1 stays p = 1
+    """T of a request under one of `POLICY_TEXTS`; each formula is written out by hand."""
+    if sum(value >= max(logits) - 104 for value in logits) == 1:  # a certain token stays certain
         return 1.0
-    place = len(request.generated)
+    position = len(request.generated)
     entropy = reference_entropy(logits)
     unmasked = sum(value > -math.inf for value in logits)
-    share = min(place, 5) / 5
+    share = min(position, 5) / 5
     phase, _ = _phase(request)
     unclosed, unclosed_spent = _phase(request, closes=False)
     values: dict[str, Callable[[], float]] = {

@@ -1,8 +1,8 @@
 """The delimiters that published models are trained on, each with its source.
 
 vLLM's files are those of vllm 0.32, under `vllm/`; templates are those that the named repository
-keeps. A pair that no source gives isn't here: a tokenizer that names none of these is warned of,
-and `between(x, opener, closer)` states others.
+keeps. A pair without a source is not here. A tokenizer that names none of these gets a warning;
+`between(x, opener, closer)` states others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Header:
-    """A delimiter of several texts in this order, each a few words after the one before.
+    """A delimiter of several texts in this order, with a few words between each two.
 
-    Between them stands what the model fills in, such as the name of a tool; no "<" is in it.
+    The model fills in the words between, such as the name of a tool; they contain no "<".
     """
 
     parts: tuple[str, ...]
@@ -24,20 +24,20 @@ class Header:
 
 
 # A delimiter: text, token ids, or a header.
-Mark = str | tuple[int, ...] | Header
+Delimiter = str | tuple[int, ...] | Header
 
 
 @dataclass(frozen=True)
-class Known:
-    """How some models write a phase.
+class KnownDelimiters:
+    """One way to delimit a phase, and the models that are trained on it.
 
     Parameters
     ----------
-    opens: the openers, of which any opens the phase.
+    opens: the openers; each of them opens the phase.
     closes: the closers; none where the phase lasts to the end of the turn.
-    models: that write it. source: where that is stated.
+    models: the models that write it. source: where this is stated.
     signs: groups of texts; a tokenizer names this entry when its vocabulary or chat template has
-        all of one group. By default the first opener alone is the sign.
+        all texts of one group. By default the first opener alone is the only group.
     """
 
     opens: tuple[str | Header, ...]
@@ -51,8 +51,8 @@ class Known:
         return self.signs or ((str(self.opens[0]),),)
 
 
-def _pair(opener: str, closer: str | None, models: str, source: str) -> Known:
-    return Known((opener,), () if closer is None else (closer,), models, source)
+def _pair(opener: str, closer: str | None, models: str, source: str) -> KnownDelimiters:
+    return KnownDelimiters((opener,), () if closer is None else (closer,), models, source)
 
 
 _WEBUI = "Open WebUI, backend/open_webui/utils/middleware.py, DEFAULT_REASONING_TAGS"
@@ -63,11 +63,11 @@ _SOLAR = (
 _HARMONY = (("<|channel|>", "<|message|>"),)
 _DSML = "\uff5cDSML\uff5c"
 
-# The first entry of a phase is what a tokenizer that names none is matched on, as text.
-KNOWN: dict[str, tuple[Known, ...]] = {
+# For a tokenizer that names none, the first entry of a phase is assumed, as text.
+KNOWN_DELIMITERS: dict[str, tuple[KnownDelimiters, ...]] = {
     "thinking": (
-        # Some templates name the closer alone, by which they cut thinking out of the history.
-        Known(
+        # Some templates name the closer alone: they cut the history's thinking off at it.
+        KnownDelimiters(
             ("<think>",),
             ("</think>",),
             "DeepSeek, Qwen3, GLM-4.5, Kimi K2, MiniMax M2, OLMo 3, Hunyuan, Nemotron, SmolLM3",
@@ -107,14 +107,14 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "vLLM, examples/tool_chat_template_apertus.jinja",
         ),
         # Gemma 4 has <|think|> too, as a switch in the system prompt, but no <|end|>.
-        Known(
+        KnownDelimiters(
             ("<|think|>",),
             ("<|end|>", "<|content|>"),
             "Solar Open",
             _SOLAR,
             (("<|think|>", "<|end|>"),),
         ),
-        Known(
+        KnownDelimiters(
             ("<|channel|>analysis<|message|>",),
             ("<|end|>", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
             "gpt-oss (harmony)",
@@ -134,13 +134,13 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "Kimi K3",
             "vLLM, reasoning/kimi_k3_reasoning_parser.py",
         ),
-        Known(
+        KnownDelimiters(
             ("<ifm|think>", "<ifm|think_fast>", "<ifm|think_faster>"),
             ("</ifm|think>", "</ifm|think_fast>", "</ifm|think_faster>"),
             "K2 Horizon",
             "vLLM, reasoning/k2_horizon_reasoning_parser.py",
         ),
-        Known(
+        KnownDelimiters(
             ("Here is my thought process:", "Here's my thought process:"),
             ("Here is my response:", "Here's my response:"),
             "Granite 3.2",
@@ -180,8 +180,8 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "DeepSeek R1, V3, V3.1",
             "vLLM, tool_parsers/deepseekv31_tool_parser.py",
         ),
-        # Its vocabulary has the word between the brackets as one token.
-        Known(
+        # In its vocabulary the word between the brackets is one token.
+        KnownDelimiters(
             (f"<{_DSML}function_calls>", f"<{_DSML}tool_calls>"),
             (f"</{_DSML}function_calls>", f"</{_DSML}tool_calls>"),
             "DeepSeek V3.2, V4",
@@ -214,7 +214,7 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "FunctionGemma",
             "vLLM, tool_parsers/functiongemma_tool_parser.py",
         ),
-        # Granite 3.0 has the opener alone, which its turn closes.
+        # Granite 3.0 has the opener alone; the end of the turn closes the phase.
         _pair(
             "<|tool_call|>",
             "<|/tool_call|>",
@@ -246,13 +246,13 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "Apertus",
             "vLLM, tool_parsers/apertus_tool_parser.py",
         ),
-        Known(
+        KnownDelimiters(
             ("<|tool_calls|>",),
             ("<|calls|>",),
             "Solar Open",
             _SOLAR,
         ),
-        Known(
+        KnownDelimiters(
             (
                 Header(("<|channel|>", " to=", "<|message|>")),
                 Header(("<|channel|>", " to=", "<|constrain|>", "<|message|>")),
@@ -294,7 +294,7 @@ KNOWN: dict[str, tuple[Known, ...]] = {
             "Nemotron Nano v2",
             "vLLM, examples/tool_chat_template_nemotron_nano_v2.jinja",
         ),
-        Known(
+        KnownDelimiters(
             ("<|content_invoke_tool_json|>", "<|content_invoke_tool_text|>"),
             ("<|end_message|>",),
             "Inkling",
@@ -325,8 +325,8 @@ KNOWN: dict[str, tuple[Known, ...]] = {
     "code": (_pair("```", "```", "all", "CommonMark 0.31, section 4.5, fenced code blocks"),),
 }
 
-# Tokens at which somebody's turn, or a tool's result, begins or ends, for prompts that another
-# chat template wrote than the tokenizer's own. One that the vocabulary lacks does nothing.
+# Tokens at which a turn or a tool's result begins or ends, for prompts that another chat template
+# than the tokenizer's own has written. A token that the vocabulary lacks does nothing.
 TURNS: tuple[str, ...] = (
     # ChatML; Kimi K2's variant of it (moonshotai/Kimi-K2-Thinking, chat_template.jinja)
     *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>"),

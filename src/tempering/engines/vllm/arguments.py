@@ -1,4 +1,7 @@
-"""The policy that a request to vLLM asks for through `extra_args` (`vllm_xargs` over HTTP)."""
+"""The arguments of a request to vLLM that are tempering's, and the policy that they ask for.
+
+They come in `SamplingParams.extra_args`, which is `vllm_xargs` over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,12 @@ _POLICY = (
     "dynatemp_exponent",
 )
 KEYS = (*_POLICY, SAMPLE, PROFILE)
-# Words that no argument of vLLM's or of another plugin begins with, but a misspelt one of ours may.
+# How our arguments begin, and no argument of vLLM's or of another plugin does: an unknown argument
+# that begins so is taken for a misspelt one of ours.
 _OURS = ("tempering", "temperature", "dynatemp", "post_think", "dyna_temp")
-_CLOSE = 0.8  # of difflib: one letter in five may be another
-_LONGEST = 32  # letters of a name that may be a misspelt one of ours
+_CLOSE = 0.8  # difflib's ratio: about one letter in five may differ
+# Longer keys aren't compared: our longest has 20 letters, and difflib's time grows with the square.
+_LONGEST = 32
 
 
 def extra_of(params: Any) -> Mapping[str, Any]:
@@ -34,11 +39,11 @@ def extra_of(params: Any) -> Mapping[str, Any]:
     extra = getattr(params, "extra_args", None)
     if not extra:
         return {}
-    own = {key: value for key, value in extra.items() if key in KEYS}
+    ours = {key: value for key, value in extra.items() if key in KEYS}
     for key in extra:
         if key not in KEYS:
             _refuse_misspelt(str(key))
-    return own
+    return ours
 
 
 def _refuse_misspelt(key: str) -> None:
@@ -49,7 +54,7 @@ def _refuse_misspelt(key: str) -> None:
         return
     if plain == "temperature":
         raise InputError(
-            "temperature stands beside vllm_xargs (extra_args), among vLLM's own parameters"
+            "send temperature beside vllm_xargs (extra_args), among vLLM's own parameters"
         )
     hint = f"did you mean {close[0]}? " if close else ""
     raise InputError(f"there is no argument {key!r:.60}; {hint}tempering takes {', '.join(KEYS)}")
@@ -95,23 +100,24 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
 
 
 def _made(request: Mapping[str, Any], tokenizer: Any) -> Policy:
-    """The policy of these arguments; one object for all requests that ask for the same."""
+    """The policy of these arguments; requests with the same arguments share one object."""
     try:
         text = json.dumps(request, sort_keys=True)
-    except (TypeError, ValueError, RecursionError):  # what isn't JSON is refused by name
+    except (TypeError, ValueError, RecursionError):  # not JSON: the call names the key and refuses
         return policy_from_request(request, tokenizer)
     key = (text, id(tokenizer))
-    policy = _KEPT.get(key)
+    policy = _CACHE.get(key)
     if policy is None:
         policy = policy_from_request(request, tokenizer)
-        _KEPT.add(key, policy, tokenizer, len(text))
+        _CACHE.add(key, policy, tokenizer, len(text))
     return policy
 
 
-class _Kept:
-    """The policies of recent requests, by their arguments and tokenizer; counts what they take.
+class _PolicyCache:
+    """The policies of recent requests, by their arguments and tokenizer, within a limit of bytes.
 
-    Reading a tokenizer's chat template for the phases takes milliseconds, in the engine's own loop.
+    Without the cache the engine's own loop would read the tokenizer's chat template for the phases
+    of every request, which takes milliseconds.
     """
 
     def __init__(self, most: int) -> None:
@@ -128,9 +134,11 @@ class _Kept:
             return self._policies[key][0]
 
     def add(self, key: tuple[str, int], policy: Policy, tokenizer: Any, length: int) -> None:
-        """Keep a policy, and drop those longest unused until all fit. The tokenizer is kept with
-        it, so that no other can have its id."""
-        size = policy.most_bytes + 200 * length  # the objects of a text: 120 bytes a character
+        """Keep a policy, and drop those longest unused until all fit.
+
+        The tokenizer is kept beside it, so that no other object gets its id.
+        """
+        size = policy.most_bytes + 200 * length  # the objects: up to 120 bytes a character
         with self._lock:
             if key in self._policies or size > self.most:
                 return
@@ -141,13 +149,14 @@ class _Kept:
                 self.bytes -= freed
 
 
-_KEPT = _Kept(32 * 2**20)
+_CACHE = _PolicyCache(32 * 2**20)  # 32 MB, beside the gigabytes of an engine
 
 
 def sample_of(params: Any, policy: Policy, *, child: bool = False) -> int:
     """Which of the n samples of its prompt a request is, for a ladder; else 0.
 
-    child: a request that vLLM made of one for n samples, whose number is known whatever the policy.
+    child: whether vLLM made this request out of one for n samples. Such a request has a number
+        under every policy, so without a ladder the number is ignored, not refused.
 
     Raises InputError: a ladder whose request is neither n samples nor one of them by number.
     """

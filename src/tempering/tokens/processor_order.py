@@ -1,4 +1,4 @@
-"""Where a policy stands among transformers' own processors, and what may not stand beside it."""
+"""The order of a policy among transformers' own processors, and what may not be used with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from tempering.errors import InputError, RefusedError
 from tempering.tokens.policy import Policy
 
-# The order in which generate() builds its list; a field that is None or has this value is off.
+# generate()'s order; a field that is None or has the value given here is off.
 # Source: transformers 5.23, GenerationMixin._get_logits_processor.
 _BEFORE: dict[str, Any] = {
     "guidance_scale": 1,
@@ -42,13 +42,13 @@ def effective_order(generation_config: Any, policy: Policy) -> tuple[str, ...]:
     """What generate() does to the logits, in order, with a policy among its processors.
 
     transformers runs its penalties and constraints, then custom processors (the policy), then
-    top-k, top-p, min-p and the like, which so see the tempered posterior.
+    top-k, top-p, min-p and the like, which therefore see the tempered posterior.
 
     Parameters
     ----------
     generation_config: a `GenerationConfig`; fields left None get generate()'s own defaults,
         among them top_k = 50.
-    policy: that is given to generate() as `TemperingLogitsProcessor(policy, tokenizer)`.
+    policy: the one given to generate() as `TemperingLogitsProcessor(policy, tokenizer)`.
 
     Returns
     -------

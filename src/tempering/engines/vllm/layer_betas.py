@@ -1,0 +1,149 @@
+"""The betas of vLLM's attention layers: which row of a profile is whose, cut to a rank's heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tempering.attention.profiles.profile import Profile
+from tempering.errors import ProfileError
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class RankLayer:
+    """One attention layer, as one rank of tensor parallelism holds it.
+
+    name: vLLM's, e.g. "model.layers.3.self_attn.attn".
+    heads: query heads on this rank. rank, ranks: of tensor parallelism.
+    """
+
+    name: str
+    heads: int
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def number(self) -> int:
+        """Which layer of the model it is: the first number in its name."""
+        return layer_number(self.name)
+
+
+def layer_number(name: str) -> int:
+    """The first number in a module's name, which counts the layers of the model."""
+    match = _NUMBER.search(name)
+    if match is None:
+        raise ProfileError(f"the module '{name}' has no layer number in its name")
+    return int(match.group(1))
+
+
+def layer_betas(
+    profile: Profile, layers: Sequence[RankLayer], *, in_stages: bool = False
+) -> list[Float[Tensor, " heads"]]:
+    """beta = 1/T of each layer's own heads, float32.
+
+    Query heads are split over the ranks in order: rank r of R has heads r H/R .. (r + 1) H/R - 1.
+
+    Parameters
+    ----------
+    profile: with the names of transformers' modules, or without names, in order of depth.
+    layers: the attention layers of this worker.
+    in_stages: whether other pipeline stages hold more layers than these.
+
+    Raises
+    ------
+    RefusedError: a profile with rules.
+    ProfileError: a row without a layer, a layer without a row, or another number of heads; the
+    message describes profile and engine.
+    """
+    profile.refuse_rules("vLLM takes temperatures that are numbers")
+    if not layers:
+        raise ProfileError("this worker has no attention layer, so it has no attention temperature")
+    ordered = sorted(layers, key=lambda layer: layer.number)
+    rows = (
+        _unnamed(profile, ordered, in_stages) if profile.names is None else _named(profile, ordered)
+    )
+    if profile.names is not None and not in_stages:
+        _check_all_used(profile, ordered)
+    betas = {
+        layer.name: _cut(profile, row, layer) for layer, row in zip(ordered, rows, strict=True)
+    }
+    return [betas[layer.name] for layer in layers]
+
+
+def _unnamed(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> list[Tensor]:
+    if in_stages:
+        numbers = [layer.number for layer in layers]
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or max(numbers) >= len(
+            profile.rows
+        ):
+            raise ProfileError(
+                f"the profile has {profile.describe()} without names, and this pipeline stage has "
+                f"the layers {numbers}; give a profile with module names (Profile.adopt(model))"
+            )
+        return [profile.rows[index] for index in numbers]
+    if len(profile.rows) != len(layers):
+        raise ProfileError(
+            f"the profile has {profile.describe()}, the engine has {_describe(layers)}"
+        )
+    return list(profile.rows)
+
+
+def _named(profile: Profile, layers: Sequence[RankLayer]) -> list[Tensor]:
+    names = profile.names or ()
+    by_number: dict[int, list[int]] = {}
+    for index, name in enumerate(names):
+        by_number.setdefault(layer_number(name), []).append(index)
+    rows = []
+    for layer in layers:
+        exact = [i for i, name in enumerate(names) if layer.name in (name, f"{name}.attn")]
+        candidates = exact or by_number.get(layer.number, [])
+        if len(candidates) > 1:
+            raise ProfileError(
+                f"the profile has several rows for layer {layer.number} "
+                f"({', '.join(names[i] for i in candidates)}), the engine has {layer.name} there"
+            )
+        if candidates:
+            rows.append(profile.rows[candidates[0]])
+        elif profile.partial:
+            rows.append(torch.ones(1, dtype=torch.float64))
+        else:
+            raise ProfileError(
+                f"the profile was made for another model: it has {profile.describe()} and none "
+                f"for {layer.name}; the engine has {_describe(layers)}"
+            )
+    return rows
+
+
+def _check_all_used(profile: Profile, layers: Sequence[RankLayer]) -> None:
+    numbers = {layer.number for layer in layers}
+    for name in profile.names or ():
+        if layer_number(name) not in numbers:
+            raise ProfileError(
+                f"the profile was made for another model: it has {profile.describe()} with a "
+                f"module {name}, the engine has {_describe(layers)} and no such layer"
+            )
+
+
+def _cut(profile: Profile, row: Tensor, layer: RankLayer) -> Tensor:
+    if profile.partial and len(row) == 1:
+        row = row.expand(layer.heads * layer.ranks)
+    beta = (1 / row.double()).float()
+    if len(beta) == layer.heads * layer.ranks:
+        return beta[layer.rank * layer.heads : (layer.rank + 1) * layer.heads].clone()
+    raise ProfileError(
+        f"{layer.name} has {layer.heads * layer.ranks} heads, the profile has {len(row)} for it; "
+        f"the profile has {profile.describe()}"
+    )
+
+
+def _describe(layers: Sequence[RankLayer]) -> str:
+    counts = sorted({layer.heads * layer.ranks for layer in layers})
+    heads = str(counts[0]) if len(counts) == 1 else f"{counts[0]}..{counts[-1]}"
+    return f"{len(layers)} layers x {heads} heads"

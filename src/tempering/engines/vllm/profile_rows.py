@@ -1,0 +1,69 @@
+"""A profile for each request of a batch: before each step, which row of the betas a token uses.
+
+A batch holds the tokens of its requests side by side, and every layer holds a table of betas with a
+row for each profile. Before vLLM's forward pass, an index gets each token's row; in the pass, every
+layer looks up beta[row, head] by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tempering.engines.vllm.arguments import PROFILE
+
+
+class RequestProfiles:
+    """Which row of the layers' betas each request of an engine uses.
+
+    Parameters
+    ----------
+    rows: name of a profile -> its row; requests that name none use row 0.
+    index: token -> row, which every layer reads; it is written in place.
+    """
+
+    def __init__(self, rows: Mapping[str, int], index: torch.Tensor) -> None:
+        self._rows = rows
+        self._index = index
+        self._row_of: dict[str, int] = {}
+
+    def follow(self, scheduled: Any) -> None:
+        """Add the requests that a step begins, and forget those that are finished."""
+        for request_id in scheduled.finished_req_ids:
+            self._row_of.pop(request_id, None)
+        for request in scheduled.scheduled_new_reqs:
+            extra = getattr(request.sampling_params, "extra_args", None) or {}
+            self._row_of[request.req_id] = self._rows[extra[PROFILE]] if PROFILE in extra else 0
+
+    def fill(self, request_ids: Sequence[str], counts: Sequence[int]) -> None:
+        """Write the rows of a batch: `counts[i]` tokens of request i, one after another."""
+        rows = torch.tensor([self._row_of[request_id] for request_id in request_ids])
+        flat = rows.repeat_interleave(torch.tensor([int(count) for count in counts]))
+        # The rest of the index belongs to padding, whose outputs are never read.
+        self._index[: len(flat)].copy_(flat, non_blocking=True)
+
+
+def follow_requests(runner: Any, profiles: RequestProfiles) -> None:
+    """Make a model runner report its requests and batches to `profiles`."""
+    newer = hasattr(runner, "prepare_inputs")
+    name = "prepare_inputs" if newer else "_prepare_inputs"
+    prepare_inputs, execute_model = getattr(runner, name), runner.execute_model
+
+    def inputs(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        if newer:
+            batch = prepare_inputs(scheduled, *args, **kwargs)
+            profiles.fill(batch.req_ids, batch.num_scheduled_tokens)
+            return batch
+        ids = runner.input_batch.req_ids
+        counts = args[0] if args else kwargs["num_scheduled_tokens"]
+        profiles.fill(ids[: len(counts)], counts)
+        return prepare_inputs(scheduled, *args, **kwargs)
+
+    def step(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        profiles.follow(scheduled)
+        return execute_model(scheduled, *args, **kwargs)
+
+    setattr(runner, name, inputs)
+    runner.execute_model = step
