@@ -20,6 +20,7 @@ COMMANDS = (
     "compare",
     "depth",
     "tune",
+    "repair",
     "bake",
     "architectures",
     "models",
