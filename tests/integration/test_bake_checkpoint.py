@@ -279,7 +279,7 @@ import resource, sys, json
 from pathlib import Path
 import torch
 from tempering.attention.baking.folds import Fold
-from tempering.engines.bake_files import Checkpoint
+from tempering.engines.checkpoints.files import Checkpoint
 
 source, target = map(Path, sys.argv[1:])
 checkpoint = Checkpoint(source)

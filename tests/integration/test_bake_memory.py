@@ -23,7 +23,7 @@ import re, sys, threading, time
 from pathlib import Path
 import torch
 from tempering.attention import Profile
-from tempering.engines.bake_checkpoint import bake_checkpoint
+from tempering.engines.checkpoints.bake import bake_checkpoint
 
 torch.set_num_threads(1)
 warm_up, source, target = map(Path, sys.argv[1:])

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tempering.attention.control.self_check import self_check
+from tempering.attention.control.self_check import _VERDICTS as VERDICTS
+from tempering.attention.control.self_check import self_check, verdict_key
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.hooks import interface_route, softmax_route
@@ -231,7 +232,7 @@ def test_nothing_is_proven_where_nothing_moves():
 
 def test_it_costs_two_forwards_and_later_none():
     model = build("llama")
-    self_check._VERDICTS.discard(self_check.verdict_key(model))
+    VERDICTS.discard(verdict_key(model))
     lengths = []
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -244,7 +245,7 @@ def test_it_costs_two_forwards_and_later_none():
         pass
     twin = build("llama")
     with tempered(twin, profile):
-        assert self_check.verdict_key(twin) in self_check._VERDICTS
+        assert verdict_key(twin) in VERDICTS
     assert lengths == [11, 1]
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from tempering.attention.hooks.interface_route import attend
 from tempering.attention.hooks.state import STATE
 from tempering.attention.logits import observe_with
+from tempering.others import check_release
 
 # Reentrant: a forgotten handle may be collected, and so let go, while the lock is held.
 _LOCK = threading.RLock()
@@ -42,6 +43,7 @@ def acquire() -> None:
     global _USERS, _ORIGINAL
     from transformers.modeling_utils import AttentionInterface
 
+    check_release("transformers")
     with _LOCK:
         _USERS += 1
         if _WRAPPED:

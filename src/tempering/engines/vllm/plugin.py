@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tempering.engines.vllm.wrapping import wrap
+from tempering.others import check_release
 
 
 def register() -> None:
@@ -20,6 +21,7 @@ def register() -> None:
 
     from tempering.engines.vllm import admission
 
+    check_release("vllm")
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)

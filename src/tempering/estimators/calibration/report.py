@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -110,6 +110,7 @@ class CalibrationReport:
         return sections
 
 
+@runtime_checkable
 class FittedScaler(Protocol):
     """What a report asks of a fitted `TemperatureScaler`."""
 

