@@ -18,8 +18,8 @@ and is kept within |delta| <= radius, number by number. F is that of the first p
 every full pass also tells how the gradient changed, and F is corrected to agree (see
 `secant_update`), so that later steps converge faster than linearly.
 
-Under a constraint c(theta) <= aim, with c's own gradient and Fisher matrix, F and g become F + m F_c
-and g + m g_c, and the multiplier m is the smallest for which the step's predicted
+Under a constraint c(theta) <= aim, with c's own gradient and Fisher matrix, F and g become
+F + m F_c and g + m g_c, and the multiplier m is the smallest for which the step's predicted
 c + g_c delta + delta^T F_c delta / 2 is at most the aim.
 """
 
