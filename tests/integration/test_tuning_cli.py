@@ -11,7 +11,8 @@ import torch
 import tempering.attention.tuning as tuning
 from tempering import Profile, sample_text
 from tempering.attention.tuning import ConstraintError
-from tempering.cli import _run, tune
+from tempering.cli import _run
+from tempering.cli.shared import tuning_runs
 from tests.tiny import save_tiny_llama
 
 # A random model has little to gain, and says so when it gains nothing.
@@ -127,14 +128,14 @@ def test_alternatives_stand_beside_it(model, files, tmp_path, capsys):
 
 def _stopped_at(monkeypatch, step):
     """Ctrl-C when a step is reported."""
-    say = tune._say
+    say = tuning_runs.say_step
 
     def stop(row):
         say(row)
         if row.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune, "_say", stop)
+    monkeypatch.setattr(tuning_runs, "say_step", stop)
     return say
 
 
@@ -147,7 +148,7 @@ def test_ctrl_c_keeps_the_best_and_resume_goes_on(model, files, tmp_path, capsys
     assert "Add --resume to go on" in capsys.readouterr().err
     assert Profile.load(out).evidence["stopped because"] == "interrupted"
     assert (tmp_path / "p.json.state").exists()
-    monkeypatch.setattr(tune, "_say", say)
+    monkeypatch.setattr(tuning_runs, "say_step", say)
     assert call(*command, "--out", out, "--resume") == 0
     assert torch.equal(Profile.load(out).temperature, Profile.load(whole).temperature)
     assert not (tmp_path / "p.json.state").exists()
@@ -159,7 +160,7 @@ def test_a_stopped_run_is_dropped_unless_resumed(model, files, tmp_path, capsys,
     out = tmp_path / "p.json"
     say = _stopped_at(monkeypatch, 0)
     assert call(*command, "--out", out) == 130
-    monkeypatch.setattr(tune, "_say", say)
+    monkeypatch.setattr(tuning_runs, "say_step", say)
     assert call(*command, "--out", out, "--resume", "--prior-sd", 0.1) == 2
     assert "keeps another run (another prior_sd)" in error_of(capsys)
     assert call(*command, "--out", out, "--prior-sd", 0.1) == 0

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from tempering.attention.tuning.steps import (
     Quadratic,
+    Secant,
     constrained_step,
     damped_step,
     newton_step,
     quadratic,
+    secant_update,
     weighted_sum,
 )
 
@@ -134,3 +136,45 @@ def test_weighted_sum_adds_values_gradients_and_curvatures():
     assert found.curvature.tolist() == [[3.0, 1.0], [1.0, 3.0]]
     delta = torch.tensor([1.0, -1.0]).double()
     assert found.at(delta) == pytest.approx(2 * one.at(delta) + 0.5 * two.at(delta))
+
+
+# -- the curvature corrected by what steps show
+
+
+def positive(seed: int, size: int = 5) -> torch.Tensor:
+    root = torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).double()
+    return root @ root.T + 0.1 * torch.eye(size, dtype=torch.float64)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_a_corrected_curvature_says_what_the_step_showed_and_stays_positive(seed: int) -> None:
+    B, A = positive(seed), positive(seed + 1)
+    s = torch.randn(5, generator=torch.Generator().manual_seed(seed)).double()
+    found = secant_update(B, s, A @ s)
+    if s @ A @ s >= 0.2 * (s @ B @ s):
+        torch.testing.assert_close(found @ s, A @ s)
+    assert torch.linalg.eigvalsh(found).min() > 0
+    torch.testing.assert_close(found, found.T)
+
+
+def test_a_step_that_shows_negative_curvature_keeps_it_positive() -> None:
+    B, s = positive(1), torch.ones(5, dtype=torch.float64)
+    found = secant_update(B, s, -3 * B @ s)
+    assert torch.linalg.eigvalsh(found).min() > 0
+    torch.testing.assert_close(s @ found @ s, 0.2 * (s @ B @ s))
+
+
+def test_a_step_of_nothing_changes_nothing() -> None:
+    B = positive(2)
+    zero = torch.zeros(5, dtype=torch.float64)
+    assert torch.equal(secant_update(B, zero, zero), B)
+    assert torch.equal(secant_update(torch.zeros(5, 5).double(), zero + 1, zero + 1), 0 * B)
+
+
+def test_along_the_last_step_the_curvature_is_exact() -> None:
+    A, known = positive(3), Secant()
+    for place in range(5):
+        theta = torch.eye(5, dtype=torch.float64)[:place].sum(0)
+        known.at(theta, Quadratic(0.0, A @ theta, torch.eye(5, dtype=torch.float64)))
+    last = torch.eye(5, dtype=torch.float64)[3]
+    torch.testing.assert_close(known.known @ last, A @ last)

@@ -27,6 +27,7 @@ COMMANDS = (
     "compare",
     "depth",
     "tune",
+    "repair",
     "bake",
     "architectures",
     "models",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tempering.cli.shared import common
-
-if TYPE_CHECKING:
-    from tempering.attention.tuning import Step
 
 EPILOG = """Examples:
 
@@ -89,6 +86,7 @@ def tune(
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
     from tempering.cli.shared.tune_results import Plan, Results, gather, objective
+    from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
     from tempering.errors import InputError
 
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
@@ -98,7 +96,7 @@ def tune(
     names = [path.name for path in [*data, *(test or [])]]
     if len(set(names)) != len(names):
         raise InputError(f"two files of one name in {', '.join(names)}; rename one")
-    low, high = _bounds(bounds)
+    low, high = read_bounds(bounds)
     network, tokenizer = common.open_model(model, device, dtype)
     goals = [
         objective(tokenizer, path, w, chunk, limit) for path, w in zip(data, weights, strict=True)
@@ -126,7 +124,7 @@ def tune(
         "chunk": chunk,
         "chunks": limit,
     }
-    state = _state(out, resume)
+    state = state_of(out, resume)
     results = Results(out, settings, network, model, goals, limits, seed, device)
     try:
         with common.staged() as report:
@@ -144,7 +142,7 @@ def tune(
                 checkpoint=checkpoint,
                 seed=seed,
                 state=state,
-                on_step=_say,
+                on_step=say_step,
                 progress=report,
             )
     except ConstraintError as error:
@@ -166,35 +164,3 @@ def tune(
         common.note("interrupted; the best so far is kept. Add --resume to go on")
         raise typer.Exit(130)
     state.unlink(missing_ok=True)
-
-
-def _bounds(text: str) -> tuple[float, float]:
-    from tempering.errors import InputError
-
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--bounds are two numbers, e.g. 0.2,5; not '{text}'") from error
-    return low, high
-
-
-def _state(out: Path, resume: bool) -> Path:
-    """Where the run is kept; a stopped one is left there only to go on with it."""
-    state = out.with_name(out.name + ".state")
-    if state.exists() and not resume:
-        common.note(f"starting anew; the stopped run in {state} is dropped (--resume goes on)")
-        state.unlink()
-    elif resume and not state.exists():
-        common.note(f"no stopped run in {state}; starting from the beginning")
-    return state
-
-
-def _say(step: Step) -> None:
-    """One line a step on stderr."""
-    loss = "" if step.loss is None else f"loss {step.loss:.4f}, "
-    cost = "" if step.cost is None else f", constraint {step.cost:+.4f}"
-    moved = f"; moved: {step.moved}" if step.moved else ""
-    common.note(
-        f"step {step.step}: {loss}held out {step.held_out:.4f}{cost}, "
-        f"T {step.coldest:.3f} to {step.hottest:.3f}{moved}"
-    )

@@ -85,18 +85,7 @@ def profile_for_support(
     if not (amplitude >= 0 and math.isfinite(amplitude)):
         raise InputError(f"the amplitude of a support pattern is at least 0, not {amplitude}")
     model = unwrapped(model)
-    plan = layout(model)
-    for layer in plan.layers:
-        if layer.route != "interface" or layer.stack == "cross":
-            raise ArchitectureError(
-                f"{layer.name}: solving for support needs attention of one stack on the interface "
-                "route; give relative temperatures instead"
-            )
-        if state_of(model.get_submodule(layer.name)) is not None:
-            raise RefusedError(
-                "this model is tempered at the moment; solve for support on the untempered model "
-                "(remove the handle first)"
-            )
+    plan = _solvable(model)
     schedule = as_schedule(pattern)
     measured = own if own is not None else measure_tokens(model, chunks)
     own_entropy = _columns(measured.entropy, per)
@@ -114,6 +103,52 @@ def profile_for_support(
     return SupportProfile(
         profile, own_entropy.exp(), target.exp(), _columns(after.entropy, per).exp()
     )
+
+
+def profile_of_entropy(
+    model: nn.Module,
+    chunks: Int[Tensor, "chunks length"],
+    entropy: Float[Tensor, "layers heads"],
+    *,
+    bounds: tuple[float, float],
+) -> Profile:
+    """Temperatures under which every head has a stated mean entropy, or T as near as bounds allow.
+
+    Parameters
+    ----------
+    model, chunks: as for `profile_for_support`.
+    entropy: mean over queries, nats; NaN leaves a head at its own temperature.
+    bounds: lowest and highest T; a head that needs more stands at the bound.
+
+    Raises InputError for another shape than the model's layers and heads.
+    """
+    model = unwrapped(model)
+    plan = _solvable(model)
+    shape = (len(plan.layers), max(plan.heads))
+    if tuple(entropy.shape) != shape:
+        raise InputError(
+            f"entropies have shape [layers, heads] = {list(shape)}; these have "
+            f"{list(entropy.shape)}"
+        )
+    solver = _Solver(model, plan, entropy.double(), "head", bounds)
+    return Profile._for(plan, solver.solve(chunks), model, pattern=None)
+
+
+def _solvable(model: nn.Module) -> Layout:
+    """The layout; refused where a layer's support can't be solved for in one pass."""
+    plan = layout(model)
+    for layer in plan.layers:
+        if layer.route != "interface" or layer.stack == "cross":
+            raise ArchitectureError(
+                f"{layer.name}: solving for support needs attention of one stack on the interface "
+                "route; give relative temperatures instead"
+            )
+        if state_of(model.get_submodule(layer.name)) is not None:
+            raise RefusedError(
+                "this model is tempered at the moment; solve for support on the untempered model "
+                "(remove the handle first)"
+            )
+    return plan
 
 
 def _columns(entropy: Tensor, per: str) -> Tensor:
@@ -151,8 +186,16 @@ def _check_bounds(plan: Layout, target: Tensor, length: int) -> None:
 class _Solver:
     """Observes each attention call before it runs, and sets its temperature."""
 
-    def __init__(self, model: nn.Module, plan: Layout, target: Tensor, per: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Layout,
+        target: Tensor,
+        per: str,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         self.model, self.plan, self.target, self.per = model, plan, target, per
+        self.bounds = bounds
         self.modules = [model.get_submodule(layer.name) for layer in plan.layers]
         self.index = {id(module): i for i, module in enumerate(self.modules)}
         self.rows: dict[int, Tensor] = {}
@@ -193,10 +236,17 @@ class _Solver:
         """Bracketed Newton in log T on the mean entropy: d mean S / d log T = mean C."""
         heads = layer.heads
         device = logits[0].device
-        wanted = target[~target.isnan()].to(device).expand(heads)
-        low = torch.full((heads,), math.log(COLDEST), dtype=torch.float64, device=device)
-        high = torch.full((heads,), math.log(HOTTEST), dtype=torch.float64, device=device)
+        ends = [math.log(end) for end in self.bounds or (COLDEST, HOTTEST)]
+        low, high = (torch.full((heads,), end, dtype=torch.float64, device=device) for end in ends)
         log_t = torch.zeros(heads, dtype=torch.float64, device=device)
+        if self.bounds is None:
+            wanted = target[~target.isnan()].to(device).expand(heads)
+        else:
+            # Every target is brought within reach; a head without one keeps its own entropy.
+            wanted = target[:heads].to(device)
+            wanted = torch.where(wanted.isnan(), self._means(logits, log_t)[0], wanted)
+            reach = [self._means(logits, end)[0] for end in (low, high)]
+            wanted = torch.minimum(torch.maximum(wanted, reach[0]), reach[1])
         for _ in range(_STEPS):
             entropy, capacity = self._means(logits, log_t)
             error = entropy - wanted

@@ -14,7 +14,7 @@ import torch
 from tempering.errors import DataError, InputError
 from tempering.files import write_atomic
 
-VERSION = 2
+VERSION = 3
 
 
 class Kept:

@@ -14,6 +14,7 @@ from tempering.attention.tuning.pieces import Objective
 from tempering.attention.tuning.problem import MARGIN, Problem, merit
 from tempering.attention.tuning.steps import (
     Quadratic,
+    Secant,
     constrained_step,
     damped_step,
     quadratic,
@@ -64,9 +65,8 @@ class Newton(Method):
         self.within = problem.constraint.within if problem.constraint else math.inf
         self.multiplier = 0.0
         self.kept: Point | None = None  # the last point that was not taken back
-        # At theta = 0: of each objective the curvature, of the constraint's text also the loss.
-        self.curvatures: list[Tensor] = []
-        self.start: tuple[float, Tensor] | None = None
+        self.goal_curvature, self.limit_curvature = Secant(), Secant()
+        self.start: float | None = None  # the loss of the constraint's text at theta = 0
 
     def advance(
         self, theta: Tensor, step: int, held_cost: float | None, report: Report | None
@@ -80,7 +80,7 @@ class Newton(Method):
         weighing = (self.prior, aim, self.multiplier)
         if self.kept is not None and here.merit(*weighing) > self.kept.merit(*weighing):
             self.radius /= 2
-            base = self.kept
+            base = self._corrected(self.kept)
         else:
             base = self.kept = here
         options = {"prior": self.prior, "damping": self.damping, "radius": self.radius}
@@ -92,10 +92,16 @@ class Newton(Method):
             )
         return Move(base.theta + delta, here.goal.value, self.multiplier)
 
+    def _corrected(self, point: Point) -> Point:
+        """A point seen before, with the curvature as it is known now."""
+        goal = point.goal._replace(curvature=self.goal_curvature.known)
+        limit = point.limit and point.limit._replace(curvature=self.limit_curvature.known)
+        return Point(point.theta, goal, limit)
+
     def _goal(self, theta: Tensor, step: int, report: Report | None) -> Quadratic:
         terms = []
-        for place, item in enumerate(self.problem.goals):
-            first = place == len(self.curvatures)
+        first = self.goal_curvature.curvature is None
+        for item in self.problem.goals:
             run = gradient_pass(
                 self.live,
                 theta,
@@ -107,12 +113,8 @@ class Newton(Method):
                 report=report,
             )
             found = quadratic(run.losses, run.gradients, run.counts, run.drawn)
-            if first:
-                self.curvatures.append(found.curvature)
-            if item.kind != "function":
-                found = found._replace(curvature=self.curvatures[place])
             terms.append((item.weight, found))
-        return weighted_sum(terms)
+        return self.goal_curvature.at(theta, weighted_sum(terms))
 
     def _draws(self, objective: Objective) -> int:
         """Of the targets of each piece: twice as many in all as there are numbers, within limits;
@@ -139,26 +141,30 @@ class Newton(Method):
             report=report,
         )
         found = quadratic(run.losses, run.gradients, run.counts, run.drawn)
-        self.start = self.start or (found.value, found.curvature)
-        level, curvature = self.start
-        found = found._replace(curvature=curvature)
+        if first:
+            self.start = found.value
         if self.problem.kind == "loss":
-            return found._replace(value=found.value - level)
-        return Quadratic(0.0, torch.zeros_like(found.gradient), curvature) if first else found
+            found = found._replace(value=found.value - (self.start or 0.0))
+        elif first:
+            found = Quadratic(0.0, torch.zeros_like(found.gradient), found.curvature)
+        return self.limit_curvature.at(theta, found)
 
     def state(self) -> dict[str, Any]:
         kept = self.kept
         return {
             "radius": self.radius,
             "multiplier": self.multiplier,
-            "curvatures": self.curvatures,
+            "goal curvature": self.goal_curvature.state(),
+            "limit curvature": self.limit_curvature.state(),
             "start": self.start,
             "kept": kept and (kept.theta, tuple(kept.goal), kept.limit and tuple(kept.limit)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.radius, self.multiplier = state["radius"], state["multiplier"]
-        self.curvatures, self.start = state["curvatures"], state["start"]
+        self.goal_curvature.restore(state["goal curvature"])
+        self.limit_curvature.restore(state["limit curvature"])
+        self.start = state["start"]
         if state["kept"] is not None:
             theta, goal, limit = state["kept"]
             self.kept = Point(theta, Quadratic(*goal), limit and Quadratic(*limit))

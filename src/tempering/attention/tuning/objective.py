@@ -3,6 +3,7 @@
     next token   -log q(token), mean over all predicted tokens          (plain text)
     answer       -log q(token), mean over the tokens of the answers     (prompt and answer)
     divergence   sum_v p (log p - log q), mean over predicted tokens    (stay near the untempered)
+    lesson       the same with a teacher's p, kept on disk                (be like the teacher)
 
 p is the untempered model's distribution, q the tempered one's.
 """
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tempering.attention.examining.stored import input_device
+from tempering.attention.tuning.lessons import Lesson, lesson_losses
 from tempering.errors import DataError, RefusedError
 
 
@@ -28,12 +30,14 @@ class Batch:
     """Token ids of rows of one length, and which tokens count as targets.
 
     ids: Int[Tensor, "rows length"]. targets: Bool[Tensor, "rows length"]; the first token of a
-    row is never one. origin: names the source, in errors.
+    row is never one. origin: names the source, in errors. lessons: for each row what a teacher
+    says in place of its next tokens (see `teacher`); none for the tokens themselves.
     """
 
     ids: Int[Tensor, "rows length"]
     targets: Bool[Tensor, "rows length"]
     origin: str = ""
+    lessons: tuple[Lesson, ...] = ()
 
     @property
     def counts(self) -> list[int]:
@@ -82,8 +86,16 @@ def answer_batches(
 
 
 def target_losses(model: Any, batch: Batch) -> Float[Tensor, "targets"]:
-    """-log q of every target, in reading order; differentiable in live temperatures."""
-    logits, goals = target_logits(model, batch)
+    """The loss at every target, in reading order; differentiable in live temperatures."""
+    return losses_of(*target_logits(model, batch), batch)
+
+
+def losses_of(
+    logits: Float[Tensor, "targets vocabulary"], goals: Int[Tensor, "targets"], batch: Batch
+) -> Float[Tensor, "targets"]:
+    """-log q of every target, or its divergence from the teacher where the batch has lessons."""
+    if batch.lessons:
+        return lesson_losses(logits, batch.lessons)
     return F.cross_entropy(logits.float(), goals, reduction="none")
 
 

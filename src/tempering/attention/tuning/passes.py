@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.tuning.objective import Batch, divergences, target_logits
+from tempering.attention.tuning.objective import Batch, divergences, losses_of, target_logits
 from tempering.attention.tuning.pieces import Piece, row_means
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import RefusedError
@@ -144,6 +144,7 @@ def _merge(group: list[Piece]) -> Piece:
         torch.cat([item.ids for item in batches]),
         torch.cat([item.targets for item in batches]),
         origin,
+        tuple(lesson for item in batches for lesson in item.lessons),
     )
     return Piece(batch, batch.count, origin)
 
@@ -176,13 +177,15 @@ def _drawn(live: Tunable, theta: Tensor, piece: Piece, draws: int, seed: int) ->
         raise RefusedError(f"{piece.origin} is a function: it has no targets to draw")
     live.set(theta)
     logits, goals = target_logits(live.model, piece.source)
+    found = [losses_of(logits, goals, piece.source)]
     log_q = torch.log_softmax(logits.float(), -1)
     q = log_q.detach().exp()
-    picked = [goals]
     if bool(q.isfinite().all()):
         generator = torch.Generator(q.device).manual_seed(int(seed))
-        picked += [torch.multinomial(q, 1, generator=generator)[:, 0] for _ in range(draws)]
-    return [row_means(-log_q.gather(1, one[:, None])[:, 0], piece.source) for one in picked]
+        for _ in range(draws):
+            drawn = torch.multinomial(q, 1, generator=generator)
+            found.append(-log_q.gather(1, drawn)[:, 0])
+    return [row_means(values, piece.source) for values in found]
 
 
 def _check(values: Tensor, live: Tunable, theta: Tensor | None, piece: Piece, step: int) -> None:

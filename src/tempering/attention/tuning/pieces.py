@@ -47,11 +47,12 @@ class Piece:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the tokens and targets; of a function, its name."""
+        """SHA-256 of the tokens, targets and lessons; of a function, its name."""
         if not isinstance(self.source, Batch):
             return hashlib.sha256(f"{self.origin}\0{self.count}".encode()).hexdigest()
         content = self.source.ids.cpu().numpy().tobytes() + self.source.targets.numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()
+        taught = "".join(lesson.identity for lesson in self.source.lessons)
+        return hashlib.sha256(content + taught.encode()).hexdigest()
 
     def losses(self, model: Any) -> Float[Tensor, "rows"]:
         """The mean loss of each row's targets, nats; InputError for what is no such loss."""

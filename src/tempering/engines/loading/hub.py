@@ -13,6 +13,7 @@ import torch
 from tempering.engines.loading.embedded import MODELS, EmbeddedModel, embedded_directory
 from tempering.engines.loading.model_files import check_directory
 from tempering.engines.loading.quiet import quiet
+from tempering.engines.loading.rounding import round_weights
 from tempering.errors import InputError, ModelError, TemperingWarning
 
 __all__ = ["MODELS", "EmbeddedModel", "load_model"]
@@ -60,6 +61,9 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if text in MODELS and (bits := MODELS[text].bits) is not None:
+        round_weights(model, bits)
+        model.config._name_or_path = text
     return model.to(device) if device is not None else model, tokenizer
 
 

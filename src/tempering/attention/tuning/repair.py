@@ -1,0 +1,107 @@
+"""Repair: temperatures that give back what compression took from a model, no weight changed.
+
+    repair(model, reference, objectives)     learned: minimise KL(reference || model) on a text
+    repair_by_support(model, entropy, ids)   solved: every head's support is the reference's again
+
+The first takes gradients and gives back the most; the second one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tempering.attention.measuring.targets import profile_of_entropy
+from tempering.attention.profiles.profile import Profile
+from tempering.attention.tuning.fit import tune
+from tempering.attention.tuning.outcome import Tuned
+from tempering.attention.tuning.pieces import Objective
+from tempering.attention.tuning.teacher import TOP, teach
+from tempering.errors import ModelError
+
+# Of T where support is solved for: heads whose support no temperature restores stay within it.
+SUPPORT_BOUNDS = (0.5, 2.0)
+
+
+def repair(
+    model: nn.Module,
+    reference: nn.Module | Callable[[], nn.Module] | None,
+    objectives: Objective | Sequence[Objective],
+    *,
+    lessons: str | Path,
+    top: int | None = TOP,
+    progress: Callable[[str, int, int], None] | None = None,
+    **tuning: Any,
+) -> Tuned:
+    """Learn the temperatures under which a compressed model is most like its reference.
+
+        minimise  sum_t KL(reference(. | t) || model(. | t)) / n  +  the prior of `tune`
+
+    Parameters
+    ----------
+    model: compressed.
+    reference: the uncompressed model; or a function that opens it, so that it is let go again
+        before anything is learned; None learns the next tokens of the text instead.
+    objectives: text or answers to learn from.
+    lessons: a directory for the reference's distributions; what it holds already is not asked for
+        again.
+    top: how many tokens of each distribution are kept, see `lessons`; None for all.
+    progress: (stage, done, total). tuning: as for `tune`.
+
+    Raises ModelError for a reference of another architecture or vocabulary, and as `tune` does.
+    """
+    goals = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
+    if reference is not None:
+        teacher = reference if isinstance(reference, nn.Module) else reference()
+        check_pair(model.config, teacher.config)
+        goals = tuple(
+            teach(teacher, goal, lessons, top=top, progress=_named(progress, goal.name))
+            for goal in goals
+        )
+        del teacher
+    return tune(model, goals, progress=progress, **tuning)
+
+
+def repair_by_support(
+    model: nn.Module, entropy: Float[Tensor, "layers heads"], chunks: Int[Tensor, "chunks length"]
+) -> Profile:
+    """Solve the temperatures under which every head's mean entropy is the reference's again.
+
+    Layers are solved from the first to the last inside one forward pass, each on what the repaired
+    layers before it give.
+
+    Parameters
+    ----------
+    model: compressed, on transformers' attention interface.
+    entropy: of the reference on the same chunks, nats (`measure_tokens(reference, chunks)`).
+    chunks: token ids.
+    """
+    return profile_of_entropy(model, chunks, entropy, bounds=SUPPORT_BOUNDS)
+
+
+def check_pair(model: Any, reference: Any) -> None:
+    """ModelError unless one can be the other's reference, by the configurations of both."""
+    ours, theirs = (_described(item) for item in (model, reference))
+    for what, one, other in zip(("architecture", "vocabulary"), ours, theirs, strict=True):
+        if one != other:
+            raise ModelError(
+                f"the reference has another {what} ({other}) than the compressed model ({one}); "
+                "give the model that it was compressed from"
+            )
+
+
+def _described(config: Any) -> tuple[str, str]:
+    config = config.get_text_config()
+    return str(config.model_type), f"{config.vocab_size} tokens"
+
+
+def _named(
+    progress: Callable[[str, int, int], None] | None, name: str
+) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(f"reference, {name}", done, total)

@@ -1,0 +1,125 @@
+"""tempering repair: temperatures that give back what compression took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tempering.cli.shared import common
+
+EPILOG = """Examples:
+
+  tempering repair smollm2-3bit --reference smollm2 --out repaired.json
+
+  tempering repair DIR --reference BIG_DIR --data notes.txt --samples 0
+
+  tempering repair DIR --data notes.txt
+
+  tempering repair smollm2-3bit --reference smollm2 --by support
+
+The profile goes with the compressed model: tempering generate --model smollm2-3bit --profile
+repaired.json, or tempering bake.
+"""
+
+
+def repair(
+    compressed: Annotated[str, typer.Argument(help="The compressed model: a name or directory.")],
+    reference: Annotated[
+        str | None, typer.Option(help="The model it was compressed from; its teacher.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text or .jsonl to learn from; texts of the package without it."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Chunks that the reference writes itself.", min=0)
+    ] = 16,
+    by: Annotated[
+        str,
+        typer.Option(help="learning (gradients), or support (one forward pass, gives less)."),
+    ] = "learning",
+    top: Annotated[
+        int, typer.Option(help="Tokens kept of each of the reference's distributions; 0: all.")
+    ] = 128,
+    test: Annotated[
+        list[Path] | None, typer.Option(help="Data to test on, never learned from; repeatable.")
+    ] = None,
+    elsewhere: Annotated[
+        int, typer.Option(help="Chunks of each text of the package to test on too.", min=0)
+    ] = 6,
+    shuffles: Annotated[int, typer.Option(help="Shuffled controls on the tests.", min=0)] = 2,
+    per: Annotated[
+        str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
+    ] = "head",
+    constraint: Annotated[
+        Path | None, typer.Option(help="Text on which no more than --within may be lost.")
+    ] = None,
+    within: Annotated[float, typer.Option(help="Nats per token that it may lose.")] = 0.01,
+    steps: Annotated[int, typer.Option(help="Newton steps at most.", min=1)] = 4,
+    radius: Annotated[float, typer.Option(help="Largest change of a log T in a step.")] = 0.3,
+    held_out: Annotated[float, typer.Option(help="Share of the data to judge steps by.")] = 0.2,
+    rows: Annotated[int, typer.Option(help="Chunks side by side; more fills a GPU.", min=1)] = 1,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Less memory for a third more time.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    chunk: common.Chunk = 512,
+    limit: common.Limit = 24,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    dtype: common.Dtype = "float32",
+    out: Annotated[
+        Path, typer.Option(help="The profile; record and report are put beside it.")
+    ] = Path("repaired.json"),
+    as_json: common.Json = False,
+) -> None:
+    """Learn temperatures that bring a compressed model back towards its reference.
+
+    Every weight stays as it is. Ctrl-C keeps what was done; the same command with --resume goes on.
+    """
+    from tempering.cli.shared.repair_run import Request, run_repair
+    from tempering.errors import InputError
+
+    common.check_file(out, "--out", ".json")
+    if by not in ("learning", "support"):
+        raise InputError(f"--by is learning or support, not '{by}'")
+    if reference is None and (by == "support" or samples):
+        if by == "support":
+            raise InputError("--by support needs a --reference, whose support is restored")
+        samples = 0
+    settings: dict[str, Any] = {
+        "by": by,
+        "samples": samples,
+        "top": top or None,
+        "per": per,
+        "steps": steps,
+        "radius": radius,
+        "held_out": held_out,
+        "chunk": chunk,
+        "chunks": limit,
+        "within": within if constraint else None,
+    }
+    run_repair(
+        Request(
+            compressed=compressed,
+            reference=reference,
+            data=data or [],
+            tests=test or [],
+            constraint=constraint,
+            elsewhere=elsewhere,
+            shuffles=shuffles,
+            rows=rows,
+            checkpoint=checkpoint,
+            resume=resume,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            out=out,
+            as_json=as_json,
+            settings=settings,
+        )
+    )

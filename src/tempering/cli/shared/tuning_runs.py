@@ -1,0 +1,43 @@
+"""What commands that learn temperatures share: bounds, the file of a stopped run, a line a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tempering.cli.shared import common
+from tempering.errors import InputError
+
+if TYPE_CHECKING:
+    from tempering.attention.tuning import Step
+
+
+def read_bounds(text: str) -> tuple[float, float]:
+    """Lowest and highest T from "0.2,5"."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--bounds are two numbers, e.g. 0.2,5; not '{text}'") from error
+    return low, high
+
+
+def state_of(out: Path, resume: bool) -> Path:
+    """Where the run is kept; a stopped one is left there only to go on with it."""
+    state = out.with_name(out.name + ".state")
+    if state.exists() and not resume:
+        common.note(f"starting anew; the stopped run in {state} is dropped (--resume goes on)")
+        state.unlink()
+    elif resume and not state.exists():
+        common.note(f"no stopped run in {state}; starting from the beginning")
+    return state
+
+
+def say_step(step: Step) -> None:
+    """One line a step on stderr."""
+    loss = "" if step.loss is None else f"loss {step.loss:.4f}, "
+    cost = "" if step.cost is None else f", constraint {step.cost:+.4f}"
+    moved = f"; moved: {step.moved}" if step.moved else ""
+    common.note(
+        f"step {step.step}: {loss}held out {step.held_out:.4f}{cost}, "
+        f"T {step.coldest:.3f} to {step.hottest:.3f}{moved}"
+    )
