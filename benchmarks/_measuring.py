@@ -10,9 +10,9 @@ import torch
 from _recall import Packed, answered, pack
 from _texts import cut, shares, testing, token_losses
 
-from tempering.data.recall import recall
-from tempering.data.recall_pools import WORDINGS
 from tempering.evaluation.evidence import Contender, Row, cluster_bootstrap
+from tempering.evaluation.recall import recall
+from tempering.evaluation.recall_pools import WORDINGS
 
 # Held back: wordings that no tuning here has seen. Five drawn by chance from the sentences that are
 # asked about in their own words, five notations, and six that are asked about in other words.

@@ -29,9 +29,9 @@ def answers(
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import Profile
     from tempering.cli.shared.sections import UNTEMPERED
-    from tempering.data.recall import recall
-    from tempering.data.recall_pools import WORDINGS
     from tempering.engines.generating.side_by_side import stream
+    from tempering.evaluation.recall import recall
+    from tempering.evaluation.recall_pools import WORDINGS
     from tempering.tokens import parse_policy
 
     place = [wording[0] for wording in WORDINGS].index(WORDING)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from tempering.data import sample_text
-from tempering.data.recall_pools import KEYS, VALUES, WORDINGS
 from tempering.errors import InputError
+from tempering.evaluation.recall_pools import KEYS, VALUES, WORDINGS
 
 # Ends of questions that the answer follows without a space.
 _OPEN = ('"', "(", "# ", ">", '","', "=", "\n")
