@@ -156,13 +156,13 @@ def test_benefits_resume(model, tmp_path):
     part, complete = measure_benefits(
         model, PROMPTS, variants, journal=journal, progress=interrupt, **settings
     )
+    journal.close()
     assert not complete
     assert part == measure_benefits(model, PROMPTS[:2], variants, **settings)[0]
     drawn = []
     hook = model.register_forward_hook(lambda *_: drawn.append(1))
-    again, complete = measure_benefits(
-        model, PROMPTS, variants, journal=Journal(tmp_path, "run", {}), **settings
-    )
+    with Journal(tmp_path, "run", {}) as journal:
+        again, complete = measure_benefits(model, PROMPTS, variants, journal=journal, **settings)
     hook.remove()
     assert complete
     assert again == whole
@@ -278,10 +278,10 @@ def test_compare_resumes_with_identical_numbers(speaker, tmp_path, stage):
     else:
         assert not part.complete
         assert part.costs[0].cost.n == (1 if stage == "cost" else 3)
+    journal.close()
     assert journal.path.exists()
-    again = compare(
-        model, tokenizer, TEXT, given, journal=Journal(tmp_path, "compare", {}), **settings
-    )
+    with Journal(tmp_path, "compare", {}) as journal:
+        again = compare(model, tokenizer, TEXT, given, journal=journal, **settings)
     assert again.complete
     assert again.costs == whole.costs
     assert again.benefits == whole.benefits

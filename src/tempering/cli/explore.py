@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -160,6 +159,7 @@ def explore(
     key = {**settings, **setup, "seed": seed, "tasks": found, **dict.fromkeys(same)}
     key |= {"engine": worker.name, "fingerprint": section.get("fingerprint")}
     journal = Journal(out, "explore", key)
+    context.call_on_close(journal.close)
     made_under = {**worker.describe(), "model": model, "tokens": tokens}
     ledger = Kept(journal, made_under)
     if journal.entries:
@@ -170,7 +170,7 @@ def explore(
                 f"note: {len(other)} of them were made under other settings, which the record "
                 "lists as its parts"
             )
-    with contextlib.closing(journal), interruptible() as asked, common.staged() as report:
+    with interruptible() as asked, common.staged() as report:
         result = run(
             worker,
             found,

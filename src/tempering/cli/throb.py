@@ -258,59 +258,58 @@ def _run(
         # Whatever mends the run: what a killed attempt at it has paid for counts for the next.
         run = {**before.record.settings, **dict.fromkeys(CARRIED.values())}
         key = {"goes on": before.record.created, "run": run, "rows": sorted(before.rows)}
-    journal = Journal(out, "throb", key)
-    setting = {
-        **worker.describe(),
-        "model": chosen["model"],
-        "tokens": {stage.name: stage.tokens for stage in plan.stages},
-    }
-    ledger = Kept(journal, setting, [] if before is None else before.parts)
-    for name, row in ({} if before is None else before.rows).items():
-        journal.entries.setdefault(name, row)
-    done = sum(row["error"] is None for row in journal.entries.values())
-    if done:
-        common.note(f"resuming: {done} workers are done")
-    failed: StageError | None = None
-    rounds = int(chosen["rounds"])
-    with interruptible() as asked, Live(plan, rounds) as live:
-        try:
-            outcome = run_plan(
-                plan,
-                task,
-                worker,
-                rounds=rounds,
-                seed=chosen["seed"],
-                budget=chosen["budget"],
-                ledger=ledger,
-                watch=live.watch,
-                stop=lambda: asked() or ledger.failed is not None,
-            )
-        except StageError as error:
-            failed = error
-            stages = collect(plan, ledger, rounds)
-            outcome = Outcome(stages, None, spent(stages), "failed")
-        except KeyboardInterrupt:
-            stages = collect(plan, ledger, rounds)
-            outcome = Outcome(stages, None, spent(stages), "interrupted")
-    journal.close()
-    record = Record.new(
-        "throb",
-        settings={
-            "task": task,
-            "plan": plan.to_json(),
-            "run": chosen,
+    with Journal(out, "throb", key) as journal:
+        setting = {
             **worker.describe(),
-            "parts": ledger.parts,
-            "complete": outcome.stopped is None,
-            "stopped": outcome.stopped,
-            "tokens": outcome.tokens,
-        },
-        results={"stages": outcome.stages},
-        model=section,
-        seed=chosen["seed"],
-        device=chosen["device"] or "cpu",
-    )
-    finish(record, out, as_json, journal)
+            "model": chosen["model"],
+            "tokens": {stage.name: stage.tokens for stage in plan.stages},
+        }
+        ledger = Kept(journal, setting, [] if before is None else before.parts)
+        for name, row in ({} if before is None else before.rows).items():
+            journal.entries.setdefault(name, row)
+        done = sum(row["error"] is None for row in journal.entries.values())
+        if done:
+            common.note(f"resuming: {done} workers are done")
+        failed: StageError | None = None
+        rounds = int(chosen["rounds"])
+        with interruptible() as asked, Live(plan, rounds) as live:
+            try:
+                outcome = run_plan(
+                    plan,
+                    task,
+                    worker,
+                    rounds=rounds,
+                    seed=chosen["seed"],
+                    budget=chosen["budget"],
+                    ledger=ledger,
+                    watch=live.watch,
+                    stop=lambda: asked() or ledger.failed is not None,
+                )
+            except StageError as error:
+                failed = error
+                stages = collect(plan, ledger, rounds)
+                outcome = Outcome(stages, None, spent(stages), "failed")
+            except KeyboardInterrupt:
+                stages = collect(plan, ledger, rounds)
+                outcome = Outcome(stages, None, spent(stages), "interrupted")
+        record = Record.new(
+            "throb",
+            settings={
+                "task": task,
+                "plan": plan.to_json(),
+                "run": chosen,
+                **worker.describe(),
+                "parts": ledger.parts,
+                "complete": outcome.stopped is None,
+                "stopped": outcome.stopped,
+                "tokens": outcome.tokens,
+            },
+            results={"stages": outcome.stages},
+            model=section,
+            seed=chosen["seed"],
+            device=chosen["device"] or "cpu",
+        )
+        finish(record, out, as_json, journal)
     if ledger.failed is not None:
         raise ledger.failed
     if failed is not None:
@@ -333,13 +332,17 @@ def write_profiles(patterns: Iterable[str | None], chosen: dict[str, Any], out: 
     """A profile for each pattern, under whose name `tempering serve` gives it to requests."""
     from tempering.attention.profiles.profile import Profile
     from tempering.errors import InputError
+    from tempering.files import write_new
 
     names = list(dict.fromkeys(pattern for pattern in patterns if pattern is not None))
     if not names:
         raise InputError("no worker tempers attention; give an --amplitude above 1")
     network, _ = common.open_model(chosen["model"], chosen["device"], chosen["dtype"])
+    written = {}
     for i, name in enumerate(names, 1):
-        path = Profile.from_schedule(name, network).save(out / f"{i:03d}.json")
+        text = Profile.from_schedule(name, network).to_text()
+        written[name] = write_new(out / f"{i:03d}.json", text)
+    for name, path in written.items():
         print(f"--named {shlex.quote(f'{name}={path}')}")
 
 

@@ -90,6 +90,7 @@ def tune(
     from tempering.attention.tuning import tune as run
     from tempering.cli.shared.tune_results import Plan, Results, gather, objective
     from tempering.errors import InputError
+    from tempering.evaluation.run_lock import RunLock
 
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
     weights = weight or [1.0] * len(data)
@@ -126,46 +127,47 @@ def tune(
         "chunk": chunk,
         "chunks": limit,
     }
-    state = _state(out, resume)
-    results = Results(out, settings, network, model, goals, limits, seed, device)
-    try:
-        with common.staged() as report:
-            tuned = run(
-                network,
-                goals,
-                per=per,
-                constraint=limits,
-                prior_sd=prior_sd,
-                bounds=(low, high),
-                method=method,
-                steps=steps,
-                held_out=held_out,
-                rows=rows,
-                checkpoint=checkpoint,
-                seed=seed,
-                state=state,
-                on_step=_say,
-                progress=report,
-            )
-    except ConstraintError as error:
-        state.unlink(missing_ok=True)
-        results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
-        raise
-    results.save(tuned, [])
-    complete, found = tuned.stopped_because != "interrupted", []
-    if complete:
-        plan = Plan(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+    with RunLock(out, "tune"):
+        state = _state(out, resume)
+        results = Results(out, settings, network, model, goals, limits, seed, device)
         try:
-            found = gather(network, tokenizer, tuned, goals, limits, plan, out)
-        except KeyboardInterrupt:
-            complete = False
-    results.save(tuned, found)
-    results.finish(tuned, found, as_json, complete=complete)
-    common.note(f"profile: {out}")
-    if not complete:
-        common.note("interrupted; the best so far is kept. Add --resume to go on")
-        raise typer.Exit(130)
-    state.unlink(missing_ok=True)
+            with common.staged() as report:
+                tuned = run(
+                    network,
+                    goals,
+                    per=per,
+                    constraint=limits,
+                    prior_sd=prior_sd,
+                    bounds=(low, high),
+                    method=method,
+                    steps=steps,
+                    held_out=held_out,
+                    rows=rows,
+                    checkpoint=checkpoint,
+                    seed=seed,
+                    state=state,
+                    on_step=_say,
+                    progress=report,
+                )
+        except ConstraintError as error:
+            state.unlink(missing_ok=True)
+            results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
+            raise
+        results.save(tuned, [])
+        complete, found = tuned.stopped_because != "interrupted", []
+        if complete:
+            plan = Plan(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+            try:
+                found = gather(network, tokenizer, tuned, goals, limits, plan, out)
+            except KeyboardInterrupt:
+                complete = False
+        results.save(tuned, found)
+        results.finish(tuned, found, as_json, complete=complete)
+        common.note(f"profile: {out}")
+        if not complete:
+            common.note("interrupted; the best so far is kept. Add --resume to go on")
+            raise typer.Exit(130)
+        state.unlink(missing_ok=True)
 
 
 def _bounds(text: str) -> tuple[float, float]:

@@ -168,9 +168,6 @@ def measure_benefits(
     except KeyboardInterrupt:
         if not rows:
             return [], False
-    finally:
-        if journal is not None:
-            journal.close()
     benefits = [
         Benefit(
             label=variant.label,

@@ -145,9 +145,6 @@ def cost_rows(
     except KeyboardInterrupt:
         if not rows:
             raise
-    finally:
-        if journal is not None:
-            journal.close()
     return rows, len(rows) == len(chunks)
 
 

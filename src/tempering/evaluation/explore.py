@@ -141,13 +141,17 @@ def _compare(
         for s in chosen
     }
     found += compared(unread, "share of unreadable answers", seed=seed)
-    for metric in ("tokens_out", "tokens_in"):
+    for name, label in (
+        ("tokens_out", "tokens written a task"),
+        ("tokens_in", "tokens read a task"),
+        ("tokens_discarded", "tokens of replies thrown away, a task"),
+    ):
         spent = {
-            s.name: [float(sum(row[metric] for row in run.rows(s, t))) for t in finished]
+            s.name: [float(sum(row.get(name) or 0 for row in run.rows(s, t))) for t in finished]
             for s in chosen
         }
-        label = "tokens written a task" if metric == "tokens_out" else "tokens read a task"
-        found += compared(spent, label, seed=seed)
+        if name != "tokens_discarded" or any(map(sum, spent.values())):
+            found += compared(spent, label, seed=seed)
     tasks = [run.tasks[task] for task in finished]
     kinds = _by_kind(run, chosen, finished, right)
     return Exploration(rows, tasks, found, complete, failed, kinds, *told)

@@ -16,6 +16,7 @@ from tempering.evaluation.replies import ladder_warnings, read_reply, tally, war
 Task = Mapping[str, Any]
 Row = dict[str, Any]
 HOPELESS = 48  # samples, all failed
+TOKENS = ("tokens_in", "tokens_out", "tokens_discarded")
 Report = Callable[[str, int, int], None]
 
 
@@ -90,12 +91,13 @@ class Sampling:
 
     def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
         rung, own = strategy.rungs[i], self.tasks[task]
+        key = self.name(strategy, task, i)
         return {
             "strategy": strategy.name,
             "task": own["id"],
             "sample": i,
             "output": reply.output,
-            "error": reply.error if reply.output is None else None,
+            "error": reply.error,
             "finish": reply.finish,
             "note": reply.note,
             "temperature_asked": rung.temperature,
@@ -105,12 +107,19 @@ class Sampling:
             "score": reply.score,
             "tokens_in": reply.tokens_in,
             "tokens_out": reply.tokens_out,
+            "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
         }
+
+    def paid_before(self, key: str) -> int:
+        """Tokens of an earlier try at a sample or a synthesis, which this one replaces."""
+        if key not in self.ledger:
+            return 0
+        return sum(self.ledger[key].get(name) or 0 for name in TOKENS)
 
     def made(self, strategy: Strategy, task: int, i: int) -> bool:
         """Whether a sample is there; one that failed is tried again by a later run."""
         name = self.name(strategy, task, i)
-        return name in self.ledger and self.ledger[name]["error"] is None
+        return name in self.ledger and self.ledger[name]["output"] is not None
 
     def check_made(self, strategy: Strategy) -> None:
         """EngineError when a strategy's samples all failed."""
@@ -174,8 +183,16 @@ class Sampling:
         def done(index: int, reply: Reply) -> None:
             nonlocal count
             count += 1
-            kept = {"output": reply.output, "finish": reply.finish, "tokens_out": reply.tokens_out}
-            self.ledger.put(calls[index].key, {**kept, "tokens_in": reply.tokens_in})
+            key = calls[index].key
+            row = {
+                "output": reply.output,
+                "error": reply.error,
+                "finish": reply.finish,
+                "tokens_in": reply.tokens_in,
+                "tokens_out": reply.tokens_out,
+                "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
+            }
+            self.ledger.put(key, row)
             self.report(f"synthesis, {strategy.name}", count, len(calls))
 
         if calls:

@@ -121,26 +121,34 @@ def finish(
 
 @contextlib.contextmanager
 def resumable(journal: Journal) -> Iterator[Callable[[str, int, int], None]]:
-    """The stages of a run whose finished pieces are kept; Ctrl-C says where."""
+    """The stages of a run whose finished pieces are kept; Ctrl-C says where.
+
+    An exception closes the journal; after a run without one, `conclude` does.
+    """
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
     try:
         with common.staged() as report:
             yield report
     except KeyboardInterrupt:
+        journal.close()
         if not journal.entries:
             raise
         common.note(f"what was finished is kept in {journal.path}; run it again to go on")
         raise typer.Exit(130) from None
+    except BaseException:
+        journal.close()
+        raise
 
 
 def conclude(record: Record, out: Path, as_json: bool, journal: Journal, complete: bool) -> None:
     """Save and show a record; the journal stays, for the next run, where this one was cut short."""
-    common.finish(record, out, as_json)
-    if not complete:
-        common.note("the numbers rest on what was finished; run it again to go on")
-        raise typer.Exit(130)
-    journal.finish()
+    with journal:
+        common.finish(record, out, as_json)
+        if not complete:
+            common.note("the numbers rest on what was finished; run it again to go on")
+            raise typer.Exit(130)
+        journal.finish()
 
 
 def write_somewhere(path: Path, text: str) -> Path:

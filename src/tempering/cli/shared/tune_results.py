@@ -76,9 +76,8 @@ def gather(
         "elsewhere": plan.elsewhere,
         "alternatives": [plan.alternatives, [g.digest for g in goals], plan.seed],
     }
-    journal = Journal(out.parent, "tune", key)
     others = _others(tokenizer, learned, plan)
-    try:
+    with Journal(out.parent, "tune", key) as journal:
         with common.staged() as report:
             fitted = []
             if plan.alternatives:
@@ -110,9 +109,7 @@ def gather(
                     journal=journal,
                     progress=report,
                 )
-    finally:
-        journal.close()
-    journal.finish()
+        journal.finish()
     return rows
 
 
