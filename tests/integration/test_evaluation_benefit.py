@@ -13,7 +13,7 @@ from scipy import stats
 
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError
-from tempering.evaluation.benefit import distinct, measure_benefits, sample, spread
+from tempering.evaluation.benefit import distinct, measure_benefits, sample, semantic_spread
 from tempering.evaluation.compare import compare
 from tempering.evaluation.cost import Variant
 from tempering.evaluation.journal import Journal
@@ -62,12 +62,12 @@ def test_spread():
     vectors = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     pairs = list(itertools.combinations(vectors.double(), 2))
     exact = sum(1 - float(a @ b / (a.norm() * b.norm())) for a, b in pairs) / len(pairs)
-    assert spread(vectors) == pytest.approx(exact, rel=1e-12)
-    assert spread(vectors * 1e4) == pytest.approx(exact, rel=1e-6)
-    assert spread(vectors[:1].expand(4, -1)) == pytest.approx(0.0, abs=1e-12)
-    assert spread(torch.stack([vectors[0], -vectors[0]])) == pytest.approx(2.0)
+    assert semantic_spread(vectors) == pytest.approx(exact, rel=1e-12)
+    assert semantic_spread(vectors * 1e4) == pytest.approx(exact, rel=1e-6)
+    assert semantic_spread(vectors[:1].expand(4, -1)) == pytest.approx(0.0, abs=1e-12)
+    assert semantic_spread(torch.stack([vectors[0], -vectors[0]])) == pytest.approx(2.0)
     with pytest.raises(InputError, match="at least 2 samples"):
-        spread(vectors[:1])
+        semantic_spread(vectors[:1])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -133,7 +133,7 @@ def test_benefits_equal_loops(model):
                 embeddings.append(out.hidden_states[-1][0, 5 if tokens else 4 :].double().mean(0))
             rows["distinct-1"].append(distinct(samples, 1))
             rows["distinct-2"].append(distinct(samples, 2))
-            rows["spread"].append(spread(torch.stack(embeddings)))
+            rows["spread"].append(semantic_spread(torch.stack(embeddings)))
             rows["nll"].append(sum(nll) / len(nll))
         for metric, values in rows.items():
             ours = found[variant.label, metric]

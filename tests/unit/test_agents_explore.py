@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tempering.agents.checkers import checker
 from tempering.agents.contract import Call, EngineError, Memory, Reply
-from tempering.agents.ladder import across, attention_rungs, spread, strategies
+from tempering.agents.ladder import attention_rungs, pairing_order, spread_order, strategies
 from tempering.agents.tasks import generate_tasks
 from tempering.errors import InputError, ScheduleError, TemperatureError
 from tempering.evaluation.explore import explore
@@ -62,7 +62,7 @@ def test_differences_are_paired():
 
 @given(st.integers(2, 40))
 def test_orders_are_permutations_whose_beginnings_are_spread(k):
-    order, other = spread(k), across(k)
+    order, other = spread_order(k), pairing_order(k)
     assert sorted(order) == sorted(other) == list(range(k))
     if k >= 6:
         start = sorted(order[: k // 2])

@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What the answers add up to.
 
     answer: as the sample at `index` spelled it; None where no sample had one.
@@ -65,21 +65,21 @@ class Verdict:
     abstained: int = field(default=0, compare=False)
 
 
-Aggregator = Callable[[Sequence[Answer]], Verdict]
+Aggregator = Callable[[Sequence[Answer]], Decision]
 
 
-def _none(answers: Sequence[Answer]) -> Verdict:
+def _none(answers: Sequence[Answer]) -> Decision:
     """The verdict where every sample abstains."""
-    return Verdict(None, None, {}, 0.0, 0, len(answers))
+    return Decision(None, None, {}, 0.0, 0, len(answers))
 
 
-def majority(answers: Sequence[Answer]) -> Verdict:
+def majority(answers: Sequence[Answer]) -> Decision:
     """The answer that most samples gave; of several, the one given first."""
     valid = [i for i, answer in enumerate(answers) if answer.text is not None]
-    return _verdict(answers, valid, [1.0 / len(valid)] * len(valid)) if valid else _none(answers)
+    return _decision(answers, valid, [1.0 / len(valid)] * len(valid)) if valid else _none(answers)
 
 
-def tempered_vote(answers: Sequence[Answer], *, temperature: float = 0.1) -> Verdict:
+def tempered_vote(answers: Sequence[Answer], *, temperature: float = 0.1) -> Decision:
     """The tempered posterior over the samples decides; see the module's head.
 
     temperature: in nats per token, 0..inf; at 0.1 a sample that is 0.23 nats per token likelier
@@ -91,12 +91,12 @@ def tempered_vote(answers: Sequence[Answer], *, temperature: float = 0.1) -> Ver
     if not valid:
         return _none(answers)
     energies = torch.tensor([-_score(answers, i) for i in valid], dtype=torch.float64)
-    return _verdict(answers, valid, responsibilities(energies, temperature).tolist())
+    return _decision(answers, valid, responsibilities(energies, temperature).tolist())
 
 
 def best_of_n(
     answers: Sequence[Answer], *, scorer: Callable[[Answer], float] | None = None
-) -> Verdict:
+) -> Decision:
     """The answer of the sample with the highest score.
 
     scorer: of one's own, higher is better; the model's own likelihood without one.
@@ -110,10 +110,10 @@ def best_of_n(
             raise InputError(f"the score of sample {i} is NaN; a scorer returns a number")
     best = scores.index(max(scores))
     weights = [1.0 if i == best else 0.0 for i in range(len(valid))]
-    return _verdict(answers, valid, weights)
+    return _decision(answers, valid, weights)
 
 
-def difficulty_aware(answers: Sequence[Answer], *, settled: float = 2.0) -> Verdict:
+def difficulty_aware(answers: Sequence[Answer], *, settled: float = 2.0) -> Decision:
     """Cold explorers decide easy questions, hot ones hard questions.
 
     The samples are split at their median heat (amplitude of attention, then temperature). Where
@@ -149,7 +149,7 @@ def synthesis(
     ask: Callable[[str], str],
     read: Callable[[str], str | None],
     task: str,
-) -> Verdict:
+) -> Decision:
     """The model merges the answers into one.
 
     ask: prompt -> output of the model. read: output -> answer, as a checker does. task: the
@@ -240,7 +240,7 @@ def _score(answers: Sequence[Answer], index: int) -> float:
     return score
 
 
-def _verdict(answers: Sequence[Answer], valid: list[int], weights: Sequence[float]) -> Verdict:
+def _decision(answers: Sequence[Answer], valid: list[int], weights: Sequence[float]) -> Decision:
     """The answer of the largest share; of equal ones, the one given first."""
     weight_of: dict[str, float] = {}
     first: dict[str, str] = {}
@@ -257,7 +257,7 @@ def _verdict(answers: Sequence[Answer], valid: list[int], weights: Sequence[floa
     energies = torch.tensor([-math.log(s) if s > 0 else math.inf for s in weight_of.values()])
     ordered = sorted(weight_of.items(), key=lambda item: -item[1])
     index = heaviest[winner][1]
-    return Verdict(
+    return Decision(
         answers[index].text,
         index,
         {first[one]: share for one, share in ordered},

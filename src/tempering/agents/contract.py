@@ -130,7 +130,7 @@ class Memory(dict[str, Any]):
         self[name] = value
 
 
-def quiet(index: int, state: str, count: int) -> None:
+def no_progress(index: int, state: str, count: int) -> None:
     """A `Progress` that shows nothing."""
 
 

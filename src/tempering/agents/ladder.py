@@ -66,7 +66,7 @@ def strategies(
             )
     if low > high:
         raise InputError(f"a ladder goes from cold to hot, got {low:g} to {high:g}")
-    order = spread(k)
+    order = spread_order(k)
     steps = [low * (high / low) ** (s / (k - 1)) for s in range(k)]
     found = [
         Strategy(f"single T {temperature:g}", (Rung(temperature),) * k),
@@ -75,7 +75,7 @@ def strategies(
     if amplitude == 1:
         return found
     heats = attention_rungs(k, attention, amplitude)
-    other = across(k)
+    other = pairing_order(k)
     return [
         *found,
         Strategy(
@@ -103,7 +103,7 @@ def attention_rungs(k: int, attention: str, amplitude: float) -> list[tuple[str 
     return found
 
 
-def spread(k: int) -> list[int]:
+def spread_order(k: int) -> list[int]:
     """The rungs in an order whose beginnings are spread over the ladder.
 
     s_i = rank of frac(i phi) among i = 0..k-1, phi the golden section, whose multiples fall into
@@ -114,7 +114,7 @@ def spread(k: int) -> list[int]:
     return [order.index(i) for i in range(k)]
 
 
-def across(k: int) -> list[int]:
+def pairing_order(k: int) -> list[int]:
     """A pairing of rungs with rungs that is as uncorrelated as multiples modulo k can be."""
     options = [[s * m % k for s in range(k)] for m in range(1, k) if math.gcd(m, k) == 1]
     return min(options, key=lambda pairing: abs(_correlation(pairing)))
@@ -122,5 +122,5 @@ def across(k: int) -> list[int]:
 
 def _correlation(pairing: Sequence[int]) -> float:
     middle = (len(pairing) - 1) / 2
-    spread = sum((s - middle) ** 2 for s in range(len(pairing)))
-    return sum((s - middle) * (t - middle) for s, t in enumerate(pairing)) / spread
+    variance = sum((s - middle) ** 2 for s in range(len(pairing)))
+    return sum((s - middle) * (t - middle) for s, t in enumerate(pairing)) / variance

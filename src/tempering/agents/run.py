@@ -77,7 +77,7 @@ def run_plan(
     rounds, seed = whole_number(rounds, "rounds", 1), whole_number(seed, "seed")
     budget = None if budget is None else whole_number(budget, "budget", 0)
     runner = _Runner(plan, task, engine, seed, budget, Memory() if ledger is None else ledger,
-                     watch or _silent, stop)  # fmt: skip
+                     watch or _no_watch, stop)  # fmt: skip
     runner.check(rounds)
     return runner.run(rounds)
 
@@ -127,7 +127,7 @@ def _template(turn: int, stage: Stage) -> str:
     return stage.again if turn > 1 and stage.again is not None else stage.prompt
 
 
-def _silent(turn: int, stage: Stage, worker: int, state: str, count: int) -> None:
+def _no_watch(turn: int, stage: Stage, worker: int, state: str, count: int) -> None:
     pass
 
 

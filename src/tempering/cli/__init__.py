@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from tempering.cli.shared.settings import Found, Option
+    from tempering.cli.shared.settings import CommandOption, OptionValue
 
 # command -> module in this package; the function has the command's name.
 COMMANDS = (
@@ -147,7 +147,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     from tempering.cli.shared.settings import settings
     from tempering.errors import TemperingError
 
-    found: Mapping[tuple[str, str], Found] = {}
+    found: Mapping[tuple[str, str], OptionValue] = {}
     try:
         command = _command()
         found = settings(_options_of(command))
@@ -198,7 +198,7 @@ def _command() -> Any:
     return get_command(application())
 
 
-def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], Found]) -> Any:
+def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], OptionValue]) -> Any:
     from tempering.cli.shared.settings import as_defaults
 
     return command.main(
@@ -206,11 +206,11 @@ def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], Fo
     )
 
 
-def _options_of(group: Any, above: str = "") -> dict[str, dict[str, Option]]:
+def _options_of(group: Any, above: str = "") -> dict[str, dict[str, CommandOption]]:
     """Every command's options by parameter; a command of a group is called "profile show"."""
-    from tempering.cli.shared.settings import Option
+    from tempering.cli.shared.settings import CommandOption
 
-    known: dict[str, dict[str, Option]] = {}
+    known: dict[str, dict[str, CommandOption]] = {}
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             known |= _options_of(command, f"{above}{name} ")
@@ -219,12 +219,12 @@ def _options_of(group: Any, above: str = "") -> dict[str, dict[str, Option]]:
         for parameter in command.params:
             long = [text for text in parameter.opts if text.startswith("--")]
             if long and parameter.name != "help":
-                own[parameter.name] = Option(long[0].removeprefix("--"), parameter.multiple)
+                own[parameter.name] = CommandOption(long[0].removeprefix("--"), parameter.multiple)
         known[above + name] = own
     return known
 
 
-def _about_origin(found: Mapping[tuple[str, str], Found], error: Any) -> str:
+def _about_origin(found: Mapping[tuple[str, str], OptionValue], error: Any) -> str:
     """Where a bad value comes from that stands on no command line."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is None or parameter is None:

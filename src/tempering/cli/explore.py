@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import throb as options
 from tempering.cli.shared import common
+from tempering.cli.shared import engine_options as engines
 
 EPILOG = """Examples:
 
@@ -38,7 +38,7 @@ def explore(
     save_tasks: Annotated[
         Path | None, typer.Option(help="Write the generated tasks, and leave.")
     ] = None,
-    save_profiles: options.SaveProfiles = None,
+    save_profiles: engines.SaveProfiles = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave broken lines of the file out.")
     ] = False,
@@ -65,15 +65,15 @@ def explore(
     synthesis: Annotated[
         bool, typer.Option("--synthesis", help="Also let the model merge the answers.")
     ] = False,
-    engine: options.Engine_ = "local",
+    engine: engines.EngineName = "local",
     model: common.Model = "smollm2",
     tokens: Annotated[int, typer.Option(help="New tokens a sample, at most.", min=1)] = 32,
-    policy: options.Policy = "strict",
-    models: options.Models = None,
-    concurrency: options.Concurrency = 8,
-    timeout: options.Timeout = 120.0,
-    retries: options.Retries = 5,
-    batch: options.Batch = 96,
+    policy: engines.Policy = "strict",
+    models: engines.Models = None,
+    concurrency: engines.Concurrency = 8,
+    timeout: engines.Timeout = 120.0,
+    retries: engines.Retries = 5,
+    batch: engines.Batch = 96,
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
@@ -91,7 +91,7 @@ def explore(
     from tempering.agents.checkers import checker as read_checker
     from tempering.agents.contract import EngineError
     from tempering.agents.ladder import strategies
-    from tempering.cli.shared.keeping import Kept, finish, interruptible
+    from tempering.cli.shared.keeping import JournalLedger, finish, interruptible
     from tempering.cli.shared.sections import explore_sections
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
@@ -101,7 +101,7 @@ def explore(
     if tasks is not None:
         common.unread(context, ("kinds", "levels"), "--tasks is a file of tasks")
     if save_tasks is None and save_profiles is None:
-        options.unread_by_engine(context, engine)
+        engines.unread_by_engine(context, engine)
     found, broken = _tasks(tasks, generate, kinds, levels, seed, keep_going)
     if save_tasks is not None:
         from tempering.agents.tasks import write_tasks
@@ -119,10 +119,10 @@ def explore(
     made = {name: read_checker(str(name)) for name in dict.fromkeys(names)}
     if amplitude is None:
         amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
-    setup = options.engine_options(context)
+    setup = engines.engine_options(context)
     remote = None
     if engine != "local" and save_profiles is None:
-        remote = options.build_engine(setup)
+        remote = engines.build_engine(setup)
     if ladder is None:
         coldest, hottest = (0.0, 1.2) if remote is None else (
             remote[0].temperature(0.0), remote[0].temperature(1.0))  # fmt: skip
@@ -136,7 +136,7 @@ def explore(
     )
     if save_profiles is not None:
         patterns = [rung.attention for strategy in chosen for rung in strategy.rungs]
-        options.write_profiles(
+        engines.write_profiles(
             patterns, {"model": model, "device": device, "dtype": dtype}, save_profiles
         )
         return
@@ -152,7 +152,7 @@ def explore(
         "stop support": stop_support,
         "synthesis": synthesis,
     }
-    worker, section = remote or options.build_engine(setup, score=True)
+    worker, section = remote or engines.build_engine(setup, score=True)
     # What changes no sample, and what may change for those that are missing.
     same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries",
             "tokens", "policy", "models")  # fmt: skip
@@ -161,7 +161,7 @@ def explore(
     journal = Journal(out, "explore", key)
     context.call_on_close(journal.close)
     made_under = {**worker.describe(), "model": model, "tokens": tokens}
-    ledger = Kept(journal, made_under)
+    ledger = JournalLedger(journal, made_under)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished samples in {journal.path}")
         other = [row for row in journal.entries.values() if row.get("part") != ledger.part]

@@ -88,7 +88,7 @@ def tune(
     """
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
-    from tempering.cli.shared.tune_results import Plan, Results, gather, objective
+    from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
     from tempering.errors import InputError
     from tempering.evaluation.run_lock import RunLock
 
@@ -156,7 +156,7 @@ def tune(
         results.save(tuned, [])
         complete, found = tuned.stopped_because != "interrupted", []
         if complete:
-            plan = Plan(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+            plan = EvidenceSettings(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
             try:
                 found = gather(network, tokenizer, tuned, goals, limits, plan, out)
             except KeyboardInterrupt:

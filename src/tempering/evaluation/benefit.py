@@ -49,7 +49,7 @@ def distinct(samples: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def spread(embeddings: Float[Tensor, "samples width"]) -> float:
+def semantic_spread(embeddings: Float[Tensor, "samples width"]) -> float:
     """Mean of 1 - cosine over pairs of samples, 0..2."""
     k = len(embeddings)
     if k < 2:
@@ -217,7 +217,7 @@ def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float
     return [
         distinct(samples, 1),
         distinct(samples, 2),
-        spread(torch.stack(embeddings)),
+        semantic_spread(torch.stack(embeddings)),
         float(torch.cat(losses).mean()) if losses else 0.0,
     ]
 

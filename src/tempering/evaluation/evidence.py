@@ -54,7 +54,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Row:
+class EvidenceRow:
     """What one contender does to one test, against the untempered model.
 
     metric: "loss" in nats per target, or "accuracy", a share. change: value - untempered.
@@ -129,7 +129,7 @@ def measure_evidence(
     seed: int = 0,
     journal: Journal | None = None,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[EvidenceRow]:
     """Measure contenders on tests, paired with the untempered model.
 
     Parameters
@@ -204,14 +204,14 @@ def _rows(
     groups: Sequence[int],
     draws: int,
     seed: int,
-) -> list[Row]:
+) -> list[EvidenceRow]:
     rows = []
     for metric, values in after.items():
         counts = [1 if metric == "accuracy" else piece.count for piece in test.pieces]
         weights = torch.tensor(counts, dtype=torch.float64)
         new, old = (torch.tensor(v, dtype=torch.float64) for v in (values, before[metric]))
         rows.append(
-            Row(
+            EvidenceRow(
                 label=rival.label,
                 family=rival.family,
                 numbers=rival.numbers,
@@ -259,7 +259,7 @@ def cluster_bootstrap(
 def with_evidence(
     tuned: Tuned,
     objectives: Sequence[Objective],
-    rows: Sequence[Row],
+    rows: Sequence[EvidenceRow],
     *,
     constraint: Constraint | None = None,
     settings: Mapping[str, Any] | None = None,

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempering.agents.aggregators import AGGREGATORS, Verdict
+from tempering.agents.aggregators import AGGREGATORS, Decision
 from tempering.agents.checkers import Checker
 from tempering.agents.contract import Engine, Ledger, Memory, Stop, never
 from tempering.agents.ladder import Strategy
 from tempering.errors import InputError
 from tempering.evaluation.passk import Compared, compared, pass_at_k
-from tempering.evaluation.sampling import Report, Sampling, unreported
+from tempering.evaluation.sampling import Report, Sampling, no_report
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
@@ -82,7 +82,7 @@ def explore(
                 f"answer {task['answer']!r} for right"
             )
     run = Sampling(engine, list(tasks), list(checkers), tokens, seed,
-                   Memory() if ledger is None else ledger, report or unreported, stop)  # fmt: skip
+                   Memory() if ledger is None else ledger, report or no_report, stop)  # fmt: skip
     for strategy in chosen:
         engine.check([run.call(strategy, 0, i) for i in range(k)])
     run.sample(chosen, stop_support)
@@ -158,7 +158,7 @@ def _compare(
 
 
 def _accuracy(
-    run: Sampling, finished: Sequence[int], verdicts: Mapping[str, Sequence[Verdict]]
+    run: Sampling, finished: Sequence[int], verdicts: Mapping[str, Sequence[Decision]]
 ) -> dict[str, Sequence[float]]:
     """1 where the verdict is right; no answer is wrong."""
     return {

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempering.agents.aggregators import Answer, Verdict, settled, synthesis, synthesis_prompt
+from tempering.agents.aggregators import Answer, Decision, settled, synthesis, synthesis_prompt
 from tempering.agents.checkers import Checker
-from tempering.agents.contract import Call, Engine, EngineError, Ledger, Reply, Stop, quiet
+from tempering.agents.contract import Call, Engine, EngineError, Ledger, Reply, Stop, no_progress
 from tempering.agents.ladder import Strategy
 from tempering.agents.run import worker_seed
-from tempering.evaluation.replies import ladder_warnings, read_reply, tally, warnings_of
+from tempering.evaluation.fates import ladder_warnings, read_reply, tally, warnings_of
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
@@ -87,7 +87,7 @@ class Sampling:
             # Nothing but failures: the engine is down, the rest would fail as well.
             return self.stop() or (count == lost and count >= HOPELESS)
 
-        self.engine.run(calls, done, quiet, halted)
+        self.engine.run(calls, done, no_progress, halted)
 
     def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
         rung, own = strategy.rungs[i], self.tasks[task]
@@ -196,14 +196,14 @@ class Sampling:
             self.report(f"synthesis, {strategy.name}", count, len(calls))
 
         if calls:
-            self.engine.run(calls, done, quiet, self.stop)
+            self.engine.run(calls, done, no_progress, self.stop)
 
     def synthesised(self, strategy: Strategy, task: int) -> bool:
         """Whether a synthesis is there; one that failed is tried again by a later run."""
         name = self.name(strategy, task, "synthesis")
         return name in self.ledger and self.ledger[name]["output"] is not None
 
-    def merged(self, strategy: Strategy, task: int) -> Verdict:
+    def merged(self, strategy: Strategy, task: int) -> Decision:
         """The verdict of the synthesis that `synthesise` asked for."""
         return synthesis(
             self.answers(strategy, task),
@@ -246,5 +246,5 @@ class Sampling:
         return tallies, found, unanswered
 
 
-def unreported(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int) -> None:
     """A `Report` that shows nothing."""

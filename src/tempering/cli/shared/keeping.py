@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PART = "part/"  # what the settings of a part are called in a journal; no row's name begins so
 
 
-class Kept:
+class JournalLedger:
     """A journal that goes on in memory when the disk fails; `failed` then holds the error.
 
     A run that goes on may do so under other settings. Each row says in `part` under which it was

@@ -15,7 +15,7 @@ from tempering.agents.contract import Call, Done, Progress, Reply, Stop
 from tempering.agents.temperatures import Rule, Sent, rule_for
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.generating.row_scores import score_rows
-from tempering.engines.generating.rows import Row, Written, generate_rows
+from tempering.engines.generating.rows import BatchRow, Written, generate_rows
 from tempering.errors import InputError
 
 
@@ -85,7 +85,7 @@ class LocalEngine:
 
         A batch that has begun is finished.
         """
-        ready: list[tuple[int, Row]] = []
+        ready: list[tuple[int, BatchRow]] = []
         room = getattr(self.network.config.get_text_config(), "max_position_embeddings", math.inf)
         for index, call in enumerate(calls):
             row = self._row(call)
@@ -103,8 +103,10 @@ class LocalEngine:
             if stop():
                 return
 
-            def told(row: int, count: int, part: Sequence[tuple[int, Row]] = tuple(part)) -> None:
-                progress(part[row][0], "running", count)
+            places = tuple(index for index, _ in part)
+
+            def told(row: int, count: int, places: tuple[int, ...] = places) -> None:
+                progress(places[row], "running", count)
 
             rows = [row for _, row in part]
             written = generate_rows(self.network, rows, progress=told)
@@ -156,9 +158,9 @@ class LocalEngine:
     def _sent(self, call: Call) -> Sent:
         return self.rule.settle(call.temperature, call.top_p, self.policy, self.model)
 
-    def _row(self, call: Call) -> Row:
+    def _row(self, call: Call) -> BatchRow:
         sent = self._sent(call)
-        return Row(
+        return BatchRow(
             prompt=self.ids(call),
             temperature=1.0 if sent.temperature is None else sent.temperature,
             profile=self.profile(call),
@@ -190,7 +192,7 @@ class LocalEngine:
 _HEAD = 16  # tokens
 
 
-def _like_with_like(ready: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
+def _like_with_like(ready: Sequence[tuple[int, BatchRow]]) -> list[tuple[int, BatchRow]]:
     """Rows in an order that makes good batches.
 
     What prompts begin with alike is read once for a batch, and rows are padded to a batch's
@@ -199,7 +201,7 @@ def _like_with_like(ready: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
     prompts = {tuple(row.prompt.tolist()) for _, row in ready}
     heads = Counter(prompt[:_HEAD] for prompt in prompts)
 
-    def place(item: tuple[int, Row]) -> tuple[tuple[int, ...], int]:
+    def place(item: tuple[int, BatchRow]) -> tuple[tuple[int, ...], int]:
         head = tuple(item[1].prompt[:_HEAD].tolist())
         return (head if heads[head] > 1 else (), len(item[1].prompt))
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tempering.engines.generating.rows import Row, forward_options, read_prompts
+from tempering.engines.generating.rows import BatchRow, forward_options, read_prompts
 
 _LOGIT_BYTES = 2**28  # logits at once
 
@@ -50,7 +50,7 @@ def score_rows(
 
 def _scores(model: Any, pairs: Sequence[Pair]) -> list[float]:
     device = model.get_input_embeddings().weight.device
-    rows = [Row(torch.tensor(prompt)) for prompt, _ in pairs]
+    rows = [BatchRow(torch.tensor(prompt)) for prompt, _ in pairs]
     logits, past, node, mask, _ = read_prompts(model, rows)
     if len(mask) < len(rows):
         past.batch_select_indices(node)

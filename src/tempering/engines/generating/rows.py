@@ -35,7 +35,7 @@ _SELECTABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """What one row is to generate.
 
     prompt: token ids. temperature: of sampling; 0 is the limit. profile: None for the model's own
@@ -62,7 +62,7 @@ class Written:
 
 def generate_rows(
     model: Any,
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
@@ -133,10 +133,10 @@ class Prompts(NamedTuple):
     past: Any
     node: Int[Tensor, " rows"]
     mask: Int[Tensor, "nodes length"]
-    rows: list[Row]
+    rows: list[BatchRow]
 
 
-def read_prompts(model: Any, rows: Sequence[Row]) -> Prompts:
+def read_prompts(model: Any, rows: Sequence[BatchRow]) -> Prompts:
     """Logits after the prompts, and the cache.
 
     Rows alike in prompt and profile are read once; so is, for each profile, what all prompts begin
@@ -153,7 +153,7 @@ def read_prompts(model: Any, rows: Sequence[Row]) -> Prompts:
     return found._replace(node=torch.tensor(node, device=found.mask.device))
 
 
-def _read_begun(model: Any, rows: Sequence[Row]) -> Prompts | None:
+def _read_begun(model: Any, rows: Sequence[BatchRow]) -> Prompts | None:
     """The common beginning once for each profile, then the rest; None where that saves little."""
     profiles = {id(row.profile): row for row in rows}
     start = _common([row.prompt for row in rows])
@@ -176,7 +176,7 @@ def _common(prompts: Sequence[Tensor]) -> int:
     return int((head == head[0]).all(0).long().cumprod(0).sum())
 
 
-def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prompts:
+def _read(model: Any, rows: Sequence[BatchRow], begun: Prompts | None = None) -> Prompts:
     device = model.get_input_embeddings().weight.device
     length = max(len(row.prompt) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -208,7 +208,7 @@ class _Sampler:
     nucleus: Float[Tensor, " rows"] | None
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> _Sampler:
+    def of(cls, rows: Sequence[BatchRow], device: torch.device) -> _Sampler:
         temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
         nucleus = None
         if any(row.top_p is not None for row in rows):
@@ -238,7 +238,7 @@ def selectable(past: Any) -> bool:
     return all(type(layer).__name__ in _SELECTABLE for layer in getattr(past, "layers", [None]))
 
 
-def _check(model: Any, rows: Sequence[Row]) -> None:
+def _check(model: Any, rows: Sequence[BatchRow]) -> None:
     if not rows:
         raise InputError("there is no row to generate")
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -258,13 +258,13 @@ def _check(model: Any, rows: Sequence[Row]) -> None:
             )
 
 
-def _profiles(model: Any, rows: Sequence[Row]) -> AbstractContextManager[Any]:
+def _profiles(model: Any, rows: Sequence[BatchRow]) -> AbstractContextManager[Any]:
     if all(row.profile is None for row in rows):
         return nullcontext()
     return tempered(model, _own_profiles(model, rows))
 
 
-def _own_profiles(model: Any, rows: Sequence[Row]) -> list[Profile]:
+def _own_profiles(model: Any, rows: Sequence[BatchRow]) -> list[Profile]:
     own = Profile.neutral(layout(model))
     return [row.profile if row.profile is not None else own for row in rows]
 
@@ -319,7 +319,7 @@ def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
 
 
 def _ending(
-    model: Any, rows: Sequence[Row], device: torch.device
+    model: Any, rows: Sequence[BatchRow], device: torch.device
 ) -> tuple[Bool[Tensor, "kinds vocab"], Int[Tensor, " rows"]]:
     """Which tokens end a row, for each kind of row, and each row's kind."""
     end = model.generation_config.eos_token_id

@@ -12,7 +12,7 @@ from tempering.engines.providers.addresses import address_of
 from tempering.engines.providers.bodies import count, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 # The last version that takes temperatures: 2026-10-21 answers 400 to every one
 # (https://codersera.com/blog/anthropic-api-2026-10-21-sdk-migration-guide-2026/, 2026-11-29).
@@ -56,16 +56,16 @@ class Anthropic:
         """There is one way to put a request."""
         return False
 
-    def read(self, answer: Answer) -> Completion:
+    def read(self, response: HTTPResponse) -> Completion:
         """What a reply says, whatever of it is missing."""
-        payload = opened(answer)
+        payload = opened(response)
         text = text_of(payload.get("content"))
         usage = mapping(payload.get("usage"))
         read, written = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
         refused = None
         if not text and payload.get("error"):
             if read is None and written is None:
-                raise HTTPStatusError(answer)
+                raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
         elif not text and "content" not in payload:
             said = f"no content in the reply: {reasons.reason_of(answer.content)}"

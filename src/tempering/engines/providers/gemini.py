@@ -13,7 +13,7 @@ from tempering.engines.providers.addresses import address_of
 from tempering.engines.providers.bodies import count, first, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 
 class Gemini:
@@ -58,9 +58,9 @@ class Gemini:
         """There is one way to put a request."""
         return False
 
-    def read(self, answer: Answer) -> Completion:
+    def read(self, response: HTTPResponse) -> Completion:
         """What a reply says, whatever of it is missing."""
-        payload = opened(answer)
+        payload = opened(response)
         candidate = first(payload.get("candidates"))
         text = text_of(mapping(candidate.get("content")).get("parts"))
         usage = mapping(payload.get("usageMetadata"))
@@ -76,7 +76,7 @@ class Gemini:
         refused = None
         if not text and payload.get("error"):
             if read is None and written is None:
-                raise HTTPStatusError(answer)
+                raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
         elif not text and blocked is not None:
             more = feedback.get("blockReasonMessage")

@@ -14,7 +14,7 @@ from tempering.engines.providers.addresses import address_of, checked
 from tempering.engines.providers.bodies import count, first, load, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 # A server of `tempering serve` has profiles by name (--named); a call's attention names one.
 ATTENTION_ARGUMENT = "tempering_profile"
@@ -91,9 +91,9 @@ class OpenAICompatible:
             return True
         return False
 
-    def read(self, answer: Answer) -> Completion:
+    def read(self, response: HTTPResponse) -> Completion:
         """What a reply says, whatever of it is missing."""
-        payload = _streamed(answer.content) or opened(answer)
+        payload = _streamed(response.content) or opened(response)
         choice = first(payload.get("choices"))
         message = mapping(choice.get("message"))
         text = text_of(message.get("content")) or text_of(choice.get("text"))
@@ -107,12 +107,12 @@ class OpenAICompatible:
         error = choice.get("error") or (None if text else payload.get("error"))
         if error:
             if not text and read is None and written is None:
-                raise HTTPStatusError(answer)
+                raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": error}).encode())
         elif not text and isinstance(message.get("refusal"), str) and message["refusal"]:
             refused, finish = f"the model refused: {message['refusal']}", "refusal"
         elif not text and "choices" not in payload:
-            said = reasons.reason_of(answer.content)
+            said = reasons.reason_of(response.content)
             if read is None and written is None:
                 raise MalformedError(f"no choices in the reply: {said}")
             refused = f"no choices in the reply: {said}"

@@ -16,7 +16,7 @@ from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.reasons import cut, plain
 from tempering.engines.providers.replies import Completion, MalformedError
 from tempering.engines.providers.retry import Backoff, Failure, classify
-from tempering.engines.providers.transport import Answer, NoAnswerError, Wire, connected
+from tempering.engines.providers.transport import HTTPResponse, NoAnswerError, Wire, connected
 from tempering.errors import InputError
 from tempering.files import whole_characters
 
@@ -48,7 +48,7 @@ class Client(Protocol):
         """Whether a request that was refused for this reason is put otherwise from now on, with
         the same meaning."""
 
-    def read(self, answer: Answer) -> Completion:
+    def read(self, response: HTTPResponse) -> Completion:
         """What a reply says; MalformedError or HTTPStatusError where it says nothing."""
 
 
@@ -193,14 +193,14 @@ class RemoteEngine:
             attempt += 1
             progress(index, "running" if attempt == 1 else "retrying", attempt - 1)
             body = self._body(call, sent)
-            answer = None
+            response = None
             try:
                 async with asyncio.timeout(self.timeout):
-                    answer = await self._post(wire, body, name)
-                completion = self.client.read(answer)
+                    response = await self._post(wire, body, name)
+                completion = self.client.read(response)
             except Exception as error:
                 failure = classify(error)
-                discarded += self._lost(call, error, answer)
+                discarded += self._lost(call, error, response)
                 if not amended and not failure.retry and self.client.amend(body, failure.reason):
                     amended = True
                     continue
@@ -222,11 +222,11 @@ class RemoteEngine:
             return self._reply(call, completion, sent, attempt, discarded)
         return None
 
-    def _lost(self, call: Call, error: Exception, answer: Answer | None) -> int:
+    def _lost(self, call: Call, error: Exception, response: HTTPResponse | None) -> int:
         """Tokens that a failed try cost: those of a reply with status 200 that can't be read."""
         size = error.begun if isinstance(error, NoAnswerError) else None
-        if isinstance(error, MalformedError) and answer is not None:
-            size = len(answer.content)
+        if isinstance(error, MalformedError) and response is not None:
+            size = len(response.content)
         return 0 if size is None else self.count(call) + _written(size, call)
 
     def _body(self, call: Call, sent: Sent) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class RemoteEngine:
         asked = replace(call, stop=None) if "stop" in self.rule.refuses else call
         return self.client.body(asked, sent, self.model, self.rule.seed)
 
-    async def _post(self, wire: Wire, body: dict[str, Any], name: str) -> Answer:
+    async def _post(self, wire: Wire, body: dict[str, Any], name: str) -> HTTPResponse:
         headers = {**self.client.headers(), "idempotency-key": name}
         return await wire.post(self.client.url(self.model), headers, body)
 

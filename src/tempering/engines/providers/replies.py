@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tempering.engines.providers import reasons
 from tempering.engines.providers.bodies import first, load, text_of_bytes
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 
 class Completion(NamedTuple):
@@ -31,17 +31,17 @@ class MalformedError(Exception):
         self.again = again
 
 
-def opened(answer: Answer) -> dict[str, Any]:
+def opened(response: HTTPResponse) -> dict[str, Any]:
     """The mapping in a whole reply.
 
     Raises HTTPStatusError for a web page, MalformedError for what is no JSON object.
     """
-    if reasons.is_page(answer.content):
-        raise HTTPStatusError(answer)
+    if reasons.is_page(response.content):
+        raise HTTPStatusError(response)
     try:
-        payload = load(answer.content)
+        payload = load(response.content)
     except ValueError:
-        said = reasons.plain(text_of_bytes(answer.content))
+        said = reasons.plain(text_of_bytes(response.content))
         raise MalformedError(f"no JSON: {said}" if said else "it is empty") from None
     if not isinstance(payload, dict) and not first(payload):
         raise MalformedError(f"no JSON object: {reasons.reason_of(answer.content)}")

@@ -15,7 +15,7 @@ from tempering.engines.providers import reasons
 from tempering.engines.providers.bodies import load, mapping
 from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.replies import MalformedError
-from tempering.engines.providers.transport import Answer, NoAnswerError
+from tempering.engines.providers.transport import HTTPResponse, NoAnswerError
 
 
 class Failure(NamedTuple):
@@ -69,12 +69,12 @@ def classify(error: Exception) -> Failure:
 
     The reason is one line without a key, cut when it is long.
     """
-    answer: Any = getattr(error, "response", None)
-    status = getattr(answer, "status_code", None)
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
     if isinstance(status, int):
-        headers = {str(name).lower(): str(v) for name, v in dict(answer.headers).items()}
-        url = answer.url if isinstance(answer, Answer) else ""
-        return refusal(status, headers, bytes(answer.content), url)
+        headers = {str(name).lower(): str(v) for name, v in dict(response.headers).items()}
+        url = response.url if isinstance(response, HTTPResponse) else ""
+        return refusal(status, headers, bytes(response.content), url)
     if isinstance(error, MalformedError):
         return Failure(_line(f"malformed reply: {error}"), error.again, None)
     if isinstance(error, NoAnswerError):

@@ -25,7 +25,7 @@ MOST = 64 * 2**20  # bytes of a reply; the longest of today's models write about
 
 
 @dataclass(frozen=True)
-class Answer:
+class HTTPResponse:
     """What a server answered. headers: with names in lower case. url: what was asked."""
 
     status_code: int
@@ -37,7 +37,7 @@ class Answer:
 class HTTPStatusError(Exception):
     """A server answered, but not with 200."""
 
-    def __init__(self, response: Answer) -> None:
+    def __init__(self, response: HTTPResponse) -> None:
         super().__init__(f"HTTP {response.status_code}")
         self.response = response
 
@@ -57,7 +57,9 @@ class Wire:
     def __init__(self, http: Any) -> None:
         self.http = http
 
-    async def post(self, url: str, headers: Mapping[str, str], body: dict[str, Any]) -> Answer:
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: dict[str, Any]
+    ) -> HTTPResponse:
         """The answer with status 200; HTTPStatusError or NoAnswerError."""
         import httpx2
 
@@ -73,18 +75,18 @@ class Wire:
                         if len(data) > MOST:
                             raise NoAnswerError(f"a reply of over {MOST >> 20} MiB", False, MOST)
                     names = {name.lower(): value for name, value in reply.headers.items()}
-                    answer = Answer(reply.status_code, names, bytes(data), url)
+                    response = HTTPResponse(reply.status_code, names, bytes(data), url)
             except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
                 cut = None if begun is None else len(data)
                 raise _explained(error, url, cut) from error
-            place = _moved(url, answer)
+            place = _moved(url, response)
             if place is None:
                 break
             url = place
             data.clear()
-        if answer.status_code != 200:
-            raise HTTPStatusError(answer)
-        return answer
+        if response.status_code != 200:
+            raise HTTPStatusError(response)
+        return response
 
 
 @asynccontextmanager
@@ -120,12 +122,12 @@ async def connected(url: str, concurrency: int) -> AsyncIterator[Wire]:
         yield Wire(http)
 
 
-def _moved(url: str, answer: Answer) -> str | None:
+def _moved(url: str, response: HTTPResponse) -> str | None:
     """Where a redirection leads that keeps the request and its key on the same server."""
     import httpx2
 
-    place = answer.headers.get("location")
-    if answer.status_code not in (307, 308) or place is None:
+    place = response.headers.get("location")
+    if response.status_code not in (307, 308) or place is None:
         return None
     try:
         here = httpx2.URL(url)
