@@ -35,7 +35,8 @@ _WRONG = re.compile(
     r"|[\s\"')\]]*(?:isn't|cannot|can't|doesn't|won't)\b",
     re.IGNORECASE,
 )
-# A word in lower case after A or I makes them words, but for those that follow a choice.
+# Before a word in lower case, A is an article and I a pronoun, and neither is a choice; the words
+# listed here are those that also follow a choice: "A or B", "A is right".
 _AND = r"or|and|nor|because|since|but|not"
 _IS = r"is|are|was|were|can|could|would|cannot|seems|looks|must|should|has|fits"
 _WORD_AFTER = {
@@ -50,7 +51,7 @@ _LABEL = re.compile(r"^[ \t]*[(\[]?([A-Z])[).:\]][ \t]+(\S.*?)[ \t]*$", re.MULTI
 
 
 class Options(NamedTuple):
-    """Names of the choices -> the choice as it is read; letters: those that stand for a text."""
+    """names: every name of a choice -> the choice. letters: names that are a single letter."""
 
     names: dict[str, str]
     letters: frozenset[str]
@@ -59,7 +60,7 @@ class Options(NamedTuple):
 def options(choices: Sequence[object], prompt: str) -> Options:
     """The choices by their own names, and by the letters or texts that the prompt gives them.
 
-    In lines `A) Paris` of the prompt, Paris is another name of the choice A, or A one of Paris.
+    A line `A) Paris` of the prompt makes Paris another name of the choice A, or A one of Paris.
     """
     own = [str(choice) for choice in choices]
     names = {" ".join(plain(c).split()).casefold(): c.lower() for c in own}
@@ -111,7 +112,7 @@ def choice(output: str, known: Options) -> str | None:
 
 
 def _only(text: str, known: Options) -> str | None:
-    """The choice in a box, which holds that alone."""
+    """The choice in a box, where the box names no other."""
     stripped = text.strip(" .\"'()[]:").casefold()
     if stripped in known.names:
         return known.names[stripped]
@@ -161,7 +162,10 @@ def _negated(text: str, mention: _Mention) -> bool:
 
 
 def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
-    """Whether `A or B`, `A, B`, `A) text of B` stands there; `A, not B` doesn't count."""
+    """Whether another choice is joined to this one: `A or B`, `A, B`, `A) text of B`.
+
+    `A, not B` doesn't count.
+    """
     glue, label = _OR.match(text, mention.end), _LABELS.match(text, mention.end)
     others = [m for m in found if m.choice != mention.choice and not m.article]
     if glue is not None and any(m.start == glue.end() for m in others):
@@ -172,7 +176,7 @@ def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
 
 
 def _at_an_end(text: str, known: Options) -> str | None:
-    """The choice that a reply begins or ends with, where that stands alone."""
+    """The choice that begins or ends a reply, where it stands alone and the other end agrees."""
     found = _mentions(text, known)
     ends = set()
     first = found[0]

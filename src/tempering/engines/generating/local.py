@@ -81,7 +81,7 @@ class LocalEngine:
         return len(self.ids(call))
 
     def run(self, calls: Sequence[Call], done: Done, progress: Progress, stop: Stop) -> None:
-        """Run the calls in batches; one that can't run is a reply with its error.
+        """Run the calls in batches; a call that can't run gets a reply with its error.
 
         A batch that has begun is finished.
         """
@@ -171,7 +171,7 @@ class LocalEngine:
         )
 
     def _stops(self, stop: str) -> tuple[int, ...]:
-        """The tokens whose text holds a character."""
+        """The tokens whose text holds the character `stop`."""
         if len(stop) != 1:
             raise InputError(f"the engine local stops at one character, not at {stop!r}")
         if stop not in self._stopping:
@@ -180,7 +180,7 @@ class LocalEngine:
         return self._stopping[stop]
 
     def _text(self, call: Call, own: Written) -> str:
-        """The output up to where it stops; the token that holds the stop may begin before it."""
+        """The output up to the stop character, before which its last token may have text."""
         stopped = call.stop is not None and own.end is not None
         tokens = [*own.tokens, own.end] if stopped else own.tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -189,14 +189,14 @@ class LocalEngine:
         return text.strip()
 
 
-_HEAD = 16  # tokens
+_HEAD = 16  # tokens of a prompt by which beginnings are compared
 
 
 def _like_with_like(ready: Sequence[tuple[int, BatchRow]]) -> list[tuple[int, BatchRow]]:
     """Rows in an order that makes good batches.
 
-    What prompts begin with alike is read once for a batch, and rows are padded to a batch's
-    longest prompt: so prompts that share their beginning come together, then by length.
+    A batch reads the common beginning of its prompts once, and pads all rows to its longest
+    prompt. So rows are sorted by the beginning that they share with others, then by length.
     """
     prompts = {tuple(row.prompt.tolist()) for _, row in ready}
     heads = Counter(prompt[:_HEAD] for prompt in prompts)

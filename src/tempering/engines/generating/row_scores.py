@@ -1,4 +1,4 @@
-"""How likely outputs are under the untempered model; what is alike is read and scored once.
+"""How likely outputs are under the untempered model; equal pairs are read and scored once.
 
 score = mean over the output's tokens of log p(token | what came before),   T = 1
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempering.engines.generating.rows import BatchRow, forward_options, read_prompts
 
-_LOGIT_BYTES = 2**28  # logits at once
+_LOGIT_BYTES = 2**28  # bytes of logits at once, 256 MiB
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -24,13 +24,13 @@ def score_rows(
 ) -> list[float | None]:
     """Mean log probability of each output after its prompt, nats per token; None for an empty one.
 
-    The model is used as it is: untempered, unless the caller holds a profile on it.
+    The model is used as it is: untempered, unless the caller has a profile in force on it.
     """
     pairs = [
         (tuple(prompt.tolist()), tuple(output))
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
-    # Like with like: little padding, and the same prompt in one batch.
+    # Sorted, a batch has little padding and reads each prompt once.
     distinct = sorted(
         {pair for pair in pairs if pair[1]}, key=lambda pair: (len(pair[1]), len(pair[0]), pair)
     )
