@@ -1,4 +1,4 @@
-"""Finished pieces of a long run, kept on disk so that a second run goes on where it stopped."""
+"""Finished pieces of a long run, kept on disk so that a second run goes on where one stopped."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Journal:
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
                 if self._file.tell():
-                    self._file.write("\n")  # closes a line that was cut off
+                    self._file.write("\n")  # ends a line that an interruption cut off
             self._file.write(json.dumps({"name": name, "value": value}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())

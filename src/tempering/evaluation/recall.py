@@ -1,8 +1,8 @@
-"""Recall of facts strewn over a long text: questions with known answers, in many wordings.
+"""Recall of facts from a long text: questions with known answers, in many wordings.
 
 A context holds some facts ("The secret code for the red door is 4821.") among sentences of a
-real text; each question asks for one of them. Everything is drawn from a seed, and what is learned
-from shares no key and no sentence with what tests it.
+real text; each question asks for one of them. Everything is drawn from a seed. The part to learn
+from and the part to test with share no key and no sentence.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from tempering.data import sample_text
 from tempering.errors import InputError
 from tempering.evaluation.recall_pools import KEYS, VALUES, WORDINGS
 
-# Ends of questions that the answer follows without a space.
+# Ends of questions after which the answer follows without a space.
 _OPEN = ('"', "(", "# ", ">", '","', "=", "\n")
-_LONGEST = 60  # words of a sentence of the filler
-_PATIENCE = 1000  # draws without a new value; the last of 100 values is missed so once in 20,000
+_LONGEST = 60  # words that are kept of a sentence of the filler
+# Draws without a new value after which the kind counts as exhausted: with 100 values, the last one
+# is missed in 1000 draws once in 20,000 runs.
+_PATIENCE = 1000
 PARTS = ("learn", "test")
 
 
@@ -27,7 +29,7 @@ PARTS = ("learn", "test")
 class Recall:
     """A context with facts, and questions about them.
 
-    questions: (question, the answer that should follow it at once).
+    questions: (question, answer that should follow it at once).
     """
 
     context: str
@@ -60,8 +62,8 @@ def recall(
     seed: of every choice not fixed by another argument.
     part: "learn" or "test"; they share neither keys nor sentences.
     wording: index into `WORDINGS`. value, keys: a kind of `VALUES` and of `KEYS`.
-    facts: stated in the context (fewer where the part has fewer keys). questions: asked, at most
-    one for each fact. words: of filler around them, about 1.3 tokens each.
+    facts: how many the context states (fewer where the part has fewer keys). questions: how many
+    are asked, at most one for each fact. words: of filler around the facts, of about 1.3 tokens.
     text: the sample text that the filler comes from.
     layout: "strewn" (facts between sentences) or "block" (one list, filler around it).
 
@@ -109,7 +111,7 @@ def recall(
 
 
 def _values(kind: str, count: int, rng: random.Random) -> list[str]:
-    """So many different values of a kind."""
+    """`count` different values of a kind."""
     values: list[str] = []
     missed = 0
     while len(values) < count:
@@ -126,7 +128,7 @@ def _values(kind: str, count: int, rng: random.Random) -> list[str]:
 
 
 def _keys(kind: str, part: str) -> list[str]:
-    """Every second key of a kind, in an order of chance."""
+    """Every second key of a kind, in a fixed random order: one half for each part."""
     pool = sorted(KEYS[kind])
     random.Random("keys").shuffle(pool)
     return pool[PARTS.index(part) :: 2]

@@ -1,4 +1,4 @@
-"""The samples and syntheses of a comparison: asked for, kept in a ledger, read and judged."""
+"""Samples and syntheses of a comparison: asked for, kept in a ledger, read by checkers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tempering.evaluation.fates import ladder_warnings, read_reply, tally, warni
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
-HOPELESS = 48  # samples, all failed
+HOPELESS = 48  # failed samples without any other, after which the engine is given up
 TOKENS = ("tokens_in", "tokens_out", "tokens_discarded")
 Report = Callable[[str, int, int], None]
 
 
 @dataclass
 class Sampling:
-    """One run over tasks; tasks and checkers go together, rows live in the ledger by name."""
+    """One run over tasks. checkers: one for each task. judged: rows with answers, by name."""
 
     engine: Engine
     tasks: list[Task]
@@ -51,10 +51,10 @@ class Sampling:
         )
 
     def sample(self, chosen: Sequence[Strategy], stop_support: float | None) -> None:
-        """All samples, or as many as each task needs to settle under each strategy.
+        """Ask for all samples, or for as many as settle each task under each strategy.
 
-        Task by task: what an interruption leaves can be compared, and an engine that reads a
-        prompt once for many rows does so over strategies.
+        Calls go task by task, so that an interruption leaves tasks that can be compared, and an
+        engine that reads a prompt once for many rows does so for all strategies.
         """
         k = len(chosen[0].rungs)
         wave = k if stop_support is None else 3
@@ -84,7 +84,7 @@ class Sampling:
             self.report("sampling", count, len(todo))
 
         def halted() -> bool:
-            # Nothing but failures: the engine is down, the rest would fail as well.
+            # Nothing but failures: the engine is down, and the other calls would fail as well.
             return self.stop() or (count == lost and count >= HOPELESS)
 
         self.engine.run(calls, done, no_progress, halted)
@@ -117,7 +117,7 @@ class Sampling:
         return sum(self.ledger[key].get(name) or 0 for name in TOKENS)
 
     def made(self, strategy: Strategy, task: int, i: int) -> bool:
-        """Whether a sample is there; one that failed is tried again by a later run."""
+        """Whether a sample has a reply; a later run tries a failed one again."""
         name = self.name(strategy, task, i)
         return name in self.ledger and self.ledger[name]["output"] is not None
 
@@ -131,13 +131,13 @@ class Sampling:
             )
 
     def finished(self, strategy: Strategy, task: int, stop_support: float | None) -> bool:
-        """Whether a task has all its samples, or as many as settle it."""
+        """Whether a task has all its samples, or enough to settle it."""
         if len(self.rows(strategy, task)) == len(strategy.rungs):
             return True
         return stop_support is not None and settled(self.answers(strategy, task), stop_support)
 
     def rows(self, strategy: Strategy, task: int) -> list[Row]:
-        """The samples of a task, with the answer that its checker reads, and whether it's right."""
+        """The samples of a task, with the answer that the checker reads and whether it is right."""
         own, checker = self.tasks[task], self.checkers[task]
         found = []
         for i in range(len(strategy.rungs)):
@@ -168,7 +168,7 @@ class Sampling:
         ]
 
     def synthesise(self, strategy: Strategy) -> None:
-        """One cold call a task that merges its answers."""
+        """Ask for one cold call a task that merges its answers."""
         calls = []
         for task, own in enumerate(self.tasks):
             name = self.name(strategy, task, "synthesis")
@@ -199,12 +199,12 @@ class Sampling:
             self.engine.run(calls, done, no_progress, self.stop)
 
     def synthesised(self, strategy: Strategy, task: int) -> bool:
-        """Whether a synthesis is there; one that failed is tried again by a later run."""
+        """Whether a synthesis has a reply; a later run tries a failed one again."""
         name = self.name(strategy, task, "synthesis")
         return name in self.ledger and self.ledger[name]["output"] is not None
 
     def merged(self, strategy: Strategy, task: int) -> Decision:
-        """The verdict of the synthesis that `synthesise` asked for."""
+        """The decision of the synthesis that `synthesise` asked for."""
         return synthesis(
             self.answers(strategy, task),
             ask=lambda prompt: "",

@@ -329,12 +329,17 @@ def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
     return options
 
 
+def end_tokens(model: Any) -> list[int]:
+    """The tokens with which the model ends a text."""
+    end = model.generation_config.eos_token_id
+    return [] if end is None else end if isinstance(end, list) else [end]
+
+
 def _ending(
     model: Any, rows: Sequence[BatchRow], device: torch.device
 ) -> tuple[Bool[Tensor, "kinds vocab"], Int[Tensor, " rows"]]:
     """Whether each token ends a row, for each set of stop tokens; and which set a row has."""
-    end = model.generation_config.eos_token_id
-    own = [] if end is None else end if isinstance(end, list) else [end]
+    own = end_tokens(model)
     kinds = {stop: i for i, stop in enumerate(dict.fromkeys(row.stop for row in rows))}
     vocabulary = model.get_output_embeddings().weight.shape[0]
     table = torch.zeros(len(kinds), vocabulary, dtype=torch.bool)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
 from tempering.counts import whole_number
+from tempering.engines.generating.rows import end_tokens
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
@@ -78,7 +79,7 @@ def stream(
     rows = len(profiles)
     device = model.get_input_embeddings().weight.device
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
-    ends = _ends(model)
+    ends = end_tokens(model)
     ids, past = prompt.to(device).expand(rows, -1), None
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [_Text(tokenizer) for _ in range(rows)]
@@ -129,10 +130,3 @@ class _Text:
             return ""
         new, self.shown = text[self.shown :], len(text)
         return new
-
-
-def _ends(model: Any) -> set[int]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        return set()
-    return set(end) if isinstance(end, list) else {end}
