@@ -270,7 +270,7 @@ def test_a_refused_reply_keeps_the_servers_words_and_what_was_thrown_away():
 
     def refusing(call: Call) -> str | Reply:
         if not call.key.endswith("/3"):
-            return hot_is_right(call)
+            return hot_is_right_or_merged(call)
         return Reply("", error=said, finish="SAFETY", tokens_in=7, tokens_out=0, tokens_discarded=5)
 
     engine = FakeEngine(refusing)

@@ -153,7 +153,7 @@ def explore(
         "synthesis": synthesis,
     }
     worker, section = remote or engines.build_engine(setup, score=True)
-    # What changes no sample, and what may change for those that are missing.
+    # Options that change no sample, or may change for the samples that are missing.
     same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries",
             "tokens", "policy", "models")  # fmt: skip
     key = {**settings, **setup, "seed": seed, "tasks": found, **dict.fromkeys(same)}

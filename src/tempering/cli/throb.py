@@ -30,7 +30,7 @@ EPILOG = """Examples:
   tempering throb --resume runs/throb-20261122T101500.json --tokens 512 --timeout 300
 """
 
-# What changes no row that is there: parameter -> its name in the record.
+# Options that change no finished row: parameter -> its name in the record.
 CARRIED = {
     "rounds": "rounds",
     "budget_tokens": "budget",
@@ -39,7 +39,7 @@ CARRIED = {
     "retries": "retries",
     "batch": "batch",
 }
-# What may besides change when a run goes on, for the rows that are missing.
+# Further options that may change when a run goes on; they act on the missing rows.
 MENDING = ("engine", "model", "policy", "models", "tokens", "device", "dtype")
 RESUMED = ("resume", "out", "as_json")
 
@@ -135,7 +135,7 @@ def _plan(
     if path is not None:
         return Plan.load(path)
     if amplitude is None:
-        # The engines that temper attention; 1.2 costs 0.02 nats per token on the embedded model.
+        # 1.2, where the engine tempers attention, costs 0.02 nats per token on the embedded model.
         amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
     return Plan.from_pattern(pattern, amplitude=amplitude, tokens=tokens)
 
@@ -169,7 +169,7 @@ def _resume(
 
 @dataclass(frozen=True)
 class _Before:
-    """The record that a run goes on with, and its rows. same: with the same model."""
+    """The record that a run goes on with, and its rows. same: whether with the same model."""
 
     record: Record
     rows: dict[str, Any]
@@ -215,7 +215,8 @@ def _run(
                 "weights or its shape have changed (to go on with it all the same, name it with "
                 "--model)"
             )
-        # Whatever mends the run: what a killed attempt at it has paid for counts for the next.
+        # Without the options that may change: the next attempt finds the rows of one that was
+        # killed, under whatever settings.
         run = {**before.record.settings, **dict.fromkeys(CARRIED.values())}
         key = {"goes on": before.record.created, "run": run, "rows": sorted(before.rows)}
     with Journal(out, "throb", key) as journal:

@@ -1,10 +1,10 @@
-"""Options from elsewhere than the command line: a file of the user's, and the environment.
+"""Options from a user's file and from the environment, beside those of the command line.
 
     command line  >  TEMPERING_GENERATE_MODEL  >  TEMPERING_MODEL  >  [generate] model = ...  >
     [defaults] model = ...  >  the command's own default
 
-The file is `config.toml` in the place where the platform keeps such files, or the one that
-TEMPERING_CONFIG names.
+The file is `config.toml` in the user's configuration directory, or the file that TEMPERING_CONFIG
+names.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def settings(known: Commands) -> dict[tuple[str, str], OptionValue]:
 
 
 def as_defaults(found: Mapping[tuple[str, str], OptionValue]) -> dict[str, Any]:
-    """What was found, as click takes defaults: {command: {parameter: value}}, groups nested."""
+    """The values in click's form of defaults: {command: {parameter: value}}, groups nested."""
     table: dict[str, Any] = {}
     for (command, parameter), item in found.items():
         place = table
@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(content: Mapping[str, Any], known: Commands, path: Path) -> None:
-    """InputError for what no command would read."""
+    """InputError for a part of the file that no command would read."""
     groups = {command.split()[0] for command in known if " " in command}
     for title, section in content.items():
         if not isinstance(section, dict):
