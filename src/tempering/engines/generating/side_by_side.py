@@ -17,7 +17,7 @@ from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
-from tempering.tokens.trace import StreamedToken as TokenState
+from tempering.tokens.trace import Step as TokenState
 from tempering.tokens.trace import measure as trace_steps
 
 
