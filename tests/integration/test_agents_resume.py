@@ -218,7 +218,7 @@ def test_the_same_command_twice_at_once(tmp_path, capsys, command):
         first = len(log.requests)
     assert codes == [2], "the second is refused before it asks for anything"
     error = capsys.readouterr().err
-    assert f"the same {command} is running already (process " in error and "--out" in error
+    assert f"another {command} is running already (process " in error and "--out" in error
     assert first == (4 if command == "throb" else 2 * 2 * 2)
     # The first one's journal wasn't taken from it, and no lock stays behind.
     assert record_of(out, command)[1].settings["complete"]

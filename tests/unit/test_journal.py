@@ -31,7 +31,7 @@ def test_another_run_is_refused_and_loses_nothing(tmp_path):
         with pytest.raises(InputError) as refused:
             Journal(tmp_path, "cost", {"seed": 0})
         assert str(refused.value).startswith(
-            f"the same cost is running already (process {os.getpid()} on "
+            f"another cost is running already (process {os.getpid()} on "
         )
         assert str(first.path) in str(refused.value) and "--out" in str(refused.value)
     first.put("b", [1.5])
@@ -67,7 +67,7 @@ def test_a_lock_that_describes_nobody_still_holds(tmp_path, text):
     kept = tmp_path / "x.jsonl"
     with RunLock(kept, "tune") as lock:
         lock.path.write_text(text, encoding="latin-1")
-        with pytest.raises(InputError, match="the same tune is running already, and both"):
+        with pytest.raises(InputError, match="another tune is running already, and both"):
             RunLock(kept, "tune")
     assert not lock.held and not lock.path.exists()
     lock.release()

@@ -44,20 +44,25 @@ def explore(
     ] = False,
     checker: Annotated[
         str | None,
-        typer.Option(help="number, choice, exact, regex:PATTERN or FILE.py; the task's own else."),
+        typer.Option(help="number, choice, exact, regex:PATTERN or FILE.py; default: the task's."),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", "-k", help="A task.", min=2)] = 12,
     temperature: Annotated[float, typer.Option(help="The single temperature.")] = 0.7,
     ladder: Annotated[
         str | None,
-        typer.Option(help="Coldest and hottest rung; 0.4,1.2, or as hot as the model takes."),
+        typer.Option(
+            help="Coldest and hottest rung; by default 0.4,1.2, within what the model takes."
+        ),
     ] = None,
     attention: Annotated[
         str, typer.Option(help="Pattern over depth, or uniform, that the ladder scales.")
     ] = "uniform",
     amplitude: Annotated[
         float | None,
-        typer.Option(help="Of the hottest rung; 1 for none. 1.2 where the engine has it."),
+        typer.Option(
+            help="Of the hottest rung's attention; 1.2 by default where the engine tempers it, "
+            "else 1."
+        ),
     ] = None,
     stop_support: Annotated[
         float | None, typer.Option(help="Stop a task when its answers' support is under this.")

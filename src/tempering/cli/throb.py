@@ -67,7 +67,10 @@ def throb(
     model: common.Model = "smollm2",
     amplitude: Annotated[
         float | None,
-        typer.Option(help="Of the hottest workers' attention; 1.2 where the engine has it."),
+        typer.Option(
+            help="Of the hottest workers' attention; 1.2 by default where the engine tempers it, "
+            "else 1."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="New tokens of a worker, at most.", min=1)] = 128,
     policy: engines.Policy = "strict",
@@ -84,9 +87,9 @@ def throb(
 ) -> None:
     """Run stages of agents: explore, consolidate, execute.
 
-    Ctrl-C keeps what is done; --resume RECORD goes on, for what is missing also with another
-    --model, --engine, --policy, --models, --tokens or --timeout. A failed worker doesn't lose the
-    others.
+    Finished workers are kept when another one fails, and after Ctrl-C. --resume RECORD goes on;
+    the missing workers may then have another --model, --engine, --policy, --models, --tokens or
+    --timeout.
     """
     from tempering.errors import InputError
 

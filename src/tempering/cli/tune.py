@@ -32,7 +32,7 @@ def tune(
         list[Path], typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
     ],
     weight: Annotated[
-        list[float] | None, typer.Option(help="Of each --data in turn; 1 without.")
+        list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
     per: Annotated[
         str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
@@ -56,7 +56,7 @@ def tune(
         typer.Option("--alternatives", help="Also fit output and uniform T, biases, LoRA rank 1."),
     ] = False,
     method: Annotated[str, typer.Option(help="newton, or adam for much data.")] = "newton",
-    steps: Annotated[int | None, typer.Option(help="At most so many.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps at most.", min=1)] = None,
     prior_sd: Annotated[
         float, typer.Option(help="Standard deviation of the prior on log T.")
     ] = 0.5,

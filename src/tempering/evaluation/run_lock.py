@@ -9,7 +9,7 @@ import platform
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from tempering.errors import InputError, OutputError
 
@@ -27,14 +27,14 @@ class RunLock:
 
     def __init__(self, kept: Path, command: str) -> None:
         self.path = kept.with_name(kept.name + ".lock")
-        self._lock = FileLock(self.path)
+        self._lock: BaseFileLock = FileLock(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             holder = self._holder()  # before the attempt: some releases of filelock empty the file
             self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
-                f"the same {command} is running already{holder}, and both would write {kept}; "
+                f"another {command} is running already{holder}, and both would write {kept}; "
                 "wait for it to end, or let this one write to another place (--out)"
             ) from None
         except OSError as error:
@@ -42,6 +42,8 @@ class RunLock:
                 f"can't write {self.path}: {error.strerror or error}; free some space or name "
                 "another place"
             ) from error
+        if isinstance(self._lock, SoftFileLock):
+            return  # without locks of its own on this file system, filelock writes the file itself
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         own = {"process": os.getpid(), "machine": platform.node(), "since": now}
         # The lock holds also where a full disk has no room for its description.
