@@ -85,7 +85,20 @@ LIBRARIES: dict[str, Library] = {
                 "tempering.engines.vllm.plugin",
                 "InputProcessor.__init__ and process_inputs, ParentRequest."
                 "_get_child_sampling_params, WorkerBase.__init__, Worker.load_model, "
-                "InputBatch.__init__ and to_beam_search_params are called as in 0.32",
+                "InputBatch.__init__, to_beam_search_params and EngineArgs.create_engine_config "
+                "are called as in 0.32",
+            ),
+            Place(
+                "tempering.engines.vllm.failing",
+                "Worker.sample_tokens gives a step's output, which reaches Scheduler."
+                "update_from_output with its attributes; finish_requests ends requests there; "
+                "RequestOutputCollector.put hands outputs on, and async_llm.InputStreamError is "
+                "raised as its cause; input_batch.req_ids and req_states.index_to_req_id",
+            ),
+            Place(
+                "tempering.engines.vllm.endpoint",
+                "exception_handling.register.validation_exception_handler is registered after the "
+                "endpoint plugins are attached",
             ),
             Place(
                 "tempering.engines.vllm.layers",

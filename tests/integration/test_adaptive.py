@@ -8,6 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from tempering.attention import adaptive_profile, measure_tokens, tempered
 from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.rules import rule
 from tempering.errors import ProfileError, RefusedError
 from tests.integration.rule_oracle import (
     IDS,
@@ -78,7 +79,7 @@ def test_on_top_of_a_profile_and_in_some_layers():
     T = oracle.random_temperatures(2, oracle.LAYERS, oracle.HEADS)
     base = Profile.from_matrix(T, model)
     profile = adaptive_profile("polynomial()", model, layers=[1, 3], base=base)
-    assert profile.rules == (None, str(PAPER), None, str(PAPER))
+    assert profile.rules == (None, rule(PAPER), None, rule(PAPER))
     with tempered(model, profile), torch.no_grad():
         ours = model(IDS, use_cache=False).logits
     exact = expected(model, velickovic, chosen=lambda call: call in (1, 3), base=T)
@@ -96,7 +97,7 @@ PAPER = "polynomial(-0.037,0.481,-2.3,4.917,-1.791)"
 def test_a_level_that_follows_a_pattern_over_depth():
     model = oracle.in_double(oracle.tiny_llama())
     profile = adaptive_profile("support(linear(2,5), 0.01, 100)", model)
-    assert profile.rules == tuple(f"support({n},0.01,100)" for n in (2, 3, 4, 5))
+    assert profile.rules == tuple(rule(f"support({n},0.01,100)") for n in (2, 3, 4, 5))
     found = measure_tokens(model, IDS, profile=profile, buckets=2)
     for layer, level in enumerate((2, 3, 4, 5)):
         late = found.by_position["support"][layer, :, 1]  # queries that see at least 7 keys

@@ -17,6 +17,7 @@ from transformers import (
 
 from tempering.attention import adaptive_profile, tempered
 from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.rules import rule
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 from tests.integration import rule_oracle
 from tests.integration.rule_oracle import IDS, oracle
@@ -52,26 +53,43 @@ def test_what_cannot_be_exact_is_refused():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("support", "no rule"),
-        ("warmth(3)", "'warmth.3.' is no rule.*support.keys"),
-        ("support(keys)", "'keys' is no number"),
-        ("support()", "takes a level"),
-        ("support(3,1)", "takes a level, or a level and two bounds"),
+        ("support", r"column 8: expected '\(', found the end"),
+        ("warmth(3)", "column 1: no rule is called 'warmth'; known are support, entropy, poly"),
+        ("entropi(3)", "no rule is called 'entropi'; did you mean entropy"),
+        ("support(keys)", r"column 13: expected '\(', found '\)'"),
+        ("support()", r"support\(level, coldest, hottest\) needs level"),
+        ("support(3,1)", "column 11: .*takes a level, or a level and two bounds"),
+        ("support(3, warmest=1)", "column 12: .*no argument 'warmest'; it has level, coldest, ho"),
         ("support(0.5)", "at least 1"),
+        ("support(inf)", "finite and at least 1"),
         ("entropy(-1)", "at least 0"),
-        ("support(nan)", "'nan' is no number"),
+        ("support(nan)", r"expected '\('"),
         ("support(3,2,1)", "the colder one first; not 2, 1"),
         ("support(3,0,1)", "0.001 to 1000"),
-        ("support(wave(1))", "neither a number nor a pattern"),
-        ("support(throb(12,3,1,12)", "brackets"),
+        ("support(wave(1))", "column 9: no pattern is called 'wave'"),
+        ("support(linear(1,x))", r"column 19: expected '\('"),
+        ("support(linear(1))", r"column 9: linear\(a, b\) takes 2 numbers, got 1"),
+        ("support(3)(", r"column 11: expected '\|' or the end"),
+        ("support(throb(12,3,1,12)", r"column 25: expected ',' or '\)'"),
+        ('support("3")', "a rule has no place for"),
         ("log_length(1)", "at least 2"),
-        ("log_length(3.5)", "one whole number"),
-        ("polynomial(x)", "'x' is no number"),
+        ("log_length(3.5)", "whole number, got 3.5"),
+        ("polynomial(x)", r"expected '\('"),
+        ("polynomial(inf)", "finite coefficients"),
+        ("reverse(" * 5000, "more than 50 parts"),
     ],
 )
 def test_bad_texts(text, words):
     with pytest.raises(ProfileError, match=words):
         adaptive_profile(text, oracle.tiny_llama())
+
+
+def test_a_rule_is_an_object_and_its_text_is_read_back_exactly():
+    for text in ("support(3)", "entropy(0.5,0.1,1e1)", "polynomial(1,-2)", "log_length(2048)"):
+        item = rule(text)
+        assert rule(str(item)) == item and hash(rule(str(item))) == hash(item)
+    assert rule("support(3)") != rule("entropy(3)")
+    assert str(rule("support(3, hottest=2)")) == "support(3,0.001,2)"
 
 
 def test_bad_places():
@@ -103,7 +121,7 @@ def test_files(tmp_path):
     assert found.adopt(other).rules == profile.rules
     damaged = profile.to_json()
     damaged["layers"][1]["rule"] = "warmth(3)"
-    with pytest.raises(ProfileError, match="p.json: 'warmth.3.' is no rule"):
+    with pytest.raises(ProfileError, match="p.json: the rule of layer 1: column 1: no rule"):
         Profile.from_json(damaged, "p.json")
     damaged["layers"][1]["rule"] = 3
     with pytest.raises(ProfileError, match="'rule' of layer 1 is 3"):

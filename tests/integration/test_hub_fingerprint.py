@@ -124,7 +124,7 @@ def test_layers_with_configurations_of_their_own() -> None:
 def test_a_model_without_data_is_refused() -> None:
     with torch.device("meta"):
         model = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match="bias is on the meta device"):
+    with pytest.raises(ModelError, match="weight is on the meta device"):
         fingerprint(model)
 
 

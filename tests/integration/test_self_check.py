@@ -50,7 +50,7 @@ def build(name, dtype=torch.float32, implementation="eager", **changes):
 
 
 def forget(model):
-    sys.modules["tempering.attention.examining.layout_of"]._CACHE.pop(model)
+    sys.modules["tempering.attention.examining.layout_of"]._KNOWN.pop(model)
 
 
 # -- each of these is a way in which control could be almost right
@@ -233,6 +233,7 @@ def test_nothing_is_proven_where_nothing_moves():
 def test_it_costs_two_forwards_and_later_none():
     model = build("llama")
     VERDICTS.discard(verdict_key(model))
+    forget(model)
     lengths = []
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -365,7 +366,7 @@ def test_a_softmax_like_attention_that_masks_nothing_is_not_guessed_at():
 
 def test_a_sample_that_the_model_fails_on_is_told():
     model = build("llama")
-    with pytest.raises(ArchitectureError, match="LlamaForCausalLM fails on a short sample of tok"):
+    with pytest.raises(ArchitectureError, match="LlamaForCausalLM fails on the sample "):
         layout(model, {"input_ids": torch.full((2, 5), 10**6)})
 
 

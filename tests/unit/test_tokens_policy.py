@@ -1,6 +1,7 @@
 """Policies against plain Python: formulas, both limits, masks, dtypes, what is refused."""
 
 import math
+import tracemalloc
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempering.errors import EnergyError, InputError, SupportError, TemperatureError
+from tempering.schedules import schedule
 from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
+from tempering.tokens.clock import Clock
 from tempering.tokens.contract import (
     reference_entropy,
     reference_posterior,
@@ -80,7 +83,7 @@ def test_a_temperature_of_one_changes_nothing_bit_for_bit(dtype):
 
 
 def test_float16_stays_finite_where_division_overflows():
-    logits = torch.tensor([[20000.0, -20000.0, 0.0]], dtype=torch.float16)
+    logits = torch.tensor([[20000.0, -20000.0, 19984.0]], dtype=torch.float16)
     result, _ = temper_logits(parse_policy("constant(1e-4)"), logits, [TokenState()])
     assert result[0, 0] == 0 and not result.isnan().any()
 
@@ -155,12 +158,67 @@ def test_masked_tokens_are_left_out_of_every_entropy(text):
     assert temper(text, wide)[1] == pytest.approx(temper(text, row)[1], rel=1e-6)
 
 
-def test_one_survivor_has_no_entropy_and_no_nan():
-    row = torch.full((10,), -INF).index_fill(0, torch.tensor(4), 1.5)
-    assert temper("dynatemp(0.5, temperature=0.8)", row)[1] == pytest.approx(0.3)
-    assert temper("entropy(T0=1, theta=0.1)", row)[1] == 0
-    assert temper("entropy(T0=0.9, theta=0)", row)[1] == pytest.approx(0.9)
-    assert temper("dynatemp(0.5)", row)[0][4] == 1
+EVERY = [
+    *("constant(0)", "constant(0.7)", "constant(inf)", "constant(1e39)", "support(3)"),
+    *("support(throb(12,3), length=9)", "entropy(T0=1e39, theta=0.5)", "entropy(T0=1, theta=0)"),
+    *("dynatemp(1e39)", "dynatemp(0.5, temperature=0.8)", "schedule(steps(inf,0), length=9)"),
+    *("ladder(0.5,2, n=3)", "constant(2)|room(1e300)", "constant(2)|clip(1e39,inf)"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("text", EVERY)
+def test_what_is_certain_stays_certain(text, dtype):
+    """p = 1 stays p = 1: one survivor, or a token that the engine forces; T is reported as 1."""
+    lone = torch.full((10,), -INF, dtype=dtype).index_fill(0, torch.tensor(4), 1.5)
+    forced = torch.linspace(-3, 3, 10).to(dtype).index_fill(0, torch.tensor(4), 6e4)
+    for row in (lone, forced):
+        posterior, T = temper(text, row)
+        assert (posterior[4], T) == (1, 1)
+
+
+def test_what_is_all_but_certain_is_tempered():
+    """104 nats is where exp is 0 in float32; a gap of 103 is a posterior like any other."""
+    row = [0.0, -103.0, -103.0]
+    assert temper("support(3)", row)[1] == INF
+    assert temper("support(2)", row)[1] == pytest.approx(reference_support(row, 2), rel=1e-4)
+    assert temper("support(2)", [0.0, -104.5, -INF])[1] == 1
+    mixed = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1e9, 2.0], [5.0, 4.0, 4.0]])
+    result, T = temper_logits(parse_policy("support(2)"), mixed, [TokenState()] * 3)
+    wanted = [reference_support(row, 2) for row in mixed[[0, 2]].tolist()]
+    assert T[[0, 2]].tolist() == pytest.approx(wanted, rel=1e-4)
+    assert T[1] == 1 and torch.equal(result[1], mixed[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "T"),
+    [
+        ("constant(1e39)", INF),
+        ("constant(1e300)|room(0.01)", 1e3),  # within float64 nothing is lost on the way
+        ("constant(2)|clip(1e39,inf)", INF),
+        ("constant(2)|room(1e300)", INF),
+        ("constant(0.5)|room(1e300)", 0),
+        ("entropy(T0=1e39, theta=1e-9)", INF),
+        ("dynatemp(1e39)", INF),
+        ("dynatemp(1.7e308, temperature=1.7e308)", INF),
+        ("dynatemp(1e39, exponent=1e308)", 0),
+        ("schedule(linear(1e39,1), length=9)", INF),
+        ("ladder(1e39,1e300, n=3)", INF),
+        ("constant(1e-39)", 0),
+        ("constant(1e-300)", 0),
+        ("constant(1e-38)|room(-0)", 1),
+    ],
+)
+def test_what_float32_cannot_hold_is_the_limit(text, T):
+    row = torch.tensor([0.5, -INF, 1.0, 0.0])
+    posterior, found = temper(text, row)
+    assert found == pytest.approx(T, rel=1e-6)
+    assert posterior == pytest.approx(reference_posterior(row.tolist(), T), abs=1e-7)
+
+
+def test_support_beyond_float32_is_the_limit():
+    row = torch.tensor([0.0, -1.0, -3e38])
+    assert temper("support(2.9999999)", row)[1] == INF
 
 
 def test_a_schedule_counts_generated_tokens_and_holds_its_end():
@@ -173,6 +231,54 @@ def test_a_pattern_that_exists_only_on_a_clock_works():
     text = "schedule(shuffle(linear(2,1), seed=3), length=5)"
     got = sorted(temper(text, [0.0, 1.0], position=i)[1] for i in range(5))
     assert got == pytest.approx([1, 1.25, 1.5, 1.75, 2])
+
+
+def test_a_clock_is_read_where_it_is_asked():
+    """The values of the whole clock, without it: 61 of the longest take no memory."""
+    for pattern in ("linear(2,1)|room(0.5)", "reverse(throb(12,3,1,12))", "repeat(throb(2,1), 9)"):
+        clock = Clock(schedule(pattern), 1000)
+        wanted = schedule(pattern).sample(1000).tolist()
+        got = [clock.at(position) for position in range(1000)]
+        assert got == pytest.approx(wanted, rel=1e-14)
+        assert clock.at(5000) == got[-1]
+    controls = ("shuffle(linear(2,1), seed=3)", "uniform(linear(2,1))", "invert(linear(2,1))")
+    for pattern in controls:
+        clock = Clock(schedule(pattern), 1000)
+        wanted = schedule(pattern).sample(1000).tolist()
+        for position in (0, 999, 1, 500, 127, 128):
+            assert clock.at(position) == pytest.approx(wanted[position], rel=1e-14)
+    tracemalloc.start()
+    spans = ", ".join(
+        f"p{i}=between(schedule(linear(2,0.{i + 1}), length=1048576), ids({i},{i}), ids({i},9))"
+        for i in range(60)
+    )
+    policy = parse_policy(f"phases(answer=schedule(linear(2,1), length=1048576), {spans})")
+    state = policy.state([1, 2], [3] * 5)
+    _, T = temper_logits(policy, torch.randn(1, 40), [state])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert T.item() == pytest.approx(2 - 5 / 1048575, rel=1e-6)
+    assert most < 8e6  # 61 tables took 500 MB
+    assert policy.most_bytes < 4e6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "schedule(shuffle(linear(2,1), seed=1), length=131073)",
+        "support(uniform(linear(2,1)), length=1048576)",
+        "schedule(" + "invert(" * 20 + "linear(2,1)" + ")" * 20 + ", length=5000)",
+        "phases(answer=1, "
+        + ", ".join(
+            f"p{i}=between(schedule(shuffle(linear(2,1), seed=1), length=4000), ids({i}))"
+            for i in range(40)
+        )
+        + ")",
+    ],
+)
+def test_a_policy_that_costs_too_much_is_refused(text):
+    with pytest.raises(InputError, match="at most 131072 are meant"):
+        parse_policy(text)
 
 
 def test_ladder_is_geometric_and_knows_its_samples():

@@ -76,7 +76,7 @@ def test_every_policy_has_an_example_that_parses(name):
         ("constant(T=1, T=2)", "column 15: .*T is given twice"),
         ("constant(U=1)", "column 10: .*no argument 'U'"),
         ("constant()", r"column 1: constant\(T\) needs T"),
-        ("constant(1,2)", "column 12: .*takes 1 arguments at most"),
+        ("constant(1,2)", "column 12: .*takes 1 argument at most"),
         ("constant(support(2))", "column 10: .*takes a number"),
         ("constant(-1)", r"constant takes T in 0\.\.inf, got -1"),
         ("constant(1e999)", "column 10: .*write inf for the limit"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tempering.engines.vllm.policies import policy_of
-from tempering.engines.vllm.streams import Stream, temper_rows
+from tempering.engines.vllm.streams import Row, Stream, temper_rows
 from tests.unit.test_tokens_request import TOKENIZER
 from tests.unit.test_vllm_streams import Frontend, Params, admit
 
@@ -90,7 +90,9 @@ def test_random_policies_are_refused_or_carried_out():
         for count in range(4):
             logits = logits_of(draw, number)
             state = stream.at(count, lambda: [97], tokens.__getitem__)
-            result = temper_rows(logits.clone(), [0], [stream], [state], divided=True)
+            result = logits.clone()
+            row = Row(0, stream, lambda state=state: state)
+            assert temper_rows(result, [row], divided=True) == {}, params
             if bool(torch.isfinite(logits.max())):
                 total = float(result.softmax(-1).sum())
                 assert total == pytest.approx(1, abs=1e-4), params

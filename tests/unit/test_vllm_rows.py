@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.rows import Slot, betas
-from tempering.engines.vllm.settings import named_profiles, settings_of
+from tempering.engines.vllm.settings import create_engine_config, named_profiles, settings_of
 from tempering.engines.vllm.swap import agreed
 from tempering.engines.vllm.worker import digest
 from tempering.errors import DataError, InputError, ProfileError, RefusedError
@@ -111,6 +112,24 @@ def test_settings_are_read_strictly(tmp_path):
             settings_of(config(wrong))
     with pytest.raises(DataError, match=r"missing\.json"):
         settings_of(config({"tempering": {"profile": str(tmp_path / "missing.json")}}))
+
+
+def test_profiles_are_read_once_and_travel_with_the_configuration(tmp_path):
+    """What an engine serves is what it read, whatever becomes of the file meanwhile."""
+    path = profile().save(tmp_path / "p.json")
+    given = config({"tempering": {"profile": str(path), "profiles": {"hot": str(path)}}})
+    made = create_engine_config(lambda self: given, None)
+    assert made is given
+    profile(matrix=MATRIX.double() + 1).save(path)
+    sent = pickle.loads(pickle.dumps(given))  # to a worker's process
+    for where in (given, sent):
+        settings = settings_of(where)
+        for read in (settings.profile, settings.profiles["hot"]):
+            assert torch.equal(read.temperature, MATRIX.double())
+    path.unlink()
+    assert digest(settings_of(sent).profile) == digest(profile())
+    with pytest.raises(DataError):  # a bad file is an error before any worker is started
+        create_engine_config(lambda self: config({"tempering": {"profile": str(path)}}), None)
 
 
 def test_digests_name_the_temperatures():

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tempering.engines.vllm import admission
+from tempering.engines.vllm import admission, policies
 from tempering.engines.vllm.policies import policy_of, sample_of
-from tempering.engines.vllm.streams import Stream, temper_rows
+from tempering.engines.vllm.streams import Row, Stream, temper_rows
 from tempering.errors import InputError, RefusedError
-from tempering.tokens import check_engine, parse_policy
+from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
+from tempering.tokens.policy import Constant
 
 
 @dataclass
@@ -40,11 +42,15 @@ def asked(temperature=1.0, n=1, **extra):
         (asked(tempering="support(12)|clip(0.3,2)"), "support(12)|clip(0.3,2)"),
         (asked(0.8, dynatemp_range=0.5, dynatemp_exponent=2), "dynatemp(0.5, exponent=2, temperat"),
         (asked(other=1), "None"),
+        (asked(session_id="s", temp=1, thinking_budget=3, tem="x"), "None"),
+        (asked(temperature_thinking=1e39), "phases(thinking=1e+39, answer=1)"),
         (Params(), "None"),
     ],
 )
 def test_policies_of_requests(params, text):
-    assert str(policy_of(params, None)).startswith(text)
+    from tests.unit.test_tokens_request import TOKENIZER
+
+    assert str(policy_of(params, TOKENIZER)).startswith(text)
 
 
 def test_names_of_other_engines_take_the_requests_temperature():
@@ -75,6 +81,17 @@ def test_names_of_other_engines_take_the_requests_temperature():
         (asked(tempering="support(3)", dynatemp_range=1), "don't go together"),
         (asked(post_thinking="{temperature: 1}"), "post_thinking is JSON"),
         (asked(post_thinking="[" * 100_000), "post_thinking is JSON"),
+        (asked(post_thinking='{"temperature": ' + "9" * 5000 + "}"), "post_thinking is JSON"),
+        (asked(dynatemp_range=int("9" * 400)), "dynatemp_range is beyond the numbers"),
+        (asked(temperature_thinking=int("9" * 400)), "beyond the numbers that float64 holds"),
+        (asked(temperature_think=0.5), "'temperature_think'; did you mean temperature_thinking?"),
+        (asked(dynatemp_rnge=0.5), "did you mean dynatemp_range?"),
+        (asked(temperng="support(3)"), "did you mean tempering?"),
+        (asked(Tempering="support(3)"), "did you mean tempering?"),
+        (asked(**{"post-thinking": "{}"}), "did you mean post_thinking?"),
+        (asked(tempering_polcy="support(3)"), "no argument 'tempering_polcy'"),
+        (asked(dynatempo=1), "no argument 'dynatempo'"),
+        (Params({"temperature": 0.5}), "temperature stands beside vllm_xargs"),
         (asked(tempering="phases(thinking=1, answer=0)"), "give the tokenizer"),
         (asked(dynatemp_range=math.nan), "dynatemp_range is a number from 0"),
     ],
@@ -82,6 +99,22 @@ def test_names_of_other_engines_take_the_requests_temperature():
 def test_requests_that_cannot_be(params, message):
     with pytest.raises(InputError, match=message):
         policy_of(params, None)
+
+
+def test_kept_policies_are_counted_in_bytes():
+    kept = policies._Kept(most=100_000)
+    small, large = parse_policy("constant(0.5)"), parse_policy("schedule(linear(2,1), length=9999)")
+    for number in range(1000):
+        kept.add((f"{number}", 0), small, None, 20)
+        assert kept.bytes <= 100_000
+    assert kept.get(("999", 0)) is small and kept.get(("0", 0)) is None
+    for number in range(100):
+        kept.add((f"large {number}", 0), large, None, 20)
+        assert kept.bytes <= 100_000
+    assert kept.get(("large 99", 0)) is large and kept.get(("999", 0)) is None
+    kept.add(("huge", 0), small, None, 10_000)
+    assert kept.get(("huge", 0)) is None and kept.get(("large 99", 0)) is large
+    assert kept.bytes == sum(size for _, _, size in kept._policies.values())
 
 
 def test_samples_of_a_ladder():
@@ -168,6 +201,13 @@ def test_requests_are_refused_before_they_run():
 # -- batches
 
 
+def temper(logits, places, streams, states, *, divided):
+    """The logits after `temper_rows`, no row of which may fail."""
+    rows = [Row(*row, lambda s=s: s) for *row, s in zip(places, streams, states, strict=True)]
+    assert temper_rows(logits, rows, divided=divided) == {}
+    return logits
+
+
 def test_streams_keep_the_contract():
     """The same temperatures as every engine's, from streams that live through all batches."""
     streams: dict[Any, Stream] = {}
@@ -186,7 +226,7 @@ def test_streams_keep_the_contract():
                 )
             )
         rows = list(range(len(requests)))
-        return temper_rows(logits.clone(), rows, own, states, divided=False)
+        return temper(logits.clone(), rows, own, states, divided=False)
 
     assert check_engine(run) > 100
 
@@ -204,11 +244,11 @@ def test_rows_of_many_policies_in_one_batch(divided):
     if divided:
         given[rows] /= torch.tensor(own)[:, None]
     states = [stream.at(0, list, lambda index: 0) for stream in streams]
-    result = temper_rows(given, rows, streams, states, divided=divided)
+    result = temper(given, rows, streams, states, divided=divided)
     if not divided:
         result[rows] /= torch.tensor(own)[:, None]
     for row, policy in zip(rows, policies):
-        wanted = temper_rows(
+        wanted = temper(
             logits[row : row + 1].clone(), [0], [Stream(policy)], [policy.state(())], divided=False
         )
         torch.testing.assert_close(result[row].softmax(-1), wanted[0].softmax(-1))
@@ -224,8 +264,43 @@ def test_rows_without_a_finite_maximum_stay_as_they_are():
     before = logits.clone()
     streams = [Stream(policy)] * 4
     states = [policy.state(())] * 4
-    result = temper_rows(logits, [0, 1, 2, 3], streams, states, divided=True)
+    result = temper(logits, [0, 1, 2, 3], streams, states, divided=True)
     torch.testing.assert_close(result, before, equal_nan=True, rtol=0, atol=0)
+
+
+class Faulty(Constant):
+    """Raises for the requests of one sample, as a policy with a defect would."""
+
+    def temperatures(self, energies, states):
+        if any(state.sample == 1 for state in states):
+            raise KeyError("injected")
+        return super().temperatures(energies, states)
+
+
+def test_a_row_that_cannot_be_tempered_is_named_and_the_others_are_right():
+    logits = torch.tensor([[0.0, 1.0, 3.0]] * 5)
+    faulty, sound = Faulty(0.5), parse_policy("support(2)")
+    choices = [(faulty, 0), (sound, 0), (faulty, 1), (faulty, 0), (sound, 0)]
+
+    def state(policy, sample, place):
+        if place == 4:
+            raise RecursionError("no state")
+        return policy.state((), sample=sample)
+
+    rows = [
+        Row(place, Stream(policy, sample), partial(state, policy, sample, place))
+        for place, (policy, sample) in enumerate(choices)
+    ]
+    result = logits.clone()
+    failed = temper_rows(result, rows, divided=False)
+    assert {place: type(error) for place, error in failed.items()} == {
+        2: KeyError,
+        4: RecursionError,
+    }
+    cold, _ = temper_logits(parse_policy("constant(0.5)"), logits[:1], [TokenState()])
+    two, _ = temper_logits(sound, logits[:1], [TokenState()])
+    for place, wanted in ((0, cold), (1, two), (2, logits), (3, cold), (4, logits)):
+        assert torch.equal(result[place], wanted[0]), place
 
 
 def test_tokens_taken_back_rebuild_the_state():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tempering.tokens import parse_policy, temper_logits
-from tests.vllm.test_processor import CONFIG
+from tests.vllm.test_processor import CONFIG, Config
 
 VOCABULARY = 32
 
@@ -25,7 +25,7 @@ def batch() -> Any:
     from tempering.engines.vllm.wrapping import wrap
 
     wrap(InputBatch, "__init__", attach)
-    config = SimpleNamespace(
+    config = Config(
         **vars(CONFIG), scheduler_config=SimpleNamespace(max_num_seqs=8), reasoning_config=None
     )
     return InputBatch(

@@ -13,7 +13,12 @@ import torch
 from tempering.tokens import check_engine, parse_policy
 from tempering.tokens.contract import VOCABULARY, Request, recorded
 
-CONFIG: Any = SimpleNamespace(
+
+class Config(SimpleNamespace):
+    """Weakly referable, as vLLM's own configuration."""
+
+
+CONFIG: Any = Config(
     speculative_config=None,
     additional_config={},
     model_config=SimpleNamespace(is_diffusion=False, skip_tokenizer_init=True),
@@ -132,7 +137,7 @@ def test_vllm_loads_it_for_both_runners():
     from tempering.engines.vllm.processor import ByRow, TemperingPolicies
 
     assert TemperingPolicies in _load_v2_logitsprocs(None)
-    config = SimpleNamespace(
+    config = Config(
         **vars(CONFIG), scheduler_config=SimpleNamespace(max_num_seqs=4), reasoning_config=None
     )
     built = build_logitsprocs(config, torch.device("cpu"), False, False)

@@ -34,12 +34,33 @@ def _configured(profile: Any, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def _unlinking(folder: Path) -> Any:
+    """vLLM's `create_engine_config`, after which the profile's file is gone."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    original = EngineArgs.create_engine_config
+
+    def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = original(self, *args, **kwargs)
+        (folder / "profile.json").unlink()
+        return config
+
+    return create
+
+
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
-def test_profiles_equal_transformers(embedded, engines, tmp_path, eager):
+def test_profiles_equal_transformers(embedded, engines, tmp_path, monkeypatch, eager):
+    from vllm.engine.arg_utils import EngineArgs
+
     directory, model, tokenizer = embedded
     prompts = [tokenizer(text).input_ids for text in TEXTS]
     layers, heads = per_layer(model), per_head(model)
-    llm = engines(directory, enforce_eager=eager, **_configured(layers, tmp_path))
+    configured = _configured(layers, tmp_path)
+    monkeypatch.setattr(EngineArgs, "create_engine_config", _unlinking(tmp_path))
+    llm = engines(directory, enforce_eager=eager, **configured)
+    assert not (tmp_path / "profile.json").exists()  # it was read once, before the workers
     assert worst(llm, model, prompts, layers) < CLOSE
     assert worst(llm, model, prompts, None) > 0.05  # so the profile is no small matter
     for ids, output in zip(prompts, ask(llm, prompts, 12), strict=True):

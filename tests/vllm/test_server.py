@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,8 +20,7 @@ from tempering.engines.vllm.client import active_profile, swap_remote
 from tempering.engines.vllm.worker import digest
 from tempering.errors import ProfileError, RefusedError
 from tests.vllm.reference import TEXTS, greedy, per_head, per_layer
-
-KEY = "secret"
+from tests.vllm.serving import KEY, serving
 
 
 class Server(NamedTuple):
@@ -40,55 +34,13 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tiny, tmp_path_factory) -> Iterator[Server]:
-    from openai import OpenAI
-
     directory, model, tokenizer = tiny
     home = tmp_path_factory.mktemp("server")
     profiles = {"own": per_layer(model), "hot": per_head(model, 1)}
     paths = {name: p.save(home / f"{name}.json") for name, p in profiles.items()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [
-        *("serve", str(directory), "--profile", str(paths["own"])),
-        *("--named", f"hot={paths['hot']}", "--served-model-name", "tiny"),
-        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
-        *("--enforce-eager", "--dtype", "float32", "--max-model-len", "512"),
-        *("--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log"),
-    ]
-    program = "from tempering.cli import main; import sys; main(sys.argv[1:])"
-    with (home / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(url, process, home / "log.txt")
-        client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120)
-        yield Server(url, client, model, tokenizer, profiles, process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise AssertionError(f"the server ended: {log.read_text()[-3000:]}")
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5)
-            return
-        except OSError:
-            time.sleep(1)
-    raise AssertionError(f"the server did not start: {log.read_text()[-3000:]}")
+    arguments = ("--profile", str(paths["own"]), "--named", f"hot={paths['hot']}")
+    with serving(directory, home, *arguments) as running:
+        yield Server(running.url, running.client, model, tokenizer, profiles, running.process)
 
 
 def complete(server: Server, prompt: list[int], extra: dict[str, Any] | None = None, **settings):
@@ -159,6 +111,11 @@ BAD = (
     {"post_thinking": '{"top_p": 1}'},
     {"tempering": "schedule(throb(12,3,1,12), length=0)"},
     {"tempering": "schedule(linear(1,2), length=99999999)"},
+    {"tempering": "constant(1)" + "|room(1)" * 330},
+    {"tempering": "schedule(shuffle(linear(2,1), seed=0), length=1048576)"},
+    {"temperature_think": 0.5},
+    {"dynatemp_rnge": 0.5},
+    {"post_thinking": {"temperature": 0.2}},
 )
 
 
@@ -206,6 +163,14 @@ def test_hundreds_of_requests_good_and_bad(server):
         assert math.isclose(
             answer.choices[0].logprobs.token_logprobs[0], float(wanted), abs_tol=2e-4
         ), extra
+
+
+def test_an_object_is_explained_in_our_words(server):
+    from openai import BadRequestError
+
+    ids = server.tokenizer(TEXTS[0]).input_ids[:20]
+    with pytest.raises(BadRequestError, match="post_thinking in vllm_xargs is a text or a number"):
+        complete(server, ids, {"post_thinking": {"temperature": 0.2}})
 
 
 def log_softmax_at_end(model: Any, ids: list[int], profile: Any) -> torch.Tensor:

@@ -41,7 +41,7 @@ def demo(
     from tempering.evaluation.compare import compare
     from tempering.reports import Record
     from tempering.schedules import schedule
-    from tempering.tokens import parse_policy
+    from tempering.tokens.policy import Constant
 
     common.check_out(out)
     network, tokenizer = common.open_model(model)
@@ -55,7 +55,7 @@ def demo(
         PROMPT,
         profile,
         tokens=48,
-        policy=parse_policy("constant(0.7)"),
+        policy=Constant(0.7),
         chat=True,
         seed=seed,
         show=not as_json,

@@ -63,6 +63,7 @@ def generate(
     from tempering.errors import InputError
     from tempering.reports import Record
     from tempering.tokens import parse_policy
+    from tempering.tokens.policy import Constant
 
     prompt = common.text_argument(prompt, file, "prompt")
     if not prompt:
@@ -77,7 +78,7 @@ def generate(
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
     network, tokenizer = common.open_model(model, device, dtype)
-    policy = parse_policy(tokens or f"constant({sampled})", tokenizer)
+    policy = Constant(sampled) if tokens is None else parse_policy(tokens, tokenizer)
     if policy.samples is not None:
         raise InputError(
             f"--tokens {policy} has a temperature for each of {policy.samples} samples of a "
@@ -145,8 +146,8 @@ def side_by_side(
 
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.measuring.measure import measure_tokens
-    from tempering.attention.profiles.profile import Profile
-    from tempering.cli.shared.sections import UNTEMPERED, pattern_section, support_section
+    from tempering.attention.profiles.profile import UNTEMPERED, Profile
+    from tempering.cli.shared.sections import pattern_section, support_section
     from tempering.engines.generating.side_by_side import prompt_ids, stream
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")

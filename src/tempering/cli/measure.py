@@ -56,9 +56,9 @@ def measure(
     Memory is linear in --chunk: long texts can be measured in one piece.
     """
     from tempering.attention import layout, measure_tokens
+    from tempering.attention.profiles.profile import UNTEMPERED
     from tempering.chunks import token_chunks
     from tempering.cli.shared.sections import (
-        UNTEMPERED,
         pattern_section,
         positions_section,
         rules_section,

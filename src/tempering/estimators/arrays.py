@@ -18,5 +18,12 @@ class _Writable:
 
 
 def writable(array: np.ndarray) -> np.ndarray:
-    """The same memory, called writable: torch warns about read-only arrays, which we only read."""
+    """The array as torch takes it: the same memory unless its strides or byte order forbid that.
+
+    Torch warns about read-only arrays, which we only read, so the memory is called writable.
+    """
+    if any(step < 0 for step in array.strides):
+        array = array.copy()  # np.ascontiguousarray leaves the stride of a single row as it is
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     return array if array.flags.writeable else np.asarray(_Writable(array))

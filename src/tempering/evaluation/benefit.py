@@ -20,11 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.stored import input_device
 from tempering.attention.modes import evaluation_mode
 from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, bootstrap_mean
+from tempering.tokens.ends import end_tokens
 
 METRICS = ("distinct-1", "distinct-2", "spread", "nll")
 
@@ -69,7 +71,7 @@ def sample(
     seed: int,
 ) -> list[list[int]]:
     """k continuations by plain sampling, each up to its end token."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     context = (
         contextlib.nullcontext() if variant.profile is None else tempered(model, variant.profile)
     )
@@ -87,7 +89,7 @@ def sample(
             num_return_sequences=k,
             max_new_tokens=tokens,
         )
-    ends = _ends(model)
+    ends = end_tokens(model.generation_config)
     results = []
     for row in out[:, len(prompt) :].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -191,7 +193,7 @@ def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float
 
     Padding is on the right, where a causal mask hides it from every token.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     longest = max(map(len, samples))
     start = len(prompt)
     ids = torch.zeros(len(samples), start + longest, dtype=torch.long)
@@ -225,11 +227,6 @@ def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float
     ]
 
 
-def _ends(model: Any) -> set[int]:
-    end = model.generation_config.eos_token_id
-    return set(end) if isinstance(end, list) else {end}
-
-
 def _pad(model: Any) -> int:
     pad = model.generation_config.pad_token_id
-    return pad if pad is not None else min(_ends(model) - {None} or {0})
+    return pad if pad is not None else min(end_tokens(model.generation_config), default=0)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import Layout
-from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.profile import UNTEMPERED, Profile
 from tempering.chunks import token_chunks
 from tempering.errors import InputError
 from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
@@ -20,7 +21,6 @@ from tempering.evaluation.cost import Cost, Variant, check_labels, measure_costs
 from tempering.evaluation.journal import Journal
 from tempering.schedules import Schedule, as_schedule, controls
 
-UNTEMPERED = "untempered"
 SAMPLING_CONTROLS = (0.8, 0.9, 1.1, 1.2)
 _SHUFFLES = (0, 1, 2)
 
@@ -86,6 +86,7 @@ def compare(
     """
     if not patterns:
         raise InputError("name at least one pattern or profile to compare")
+    check_subject(unwrapped(model))
     if samples:
         check_samples(samples, prompts, new_tokens)
     chunks = token_chunks(tokenizer, text, chunk, limit)

@@ -8,7 +8,6 @@ p is the untempered model's next-token distribution, q the tempered one's.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
 from tempering.attention.modes import evaluation_mode
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError
@@ -71,15 +73,38 @@ def check_labels(variants: Sequence[Variant]) -> None:
         raise InputError(f"two variants are called '{twice}'; give each its own label")
 
 
+class _Subject:
+    """A model that is run under one profile after the other, through one handle.
+
+    The handle is attached at the first profile: where all numbers are kept already, nothing is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.handle: Tempering | None = None
+
+    def __enter__(self) -> _Subject:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+
+    def set(self, profile: Profile | None) -> None:
+        if self.handle is not None:
+            self.handle.update(profile or Profile.neutral(layout(self.model)))
+        elif profile is not None:
+            self.handle = tempered(self.model, profile)
+
+
 def next_token_logits(
-    model: Any, ids: Int[Tensor, "length"], profile: Profile | None
+    subject: _Subject, ids: Int[Tensor, "length"], profile: Profile | None
 ) -> Float[Tensor, "positions vocabulary"]:
     """Logits at all positions but the last, each predicting the next token."""
-    device = model.get_input_embeddings().weight.device
-    context = contextlib.nullcontext() if profile is None else tempered(model, profile)
-    with context, torch.no_grad():
-        logits = model(input_ids=ids[None].to(device), use_cache=False).logits
-    return logits[0, :-1]
+    subject.set(profile)
+    with torch.no_grad():
+        given = ids[None].to(input_device(subject.model))
+        return subject.model(input_ids=given, use_cache=False).logits[0, :-1]
 
 
 def losses_and_divergence(
@@ -137,9 +162,9 @@ def cost_rows(
         raise InputError("a cost needs at least one chunk of text")
     rows: list[dict[str, list[float]]] = []
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), _Subject(model) as subject:
             for index, ids in enumerate(chunks):
-                rows.append(_chunk(model, ids, variants, journal, index))
+                rows.append(_chunk(subject, ids, variants, journal, index))
                 if progress is not None:
                     progress(index + 1, len(chunks))
     except KeyboardInterrupt:
@@ -149,7 +174,7 @@ def cost_rows(
 
 
 def _chunk(
-    model: nn.Module,
+    subject: _Subject,
     ids: Tensor,
     variants: Sequence[Variant],
     journal: Journal | None,
@@ -165,12 +190,12 @@ def _chunk(
             row[label] = journal[name]
             continue
         if reference is None:
-            reference = next_token_logits(model, ids, None)
+            reference = next_token_logits(subject, ids, None)
         if variant is None:
             nll, kl = losses_and_divergence(reference, None, ids[1:])
         else:
             same = variant.profile is None
-            logits = reference if same else next_token_logits(model, ids, variant.profile)
+            logits = reference if same else next_token_logits(subject, ids, variant.profile)
             nll, kl = losses_and_divergence(logits, reference, ids[1:], variant.temperature)
         row[label] = [float(nll.double().mean()), float(kl.double().mean())]
         if journal is not None:

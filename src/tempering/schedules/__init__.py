@@ -17,17 +17,14 @@ or the geometric mean, that a pattern has *on a clock*, so only `sample(n)` defi
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any
 
+from tempering.calls import Argument, Call, Grammar, Readers, bind, number, numbers
 from tempering.errors import ScheduleError
 from tempering.schedules import operations, patterns
-from tempering.schedules.base import KNOWN, Schedule, number
-from tempering.schedules.text import Argument, Call, complaint, parse
+from tempering.schedules.base import KNOWN, Schedule
 
-__all__ = ["PATTERNS", "Schedule", "as_schedule", "controls", "schedule"]
+__all__ = ["PATTERNS", "Schedule", "as_schedule", "controls", "schedule", "schedule_of"]
 
 # name -> (signature, what it does, an example that parses)
 PATTERNS: dict[str, tuple[str, str, str]] = {
@@ -52,7 +49,20 @@ def schedule(text: str) -> Schedule:
     ------
     ScheduleError: names the column, with a caret under it, and says what is known or expected.
     """
-    return _build(text, parse(text))
+    return schedule_of(_GRAMMAR.read(text))
+
+
+def schedule_of(call: Call) -> Schedule:
+    """The pattern that a call of a text makes; `schedule` is for whole texts."""
+    kind = KNOWN.get(call.name)
+    if kind is None:
+        raise call.unknown(PATTERNS, "pattern")
+    make: Callable[..., Schedule] = kind
+    if issubclass(kind, patterns.Pattern):
+        values = numbers(call, kind.signature)
+        return call.made(lambda: make(values))
+    bound = bind(call, kind, _READERS)
+    return call.made(lambda: make(*bound))
 
 
 def as_schedule(x: str | float | int | Schedule) -> Schedule:
@@ -96,56 +106,13 @@ def controls(pattern: Schedule, n: int, seeds: Sequence[int] = (0,)) -> dict[str
     }
 
 
-def _build(text: str, call: Call) -> Schedule:
-    kind = KNOWN.get(call.name)
-    if kind is None:
-        close = difflib.get_close_matches(call.name, KNOWN, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        known = ", ".join(PATTERNS)
-        message = f"no pattern is called {call.name!r}; {hint}known are {known}"
-        raise complaint(text, call.column, message)
-    if issubclass(kind, patterns.Pattern):
-        values = tuple(_number(text, kind, given) for given in call.arguments)
-        arguments: list[Any] = [values]
-    else:
-        arguments = _arguments(text, kind, call)
-    make: Callable[..., Schedule] = kind
-    try:
-        return make(*arguments)
-    except ScheduleError as error:
-        raise complaint(text, call.column, str(error)) from None
+def _pattern(argument: Argument, what: str) -> Schedule:
+    return schedule_of(argument.call(what, "pattern"))
 
 
-def _arguments(text: str, kind: type[Schedule], call: Call) -> list[Any]:
-    """What the fields of an operation take from the arguments of its call."""
-    wanted = fields(kind)  # type: ignore[arg-type]  # operations are dataclasses, their base isn't
-    if len(call.arguments) != len(wanted):
-        message = f"takes {len(wanted)} arguments (x is one), got {len(call.arguments)}"
-        raise complaint(text, call.column, f"{kind.signature} {message}")
-    found: list[Any] = []
-    for given, field in zip(call.arguments, wanted):
-        if field.type != "Schedule":
-            value = _number(text, kind, given, "seed" if field.name == "seed" else None)
-            whole = value.is_integer() and abs(value) < 2**53
-            if field.type == "int" and not whole:
-                message = f"{kind.signature} takes a whole number here, got {number(value)}"
-                raise complaint(text, given.column, message)
-            found.append(int(value) if field.type == "int" else value)
-        elif isinstance(given.value, Call):
-            found.append(_build(text, given.value))
-        else:
-            message = f"takes a pattern here, such as constant({number(given.value)})"
-            raise complaint(text, given.column, f"{kind.signature} {message}")
-    return found
-
-
-def _number(text: str, kind: type[Schedule], given: Argument, keyword: str | None = None) -> float:
-    if isinstance(given.value, Call):
-        message = "takes a number here, not a pattern"
-    elif given.keyword == keyword:
-        return given.value
-    elif keyword is None:
-        message = f"takes no keyword here: write {number(given.value)}"
-    else:
-        message = f"takes {keyword}={number(given.value)} here"
-    raise complaint(text, given.column, f"{kind.signature} {message}")
+_GRAMMAR = Grammar("pattern", ScheduleError)
+_READERS: Readers = {
+    "Schedule": _pattern,
+    "int": Argument.whole,
+    "float | int": Argument.number,
+}

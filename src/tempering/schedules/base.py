@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, SupportsIndex, overload
+from typing import Any, ClassVar, SupportsIndex, TypeVar, overload
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -16,11 +16,13 @@ from tempering.errors import DepthWarning, ScheduleError
 
 _LARGEST_TREE = 50  # patterns and operations in one schedule: keeps recursion far from its limit
 _MOST_STAGES = 1_000_000
+_MOST_KEPT = 8  # values that one operation remembers: a clock or two, each with two or three
 # Progress this close to a joint between stages is on it, because l/(n-1) is rounded: where a
 # pattern jumps there, with room for joints inside joints; where it is continuous, by one rounding.
 JOINT = 1e-12
 ROUNDING = 2.0**-52
 
+Kept = TypeVar("Kept")
 KNOWN: dict[str, type[Schedule]] = {}  # name in the text form -> class, in order of definition
 
 
@@ -93,6 +95,20 @@ class Schedule(ABC):
         DepthWarning: fewer than two points a stage, for a pattern of more than one stage.
         """
         n = whole_number(n, "points", error=ScheduleError)
+        self._judge(n)
+        return self._all(n)
+
+    def check_clock(self, n: int) -> tuple[float, float]:
+        """Raise and warn as `sample(n)` would, without its values; bounds of the values.
+
+        Stricter in one thing: what a limit or float64's end refuses is judged by the pattern's
+        whole range over [0, 1], whether a point of the clock meets it or not.
+        """
+        self._judge(n)
+        self.part(n, 0, 1)
+        return self._range(n)
+
+    def _judge(self, n: int) -> None:
         if n < self.stages:
             raise ScheduleError(
                 f"{self} has {count(self.stages, 'stage')} and can't show "
@@ -104,9 +120,23 @@ class Schedule(ABC):
                 f"{self} has {self.stages} stages on {n} points, less than two points a stage: "
                 f"its cycle shows poorly; {2 * self.stages} points or more show it",
                 DepthWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self._on(n)
+
+    def part(self, n: int, start: int, stop: int) -> Float64[Tensor, " points"]:
+        """The values l = start..stop-1 of `sample(n)`, without the others; to the last bit or two.
+
+        Only what `whole_points` counts is evaluated beyond them.
+        """
+        return self._on(n, torch.arange(start, min(stop, n)))
+
+    def whole_points(self, n: int) -> int:
+        """How many points must be evaluated at once before one value on a clock of n is known.
+
+        Each counts once for every part that it goes through. 0 for what is a function of progress
+        alone. A control needs its whole clock, and `nest` the stages of both its patterns.
+        """
+        return sum(part.whole_points(n) for part in self._parts())
 
     @property
     @abstractmethod
@@ -172,19 +202,41 @@ class Schedule(ABC):
     def _at(self, u: Tensor) -> Tensor:
         """Values at float64 progress of any shape."""
 
-    def _on(self, n: int) -> Tensor:
-        """Values on the clock of n points."""
-        return self._at(torch.arange(n, dtype=torch.float64) / max(n - 1, 1))
+    def _on(self, n: int, places: Tensor) -> Tensor:
+        """Values at some places (0..n-1) on the clock of n points."""
+        return self._at(places.double() / max(n - 1, 1))
+
+    def _all(self, n: int) -> Tensor:
+        """Values on the whole clock of n points."""
+        return self._on(n, torch.arange(n))
 
     @abstractmethod
     def _range(self, n: int | None) -> tuple[float, float]:
         """The closed range of the values over [0, 1]; n is the clock's, None without one."""
 
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Kept]) -> Kept:
+        """What `make` gives, computed once for a key: a range, a mean or an order on a clock.
+
+        Without it, operations inside each other would ask those below them again and again, twice
+        as often with each level.
+        """
+        kept = self.__dict__.setdefault("_known", {})
+        if key not in kept:
+            if len(kept) >= _MOST_KEPT:
+                kept.clear()
+            kept[key] = make()
+        value: Kept = kept[key]
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
     def _parts(self) -> tuple[Schedule, ...]:
         return ()
 
-    def _size(self) -> int:
-        return 1 + sum(part._size() for part in self._parts())
+    def size(self) -> int:
+        """How many patterns and operations it is made of."""
+        return 1 + sum(part.size() for part in self._parts())
 
     @abstractmethod
     def _check(self) -> None:
@@ -192,7 +244,7 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         self._check()
-        if (size := self._size()) > _LARGEST_TREE:
+        if (size := self.size()) > _LARGEST_TREE:
             raise ScheduleError(
                 f"this pattern is made of {size} parts; at most {_LARGEST_TREE} are meant: "
                 "merge operations that follow each other"
@@ -206,11 +258,6 @@ class Schedule(ABC):
 def operation(name: str) -> Callable[..., Schedule]:
     """The operation of that name in the text form; they are defined above this module."""
     return KNOWN[name]
-
-
-def number(value: float | int) -> str:
-    """The shortest text that reads back as this float."""
-    return repr(float(value)).removesuffix(".0")
 
 
 def count(n: int, what: str) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempering.calls import number, piped, written
 from tempering.errors import ScheduleError
-from tempering.schedules.base import Schedule, number, segment
+from tempering.schedules.base import Schedule, segment
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +39,7 @@ class Operation(Schedule):
         return self.inner._range(n)
 
     def __str__(self) -> str:
-        return f"{self.name}({self.inner})"
+        return written(self.name, self.inner)
 
 
 class Map(Operation):
@@ -50,10 +51,13 @@ class Map(Operation):
     def _at(self, u: Tensor) -> Tensor:
         return self._map(self.inner._at(u), None)
 
-    def _on(self, n: int) -> Tensor:
-        return self._map(self.inner._on(n), n)
+    def _on(self, n: int, places: Tensor) -> Tensor:
+        return self._map(self.inner._on(n, places), n)
 
     def _range(self, n: int | None) -> tuple[float, float]:
+        return self._kept(("range", n), lambda: self._mapped_range(n))
+
+    def _mapped_range(self, n: int | None) -> tuple[float, float]:
         lo, hi = self._map(torch.tensor(self.inner._range(n), dtype=torch.float64), n).tolist()
         return lo, hi
 
@@ -77,7 +81,7 @@ class Amplitude(Map):
         return float(self.a) ** (2 * place - 1)
 
     def __str__(self) -> str:
-        return f"{self.inner}|amplitude({number(self.a)})"
+        return piped(self.inner, self.name, self.a)
 
     def _check(self) -> None:
         if not 1 <= self.a < math.inf:
@@ -101,7 +105,7 @@ class Room(Map):
         return no_new_limit(values**self.f, values, self)
 
     def __str__(self) -> str:
-        return f"{self.inner}|room({number(self.f)})"
+        return piped(self.inner, self.name, self.f)
 
     def _check(self) -> None:
         if not 0 <= self.f < math.inf:
@@ -125,7 +129,7 @@ class Clip(Map):
         return values.clamp(self.lo, self.hi)
 
     def __str__(self) -> str:
-        return f"{self.inner}|clip({number(self.lo)},{number(self.hi)})"
+        return piped(self.inner, self.name, self.lo, self.hi)
 
     def _check(self) -> None:
         if not 0 <= self.lo <= self.hi:
@@ -143,8 +147,8 @@ class Reverse(Operation):
     def _at(self, u: Tensor) -> Tensor:
         return self.inner._at(1 - u)
 
-    def _on(self, n: int) -> Tensor:
-        return self.inner._on(n).flip(0)
+    def _on(self, n: int, places: Tensor) -> Tensor:
+        return in_order(self.inner, n, n - 1 - places)
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,7 +171,7 @@ class Repeat(Operation):
         return self.inner._range(None)
 
     def __str__(self) -> str:
-        return f"repeat({self.inner}, {self.n})"
+        return written(self.name, self.inner, self.n)
 
     def _check(self) -> None:
         if self.n < 1:
@@ -206,21 +210,28 @@ class Nest(Operation):
         return no_new_limit(outside * inside, outside, self)
 
     def _range(self, n: int | None) -> tuple[float, float]:
-        levels, (lo, hi) = self._levels(), self.within._range(None)
-        mean = self._mean()
-        return levels.min().item() * lo / mean, levels.max().item() * hi / mean
+        levels = torch.stack(self._levels().aminmax())
+        inside = levels.new_tensor(self.within._range(None)) / self._mean()
+        lo, hi = no_new_limit(levels * inside, levels, self).tolist()
+        return lo, hi
 
     def _check(self) -> None:
         on_progress(self.within, self)
 
+    def whole_points(self, n: int) -> int:
+        pairs = ((self.inner, self.inner.stages), (self.within, self.within.stages))
+        return sum(part.size() * k + part.whole_points(k) for part, k in pairs)
+
     def _levels(self) -> Tensor:
-        return self.inner._on(self.inner.stages)
+        return self._kept(("levels",), lambda: self.inner._all(self.inner.stages))
 
     def _mean(self) -> float:
-        return geometric_mean(self.within._on(self.within.stages), self)
+        return self._kept(
+            ("mean",), lambda: geometric_mean(self.within._all(self.within.stages), self)
+        )
 
     def __str__(self) -> str:
-        return f"nest({self.inner}, {self.within})"
+        return written(self.name, self.inner, self.within)
 
 
 class Control(Operation):
@@ -229,13 +240,22 @@ class Control(Operation):
     clock_only = True
 
     def _at(self, u: Tensor) -> Tensor:
-        raise ScheduleError(
+        raise self._clockless()
+
+    def _clockless(self) -> ScheduleError:
+        return ScheduleError(
             f"{self} exists only on a clock: read it with sample(n), "
             "or as a function of progress with on_clock(n)"
         )
 
-    def _clock(self, n: int | None) -> Tensor:
-        return self._at(torch.zeros(())) if n is None else self.inner._on(n)
+    def whole_points(self, n: int) -> int:
+        return n * self.inner.size() + self.inner.whole_points(n)
+
+    def _mean(self, n: int | None) -> float:
+        """The geometric mean of the inner pattern on the clock of n points."""
+        if n is None:
+            raise self._clockless()
+        return self._kept(("mean", n), lambda: geometric_mean(self.inner._all(n), self))
 
 
 @dataclass(frozen=True, repr=False)
@@ -246,18 +266,21 @@ class Shuffle(Control):
 
     seed: int
 
-    def _on(self, n: int) -> Tensor:
+    def _on(self, n: int, places: Tensor) -> Tensor:
+        return in_order(self.inner, n, self._kept(("order", n), lambda: self._order(n))[places])
+
+    def _order(self, n: int) -> Tensor:
         # Python promises the same random() for a seed in every version; torch doesn't for randperm
         draw = random.Random(self.seed)
         keys = [draw.random() for _ in range(n)]
-        return self.inner._on(n)[sorted(range(n), key=keys.__getitem__)]
+        return torch.tensor(sorted(range(n), key=keys.__getitem__), dtype=torch.long)
 
     def __str__(self) -> str:
-        return f"shuffle({self.inner}, seed={self.seed})"
+        return written(self.name, self.inner, seed=self.seed)
 
     def _check(self) -> None:
-        if self.seed < 0:
-            raise ScheduleError(f"shuffle takes a seed >= 0, got {self.seed}")
+        if not 0 <= self.seed < 2**53:  # what the text form reads back exactly
+            raise ScheduleError(f"shuffle takes a seed from 0 to 2^53 - 1, got {self.seed}")
 
 
 class Uniform(Control):
@@ -265,12 +288,11 @@ class Uniform(Control):
     summary = "control: the geometric mean of x over a clock, everywhere"
     example = "uniform(throb(12,3,1,12))"
 
-    def _on(self, n: int) -> Tensor:
-        values = self.inner._on(n)
-        return torch.full_like(values, geometric_mean(values, self))
+    def _on(self, n: int, places: Tensor) -> Tensor:
+        return torch.full(places.shape, self._mean(n), dtype=torch.float64)
 
     def _range(self, n: int | None) -> tuple[float, float]:
-        mean = geometric_mean(self._clock(n), self)
+        mean = self._mean(n)
         return mean, mean
 
 
@@ -279,14 +301,26 @@ class Invert(Control):
     summary = "control: x upside down, its geometric mean over a clock squared over x"
     example = "invert(throb(12,3,1,12))"
 
-    def _on(self, n: int) -> Tensor:
-        values = self.inner._on(n)
-        return geometric_mean(values, self) * (geometric_mean(values, self) / values)
+    def _on(self, n: int, places: Tensor) -> Tensor:
+        mean = self._mean(n)
+        return mean * (mean / self.inner._on(n, places))
 
     def _range(self, n: int | None) -> tuple[float, float]:
-        mean = geometric_mean(self._clock(n), self)
-        lo, hi = self.inner._range(n)
+        mean = self._mean(n)
+        lo, hi = self._kept(("range", n), lambda: self.inner._range(n))
         return mean * (mean / hi), mean * (mean / lo)
+
+
+def in_order(inner: Schedule, n: int, places: Tensor) -> Tensor:
+    """Values at places in any order, each the very one that the clock has there.
+
+    Read from the start of the clock on, because the last bit of a vectorized power depends on
+    where in its tensor a number stands.
+    """
+    values = torch.empty(places.shape, dtype=torch.float64)
+    ordered, index = places.sort()
+    values[index] = inner._on(n, ordered)
+    return values
 
 
 def on_progress(inner: Schedule, operation: Schedule) -> None:

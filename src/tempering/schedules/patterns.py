@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tempering.calls import number, written
 from tempering.errors import ScheduleError
-from tempering.schedules.base import ROUNDING, Schedule, count, number, segment
+from tempering.schedules.base import ROUNDING, Schedule, count, segment
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +32,7 @@ class Pattern(Schedule):
         return min(self.values), max(self.values)
 
     def __str__(self) -> str:
-        return f"{self.name}({','.join(map(number, self.values))})"
+        return written(self.name, *self.values)
 
     def _check(self) -> None:
         if not self.fewest <= len(self.values) <= self.most:

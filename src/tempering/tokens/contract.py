@@ -37,6 +37,7 @@ POLICY_TEXTS = (
     "entropy(T0=1.2, theta=0.5)",
     "dynatemp(0.5, exponent=2, temperature=0.8)",
     "ladder(0.5,2, n=3)|room(0.5)",
+    "constant(1e39)",
 )
 
 
@@ -60,9 +61,12 @@ def recorded(requests: Sequence[Request]) -> Float[Tensor, "batch vocab"]:
         draw = random.Random(repr((request.prompt, request.generated)))
         row = [draw.gauss(0, 3) for _ in range(VOCABULARY)]
         row[draw.randrange(VOCABULARY)] = -math.inf
-        if draw.random() < 0.3:  # two tokens tie for the maximum
+        kind = draw.random()
+        if kind < 0.3:  # two tokens tie for the maximum
             first, second = draw.sample(range(VOCABULARY), 2)
             row[first] = row[second] = max(row) + 1
+        elif kind < 0.45:  # one is forced, as by vLLM's thinking budget
+            row[draw.randrange(VOCABULARY)] = 1e9
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float32)
 
@@ -181,6 +185,8 @@ def reference_support(logits: Sequence[float], target: float | int) -> float:
 
 def reference_temperature(text: str, request: Request, logits: list[float]) -> float:
     """T of a request under one of `POLICY_TEXTS`, written out by hand for each."""
+    if sum(value >= max(logits) - 104 for value in logits) == 1:  # p = 1 stays p = 1
+        return 1.0
     place = len(request.generated)
     entropy = reference_entropy(logits)
     unmasked = sum(value > -math.inf for value in logits)
@@ -203,6 +209,7 @@ def reference_temperature(text: str, request: Request, logits: list[float]) -> f
         POLICY_TEXTS[9]: lambda: 1.2 * 0.8 ** (0.5 / entropy),
         POLICY_TEXTS[10]: lambda: 0.3 + 1.0 * (entropy / math.log(unmasked)) ** 2,
         POLICY_TEXTS[11]: lambda: math.sqrt(0.5 * 4 ** (request.sample / 2)),
+        POLICY_TEXTS[12]: lambda: math.inf,
     }
     return values[text]()
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tempering.calls import number
 from tempering.errors import InputError
-from tempering.schedules.base import number
 from tempering.tokens.delimiters import KNOWN, Mark, check_producible, chosen, named
 from tempering.tokens.pieces import Pieces, pieces_of
 from tempering.tokens.policy import Constant, Operation, Policy
@@ -61,7 +62,7 @@ class Phases(Policy):
     can't produce, lies inside another, or opens two phases.
     """
 
-    signature = "phases(answer=x, thinking=x, tool=x, code=x)"
+    name, signature = "phases", "phases(answer=x, thinking=x, tool=x, code=x)"
     summary = "a temperature or policy for each phase; between(x, opener, closer) for other phases"
     example = "phases(thinking=1, answer=0.2)"
 
@@ -176,9 +177,13 @@ class Phases(Policy):
     def reads_tokens(self) -> bool:
         return True
 
+    @property
+    def most_bytes(self) -> int:
+        return sum(span.policy.most_bytes for _, span in self.spans)
+
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
-    ) -> Float[Tensor, " batch"]:
+    ) -> Float64[Tensor, " batch"]:
         present = {state.phase for state in states}
         if foreign := present - self._policies.keys():
             raise InputError(
@@ -188,7 +193,7 @@ class Phases(Policy):
         inner = [replace(state, position=dict(state.spent)[state.phase]) for state in states]
         if len(present) == 1:
             return self._policies[present.pop()].temperatures(energies, inner)
-        result = energies.new_empty(len(states))
+        result = energies.new_empty(len(states), dtype=torch.float64)
         for phase in present:
             rows = [row for row, state in enumerate(states) if state.phase == phase]
             policy = self._policies[phase]

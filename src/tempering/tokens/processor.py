@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from numbers import Integral
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,11 +19,12 @@ from transformers import (
 )
 
 from tempering.errors import InputError, RefusedError
+from tempering.tokens.ends import end_tokens
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.histories import Histories
 from tempering.tokens.order import effective_order
 from tempering.tokens.pieces import pieces_of
-from tempering.tokens.policy import Policy
+from tempering.tokens.policy import Policy, token_temperatures
 from tempering.tokens.recorder import Recorder
 from tempering.tokens.temper import tempered, token_energies
 from tempering.tokens.trace import Trace, measure
@@ -90,7 +90,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
         rows = input_ids.cpu().numpy().astype(np.int64, copy=False)
         states, parents = run.histories.read(np.ascontiguousarray(rows))
         energies = token_energies(scores)
-        temperature = self.policy.temperatures(energies, states)
+        temperature = token_temperatures(self.policy, energies, states)
         result = tempered(scores, energies, temperature)
         if run.recorder is not None:
             steps = measure(energies, temperature, states)
@@ -116,7 +116,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
 
     def _begin(self, found: _Generation | None, length: int) -> _Run:
         prompt_length = self.prompt_length
-        ends = getattr(self.tokenizer, "eos_token_id", None)
+        ends = end_tokens(self.tokenizer if found is None else found.config)
         if found is None:
             if prompt_length is None:
                 raise InputError(
@@ -133,7 +133,6 @@ class TemperingLogitsProcessor(LogitsProcessor):
                     "generate(input_ids=..., inputs_embeds=...)"
                 )
             prompt_length = length if prompt_length is None else prompt_length
-            ends = found.config.eos_token_id
             if self.trace is not None and found.assisted:
                 raise RefusedError(
                     "assisted decoding samples tokens that it may take back, which a trace can't "
@@ -141,7 +140,6 @@ class TemperingLogitsProcessor(LogitsProcessor):
                 )
         recorder = None
         if self.trace is not None:
-            ends = [] if ends is None else [int(ends)] if isinstance(ends, Integral) else list(ends)
             pieces = pieces_of(self.tokenizer)
             recorder = Recorder(
                 prompt_length,

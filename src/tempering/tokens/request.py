@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+from tempering.calls import number
 from tempering.errors import InputError
-from tempering.schedules.base import number
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import Constant, Policy
@@ -32,7 +33,8 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
     | `tempering: text` | `parse_policy(text)`; alone |
     | `temperature: T` | `constant(T)` |
     | `temperature: T, temperature_thinking: H` (s1) | `phases(thinking=H, answer=T)` |
-    | `temperature: T, post_thinking: {"temperature": A}` (vLLM) | `phases(thinking=T, answer=A)` |
+    | `temperature: T, post_thinking: {"temperature": A}` (vLLM; or as JSON text) | \
+`phases(thinking=T, answer=A)` |
     | `temperature: T, dynatemp_range: R, dynatemp_exponent: E` (llama.cpp) | `dynatemp(R, E, T)` |
 
     Parameters
@@ -71,6 +73,8 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
         return _thinking(thinking, temperature, tokenizer)
     if "post_thinking" in request:
         inner = request["post_thinking"]
+        if isinstance(inner, str):
+            inner = _read(inner)
         if not isinstance(inner, Mapping):
             raise InputError(
                 f"post_thinking is a mapping such as {{'temperature': 0.2}}, got {_shown(inner)}"
@@ -105,11 +109,30 @@ def _number(
     value = request.get(key, default)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where}{key} is a number, got {_shown(value)}")
-    if not 0 <= float(value) <= most:
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise InputError(
+            f"{where}{key} is beyond the numbers that float64 holds (the limit is written inf)"
+        ) from None
+    if not 0 <= found <= most:
         raise InputError(f"{where}{key} is a number from 0 to {number(most)}, got {_shown(value)}")
-    return float(value)
+    return found
+
+
+def _read(text: str) -> Any:
+    """The value of a JSON text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"post_thinking is JSON such as '{{\"temperature\": 0.2}}', got {_shown(text)}"
+        ) from error
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits; deep nesting
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:60] + "..."

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tempering.calls import number, written
 from tempering.errors import InputError, SupportError, TemperatureError
 from tempering.posterior import entropy, temperature_for
 from tempering.schedules import Schedule
-from tempering.schedules.base import number
 from tempering.schedules.patterns import Constant as ConstantPattern
-from tempering.tokens.policy import Clock, Policy
+from tempering.tokens.clock import Clock
+from tempering.tokens.policy import Policy
 from tempering.tokens.state import TokenState
+from tempering.tokens.temper import per_row
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +32,7 @@ class Support(Policy):
     (a constraint that leaves one token) every T gives the same, and T is reported as 1.
     """
 
-    signature = "support(N or pattern, length=L)"
+    name, signature = "support", "support(N or pattern, length=L)"
     summary = "the T that keeps N tokens alive; with a pattern, N over the first L tokens"
     example = "support(throb(12,3,1,12), length=256)"
 
@@ -42,7 +45,7 @@ class Support(Policy):
                 f"support({self.pattern}) needs the number of tokens it spans: "
                 f"support({self.pattern}, length=N)"
             )
-        if (least := min(self.clock.values)) < 1:
+        if (least := self.clock.range[0]) < 1:
             raise SupportError(
                 f"support is a number of live tokens, 1 or more; {self.pattern} has {number(least)}"
             )
@@ -53,25 +56,41 @@ class Support(Policy):
 
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
-    ) -> Float[Tensor, " batch"]:
-        target = energies.new_tensor([self.clock.at(state.position) for state in states])
+    ) -> Float64[Tensor, " batch"]:
+        target = per_row((self.clock.at(state.position) for state in states), energies)
         ties = (energies == 0).sum(-1)
         unmasked = (energies < math.inf).sum(-1)
         limit = torch.where(target <= ties, 0.0, math.inf)
-        result = torch.where(ties == unmasked, 1.0, limit).to(energies.dtype)
+        result = torch.where(ties == unmasked, 1.0, limit).double()
+        # Compared as they are solved: a target may round to one of the ends.
+        target = target.to(energies.dtype)
         solvable = (target > ties) & (target < unmasked)
         if bool(solvable.all()):
-            return temperature_for(energies, target)
+            return _solved(energies, target)
         if bool(solvable.any()):
-            result[solvable] = temperature_for(energies[solvable], target[solvable])
+            result[solvable] = _solved(energies[solvable], target[solvable])
         return result
+
+    @property
+    def most_bytes(self) -> int:
+        return self.clock.most_bytes
 
     def __str__(self) -> str:
         if self.length is not None:
-            return f"support({self.pattern}, length={self.length})"
+            return written(self.name, self.pattern, length=self.length)
         if isinstance(self.pattern, ConstantPattern):
-            return f"support({number(self.pattern.values[0])})"
-        return f"support({self.pattern})"
+            return written(self.name, self.pattern.values[0])
+        return written(self.name, self.pattern)
+
+
+def _solved(
+    energies: Float[Tensor, "batch vocab"], target: Float[Tensor, " batch"]
+) -> Float64[Tensor, " batch"]:
+    """The T of each row's target; in float64 where the energies' dtype can't hold one."""
+    try:
+        return temperature_for(energies, target).double()
+    except SupportError:
+        return temperature_for(energies.double(), target.double())
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,7 +102,7 @@ class Entropy(Policy):
     Source: Zhang, Bao and Huang 2024, arXiv 2403.14541, equation of T with their N = 0.8.
     """
 
-    signature = "entropy(T0=1, theta=0.1)"
+    name, signature = "entropy", "entropy(T0=1, theta=0.1)"
     summary = "EDT: T = T0 * 0.8^(theta/S), S the entropy in nats: confident tokens colder"
     example = "entropy(T0=1, theta=0.1)"
 
@@ -100,13 +119,13 @@ class Entropy(Policy):
 
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
-    ) -> Float[Tensor, " batch"]:
+    ) -> Float64[Tensor, " batch"]:
         if self.theta == 0:  # 0/0 where one token is alive
-            return energies.new_full((len(states),), self.T0)
-        return self.T0 * torch.exp(math.log(0.8) * self.theta / entropy(energies))
+            return per_row([float(self.T0)] * len(states), energies)
+        return self.T0 * torch.exp(math.log(0.8) * self.theta / entropy(energies).double())
 
     def __str__(self) -> str:
-        return f"entropy(T0={number(self.T0)}, theta={number(self.theta)})"
+        return written(self.name, T0=self.T0, theta=self.theta)
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +140,7 @@ class DynaTemp(Policy):
     Source: llama.cpp, sampler `temp_ext` (dynatemp_range, dynatemp_exponent).
     """
 
-    signature = "dynatemp(range, exponent=1, temperature=1)"
+    name, signature = "dynatemp", "dynatemp(range, exponent=1, temperature=1)"
     summary = "llama.cpp: temperature -/+ range by (S/log n)^exponent: confident tokens colder"
     example = "dynatemp(0.5, exponent=1, temperature=0.8)"
 
@@ -139,15 +158,13 @@ class DynaTemp(Policy):
 
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
-    ) -> Float[Tensor, " batch"]:
-        lo, hi = max(0.0, self.temperature - self.range), self.temperature + self.range
+    ) -> Float64[Tensor, " batch"]:
+        lo = max(0.0, self.temperature - self.range)
+        width = min(self.temperature + self.range, sys.float_info.max) - lo
         unmasked = (energies < math.inf).sum(-1)
-        most = torch.log(unmasked.clamp(min=2).to(energies.dtype))  # S = 0 where unmasked = 1
-        share = (entropy(energies) / most).clamp(0, 1)
-        return lo + (hi - lo) * share**self.exponent
+        most = torch.log(unmasked.clamp(min=2).double())  # S = 0 where unmasked = 1
+        share = (entropy(energies).double() / most).clamp(0, 1)
+        return lo + width * share**self.exponent
 
     def __str__(self) -> str:
-        return (
-            f"dynatemp({number(self.range)}, exponent={number(self.exponent)}, "
-            f"temperature={number(self.temperature)})"
-        )
+        return written(self.name, self.range, exponent=self.exponent, temperature=self.temperature)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from tempering.errors import EnergyError, TemperatureError
@@ -38,6 +39,30 @@ def token_energies(logits: Shaped[Tensor, "batch vocab"]) -> Float[Tensor, "batc
     if bool((rows.amin(-1) <= lowest).any()):
         energies = torch.where(rows <= lowest, math.inf, energies)
     return energies
+
+
+# exp(-104) is 0 in float32, whose least number is 2^-149 = exp(-103.3). Engines force a token by a
+# logit far above that: vLLM's thinking budget by 1e9.
+CERTAIN = 104.0
+
+
+def certain(energies: Float[Tensor, "batch vocab"]) -> Bool[Tensor, " batch"]:
+    """Which rows have one token at p = 1: all others lie more than 104 nats below it."""
+    return (energies <= CERTAIN).sum(-1) == 1
+
+
+def per_row(values: Iterable[float], like: Tensor) -> Float64[Tensor, " batch"]:
+    """Numbers of float64 as a tensor beside another one."""
+    return torch.tensor(list(values), dtype=torch.float64, device=like.device)
+
+
+def held_by(
+    temperature: Float[Tensor, " batch"], energies: Float[Tensor, "batch vocab"]
+) -> Float[Tensor, " batch"]:
+    """Temperatures in the dtype of the energies: what it can't hold is the limit, 0 or inf."""
+    kind = torch.finfo(energies.dtype)
+    result = temperature.to(energies.dtype)  # above its largest number: inf
+    return torch.where((result > 0) & (result < kind.smallest_normal), 0.0, result)
 
 
 def tempered(

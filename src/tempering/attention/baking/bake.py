@@ -26,6 +26,8 @@ from tempering.attention.baking.mark import make_mark
 from tempering.attention.baking.search import Found, search
 from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import check_stored, packed
+from tempering.attention.examining.subject import check_subject, without_peft
 from tempering.attention.hooks import interface_patch, interface_route
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
@@ -45,8 +47,11 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     model: a transformers model, untempered; it is left as it is.
     sample: keyword arguments of a forward call, for models that don't take `input_ids`.
 
-    Raises RefusedError when the model is tempered at the moment.
+    Raises RefusedError when the model is tempered at the moment, ModelError when its weights have
+    no values (the meta device).
     """
+    if not isinstance(model, nn.Module):
+        check_subject(model)
     for module in model.modules():
         if getattr(module, interface_route.STATE, None) is not None:
             raise RefusedError(
@@ -87,9 +92,23 @@ def _unsuited(model: nn.Module) -> str:
                 f"its weights are quantised ({method}); bake the model that they were quantised "
                 "from, then quantise it"
             )
+    if without_peft(model) is not model:
+        return (
+            f"it is a {type(model).__name__}; put its adapters into the weights, "
+            "model.merge_and_unload(), and bake what that returns"
+        )
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            return f"{name} is on the meta device and has no data; load the weights first"
+            check_stored(model)
+            return (
+                f"{name} is kept on disk or CPU by accelerate; load the model without a "
+                "device_map, or bake its files: tempering bake DIRECTORY"
+            )
+        if next(packed(parameter)) is not parameter:
+            return (
+                f"its weights are quantised ({name} is {type(parameter.data).__name__}); bake the "
+                "model that they were quantised from, then quantise it"
+            )
     return ""
 
 

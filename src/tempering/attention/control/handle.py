@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tempering.attention.control import layer_rule
+from tempering.attention.examining.layout_of import examined
+from tempering.attention.examining.structure import first_floating, submodule, walk
 from tempering.attention.hooks import interface_patch, interface_route, softmax_route
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
+from tempering.attention.profiles.fingerprint import Walked
 from tempering.attention.profiles.profile import Profile, rules_for
 from tempering.errors import ProfileError, RefusedError
 
@@ -28,7 +31,7 @@ class Tempering:
     def __init__(self, model: nn.Module, plan: Layout, profiles: Sequence[Profile]) -> None:
         self._model = weakref.ref(model)
         self._layout = plan
-        self._modules = [model.get_submodule(layer.name) for layer in plan.layers]
+        self._modules = [submodule(model, layer.name) for layer in plan.layers]
         self._active = False
         rows = _stack(profiles, plan)
         interface_patch.acquire()
@@ -54,10 +57,16 @@ class Tempering:
         profiles = as_profiles(profile)
         model = self._model()
         if model is not None:
-            check_profiles(profiles, model, self._layout)
+            walked = walk(model)
+            if examined(model, None, walked[0]).layout != self._layout:
+                raise RefusedError(
+                    f"{type(model).__name__} was changed since this handle was attached; remove "
+                    "it and call tempered(model, profile) anew"
+                )
+            check_profiles(profiles, model, self._layout, walked)
         rules = self._rules_of(profiles)
-        for module, texts in rules:
-            layer_rule.check_attach(self, getattr(module, interface_route.STATE), texts)
+        for module, own in rules:
+            layer_rule.check_attach(self, getattr(module, interface_route.STATE), own)
         self.set_rows(_stack(profiles, self._layout))
         self._set_rules(rules)
 
@@ -67,8 +76,8 @@ class Tempering:
         return list(zip(self._modules, zip(*rules, strict=True), strict=True))
 
     def _set_rules(self, rules: list[tuple[nn.Module, Sequence[Any]]]) -> None:
-        for module, texts in rules:
-            layer_rule.attach(self, module, getattr(module, interface_route.STATE), texts)
+        for module, own in rules:
+            layer_rule.attach(self, module, getattr(module, interface_route.STATE), own)
 
     def rules(self) -> dict[str, list[layer_rule.RuleCount]]:
         """For each layer with rules: how often each acted, and how often T was at its bounds."""
@@ -145,10 +154,12 @@ def as_profiles(profile: Any) -> list[Profile]:
     return profiles
 
 
-def check_profiles(profiles: Sequence[Profile], model: nn.Module, plan: Layout) -> None:
+def check_profiles(
+    profiles: Sequence[Profile], model: nn.Module, plan: Layout, walked: Walked
+) -> None:
     made_for = {(item.model or {}).get("fingerprint"): item for item in profiles}
     for item in made_for.values():
-        item.check_model(model)
+        item.check_model(model, walked)
     for item in profiles:
         item.resolve(plan, rules=True)
 
@@ -160,10 +171,10 @@ def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
 
 
 def _attach(module: nn.Module, layer: Any) -> interface_route.TemperatureState:
-    state = getattr(module, interface_route.STATE, None)
+    state = module.__dict__.get(interface_route.STATE)
     if state is None:
         state = interface_route.TemperatureState(layer, *_place(module))
-        setattr(module, interface_route.STATE, state)
+        module.__dict__[interface_route.STATE] = state
         if layer.route == "softmax":
             inner = module.__dict__.get("forward")
             # A copy of a tempered model has our method and no state: there is nothing inside.
@@ -174,14 +185,14 @@ def _attach(module: nn.Module, layer: Any) -> interface_route.TemperatureState:
 
 
 def _detach(module: nn.Module, owner: object) -> None:
-    state = getattr(module, interface_route.STATE, None)
+    state = module.__dict__.get(interface_route.STATE)
     if state is None:
         return
     layer_rule.detach(owner, state)
     state.drop(owner)
     if state.parts:
         return
-    delattr(module, interface_route.STATE)
+    del module.__dict__[interface_route.STATE]
     if state.layer.route == "softmax":
         if state.inner is None:
             del module.forward
@@ -202,11 +213,15 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 # A pickled method is looked up by name in the module that is loaded: its own forward, there.
 _forward_tempered.__name__ = "forward"
+# So that a look at what a model is made of sees past it.
+_forward_tempered.is_tempered = True  # type: ignore[attr-defined]
 
 
 def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module computes, and float64 for a model that does (else float32)."""
-    tensor = next((item for item in module.parameters() if item.is_floating_point()), None)
-    if tensor is None or tensor.is_meta:
+    tensor = first_floating(module)
+    if tensor is None:
         return torch.device("cpu"), torch.float32
-    return tensor.device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    # Weights that accelerate keeps elsewhere come to a device when they are used.
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    return device, torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tempering.attention.logits import Call, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
-from tempering.attention.profiles.rules import LogLength, Rule, rule
+from tempering.attention.profiles.rules import Rule
 from tempering.errors import ProfileError, RefusedError
 
 
@@ -29,13 +29,12 @@ class RuleCount:
 class LayerRule:
     """What a tempered module asks for its inverse temperatures, query by query.
 
-    texts: the rule of each row of the batch (or one for all); None where a row has none.
+    rules: the rule of each row of the batch (or one for all); None where a row has none.
     """
 
-    def __init__(self, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
-        self.module, self.state, self.texts = module, state, list(texts)
-        self.rules = {text: rule(text) for text in texts if text is not None}
-        self.counts = {text: RuleCount(text) for text in self.rules}
+    def __init__(self, module: nn.Module, state: Any, rules: Sequence[Rule | None]) -> None:
+        self.module, self.state, self.rules = module, state, list(rules)
+        self.counts = {item: RuleCount(str(item)) for item in rules if item is not None}
 
     @torch.compiler.disable
     def __call__(
@@ -43,17 +42,17 @@ class LayerRule:
     ) -> Float[Tensor, "batch heads q_seq 1"]:
         """beta of every query: the profile's times the rule's."""
         batch, heads, q_seq, _ = query.shape
-        if len(self.texts) not in (1, batch):
+        if len(self.rules) not in (1, batch):
             raise ProfileError(
-                f"{len(self.texts)} profiles with rules were given for a batch of {batch} rows "
+                f"{len(self.rules)} profiles with rules were given for a batch of {batch} rows "
                 f"(at {self.state.layer.name}); give one profile, or one for each row"
             )
-        texts = self.texts * batch if len(self.texts) == 1 else self.texts
+        rules = self.rules * batch if len(self.rules) == 1 else self.rules
         own = self.state.beta.to(query.device)
         beta = own.new_ones(batch, heads, q_seq)
-        for text, item in self.rules.items():
-            rows = [index for index, other in enumerate(texts) if other == text]
-            found = self._beta(item, self.counts[text], rows, query, key, mask, kwargs, own)
+        for item, count in self.counts.items():
+            rows = [index for index, other in enumerate(rules) if other == item]
+            found = self._beta(item, count, rows, query, key, mask, kwargs, own)
             place = torch.tensor(rows, device=query.device)
             beta = beta.index_copy(0, place, found.to(beta))
         return own * beta[..., None]
@@ -72,7 +71,7 @@ class LayerRule:
         """[rows, heads, q_seq]"""
         heads, q_seq = query.shape[1:3]
         count.queries += len(rows) * heads * q_seq
-        if isinstance(item, LogLength):
+        if item.counts_keys:
             call = Call.of(self.module, query, key, mask, kwargs)
             return item.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
         parts = []
@@ -110,25 +109,26 @@ def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     return (seen & shown).sum(-1).expand(batch, -1, q_seq)
 
 
-def check_attach(handle: Any, state: Any, texts: Sequence[str | None]) -> None:
+def check_attach(handle: Any, state: Any, rules: Sequence[Rule | None]) -> None:
     """Raise what `attach` would, and change nothing."""
-    if all(text is None for text in texts):
+    if all(item is None for item in rules):
         return
     check_layer(state.layer)
     if state.rule is not None and state.rule_owner is not handle:
+        known = ", ".join(map(str, state.rule.counts))
         raise RefusedError(
-            f"{state.layer.name} has a rule already ({', '.join(state.rule.counts)}); rules don't "
-            "nest: remove the other handle first"
+            f"{state.layer.name} has a rule already ({known}); rules don't nest: remove the other "
+            "handle first"
         )
 
 
-def attach(handle: Any, module: nn.Module, state: Any, texts: Sequence[str | None]) -> None:
+def attach(handle: Any, module: nn.Module, state: Any, rules: Sequence[Rule | None]) -> None:
     """Give a tempered module its rules; RefusedError where another handle gave it some."""
-    check_attach(handle, state, texts)
-    if all(text is None for text in texts):
+    check_attach(handle, state, rules)
+    if all(item is None for item in rules):
         detach(handle, state)
     else:
-        state.rule, state.rule_owner = LayerRule(module, state, texts), handle
+        state.rule, state.rule_owner = LayerRule(module, state, rules), handle
 
 
 def detach(handle: Any, state: Any) -> None:

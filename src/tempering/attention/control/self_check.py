@@ -13,7 +13,7 @@ and tries every call again. What must hold:
 
 from __future__ import annotations
 
-import json
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -25,8 +25,9 @@ from tempering.attention.examining.interface_trial import (
     random_temperatures,
     row_temperatures,
 )
-from tempering.attention.examining.layout_of import examined
+from tempering.attention.examining.layout_of import Description, examined
 from tempering.attention.examining.softmax_trial import SoftmaxTrial
+from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.watch import Observation, observe, sample_inputs
 from tempering.attention.hooks.state import STATE
 from tempering.attention.layout import Layout
@@ -35,41 +36,48 @@ from tempering.errors import CheckError, TemperingError
 
 __all__ = ["ensure_checked", "random_temperatures", "self_check", "verdict_key"]
 
-_VERDICTS: set[str] = set()
+# Of models that passed: one of the same class, code, configuration, dtype and device passes too.
+_VERDICTS: set[tuple[Any, ...]] = set()
 
 
-def verdict_key(model: nn.Module) -> str:
-    """What a verdict holds for: class, configuration, implementation, dtype and device."""
-    config: Any = model.config
-    parameter = next(model.parameters())
-    fields = config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        fields.pop(name, None)
-    return "|".join(
-        (
-            f"{type(model).__module__}.{type(model).__qualname__}",
-            str(config._attn_implementation),
-            str(parameter.dtype),
-            parameter.device.type,
-            json.dumps(fields, sort_keys=True, default=str),
-        )
-    )
+def verdict_key(model: nn.Module, known: Description | None = None) -> tuple[Any, ...] | None:
+    """What a verdict holds for: class, code, configuration, implementation, dtype and device.
+
+    None for a model whose own instances have code of their own: its verdict is its alone.
+    """
+    known = known or examined(model)
+    own = [item() for item in known.own_code]
+    if known.structure.patches or not all(isinstance(item, FunctionType) for item in own):
+        return None
+    first = next(model.parameters(), torch.empty(0))
+    place = (first.dtype, input_device(model).type)
+    return (type(model), known.structure.stated, *place, known.code, known.own_code)
 
 
-def ensure_checked(model: nn.Module, sample: dict[str, Any] | None = None) -> None:
-    """Run the self-check unless this kind of model has passed it in this process."""
-    key = verdict_key(model)
-    if key not in _VERDICTS:
-        self_check(model, sample)
+def ensure_checked(model: nn.Module, known: Description, sample: dict[str, Any] | None) -> None:
+    """Run the self-check unless this model, or one of its kind, has passed it in this process."""
+    if known.kept.get("checked"):
+        return
+    key = verdict_key(model, known)
+    if key is None or key not in _VERDICTS:
+        self_check(model, sample, known)
+    else:
+        _raise(known.observation.trial)
+        known.observation.memory = None
+    if key is not None:
         _VERDICTS.add(key)
+    known.kept["checked"] = True
 
 
-def self_check(model: nn.Module, sample: dict[str, Any] | None = None) -> Trial:
+def self_check(
+    model: nn.Module, sample: dict[str, Any] | None = None, known: Description | None = None
+) -> Trial:
     """Try the model; what the reference made of it, over both forwards.
 
     Raises CheckError that names the first layer that disagrees.
     """
-    plan, first = examined(model, sample)
+    known = known or examined(model, sample)
+    plan, first = known.layout, known.observation
     _raise(first.trial)
     second = _second(model, plan, first, sample)
     first.memory = None

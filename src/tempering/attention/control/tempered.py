@@ -9,7 +9,9 @@ from torch import nn
 
 from tempering.attention.control.handle import Tempering, as_profiles, check_profiles
 from tempering.attention.control.self_check import ensure_checked
-from tempering.attention.examining.layout_of import layout, unwrapped
+from tempering.attention.examining.layout_of import examined
+from tempering.attention.examining.structure import walk
+from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import RefusedError
 
@@ -54,8 +56,10 @@ def tempered(
             "this model's weights were baked with a temperature profile already; "
             "temper it again on purpose with tempered(..., again=True)"
         )
-    plan = layout(model, sample)
-    check_profiles(profiles, model, plan)
+    check_subject(model)
+    walked = walk(model)
+    known = examined(model, sample, walked[0])
+    check_profiles(profiles, model, known.layout, walked)
     if check:
-        ensure_checked(model, sample)
-    return Tempering(model, plan, profiles)
+        ensure_checked(model, known, sample)
+    return Tempering(model, known.layout, profiles)

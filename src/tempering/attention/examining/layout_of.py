@@ -5,23 +5,73 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from tempering.attention.examining.stored import check_stored
+from tempering.attention.examining.structure import (
+    Reference,
+    Structure,
+    code,
+    own_code,
+    same,
+    submodule,
+    walk,
+)
+from tempering.attention.examining.subject import check_sample, check_subject, unwrapped
+from tempering.attention.hooks.state import STATE
 from tempering.attention.layout import AttentionLayer, Layout, attends
-from tempering.errors import ArchitectureError
-
-_CACHE: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Layout, Any]]]
+from tempering.errors import ArchitectureError, RefusedError
 
 
-_CACHE = weakref.WeakKeyDictionary()
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What one examination of a model found, good for as long as its structure stays.
+
+    observation: what the layout was read from. attention: the modules of the layout.
+    code: what they ran; own_code: what of it is not their class's. kept: what was found out about
+    this model since, by name (the verdict of the self-check).
+    """
+
+    layout: Layout
+    observation: Any
+    structure: Structure
+    attention: tuple[Reference, ...]
+    code: tuple[Reference, ...]
+    own_code: tuple[Reference, ...]
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: Layout, observation: Any) -> Description:
+        # A forward may change a model: the next use is compared with what it is made of now.
+        structure, _ = walk(model)
+        attention = [submodule(model, name) for name in plan.names]
+        return cls(
+            plan,
+            observation,
+            structure,
+            tuple(map(weakref.ref, attention)),
+            code(structure.kinds, attention),
+            own_code(attention),
+        )
+
+    def holds(self, structure: Structure) -> bool:
+        """Whether a model is still made of the same, and runs the same code."""
+        return (
+            structure == self.structure
+            and same(self.code, code(structure.kinds, self.modules))
+            and same(self.own_code, own_code(self.modules))
+        )
+
+    @property
+    def modules(self) -> list[Any]:
+        """The attention modules, in the order of the layout."""
+        return [item() for item in self.attention]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile(model)`, which shares its modules; else the model."""
-    return getattr(model, "_orig_mod", model)
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, Description] = weakref.WeakKeyDictionary()
 
 
 def layout(model: nn.Module, sample: dict[str, Any] | None = None) -> Layout:
@@ -33,27 +83,48 @@ def layout(model: nn.Module, sample: dict[str, Any] | None = None) -> Layout:
     sample: keyword arguments of a forward call, for models that don't take `input_ids`; given
         one, the model is examined anew.
 
+    The result is kept while the model doesn't change. A change of its modules, their `forward`,
+    its configuration, dtype or device is noticed, and the model examined anew.
+
     Raises ArchitectureError when no softmax attention is found, or a layer's heads can't be
-    told apart. The result is kept for the lifetime of the model object.
+    told apart.
     """
-    return examined(unwrapped(model), sample)[0]
+    return examined(unwrapped(model), sample).layout
 
 
-def examined(model: nn.Module, sample: dict[str, Any] | None = None) -> tuple[Layout, Any]:
-    """The layout, and the observation that it was read from (see `probe.Observation`)."""
-    if not hasattr(model, "config"):
-        raise ArchitectureError(
-            f"{type(model).__name__} has no transformers configuration; give a transformers "
-            "model, not a wrapper around one"
-        )
-    known = _CACHE.setdefault(model, {})
-    implementation = str(getattr(model.config, "_attn_implementation", None))
-    if sample is not None or implementation not in known:
-        from tempering.attention.examining.watch import observe
+def examined(
+    model: nn.Module,
+    sample: dict[str, Any] | None = None,
+    structure: Structure | None = None,
+) -> Description:
+    """The layout, and what it was read from. structure: of `model` now, if known already."""
+    check_subject(model)
+    if sample is not None:
+        check_sample(sample)
+    structure = walk(model)[0] if structure is None else structure
+    known = _KNOWN.get(model)
+    if sample is None and known is not None and known.holds(structure):
+        return known
+    from tempering.attention.examining.watch import observe
 
-        observation = observe(model, sample)
-        known[implementation] = (_arrange(model, observation.layers), observation)
-    return known[implementation]
+    _refuse_tempered(model, known)
+    check_stored(model)
+    observation = observe(model, sample)
+    known = Description.of(model, _arrange(model, observation.layers), observation)
+    _KNOWN[model] = known
+    return known
+
+
+def _refuse_tempered(model: nn.Module, known: Description | None) -> None:
+    """A model can't be examined while its own softmaxes have a temperature."""
+    for name, module in model.named_modules():
+        state = module.__dict__.get(STATE)
+        if state is not None and state.layer.route == "softmax":
+            changed = "was changed" if known is not None else "holds modules of another model"
+            raise RefusedError(
+                f"{type(model).__name__} {changed} while {name} has a temperature; remove the "
+                "handle that gave it (.remove(), or the end of its with block), then temper it anew"
+            )
 
 
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempering.attention.examining.stored import input_device, input_embeddings
 from tempering.attention.modes import evaluation_mode
 from tempering.errors import ArchitectureError
 
@@ -27,8 +29,15 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
             "give a sample of its inputs: layout(model, sample={...})"
         )
     text = config.get_text_config(decoder=True)
-    embedding: Any = model.get_input_embeddings()
-    vocabulary = int(getattr(text, "vocab_size", 0) or embedding.weight.shape[0])
+    embedding: Any = input_embeddings(model)
+    rows_of = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
+    vocabulary = int(getattr(text, "vocab_size", 0) or rows_of)
+    if not vocabulary:
+        raise ArchitectureError(
+            f"{type(model).__name__} doesn't say how many tokens it knows; "
+            "give a sample of its inputs: layout(model, sample={...})"
+        )
+    device = input_device(model)
     # Musicgen reads a row of ids for each of its codebooks.
     books = len(embedding) if isinstance(embedding, nn.ModuleList) else 1
     parameter = next(item for item in model.parameters() if item.is_floating_point())
@@ -42,7 +51,7 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
         ids = row.expand(rows, -1).contiguous()
         if mask is not None:
             ids = ids.masked_fill(mask == 0, pad)
-        return ids.repeat_interleave(books, dim=0).to(parameter.device)
+        return ids.repeat_interleave(books, dim=0).to(device)
 
     mask = torch.ones(rows, TOKENS, dtype=torch.long)
     if config.is_encoder_decoder:
@@ -51,10 +60,23 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
         # Eager attention of a float64 model gives NaN for a query that sees nothing but padding.
         first = 1 if parameter.dtype == torch.float64 else 0
         mask[:, first : first + PADDING] = 0
-    inputs = {"input_ids": tokens(TOKENS, mask), "attention_mask": mask.to(parameter.device)}
+    inputs = {"input_ids": tokens(TOKENS, mask), "attention_mask": mask.to(device)}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens(TARGET_TOKENS)
     return inputs
+
+
+def fails_on_sample(model: nn.Module, sample: dict[str, Any] | None, error: Exception) -> str:
+    """What a model said of the sample, and which arguments it takes."""
+    given = "a short sample of tokens" if sample is None else f"the sample ({', '.join(sample)})"
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = inspect.signature(model.forward).parameters.values()
+    named = ", ".join(item.name for item in taken if item.kind in kinds)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{type(model).__name__} fails on {given}: {reason}. Give what its forward needs to run, "
+        f"of {named}: layout(model, sample={{name: tensor, ...}})"
+    )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from tempering.attention import axes
 from tempering.attention.examining.interface_trial import Trial, try_interface
-from tempering.attention.examining.sample import run, sample_inputs
+from tempering.attention.examining.sample import fails_on_sample, run, sample_inputs
 from tempering.attention.examining.softmax_trial import SoftmaxTrial
 from tempering.attention.hooks import interface_patch, interface_route, softmax_route
 from tempering.attention.hooks.state import STATE
@@ -73,10 +73,7 @@ def observe(
         raise
     except Exception as error:
         if not cache:
-            raise ArchitectureError(
-                f"{type(model).__name__} fails on a short sample of tokens ({error}); give one "
-                "that it takes: layout(model, sample={...})"
-            ) from error
+            raise ArchitectureError(fails_on_sample(model, sample, error)) from error
         # A few architectures can't make a cache; what fails for another reason fails again.
         return observe(model, sample, cache=False, trial=trial)
     if watcher.unmasked and trial is None:

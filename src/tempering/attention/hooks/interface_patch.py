@@ -30,6 +30,10 @@ from tempering.others import check_release
 _LOCK = threading.RLock()
 _USERS = 0
 _WRAPPED: list[Any] = []
+# What the modules held when they were last read: (what they were, the instances).
+_SCANNED: tuple[Any, list[Any]] | None = None
+# Its names change without an import.
+_MAIN = [sys.modules["__main__"]]
 _ORIGINAL: Any = None
 # Given the function that the interface hands back and the model's own eager one, what is
 # called in place of the first.
@@ -90,12 +94,19 @@ def watched(wrap: Wrap) -> Iterator[None]:
 
 def _instances(interface: type) -> list[Any]:
     """The shared instance, and those of models that keep one of their own."""
-    found: dict[int, Any] = {}
-    for module in list(sys.modules.values()):
-        instance = getattr(module, "__dict__", {}).get("ALL_ATTENTION_FUNCTIONS")
-        if isinstance(instance, interface):
-            found[id(instance)] = instance
-    return list(found.values())
+    global _SCANNED
+    # Reading 3,000 modules takes longer than the rest of attaching a profile; whatever was
+    # imported since stands last.
+    last = next(reversed(sys.modules))
+    state = (len(sys.modules), last, sys.modules.get(last))
+    if _SCANNED is None or _SCANNED[0] != state:
+        _SCANNED = (state, _found(list(sys.modules.values()), interface))
+    return list({id(item): item for item in [*_SCANNED[1], *_found(_MAIN, interface)]}.values())
+
+
+def _found(modules: list[Any], interface: type) -> list[Any]:
+    found = (getattr(item, "__dict__", {}).get("ALL_ATTENTION_FUNCTIONS") for item in modules)
+    return [item for item in found if item is not None and isinstance(item, interface)]
 
 
 def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Any:

@@ -75,7 +75,10 @@ class TemperatureState:
 
     def combined(self, owner: object, temperature: Tensor) -> Tensor:
         """The product of all handles' temperatures, were this one's `temperature`."""
-        parts = [*(part for other, part in self.parts.items() if other is not owner), temperature]
+        others = [part for other, part in self.parts.items() if other is not owner]
+        if not others:
+            return temperature
+        parts = [*others, temperature]
         rows = sorted({len(part) for part in parts} - {1})
         if len(rows) > 1:
             raise ProfileError(
@@ -86,8 +89,7 @@ class TemperatureState:
         if device is not None:
             parts = [part.to(device) for part in parts]
         total = math.prod(parts[1:], start=parts[0])
-        if len(parts) > 1:
-            check_values(total, f"{self.layer.name}, the product of nested handles")
+        check_values(total, f"{self.layer.name}, the product of nested handles")
         return total
 
     def _apply(self) -> None:
@@ -100,9 +102,8 @@ class TemperatureState:
             else:
                 # In place, so that a compiled model sees the change without compiling again.
                 self.beta.copy_(beta)
-            exact = total.detach().reciprocal()
-            same = not beta.requires_grad and bool((exact == exact.flatten()[0]).all())
-            self.uniform = float(exact.flatten()[0]) if same else None
+            exact = [] if beta.requires_grad else total.reciprocal().flatten().tolist()
+            self.uniform = exact[0] if exact and exact.count(exact[0]) == len(exact) else None
 
     # A deep copy or a pickle of a tempered model is an untempered model.
     def __deepcopy__(self, memo: dict[int, Any]) -> None:

@@ -17,7 +17,9 @@ from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.control.handle import Tempering
 from tempering.attention.control.layer_rule import RuleCount
 from tempering.attention.control.tempered import tempered
-from tempering.attention.examining.layout_of import layout, unwrapped
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
+from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import Call
@@ -160,6 +162,7 @@ def measure(
     ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
     logit is NaN or infinite.
     """
+    check_subject(unwrapped(model))
     chunks = token_chunks(tokenizer, text, chunk, limit)
     return measure_tokens(model, chunks, profile=profile, buckets=buckets, progress=progress)
 
@@ -184,7 +187,7 @@ def measure_tokens(
     model = unwrapped(model)
     plan = layout(model)
     network: Any = model
-    device = network.get_input_embeddings().weight.device
+    device = input_device(network)
     totals = {layer.name: Sums.zeros(layer.heads, buckets) for layer in plan.layers}
     by_chunk = []
     with watching(model, plan, profile) as observer:

@@ -19,7 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.control.handle import Tempering
-from tempering.attention.examining.layout_of import layout, unwrapped
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
+from tempering.attention.examining.subject import unwrapped
 from tempering.attention.hooks import interface_route
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.limits import COLDEST, HOTTEST
@@ -157,7 +159,7 @@ class _Solver:
     def solve(self, chunks: Tensor) -> list[Tensor]:
         """One forward pass over all chunks; Float[Tensor, "heads"] for each layer."""
         network: Any = self.model
-        device = network.get_input_embeddings().weight.device
+        device = input_device(network)
         neutral = [Profile.neutral(self.plan)]
         # The rules live in the state of this handle, and go with it.
         with Tempering(self.model, self.plan, neutral), evaluation_mode(self.model):

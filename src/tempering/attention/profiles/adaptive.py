@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.profiles.profile import Profile
-from tempering.attention.profiles.rules import Rule, rule, split
-from tempering.errors import ArchitectureError, ProfileError, RefusedError, ScheduleError
-from tempering.schedules import schedule
+from tempering.attention.profiles.rules import GRAMMAR, KNOWN, Rule, rule_of
+from tempering.calls import Call
+from tempering.errors import ArchitectureError, ProfileError, RefusedError
+from tempering.schedules import schedule_of
 
 
 def adaptive_profile(
@@ -42,7 +42,7 @@ def adaptive_profile(
     if any(start.rules):
         raise RefusedError(
             f"{text} can't stand on a profile that has rules itself "
-            f"({', '.join(sorted({item for item in start.rules if item}))})"
+            f"({', '.join(sorted({str(item) for item in start.rules if item}))})"
         )
     rows = start.resolve(plan)
     chosen = None if layers is None else set(layers)
@@ -54,7 +54,7 @@ def adaptive_profile(
         raise ProfileError(f"this model has no stack '{stack}'; it has {', '.join(plan.depths)}")
     of_layer = _over_depth(text, plan)
     rules = [
-        str(of_layer(layer))
+        of_layer(layer)
         if (chosen is None or layer.index in chosen) and stack in (None, layer.stack)
         else None
         for layer in plan.layers
@@ -66,23 +66,21 @@ def adaptive_profile(
     return replace(made, rules=tuple(rules))
 
 
-def _over_depth(text: str, plan: Layout) -> Any:
-    """layer -> Rule, for a text whose level may be a pattern over depth."""
-    name, arguments = split(text)
-    if not (arguments and "(" in arguments[0]):
-        same = rule(text)
+def _over_depth(text: str, plan: Layout) -> Callable[[AttentionLayer], Rule]:
+    """layer -> its rule, for a text whose level may be a pattern over depth."""
+    call = GRAMMAR.read(text)
+    if call.name not in KNOWN:
+        raise call.unknown(KNOWN, "rule")
+    level, *rest = call.arguments or (None,)
+    if level is None or not isinstance(level.value, Call):
+        same = rule_of(call)
         return lambda layer: same
-    try:
-        pattern = schedule(arguments[0])
-    except ScheduleError as error:
-        raise ProfileError(
-            f"'{text}': its level is neither a number nor a pattern: {error}"
-        ) from None
-    levels = {stack: pattern.sample(depth).tolist() for stack, depth in plan.depths.items()}
+    pattern = level.made(lambda: schedule_of(level.call(call.name, "pattern")))
+    values = {stack: pattern.sample(depth).tolist() for stack, depth in plan.depths.items()}
 
     def of_layer(layer: AttentionLayer) -> Rule:
-        level = levels[layer.stack][layer.index]
-        return rule(f"{name}({','.join([repr(level), *arguments[1:]])})")
+        own = replace(level, value=values[layer.stack][layer.index])
+        return rule_of(replace(call, arguments=(own, *rest)))
 
     return of_layer
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+import random
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from tempering.attention.examining.layout_of import layout, unwrapped
-from tempering.errors import ModelError
+from tempering.attention.examining.layout_of import examined
+from tempering.attention.examining.stored import hooks, packed, parts_of
+from tempering.attention.examining.structure import Reference, Structure, reference, same, walk
+from tempering.attention.examining.subject import check_subject, unwrapped
+from tempering.attention.layout import Layout
 
 # Fields that decide what the weights compute. A fixed list, so that a new default in a later
 # transformers release doesn't rename every model.
@@ -36,9 +42,76 @@ _FIELDS = (
     "final_logit_softcapping",
     "scale_attn_by_inverse_layer_idx",
 )
+Walked = tuple[Structure, list[torch.Tensor]]
 _SAMPLES = 64
+_PRIME = 2_654_435_761
 # Numbers below the smallest normal float16 lose bits in it, so they all count as 0.
 _FLOOR = 2.0**-14
+
+
+class _Known(NamedTuple):
+    """The last fingerprint of a model, and what it was made from.
+
+    tree: the names of its parameters, as `Structure.marks` holds them.
+    marks: what changes when a parameter is replaced, moved, or written to in place.
+    """
+
+    tree: tuple[Any, ...]
+    fields: str
+    name: str
+    marks: _Marks | None
+
+
+class _Marks(NamedTuple):
+    objects: list[Reference]
+    addresses: list[int]
+    versions: list[int]
+    watched: list[bytes]
+
+    def alike(self, other: _Marks) -> bool:
+        return self[1:] == other[1:] and same(self.objects, other.objects)
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+# So many parameters, spread over the model, tell of a change that leaves no mark.
+_WATCHED = 64
+
+
+def quick_fingerprint(model: nn.Module, walked: Walked) -> str:
+    """`fingerprint`, without a look at all the weights where they show no change.
+
+    A parameter that was replaced, moved, or changed in place has another object, address or
+    version counter. A write through `.data` leaves all three: it is noticed where it changes one
+    of the sampled values of 64 parameters, spread over the model.
+    """
+    known = _KNOWN.get(model)
+    if known is not None and known.tree == walked[0].marks and known.fields == _fields_of(model):
+        now = _marks(model, walked[1])
+        if now is not None and known.marks is not None and now.alike(known.marks):
+            return known.name
+    return _hashed(model, walked)
+
+
+def _marks(model: nn.Module, parameters: Sequence[torch.Tensor]) -> _Marks | None:
+    """What tells of a change of parameters; None where nothing does."""
+    values = [part for value in parameters for part in packed(value)]
+    here = [value for value in values if not value.is_meta]
+    objects: list[Any] = here
+    if len(here) < len(values):  # put onto the meta device anew after every forward
+        objects = [*here, *(hook for module in model.modules() for hook in hooks(module))]
+    try:
+        versions = [value._version for value in here]
+    except RuntimeError:  # made in inference mode, which keeps no versions
+        return None
+    watched, _ = _gathered([here[index] for index in _spread(len(here))])
+    addresses = [value.data_ptr() for value in here]
+    return _Marks([*map(reference, objects)], addresses, versions, watched)
+
+
+@functools.lru_cache(maxsize=64)
+def _spread(count: int) -> list[int]:
+    # Drawn: at an even stride, the same parameter of every layer could be watched and no other.
+    return sorted(random.Random(0).sample(range(count), min(_WATCHED, count)))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -53,28 +126,71 @@ def fingerprint(model: nn.Module) -> str:
     the weights were published in bfloat16, as most are, and not for the embedded model, whose
     weights need float32. Buffers, mode (train or eval) and temperature do not enter.
 
-    Raises ModelError when a parameter has no data (the meta device).
+    Of a quantised weight its packed values and scales are hashed, so that the model has another
+    name than it had before. Weights that accelerate keeps on disk are read from there once. All
+    others are hashed at every call. Profiles, records and `tempered` hash them again only where
+    they show a change (`quick_fingerprint`); this function does it on demand, for all of them.
+
+    Raises ModelError when a parameter has no values (the meta device), ArchitectureError for what
+    is no torch module.
     """
-    samples: dict[str, bytes] = {}
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
-            raise ModelError(
-                f"can't fingerprint the model: {name} is on the meta device and has no data; "
-                "load the weights first"
-            )
-        samples[name] = sampled(parameter.detach())
-    return fingerprint_of(getattr(model, "config", None), samples)
+    model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        check_subject(model)
+    return _hashed(model, walk(model))
+
+
+def _hashed(model: nn.Module, walked: Walked) -> str:
+    structure, parameters = walked
+    names = [name for name, _ in model.named_parameters()]
+    pieces = [
+        part for item in zip(names, parameters, strict=True) for part in parts_of(model, *item)
+    ]
+    _, pick = _gathered([value for _, value in pieces])
+    samples = {
+        name: _shape(value) + sample for (name, value), sample in zip(pieces, pick(), strict=True)
+    }
+    for name, source in _tied_elsewhere(model, pieces).items():
+        if samples.get(name) == samples.get(source):
+            del samples[name]
+    fields = _fields_of(model)
+    name = _digest(fields, samples)
+    _KNOWN[model] = _Known(structure.marks, fields, name, _marks(model, parameters))
+    return name
+
+
+def _tied_elsewhere(model: nn.Module, pieces: Sequence[tuple[str, Any]]) -> dict[str, str]:
+    """Weights that are one where they are kept, and two parameters while they are not there."""
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    names = {name for name, _ in pieces}
+    return {
+        name: source
+        for name, source in tied.items()
+        if {name, source} <= names and model.get_parameter(name).is_meta
+    }
 
 
 def fingerprint_of(config: Any, samples: Mapping[str, bytes]) -> str:
     """The fingerprint from a configuration and `sampled(tensor)` of every parameter by name."""
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    fields = {name: _field(config, name) for name in _FIELDS}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    return _digest(_fields(config), samples)
+
+
+def _digest(fields: str, samples: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256(fields.encode())
     for name, sample in sorted(samples.items()):
         digest.update(name.encode() + sample)
     return digest.hexdigest()[:16]
+
+
+def _fields_of(model: nn.Module) -> str:
+    return _fields(getattr(model, "config", None))
+
+
+def _fields(config: Any) -> str:
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    fields = {name: _field(config, name) for name in _FIELDS}
+    return json.dumps(fields, sort_keys=True, default=str)
 
 
 def _field(config: Any, name: str) -> Any:
@@ -86,31 +202,81 @@ def _field(config: Any, name: str) -> Any:
 
 def sampled(weights: torch.Tensor) -> bytes:
     """What a fingerprint holds of one parameter: its shape, and a few of its values."""
-    return str(tuple(weights.shape)).encode() + _sample(weights)
+    return _shape(weights) + _rounded(_take(weights.detach())).tobytes()
 
 
-def _sample(weights: torch.Tensor) -> bytes:
-    """Up to 64 values spread over the tensor without a common stride, as bfloat16's bytes."""
-    size = weights.numel()
-    if size == 0:
-        return b""
-    # Multiples of a large prime modulo the size: no two samples share a column by design of the
+def _shape(weights: torch.Tensor) -> bytes:
+    return str(tuple(weights.shape)).encode()
+
+
+def _gathered(
+    tensors: Sequence[torch.Tensor],
+) -> tuple[list[bytes], Callable[[], list[bytes]]]:
+    """The sampled values of all tensors as they are stored, and what rounds them one by one.
+
+    One copy from each device: a wait for it at every parameter would take longer than the rest.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault((tensor.dtype, tensor.device), []).append(index)
+    with torch.no_grad():
+        taken = {
+            key: torch.cat([_take(tensors[index]) for index in group]).cpu()
+            for key, group in groups.items()
+        }
+
+    def pick() -> list[bytes]:
+        found = [b""] * len(tensors)
+        for key, group in groups.items():
+            rounded, start = _rounded(taken[key]), 0
+            for index in group:
+                end = start + min(_SAMPLES, tensors[index].numel())
+                found[index] = rounded[start:end].tobytes()
+                start = end
+        return found
+
+    return [item.view(torch.uint8).numpy().tobytes() for item in taken.values()], pick
+
+
+def _take(weights: torch.Tensor) -> torch.Tensor:
+    """Up to 64 values spread over the tensor without a common stride."""
+    if weights.numel() == 0:
+        return weights.reshape(-1)
+    if weights.dtype.itemsize == 1 and weights.is_floating_point():
+        weights = weights.view(torch.uint8)  # float8 is stored and not computed with
+    return weights.take(_places(weights.numel(), weights.device))
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(size: int, device: torch.device) -> torch.Tensor:
+    # Multiples of a prime modulo the size: no two samples share a column by design of the
     # layout, as they would with an even stride.
-    places = [i * 2_654_435_761 % size for i in range(min(_SAMPLES, size))]
-    index = torch.tensor(places, device=weights.device)
-    values = weights.reshape(-1)[index].float().cpu()
-    values[values.abs() < _FLOOR] = 0.0
-    return values.bfloat16().view(torch.int16).numpy().tobytes()
+    places = [i * _PRIME % size for i in range(min(_SAMPLES, size))]
+    with torch.inference_mode(False):
+        return torch.tensor(places, device=device)
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Architecture, shape and fingerprint: what ties a profile or a record to its model."""
+def _rounded(values: torch.Tensor) -> Any:
+    """bfloat16's bits, in an array."""
+    values = values.float().cpu()
+    return values.masked_fill(values.abs() < _FLOOR, 0.0).bfloat16().view(torch.int16).numpy()
+
+
+def describe_model(
+    model: nn.Module, plan: Layout | None = None, walked: Walked | None = None
+) -> dict[str, Any]:
+    """Architecture, shape and fingerprint: what ties a profile or a record to its model.
+
+    plan, walked: its layout, and what `walk` gave, where they are known already.
+    """
     model = unwrapped(model)
-    plan = layout(model)
+    if plan is None:
+        walked = walk(model)
+        plan = examined(model, None, walked[0]).layout
     config: Any = model.config
     return {
         "name": str(getattr(config, "_name_or_path", "") or "").rstrip("/").rsplit("/", 1)[-1],
         "architecture": type(model).__name__,
         "shape": plan.describe(),
-        "fingerprint": fingerprint(model),
+        "fingerprint": quick_fingerprint(model, walked or walk(model)),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tempering.attention.profiles.rules import Rule, rule
 from tempering.errors import ProfileError
 
 FORMAT, VERSION, VERSION_WITH_RULES = "tempering-profile", 1, 2
@@ -26,8 +27,8 @@ def json_of(profile: Any) -> dict[str, Any]:
         "named": profile.names is not None,
         "partial": profile.partial,
         "layers": [
-            {"name": name, "temperature": row.tolist(), **({"rule": rule} if rule else {})}
-            for name, row, rule in zip(
+            {"name": name, "temperature": row.tolist(), **({"rule": str(item)} if item else {})}
+            for name, row, item in zip(
                 names, profile.rows, profile.rules or [None] * len(names), strict=True
             )
         ],
@@ -63,7 +64,11 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
         if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             raise ProfileError(f"{where} is damaged: the temperatures of {of} are not all numbers")
         rows.append(torch.tensor(values, dtype=torch.float64))
-        rules.append(field("rule", str, among=item, of=of) if "rule" in item else None)
+        rules.append(
+            _rule(field("rule", str, among=item, of=of), f"{where}: the rule of {of}")
+            if "rule" in item
+            else None
+        )
     untempered = field("untempered", list)
     return {
         "rows": tuple(rows),
@@ -75,3 +80,10 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
         "evidence": field("evidence", dict),
         "rules": tuple(rules) if any(rules) else (),
     }
+
+
+def _rule(text: str, where: str) -> Rule:
+    try:
+        return rule(text)
+    except ProfileError as error:
+        raise ProfileError(f"{where}: {error}") from error

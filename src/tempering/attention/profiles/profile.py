@@ -14,16 +14,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.subject import adapters_of, unwrapped
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
-from tempering.attention.profiles.fingerprint import describe_model
+from tempering.attention.profiles.fingerprint import (
+    Walked,
+    describe_model,
+    fingerprint,
+    quick_fingerprint,
+)
 from tempering.attention.profiles.format import fields_of, json_of
-from tempering.attention.profiles.rules import check_rules
+from tempering.attention.profiles.rules import Rule, check_rules
 from tempering.counts import whole_number
 from tempering.data.gallery import gallery_text, names_gallery
 from tempering.errors import ProfileError, RefusedError, TemperatureError
 from tempering.files import read_json, read_text, write_atomic
 from tempering.schedules import Schedule, as_schedule
+
+UNTEMPERED = "untempered"  # a model without a profile, in tables, figures and a server's answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +57,7 @@ class Profile:
     model: Mapping[str, Any] | None = None
     pattern: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    rules: tuple[str | None, ...] = ()
+    rules: tuple[Rule | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -217,9 +225,9 @@ class Profile:
                 )
             return list(self.rows)
         given = dict(zip(self.names, self.rows, strict=True))
-        for name in given:
-            if name not in plan.names:
-                self._refuse_name(name, plan)
+        unknown = given.keys() - set(plan.names)
+        if unknown:
+            self._refuse_name(next(name for name in given if name in unknown), plan)
         rows = []
         for layer in plan.layers:
             row = given.get(layer.name)
@@ -243,7 +251,7 @@ class Profile:
     def refuse_rules(self, why: str) -> None:
         """RefusedError that says why, when the profile has rules."""
         if any(self.rules):
-            named = ", ".join(dict.fromkeys(item for item in self.rules if item))
+            named = ", ".join(dict.fromkeys(str(item) for item in self.rules if item))
             raise RefusedError(f"this profile has rules ({named}): {why}")
 
     def _refuse_name(self, name: str, plan: Layout) -> None:
@@ -262,16 +270,30 @@ class Profile:
             f"{plan.names[0]} .. {plan.names[-1]}"
         )
 
-    def check_model(self, model: nn.Module) -> None:
-        """ProfileError unless `model` is the one that the profile was made for."""
+    def check_model(self, model: nn.Module, walked: Walked | None = None) -> None:
+        """ProfileError unless `model` is the one that the profile was made for.
+
+        walked: what `walk` gave for the model just now, for a quick look (`quick_fingerprint`).
+        """
         if self.model is None:
             return
-        other = describe_model(model)
-        if other["fingerprint"] != self.model.get("fingerprint"):
-            raise ProfileError(
-                f"the profile was made for {_naming(self.model)}, this model is {_naming(other)}; "
-                "if it is meant for this one too, rebind it: profile.adopt(model)"
+        model = unwrapped(model)
+        found = fingerprint(model) if walked is None else quick_fingerprint(model, walked)
+        if found == self.model.get("fingerprint"):
+            return
+        other = f"this model is {_naming(describe_model(model))}{adapters_of(model)}"
+        try:
+            self.adopt(model)
+        except (ProfileError, RefusedError) as error:
+            prompted = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+            advice = (
+                "its prompt is peft's and its layers are those of model.get_base_model(): give that"
+                if prompted
+                else f"it doesn't fit: {error}"
             )
+        else:
+            advice = "if it is meant for this one too, rebind it: profile.adopt(model)"
+        raise ProfileError(f"the profile was made for {_naming(self.model)}, {other}; {advice}")
 
     def adopt(self, model: nn.Module) -> Profile:
         """The same temperatures bound to `model`; ProfileError when the shapes differ."""
@@ -370,7 +392,7 @@ def _check_row(row: Tensor, where: str) -> None:
     check_values(row, where)
 
 
-def rules_for(profile: Profile, plan: Layout) -> tuple[str | None, ...]:
+def rules_for(profile: Profile, plan: Layout) -> tuple[Rule | None, ...]:
     """The rule of each attention layer of a layout; None where it has none."""
     if not profile.rules:
         return (None,) * len(plan.layers)

@@ -10,20 +10,26 @@ one more inverse temperature beta for that query; its softmax becomes softmax(be
 
 A held level that no temperature reaches (three keys can't have a support of 12) is held at the
 nearest that the rule's bounds allow: T goes to the bound, and such queries are counted.
+
+A new rule is a class of this file: its `name`, its fields and what it answers are all that the
+text form, profiles and attention need.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.limits import COLDEST, HOTTEST
+from tempering.calls import Argument, Call, Grammar, bind, number, numbers, written
 from tempering.errors import ProfileError
 from tempering.posterior import entropy, temperature_for
 
@@ -33,40 +39,92 @@ PAPER = (-0.037, 0.481, -2.3, 4.917, -1.791)
 PAPER_FLOOR = 0.5
 
 
-@dataclass(frozen=True)
-class Held:
-    """Support or entropy held at a level, by temperatures within bounds.
+GRAMMAR = Grammar("rule", ProfileError)
+KNOWN: dict[str, type[Rule]] = {}  # name in the text form -> class, in order of definition
+_READERS = {"float": Argument.number, "int": Argument.whole}
 
-    kind: "support" (level in keys) or "entropy" (level in nats). coldest, hottest: bounds of T.
+
+class Rule(ABC):
+    """One more inverse temperature for every query; immutable; equal where its text is.
+
+    A rule reads the logits of a query (`beta`), or how many keys it sees (`of_counts`) where it
+    `counts_keys`.
     """
 
-    kind: str
+    name: ClassVar[str]
+    signature: ClassVar[str]
+    counts_keys: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "name" in cls.__dict__:
+            KNOWN[cls.name] = cls
+
+    @classmethod
+    def of(cls, call: Call) -> Rule:
+        """The rule of this kind that a call makes."""
+        bound = bind(call, cls, _READERS)
+        return call.made(lambda: cls(*bound))
+
+    def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
+        """beta of each row, and which rows stand at the cold and at the hot bound.
+
+        Hidden logits are -inf.
+        """
+        raise NotImplementedError(f"{self} reads no logits")
+
+    def of_counts(self, seen: Int[Tensor, "*queries"]) -> Float[Tensor, "*queries"]:
+        """beta for queries that see so many keys."""
+        raise NotImplementedError(f"{self} counts no keys")
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text form; `rule` reads it back as an equal rule."""
+
+
+@dataclass(frozen=True)
+class Held(Rule):
+    """Support or entropy held at a level, by temperatures within bounds.
+
+    level: in keys or in nats. coldest, hottest: bounds of T.
+    """
+
+    least: ClassVar[float]
+
     level: float
     coldest: float = COLDEST
     hottest: float = HOTTEST
 
     def __post_init__(self) -> None:
-        lowest = 1.0 if self.kind == "support" else 0.0
-        if not (math.isfinite(self.level) and self.level >= lowest):
+        if not self.least <= self.level < math.inf:
             raise ProfileError(
-                f"{self.kind}({self.level:g}): a held {self.kind} is at least {lowest:g}"
+                f"{self.name}({number(self.level)}): a held {self.name} is finite and at least "
+                f"{number(self.least)}"
             )
         if not COLDEST <= self.coldest <= self.hottest <= HOTTEST:
             raise ProfileError(
-                f"{self.kind}({self.level:g}): bounds of T lie in {COLDEST:g} to {HOTTEST:g}, the "
-                f"colder one first; not {self.coldest:g}, {self.hottest:g}"
+                f"{self.name}({number(self.level)}): bounds of T lie in {COLDEST:g} to "
+                f"{HOTTEST:g}, the colder one first; not {self.coldest:g}, {self.hottest:g}"
             )
 
+    @classmethod
+    def of(cls, call: Call) -> Rule:
+        if len(call.arguments) == 2 and call.arguments[1].keyword is None:
+            raise call.arguments[1].complaint(
+                f"{cls.signature} takes a level, or a level and two bounds of T; a bound alone is "
+                "named: hottest=2"
+            )
+        return super().of(call)
+
     def __str__(self) -> str:
-        level = _number(self.level)
         if (self.coldest, self.hottest) == (COLDEST, HOTTEST):
-            return f"{self.kind}({level})"
-        return f"{self.kind}({level},{_number(self.coldest)},{_number(self.hottest)})"
+            return written(self.name, self.level)
+        return written(self.name, self.level, self.coldest, self.hottest)
 
     @property
+    @abstractmethod
     def entropy(self) -> float:
         """The level in nats."""
-        return math.log(self.level) if self.kind == "support" else self.level
 
     def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
         """beta of each row, and which rows stand at the cold and at the hot bound.
@@ -96,12 +154,34 @@ class Held:
         return beta, ends[0], ends[1]
 
 
+class Support(Held):
+    """`Held` at a number of live keys, 1 or more."""
+
+    name, signature, least = "support", "support(level, coldest, hottest)", 1.0
+
+    @property
+    def entropy(self) -> float:
+        return math.log(self.level)
+
+
+class Entropy(Held):
+    """`Held` at an entropy in nats, 0 or more."""
+
+    name, signature, least = "entropy", "entropy(level, coldest, hottest)", 0.0
+
+    @property
+    def entropy(self) -> float:
+        return self.level
+
+
 @dataclass(frozen=True)
-class Polynomial:
+class Polynomial(Rule):
     """beta = max(1, polynomial in the query's entropy) where that exceeds 0.5 nats, else 1.
 
     coefficients: of the highest power first. Source: Velickovic et al., 2024, figure 4.
     """
+
+    name, signature = "polynomial", "polynomial(c4, c3, c2, c1, c0)"
 
     coefficients: tuple[float, ...] = PAPER
 
@@ -109,11 +189,15 @@ class Polynomial:
         if not self.coefficients or not all(math.isfinite(c) for c in self.coefficients):
             raise ProfileError("polynomial(..): give finite coefficients, the highest power first")
 
+    @classmethod
+    def of(cls, call: Call) -> Rule:
+        given = numbers(call, cls.signature)
+        return call.made(lambda: cls(given) if given else cls())
+
     def __str__(self) -> str:
-        return f"polynomial({','.join(map(_number, self.coefficients))})"
+        return written(self.name, *self.coefficients)
 
     def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
-        """beta of each row, and which rows stand at the cold and at the hot bound."""
         alive = torch.isfinite(logits).any(-1, keepdim=True)
         found = entropy(-torch.where(alive, logits, torch.zeros_like(logits)))
         value = torch.zeros_like(found)
@@ -125,13 +209,15 @@ class Polynomial:
 
 
 @dataclass(frozen=True)
-class LogLength:
+class LogLength(Rule):
     """beta = max(1, log(keys seen) / log(trained)): sharper beyond the length of training.
 
     trained: tokens, at least 2. Source: Su Jianlin, "Attention's scale from entropy invariance"
     (2021); Nakanishi, "Scalable-softmax is superior for attention" (2025). Here relative to the
     model's own temperature, and never hotter than that.
     """
+
+    name, signature, counts_keys = "log_length", "log_length(trained)", True
 
     trained: int
 
@@ -140,106 +226,43 @@ class LogLength:
             raise ProfileError(f"log_length({self.trained}): the trained length is at least 2")
 
     def __str__(self) -> str:
-        return f"log_length({self.trained})"
+        return written(self.name, self.trained)
 
     def of_counts(self, seen: Int[Tensor, "*queries"]) -> Float[Tensor, "*queries"]:
-        """beta for queries that see so many keys."""
         return (seen.clamp(min=1).double().log() / math.log(self.trained)).clamp(min=1.0)
 
 
-Rule = Held | Polynomial | LogLength
-
-
 def rule(text: str) -> Rule:
-    """Parse one rule, e.g. "support(8)", "entropy(2,0.5,2)", "polynomial()", "log_length(2048)".
+    """Read one rule, e.g. "support(8)", "entropy(2,0.5,2)", "polynomial()", "log_length(2048)".
 
-    Raises ProfileError that says what was expected.
+    Raises ProfileError: names the column, with a caret under it, and says what was expected.
     """
-    name, arguments = split(text)
-    return _BUILD[name](name, [_value(item, text) for item in arguments])
+    return rule_of(GRAMMAR.read(text))
+
+
+def rule_of(call: Call) -> Rule:
+    """The rule that a call of a text makes; `rule` is for whole texts."""
+    kind = KNOWN.get(call.name)
+    if kind is None:
+        raise call.unknown(KNOWN, "rule")
+    return kind.of(call)
 
 
 def is_rule(text: str) -> bool:
     """Whether a text names a rule rather than a pattern of temperatures."""
     found = re.match(r"\s*(\w+)\s*\(", text)
-    return found is not None and found[1] in _BUILD
+    return found is not None and found[1] in KNOWN
 
 
-def split(text: str) -> tuple[str, list[str]]:
-    """Name and arguments of a rule's text, split at the outermost commas."""
-    found = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text, flags=re.DOTALL)
-    if found is None or found[1] not in _BUILD:
-        raise ProfileError(f"'{text}' is no rule; rules are {', '.join(FORMS)}")
-    parts, depth = [""], 0
-    for letter in found[2]:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    if depth != 0:
-        raise ProfileError(f"'{text}': its brackets don't match")
-    return found[1], [part.strip() for part in parts] if found[2].strip() else []
-
-
-FORMS = (
-    "support(keys)",
-    "support(keys,coldest,hottest)",
-    "entropy(nats)",
-    "entropy(nats,coldest,hottest)",
-    "polynomial()",
-    "polynomial(c4,c3,c2,c1,c0)",
-    "log_length(tokens)",
-)
-
-
-def _held(name: str, values: list[float]) -> Rule:
-    if len(values) not in (1, 3):
-        raise ProfileError(f"{name}(..) takes a level, or a level and two bounds of T")
-    return Held(name, *values)
-
-
-def _polynomial(name: str, values: list[float]) -> Rule:
-    return Polynomial(tuple(values)) if values else Polynomial()
-
-
-def _log_length(name: str, values: list[float]) -> Rule:
-    if len(values) != 1 or values[0] != int(values[0]):
-        raise ProfileError(
-            "log_length(..) takes one whole number, the length of training in tokens"
-        )
-    return LogLength(int(values[0]))
-
-
-_BUILD: dict[str, Callable[[str, list[float]], Rule]] = {
-    "support": _held,
-    "entropy": _held,
-    "polynomial": _polynomial,
-    "log_length": _log_length,
-}
-
-
-def _value(item: str, text: str) -> float:
-    try:
-        value = float(item)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ProfileError(f"'{text}': '{item}' is no number; rules are {', '.join(FORMS)}")
-    return value
-
-
-def _number(value: float) -> str:
-    """The shortest text that reads back as the same number."""
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
-
-
-def check_rules(rules: Sequence[str | None], rows: int) -> None:
+def check_rules(rules: Sequence[Rule | None], rows: int) -> None:
     """ProfileError unless there is a rule, or None, for each of so many rows."""
     if len(rules) != rows:
         raise ProfileError(
             f"{len(rules)} rules were given for {rows} layers; give one, or None, each"
         )
-    for text in rules:
-        if text is not None:
-            rule(text)
+    for item in rules:
+        if not isinstance(item, Rule | None):
+            raise ProfileError(
+                f"a profile's rules are rules or None, not {item!r:.60}; "
+                "adaptive_profile(text, model) reads their text"
+            )

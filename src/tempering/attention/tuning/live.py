@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.subject import without_peft
 from tempering.attention.hooks import interface_route
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
@@ -103,6 +104,7 @@ def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) ->
     Raises TemperatureError for bounds, RefusedError for a model that is tempered already.
     """
     check_bounds(bounds)
+    model = without_peft(model)
     plan = layout(model)
     for layer in plan.layers:
         if hasattr(model.get_submodule(layer.name), interface_route.STATE):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tempering.attention.examining.stored import input_device
 from tempering.errors import DataError, RefusedError
 
 
@@ -109,7 +110,7 @@ def target_logits(
             f"{type(model).__name__} has an encoder and a decoder, whose losses need both sides; "
             "give a Python objective that computes the loss: from_functions(name, [f, ...])"
         )
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     ids = batch.ids.to(device)
     wanted = batch.targets[:, 1:].to(device)
     goals = ids[:, 1:][wanted]

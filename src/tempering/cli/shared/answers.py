@@ -27,12 +27,11 @@ def answers(
     import torch
 
     from tempering.attention.examining.layout_of import layout
-    from tempering.attention.profiles.profile import Profile
-    from tempering.cli.shared.sections import UNTEMPERED
+    from tempering.attention.profiles.profile import UNTEMPERED, Profile
     from tempering.engines.generating.side_by_side import stream
     from tempering.evaluation.recall import recall
     from tempering.evaluation.recall_pools import WORDINGS
-    from tempering.tokens import parse_policy
+    from tempering.tokens.policy import Constant
 
     place = [wording[0] for wording in WORDINGS].index(WORDING)
     asked = recall(
@@ -45,7 +44,7 @@ def answers(
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids[0]
         length = len(tokenizer(answer, add_special_tokens=False).input_ids)
         texts = ["", ""]
-        greedy = parse_policy("constant(0)")
+        greedy = Constant(0)
         with torch.no_grad():
             for step in stream(network, tokenizer, ids, rows, tokens=length, policy=greedy):
                 texts[step.row] += step.text

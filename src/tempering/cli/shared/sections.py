@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tempering.attention.profiles.profile import UNTEMPERED
+
 if TYPE_CHECKING:
     from tempering.attention.measuring.measure import Measurement
     from tempering.attention.profiles.profile import Profile
     from tempering.evaluation.compare import Comparison
     from tempering.evaluation.depth import DepthStudy
     from tempering.evaluation.explore import Exploration
-
-UNTEMPERED = "untempered"
 
 
 def pattern_section(

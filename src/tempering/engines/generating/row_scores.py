@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tempering.attention.examining.stored import input_device
 from tempering.engines.generating.rows import BatchRow, forward_options, read_prompts
 
 _LOGIT_BYTES = 2**28  # bytes of logits at once, 256 MiB
@@ -49,7 +50,7 @@ def score_rows(
 
 
 def _scores(model: Any, pairs: Sequence[Pair]) -> list[float]:
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     rows = [BatchRow(torch.tensor(prompt)) for prompt, _ in pairs]
     logits, past, node, mask, _ = read_prompts(model, rows)
     if len(mask) < len(rows):

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError, TemperatureError
 from tempering.posterior import responsibilities
+from tempering.tokens.ends import end_tokens
 
 # Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
 _GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -78,7 +80,7 @@ def generate_rows(
     Raises TemperatureError or InputError for a row that can't be sampled, before any work.
     """
     _check(model, rows)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     sampler = _Sampler.of(rows, device)
     ends, kind = _ending(model, rows, device)
     limits = torch.tensor([row.tokens for row in rows], device=device)
@@ -185,7 +187,7 @@ def _common(prompts: Sequence[Tensor]) -> int:
 
 
 def _read(model: Any, rows: Sequence[BatchRow], begun: Prompts | None = None) -> Prompts:
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     length = max(len(row.prompt) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -329,17 +331,11 @@ def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
     return options
 
 
-def end_tokens(model: Any) -> list[int]:
-    """The tokens with which the model ends a text."""
-    end = model.generation_config.eos_token_id
-    return [] if end is None else end if isinstance(end, list) else [end]
-
-
 def _ending(
     model: Any, rows: Sequence[BatchRow], device: torch.device
 ) -> tuple[Bool[Tensor, "kinds vocab"], Int[Tensor, " rows"]]:
     """Whether each token ends a row, for each set of stop tokens; and which set a row has."""
-    own = end_tokens(model)
+    own = end_tokens(model.generation_config)
     kinds = {stop: i for i, stop in enumerate(dict.fromkeys(row.stop for row in rows))}
     vocabulary = model.get_output_embeddings().weight.shape[0]
     table = torch.zeros(len(kinds), vocabulary, dtype=torch.bool)

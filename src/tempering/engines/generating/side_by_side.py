@@ -10,13 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.counts import whole_number
-from tempering.engines.generating.rows import end_tokens
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
+from tempering.tokens.ends import end_tokens
 from tempering.tokens.trace import Step as TokenState
 from tempering.tokens.trace import measure as trace_steps
 
@@ -77,9 +78,9 @@ def stream(
     if prompt.numel() == 0:
         raise InputError("the prompt has no tokens; give some text to continue")
     rows = len(profiles)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
-    ends = end_tokens(model)
+    ends = end_tokens(model.generation_config)
     ids, past = prompt.to(device).expand(rows, -1), None
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [_Text(tokenizer) for _ in range(rows)]

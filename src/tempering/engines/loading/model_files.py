@@ -10,6 +10,7 @@ from tempering.files import read_json
 
 _INDEX = "model.safetensors.index.json"
 _SETTINGS = ("generation_config.json", "tokenizer_config.json")
+_ADAPTER = "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -20,6 +21,8 @@ def check_directory(path: Path) -> None:
             f"{path} is a file; name the directory that holds config.json and the weights"
         )
     config = path / "config.json"
+    if not config.is_file() and (path / _ADAPTER).is_file():
+        raise ModelError(_adapter(path))
     if not config.is_file():
         raise ModelError(
             f"{path} has no config.json, so it is not a model in transformers' format; "
@@ -47,6 +50,20 @@ def check_directory(path: Path) -> None:
             f"{path} has a config.json and no weights; expected model.safetensors "
             "(or its shards with an index)"
         )
+
+
+def _adapter(path: Path) -> str:
+    """How to make a model of an adapter of peft's and the model that it was trained on."""
+    base = _read_json(path / _ADAPTER).get("base_model_name_or_path") or "the model it was made for"
+    merged = path.with_name(f"{path.name}-merged")
+    return (
+        f"{path} holds an adapter, which is no model without {base}; put the two together once, in "
+        "Python with peft: "
+        f"model = AutoPeftModelForCausalLM.from_pretrained({str(path)!r}).merge_and_unload(); "
+        f"model.save_pretrained({str(merged)!r}); "
+        f"AutoTokenizer.from_pretrained({str(base)!r}).save_pretrained({str(merged)!r}); "
+        f"then give --model {merged}"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tempering.engines.vllm import templates
+from tempering.engines.vllm.failing import reason_of
 from tempering.engines.vllm.policies import (
     KEYS,
     PROFILE,
@@ -100,6 +101,8 @@ def check_request(params: Any) -> None:
         _check(params)
     except TemperingError as error:
         raise ValueError(str(error)) from error
+    except Exception as error:
+        raise ValueError(reason_of(error)) from error
 
 
 def _check(params: Any) -> None:

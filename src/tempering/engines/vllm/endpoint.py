@@ -4,7 +4,8 @@
     POST /v1/tempering/profile  {"profile": the JSON of a profile, or null for none}
 
 vLLM loads it only where VLLM_PLUGINS names it, which `tempering serve` does. It lies under /v1,
-which is what vLLM guards by --api-key.
+which is what vLLM guards by --api-key. Arguments of ours that vLLM refuses by their type are
+explained here too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastapi.responses import JSONResponse
 
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.client import PATH
+from tempering.engines.vllm.policies import KEYS
 from tempering.engines.vllm.swap import agreed, swap_served
 from tempering.errors import InputError, TemperingError
 
@@ -30,12 +32,41 @@ class ProfileEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes."""
+        explain_types()
         app.add_api_route(PATH, read, methods=["GET"])
         app.add_api_route(PATH, swap, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the engine, and a lock: swaps of one server follow one another."""
         state.tempering = (engine_client, asyncio.Lock())
+
+
+def explain_types() -> None:
+    """Answer in our words where vLLM's types have no place for one of our arguments."""
+    from vllm.entrypoints.serve.exception_handling import register
+
+    original = register.validation_exception_handler
+    if hasattr(original, "_tempering"):
+        return
+
+    async def explained(request: Request, error: Any) -> Any:
+        for each in error.errors():
+            place = [str(part) for part in each.get("loc", ())]
+            key = next((key for key in KEYS if key in place and "vllm_xargs" in place), None)
+            if key is not None:
+                return _refusal(
+                    InputError(
+                        f"{key} in vllm_xargs is a text or a number, for vLLM passes on no "
+                        f"objects; send JSON as a text: {_EXAMPLE}"
+                    )
+                )
+        return await original(request, error)
+
+    explained._tempering = True  # type: ignore[attr-defined]
+    register.validation_exception_handler = explained  # registered once the plugins are attached
+
+
+_EXAMPLE = '"post_thinking": "{\\"temperature\\": 0.2}"'
 
 
 async def read(request: Request) -> JSONResponse:

@@ -15,28 +15,34 @@ from tempering.others import check_release
 
 def register() -> None:
     """Wrap the places where vLLM takes in requests, starts workers and loads models, once."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.parallel_sampling import ParentRequest
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from tempering.engines.vllm import admission, templates
+    from tempering.engines.vllm import admission, failing, settings, templates
 
     check_release("vllm")
     templates.register()
+    wrap(EngineArgs, "create_engine_config", settings.create_engine_config)
     wrap(InputProcessor, "__init__", _init_frontend)
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
     wrap(WorkerBase, "__init__", _init_worker)
+    wrap(Scheduler, "update_from_output", failing.update_from_output)
 
 
 def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """vLLM's `InputProcessor.__init__`: this process takes in requests, perhaps over HTTP."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
-    from tempering.engines.vllm import admission
+    from tempering.engines.vllm import admission, failing
 
     original(self, *args, **kwargs)
+    wrap(RequestOutputCollector, "put", failing.put)
     for kind in (ChatCompletionRequest, CompletionRequest):
         wrap(kind, "to_beam_search_params", admission.beam_params)
 
@@ -47,11 +53,13 @@ def _init_worker(
     """vLLM's `WorkerBase.__init__`, before which no layer is built."""
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
+    from tempering.engines.vllm.failing import sample_tokens
     from tempering.engines.vllm.layers import temper_layers
     from tempering.engines.vllm.processor import attach
     from tempering.engines.vllm.settings import settings_of
 
     wrap(InputBatch, "__init__", attach)
+    wrap(type(self), "sample_tokens", sample_tokens)
     settings = settings_of(vllm_config)
     if settings is not None:
         temper_layers(vllm_config, settings)

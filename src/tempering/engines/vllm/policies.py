@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from tempering.engines.vllm import templates
@@ -21,6 +23,10 @@ _POLICY = (
     "dynatemp_exponent",
 )
 KEYS = (*_POLICY, SAMPLE, PROFILE)
+# Words that no argument of vLLM's or of another plugin begins with, but a misspelt one of ours may.
+_OURS = ("tempering", "temperature", "dynatemp", "post_think", "dyna_temp")
+_CLOSE = 0.8  # of difflib: one letter in five may be another
+_LONGEST = 32  # letters of a name that may be a misspelt one of ours
 
 
 def extra_of(params: Any) -> Mapping[str, Any]:
@@ -30,9 +36,23 @@ def extra_of(params: Any) -> Mapping[str, Any]:
         return {}
     own = {key: value for key, value in extra.items() if key in KEYS}
     for key in extra:
-        if str(key).startswith("tempering") and key not in KEYS:
-            raise InputError(f"there is no argument {key!r}; tempering takes {', '.join(KEYS)}")
+        if key not in KEYS:
+            _refuse_misspelt(str(key))
     return own
+
+
+def _refuse_misspelt(key: str) -> None:
+    """InputError for an argument that looks like one of ours: ignored, it would temper nothing."""
+    plain = key.strip().lower().replace("-", "_").replace(" ", "_")
+    close = difflib.get_close_matches(plain, KEYS, 1, _CLOSE) if len(plain) <= _LONGEST else []
+    if not close and not plain.startswith(_OURS):
+        return
+    if plain == "temperature":
+        raise InputError(
+            "temperature stands beside vllm_xargs (extra_args), among vLLM's own parameters"
+        )
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise InputError(f"there is no argument {key!r:.60}; {hint}tempering takes {', '.join(KEYS)}")
 
 
 def asks_policy(params: Any) -> bool:
@@ -45,8 +65,8 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
     """The policy of a request; None when it asks for none.
 
     `tempering` is a policy's text. The names that users of other engines know
-    (`policy_from_request`) take the request's own temperature as theirs; `post_thinking` may be
-    JSON text, because `vllm_xargs` holds no mappings.
+    (`policy_from_request`) take the request's own temperature as theirs; `post_thinking` is JSON
+    text there, because `vllm_xargs` holds no mappings.
 
     Raises
     ------
@@ -71,14 +91,6 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
                 "send temperature=1"
             )
         return _made(request, tokenizer)
-    after = request.get("post_thinking")
-    if isinstance(after, str):
-        try:
-            request["post_thinking"] = json.loads(after)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(
-                f"post_thinking is JSON such as '{{\"temperature\": 0.2}}', got {after!r:.60}"
-            ) from error
     return _made({**request, "temperature": temperature}, tokenizer)
 
 
@@ -86,15 +98,50 @@ def _made(request: Mapping[str, Any], tokenizer: Any) -> Policy:
     """The policy of these arguments; one object for all requests that ask for the same."""
     try:
         text = json.dumps(request, sort_keys=True)
-    except (TypeError, ValueError):  # what isn't JSON is refused by name
+    except (TypeError, ValueError, RecursionError):  # what isn't JSON is refused by name
         return policy_from_request(request, tokenizer)
-    return _kept(text, tokenizer)
+    key = (text, id(tokenizer))
+    policy = _KEPT.get(key)
+    if policy is None:
+        policy = policy_from_request(request, tokenizer)
+        _KEPT.add(key, policy, tokenizer, len(text))
+    return policy
 
 
-# Reading a tokenizer's chat template for the phases takes milliseconds, in the engine's own loop.
-@lru_cache(maxsize=1024)
-def _kept(text: str, tokenizer: Any) -> Policy:
-    return policy_from_request(json.loads(text), tokenizer)
+class _Kept:
+    """The policies of recent requests, by their arguments and tokenizer; counts what they take.
+
+    Reading a tokenizer's chat template for the phases takes milliseconds, in the engine's own loop.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.bytes = 0
+        self._policies: OrderedDict[tuple[str, int], tuple[Policy, Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int]) -> Policy | None:
+        with self._lock:
+            if key not in self._policies:
+                return None
+            self._policies.move_to_end(key)
+            return self._policies[key][0]
+
+    def add(self, key: tuple[str, int], policy: Policy, tokenizer: Any, length: int) -> None:
+        """Keep a policy, and drop those longest unused until all fit. The tokenizer is kept with
+        it, so that no other can have its id."""
+        size = policy.most_bytes + 200 * length  # the objects of a text: 120 bytes a character
+        with self._lock:
+            if key in self._policies or size > self.most:
+                return
+            self._policies[key] = policy, tokenizer, size
+            self.bytes += size
+            while self.bytes > self.most:
+                _, (_, _, freed) = self._policies.popitem(last=False)
+                self.bytes -= freed
+
+
+_KEPT = _Kept(32 * 2**20)
 
 
 def sample_of(params: Any, policy: Policy, *, child: bool = False) -> int:

@@ -4,21 +4,26 @@ The older runner tells a processor how rows are added, moved and removed; the ne
 slot for each row. Either way a row's state is made from its own request's tokens, so no request
 gets another's temperature. The order is that of transformers: penalties and constraints, then
 the policy in place of the temperature, then min-p, top-k and top-p.
+
+No exception leaves a processor. What goes wrong with a request, from making its policy to dividing
+its logits, is kept as that request's failure; see `failing` for the way it takes from here.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from tempering.engines.vllm.admission import check_request
+from tempering.engines.vllm.failing import LAST_STEP, reason_of
 from tempering.engines.vllm.policies import asks_policy, policy_of, sample_of
 from tempering.engines.vllm.settings import configured
-from tempering.engines.vllm.streams import Stream, temper_rows
+from tempering.engines.vllm.streams import Row, Stream, temper_rows
 from tempering.engines.vllm.wrapping import registered
 from tempering.errors import RefusedError
 from tempering.tokens.state import TokenState
@@ -41,37 +46,42 @@ class TemperingPolicies(LogitsProcessor):
             )
         self._config = config
         self._tokenizer: Any = None
+        self._failed: dict[int, str] = {}
+        LAST_STEP.set(config, weakref.WeakMethod(self._take_failed))
+
+    def _take_failed(self) -> dict[int, str]:
+        """The rows (or slots) that failed in the last step; they are forgotten here."""
+        failed, self._failed = self._failed, {}
+        return failed
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """ValueError for arguments that can't be carried out."""
         check_request(sampling_params)
 
-    def _stream(self, params: Any) -> Stream | None:
-        """The stream of a request; None when it asks for no policy."""
-        if not asks_policy(params):
-            return None
-        if self._tokenizer is None and not self._config.model_config.skip_tokenizer_init:
-            from vllm.tokenizers import cached_tokenizer_from_config
+    def _stream(self, params: Any) -> Stream | Exception | None:
+        """The stream of a request, or why there is none; None when it asks for no policy."""
+        try:
+            if not asks_policy(params):
+                return None
+            if self._tokenizer is None and not self._config.model_config.skip_tokenizer_init:
+                from vllm.tokenizers import cached_tokenizer_from_config
 
-            self._tokenizer = cached_tokenizer_from_config(self._config.model_config)
-        policy = policy_of(params, self._tokenizer)
-        if policy is None:
-            return None
-        return Stream(policy, sample_of(params, policy, child=True), float(params.temperature))
+                self._tokenizer = cached_tokenizer_from_config(self._config.model_config)
+            policy = policy_of(params, self._tokenizer)
+            if policy is None:
+                return None
+            return Stream(policy, sample_of(params, policy, child=True), float(params.temperature))
+        except Exception as error:
+            return error
 
 
-class _Row(NamedTuple):
+class _Request(NamedTuple):
     """A request of the older runner. generated: the runner's own list, which grows."""
 
-    stream: Stream
+    stream: Stream | Exception
     prompt: list[int] | None
     generated: list[int]
-
-    def state(self) -> TokenState:
-        return self.stream.at(
-            len(self.generated), lambda: self.prompt or (), self.generated.__getitem__
-        )
 
 
 class ByRow(TemperingPolicies):
@@ -79,7 +89,8 @@ class ByRow(TemperingPolicies):
 
     def __init__(self, config: Any, device: Any, is_pin_memory: bool) -> None:
         super().__init__(config, device, is_pin_memory)
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, _Request] = {}
+        self._lost: Exception | None = None
         self.told: Callable[[bool], None] | None = None
 
     def is_argmax_invariant(self) -> bool:
@@ -89,25 +100,56 @@ class ByRow(TemperingPolicies):
 
     def update_state(self, batch_update: Any) -> None:
         """Follow rows that are added, removed and moved."""
-        from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+        try:
+            from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-        process_dict_updates(self._rows, batch_update, self._added)
-        if batch_update and self.told is not None:
-            self.told(any(row.stream.policy.reads_tokens for row in self._rows.values()))
+            process_dict_updates(self._rows, batch_update, self._added)
+            if batch_update and self.told is not None:
+                streams = (row.stream for row in self._rows.values())
+                self.told(any(isinstance(s, Stream) and s.reads_tokens for s in streams))
+        except Exception as error:  # which rows have policies is lost with it
+            self._lost = error
 
-    def _added(self, params: Any, prompt: list[int] | None, generated: list[int]) -> _Row | None:
+    def _added(
+        self, params: Any, prompt: list[int] | None, generated: list[int]
+    ) -> _Request | None:
         stream = self._stream(params)
-        return None if stream is None else _Row(stream, prompt, generated)
+        return None if stream is None else _Request(stream, prompt, generated)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Temper the rows of requests with a policy; vLLM has divided by their temperature."""
+        if self._lost is not None:
+            # A batch whose rows can't be told apart fails as a whole, and the next starts anew.
+            self._failed = dict.fromkeys(range(len(logits)), reason_of(self._lost))
+            self._rows.clear()
+            self._lost = None
         if not self._rows:
             return logits
-        places = sorted(self._rows)
-        rows = [self._rows[place] for place in places]
-        states = [row.state() for row in rows]
-        streams = [row.stream for row in rows]
-        return temper_rows(logits, places, streams, states, divided=True)
+        rows: list[Row] = []
+        for place, request in sorted(self._rows.items()):
+            if isinstance(request.stream, Stream):
+                rows.append(Row(place, request.stream, partial(_state, request)))
+            else:
+                self._failed[place] = reason_of(request.stream)
+        self._failed |= _tempered(logits, rows, divided=True)
+        return logits
+
+
+def _state(request: _Request) -> TokenState:
+    if isinstance(request.stream, Exception):
+        raise request.stream
+    generated = request.generated
+    return request.stream.at(len(generated), lambda: request.prompt or (), generated.__getitem__)
+
+
+def _tempered(logits: Tensor, rows: list[Row], *, divided: bool) -> dict[int, str]:
+    """Temper rows in place; place -> reason of those that failed."""
+    try:
+        failed = temper_rows(logits, rows, divided=divided)
+    except Exception as error:
+        failed = dict.fromkeys((row.place for row in rows), error)
+    policies = {row.place: row.stream.policy for row in rows}
+    return {place: reason_of(error, policies[place]) for place, error in failed.items()}
 
 
 class BySlot(TemperingPolicies):
@@ -116,7 +158,7 @@ class BySlot(TemperingPolicies):
     def __init__(self, config: Any, state: Any) -> None:
         super().__init__(config, state)
         self._state = state
-        self._slots: dict[int, Stream] = {}
+        self._slots: dict[int, Stream | Exception] = {}
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Take over a slot; whatever it held belongs to a request that is gone."""
@@ -130,26 +172,30 @@ class BySlot(TemperingPolicies):
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
         """Temper the rows of requests with a policy; vLLM divides by their temperature after."""
         slots = ctx.idx_mapping_np.tolist()
-        if not any(slot in self._slots for slot in slots):
+        own = {slot: self._slots[slot] for slot in slots if slot in self._slots}
+        if not own:
             return logits
         if len(slots) != len(logits):
-            raise RefusedError(
+            drafted = RefusedError(
                 f"{len(logits)} rows of logits for {len(slots)} requests: drafted tokens are "
                 "verified without the policies; serve without --speculative-config"
             )
-        rows, streams, states = [], [], []
-        for row, slot in enumerate(slots):
-            stream = self._slots.get(slot)
-            if stream is None:
-                continue
-            start = int(self._state.prompt_len.np[slot])
-            count = int(ctx.seq_lens_upper_bound_np[row]) - start
-            if count < 0:
-                continue  # a part of the prompt, of which no token is sampled
-            states.append(self._state_of(stream, slot, start, count))
-            rows.append(row)
-            streams.append(stream)
-        return temper_rows(logits, rows, streams, states, divided=False)
+            self._failed |= dict.fromkeys(own, reason_of(drafted))
+            return logits
+        rows: list[Row] = []
+        for place, slot in enumerate(slots):
+            stream = own.get(slot)
+            if isinstance(stream, Exception):
+                self._failed[slot] = reason_of(stream)
+            elif stream is not None:
+                start = int(self._state.prompt_len.np[slot])
+                count = int(ctx.seq_lens_upper_bound_np[place]) - start
+                if count >= 0:  # else a part of the prompt, of which no token is sampled
+                    state = partial(self._state_of, stream, slot, start, count)
+                    rows.append(Row(place, stream, state))
+        failed = _tempered(logits, rows, divided=False)
+        self._failed |= {slots[place]: reason for place, reason in failed.items()}
+        return logits
 
     def _state_of(self, stream: Stream, slot: int, start: int, count: int) -> TokenState:
         ids = self._state.all_token_ids.gpu[slot]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,8 +32,24 @@ class Settings:
         return {name: index + 1 for index, name in enumerate(self.profiles)}
 
 
+_READ = "_tempering_settings"  # an attribute of a configuration whose profiles have been read
+
+
+def create_engine_config(original: Callable[..., Any], self: Any, *a: Any, **k: Any) -> Any:
+    """vLLM's `EngineArgs.create_engine_config`, which now holds the profiles that it names.
+
+    So the files are read once, before any worker is started, and every process has what was read.
+    """
+    config = original(self, *a, **k)
+    settings_of(config)
+    return config
+
+
 def settings_of(config: Any) -> Settings | None:
     """The settings in vLLM's configuration; None where tempering isn't configured at all.
+
+    The files are read at the first call; a configuration sent to another process takes along what
+    was read.
 
     Parameters
     ----------
@@ -46,6 +62,14 @@ def settings_of(config: Any) -> Settings | None:
     """
     if not configured(config):
         return None
+    known: Settings | None = getattr(config, _READ, None)
+    if known is None:
+        known = _read(config)
+        object.__setattr__(config, _READ, known)
+    return known
+
+
+def _read(config: Any) -> Settings:
     own = config.additional_config["tempering"]
     where = 'additional_config["tempering"]'
     if not isinstance(own, Mapping):

@@ -1,15 +1,20 @@
-"""One request's policy and state in an engine, and the tempering of a batch of such requests."""
+"""One request's policy and state in an engine, and the tempering of a batch of such requests.
+
+Whatever goes wrong with one request is returned beside its row, never raised: an exception while an
+engine samples would end it for everybody.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import RefusedError
-from tempering.tokens.policy import Policy
+from tempering.tokens.policy import Policy, token_temperatures
 from tempering.tokens.state import TokenState
 from tempering.tokens.temper import tempered, token_energies
 
@@ -28,6 +33,7 @@ class Stream:
         self.policy = policy
         self.sample = sample
         self.temperature = temperature
+        self.reads_tokens = policy.reads_tokens
         self._state: TokenState | None = None
         self._count = 0
 
@@ -39,7 +45,7 @@ class Stream:
         prompt, token: the prompt's ids, and the id of generated token i; asked only of policies
         that read them.
         """
-        reads = self.policy.reads_tokens
+        reads = self.reads_tokens
         if self._state is None or count < self._count:
             self._state = self.policy.start(prompt() if reads else (), sample=self.sample)
             self._count = 0
@@ -55,14 +61,17 @@ class Stream:
         return self._state
 
 
+class Row(NamedTuple):
+    """One row of logits: its place, its request's stream, and what gives the state it is in."""
+
+    place: int
+    stream: Stream
+    state: Callable[[], TokenState]
+
+
 def temper_rows(
-    logits: Float[Tensor, "rows vocab"],
-    rows: Sequence[int],
-    streams: Sequence[Stream],
-    states: Sequence[TokenState],
-    *,
-    divided: bool,
-) -> Float[Tensor, "rows vocab"]:
+    logits: Float[Tensor, "rows vocab"], rows: Sequence[Row], *, divided: bool
+) -> dict[int, Exception]:
     """Temper some rows of a batch in place, each by its own policy.
 
     Rows of one policy are done together. A row that has no finite maximum (NaN, overflow, or
@@ -73,26 +82,56 @@ def temper_rows(
     ----------
     divided: whether the engine has divided by the requests' own temperatures already; otherwise it
         does so afterwards. Either way that division is undone, and the policy's stands.
+
+    Returns
+    -------
+    place -> what went wrong there, of rows that could not be tempered; they are unchanged.
     """
+    failed: dict[int, Exception] = {}
     sound = torch.isfinite(logits.amax(-1)).tolist()
-    groups: dict[Policy, list[int]] = {}
-    for index, (row, stream) in enumerate(zip(rows, streams, strict=True)):
-        if sound[row]:
-            groups.setdefault(stream.policy, []).append(index)
-    for policy, members in groups.items():
-        places = [rows[index] for index in members]
-        whole = places == list(range(len(logits)))
-        given = logits if whole else logits[places]
-        own = given.new_tensor([streams[index].temperature for index in members]).unsqueeze(-1)
-        plain = bool((own == 1).all())
-        raw = given * own if divided and not plain else given
-        energies = token_energies(raw)
-        temperature = policy.temperatures(energies, [states[index] for index in members])
-        result = tempered(raw, energies, temperature)
-        if not divided and not plain:
-            result = result * own
-        if whole:
-            logits.copy_(result)
-        else:
-            logits[places] = result.to(logits.dtype)
-    return logits
+    groups: dict[int, list[tuple[Row, TokenState]]] = {}
+    for row in rows:
+        try:
+            state = row.state()
+        except Exception as error:
+            failed[row.place] = error
+            continue
+        if sound[row.place]:
+            groups.setdefault(id(row.stream.policy), []).append((row, state))
+    for members in groups.values():
+        try:
+            _temper_group(logits, members, divided)
+        except Exception as error:
+            if len(members) == 1:
+                failed[members[0][0].place] = error
+                continue
+            for member in members:  # one of them made all fail
+                try:
+                    _temper_group(logits, [member], divided)
+                except Exception as error:
+                    failed[member[0].place] = error
+    return failed
+
+
+def _temper_group(
+    logits: Float[Tensor, "rows vocab"],
+    members: Sequence[tuple[Row, TokenState]],
+    divided: bool,
+) -> None:
+    """Temper rows of one policy; nothing is written unless all of them can be."""
+    rows, states = zip(*members)
+    places = [row.place for row in rows]
+    whole = places == list(range(len(logits)))
+    given = logits if whole else logits[places]
+    own = given.new_tensor([row.stream.temperature for row in rows]).unsqueeze(-1)
+    plain = bool((own == 1).all())
+    raw = given * own if divided and not plain else given
+    energies = token_energies(raw)
+    temperature = token_temperatures(rows[0].stream.policy, energies, states)
+    result = tempered(raw, energies, temperature)
+    if not divided and not plain:
+        result = result * own
+    if whole:
+        logits.copy_(result)
+    else:
+        logits[places] = result.to(logits.dtype)

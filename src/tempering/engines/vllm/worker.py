@@ -11,11 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.profile import UNTEMPERED, Profile
 from tempering.engines.vllm.settings import PerEngine
 from tempering.errors import InputError, RefusedError, TemperingError
-
-UNTEMPERED = "untempered"
 
 
 def digest(profile: Profile | None) -> str:

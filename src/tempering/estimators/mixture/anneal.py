@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tempering.estimators.mixture.covariance import Spherical
-from tempering.estimators.mixture.em import Components, Family, expect
+from tempering.estimators.mixture.em import Components, Family, expect, maximise
 from tempering.estimators.mixture.radial import Gaussian
 from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.survey import Survey, survey
@@ -29,7 +29,10 @@ COOLING = 0.9
 _PASSES = 100
 _STILL = 1e-2
 _TOGETHER = 0.05
-_NO_SPREAD = 1e-12
+# Below this deviation, in units of the largest distance, numbers of float64 are too coarse.
+_NO_SPREAD = 4 * torch.finfo(torch.float64).eps
+# Where lower temperatures would gain this little (dS/dT = C/T; nats), nothing moves on the way.
+_FROZEN = 1e-9
 # The first variance is the first critical one, to rounding; which side it fell on is no one's.
 _ROUNDING = 1e-9
 
@@ -88,10 +91,13 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
         order = torch.argsort(values, descending=True).tolist()
         critical = variance * (1 - _ROUNDING)
         hot = [k for k in order if float(values[k]) >= critical][: count - len(born)]
+        complete = len(born) == count
         following = (
-            next(planned, None) if temperatures else _cooler(seen, variance, len(born) == count)
+            next(planned, None)
+            if temperatures
+            else _cooler(seen, variance, float(values.amax()), complete)
         )
-        if following is None or following < _NO_SPREAD * first:
+        if following is None or following <= (_NO_SPREAD * rows.reach) ** 2:
             return
         largest = dict(zip(born, values.tolist()))
         for k in hot:
@@ -110,11 +116,9 @@ def settle(rows: Rows, state: Components) -> tuple[Components, int]:
     """Passes at one variance until the means stand still."""
     still = _STILL * math.sqrt(float(state.covariances[0]))
     for turn in range(1, _PASSES + 1):
-        sums = expect(rows, state, ANNEALED)
-        mass = sums.mass.clamp_min(torch.finfo(torch.float64).tiny)
-        means = sums.moments[0][:, :-1] / mass.unsqueeze(1)
-        moved = float((means - state.means).abs().max())
-        state = Components(mass.log() - mass.sum().log(), means, state.covariances)
+        made = maximise(expect(rows, state, ANNEALED), state, ANNEALED)
+        moved = float((made.means - state.means).abs().max())
+        state = made._replace(covariances=state.covariances)
         if moved < still:
             return state, turn
     return state, _PASSES
@@ -146,12 +150,15 @@ def _largest(scatter: Tensor) -> tuple[Tensor, Tensor]:
     return values[:, -1], top * torch.sign(entry)
 
 
-def _cooler(seen: Survey, variance: float, complete: bool) -> float | None:
-    """The next variance; None at the end."""
-    if not complete:
-        return COOLING * variance
-    end = pooled_variance(seen)
-    return None if variance <= 1.01 * end else max(COOLING * variance, end)
+def _cooler(seen: Survey, variance: float, critical: float, complete: bool) -> float | None:
+    """The next variance; None at the end. `critical` is where the next component would split."""
+    end = pooled_variance(seen) if complete else 0.0
+    if complete and variance <= 1.01 * end:
+        return None
+    following = COOLING * variance
+    if seen.heat_capacity < _FROZEN:  # clusters far apart: straight to where something happens
+        following = min(following, max(critical, end))
+    return max(following, end)
 
 
 def _crossing(

@@ -3,6 +3,10 @@
 One class a kind. Rows come in chunks x [rows, features], already measured from the pivot of the
 data; rivals come first in every matrix, [components, rows], so that the posterior over them is
 taken along contiguous memory. Parameters are small and stay float64; x sets the dtype of the work.
+
+These classes measure every row from each component's own centre, so that neither the distance
+between components nor their distance from the pivot costs digits. `expanded.py` holds quicker
+classes for components that are wide enough for their distance from the pivot.
 """
 
 from __future__ import annotations
@@ -34,10 +38,17 @@ class Shape(ABC):
     def factor(self, covariances: Tensor, means: Tensor) -> Factor: ...
 
     @abstractmethod
+    def whiten(
+        self, gaps: Float[Tensor, "components rows features"], factor: Factor
+    ) -> Float[Tensor, "components rows features"]:
+        """y of the gaps x - mu_k."""
+
     def distances(
         self, x: Float[Tensor, "rows features"], means: Tensor, factor: Factor
     ) -> tuple[Float[Tensor, "components rows"], Tensor]:
         """Squared Mahalanobis distances, and an intermediate that `moments` takes."""
+        y = self.whiten(x - means.to(x.dtype).unsqueeze(1), factor)
+        return torch.linalg.vector_norm(y, dim=-1).square_(), y
 
     def logits(
         self, x: Tensor, means: Tensor, factor: Factor, offset: Tensor, slope: float
@@ -46,9 +57,14 @@ class Shape(ABC):
         squared, middle = self.distances(x, means, factor)
         return squared.mul_(slope).add_(offset.to(x.dtype).unsqueeze(1)), middle
 
-    @abstractmethod
     def moments(self, middle: Tensor, pulls: Float[Tensor, "components rows"]) -> Moments:
         """Sums over the rows of a chunk, weighted by w r u; they add up over chunks and ranks."""
+        pulled = middle * pulls.unsqueeze(-1)
+        return pulled.sum(1), self.second(pulled, middle)
+
+    @abstractmethod
+    def second(self, pulled: Tensor, middle: Tensor) -> Tensor:
+        """Second moments; pulled = y weighted by w r u, middle = y."""
 
     @abstractmethod
     def update(
@@ -69,12 +85,20 @@ class Shape(ABC):
         """The same covariances as full matrices [K, D, D]."""
 
     @abstractmethod
+    def variances(self, covariances: Tensor, features: int) -> Tensor:
+        """The diagonals [blocks, D]: a row for each component, or one that all share."""
+
+    @abstractmethod
     def parameters(self, components: int, features: int) -> int:
         """Free numbers in the covariances."""
 
     @abstractmethod
     def outer(self, gaps: Tensor, weights: Tensor) -> Tensor:
         """Scatter of gaps [K, D] between means, each with a weight."""
+
+    def width(self, features: int) -> int:
+        """Numbers of an intermediate for each row and component."""
+        return features
 
     def wide(self, numbers: Tensor, covariances: Tensor) -> Tensor:
         """A number for each component, shaped to multiply covariances."""
@@ -98,16 +122,11 @@ class Full(Shape):
         root, whitener, log_det = _cholesky(covariances)
         return Factor(whitener, root, log_det)
 
-    def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-        # Whitening first keeps the error at first order in |x| / sigma; |x|^2 expanded would not.
-        whitener = factor.whitener.to(x.dtype)
-        shift = (means.unsqueeze(1) @ factor.whitener).to(x.dtype)
-        y = torch.baddbmm(shift, x.expand(len(means), *x.shape), whitener, beta=-1)
-        return torch.linalg.vector_norm(y, dim=-1).square_(), y
+    def whiten(self, gaps: Tensor, factor: Factor) -> Tensor:
+        return gaps @ factor.whitener.to(gaps.dtype)
 
-    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
-        pulled = middle * pulls.unsqueeze(-1)
-        return pulled.sum(1), pulled.mT @ middle
+    def second(self, pulled: Tensor, middle: Tensor) -> Tensor:
+        return pulled.mT @ middle
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
@@ -129,6 +148,9 @@ class Full(Shape):
     def to_full(self, covariances: Tensor, components: int, features: int) -> Tensor:
         return covariances
 
+    def variances(self, covariances: Tensor, features: int) -> Tensor:
+        return torch.diagonal(covariances, dim1=-2, dim2=-1)
+
     def parameters(self, components: int, features: int) -> int:
         return components * features * (features + 1) // 2
 
@@ -148,23 +170,19 @@ class Tied(Shape):
         root, whitener, log_det = _cholesky(covariances)
         return Factor(whitener, root, log_det.expand(len(means)))
 
-    def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-        z = x @ factor.whitener.to(x.dtype)
-        centres = means @ factor.whitener
-        squares = centres.square().sum(1, keepdim=True).to(x.dtype)
-        cross = torch.addmm(squares, centres.to(x.dtype), z.mT, alpha=-2)
-        return cross.add_(z.square().sum(1)).clamp_min_(0), z
+    def whiten(self, gaps: Tensor, factor: Factor) -> Tensor:
+        return gaps @ factor.whitener.to(gaps.dtype)
 
-    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
-        return pulls @ middle, middle.mT @ (middle * pulls.sum(0).unsqueeze(1))
+    def second(self, pulled: Tensor, middle: Tensor) -> Tensor:
+        return pulled.flatten(0, 1).mT @ middle.flatten(0, 1)
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
         first, second = moments
-        centres = first / pulled.unsqueeze(-1)
-        scatter = (second - first.mT @ centres) / mass.sum()
-        return centres @ factor.root, _symmetric(factor.root.mT @ scatter @ factor.root)
+        shift = first / pulled.unsqueeze(-1)
+        scatter = (second - first.mT @ shift) / mass.sum()
+        return means + shift @ factor.root, _symmetric(factor.root.mT @ scatter @ factor.root)
 
     def widen(self, covariances: Tensor, variance: float) -> Tensor:
         return Full().widen(covariances, variance)
@@ -174,6 +192,9 @@ class Tied(Shape):
 
     def to_full(self, covariances: Tensor, components: int, features: int) -> Tensor:
         return covariances.expand(components, features, features)
+
+    def variances(self, covariances: Tensor, features: int) -> Tensor:
+        return torch.diagonal(covariances).unsqueeze(0)
 
     def parameters(self, components: int, features: int) -> int:
         return features * (features + 1) // 2
@@ -191,37 +212,7 @@ class Tied(Shape):
         return covariances
 
 
-class Expanded(Shape):
-    """Axes are not mixed, so |x - mu|^2 is expanded: linear in columns that x has in common."""
-
-    @abstractmethod
-    def _expanded(
-        self, x: Tensor, means: Tensor, precision: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(constants [K, 1], coefficients [K, C], columns [N, C]) of the squared distances."""
-
-    def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-        # Rounding may leave a row on its mean a little below 0.
-        squared, columns = self.logits(x, means, factor, means.new_zeros(len(means)), 1.0)
-        return squared.clamp_min_(0), columns
-
-    def logits(
-        self, x: Tensor, means: Tensor, factor: Factor, offset: Tensor, slope: float
-    ) -> tuple[Tensor, Tensor]:
-        # One product of matrices, and no pass of its own for the offset and the slope.
-        constant, linear, columns = self._expanded(x, means, factor.whitener.square())
-        constant = (offset.unsqueeze(1) + slope * constant).to(x.dtype)
-        return torch.addmm(constant, (slope * linear).to(x.dtype), columns.mT), columns
-
-    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
-        # This way round the product takes up to a third less time.
-        return ((middle.mT @ pulls.mT).mT,)
-
-    def widen(self, covariances: Tensor, variance: float) -> Tensor:
-        return covariances + variance
-
-
-class Diagonal(Expanded):
+class Diagonal(Shape):
     """Every component has variances of its own, [K, D], and no correlation."""
 
     name = "diag"
@@ -230,26 +221,32 @@ class Diagonal(Expanded):
         root = covariances.sqrt()
         return Factor(1 / root, root, -root.log().sum(1))
 
-    def _expanded(
-        self, x: Tensor, means: Tensor, precision: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        linear = torch.cat([-2 * precision * means, precision], 1)
-        squares = (precision * means.square()).sum(1, keepdim=True)
-        return squares, linear, torch.cat([x, x.square()], 1)
+    def whiten(self, gaps: Tensor, factor: Factor) -> Tensor:
+        return gaps * factor.whitener.to(gaps.dtype).unsqueeze(1)
+
+    def second(self, pulled: Tensor, middle: Tensor) -> Tensor:
+        return (pulled * middle).sum(1)
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
-        first, second = moments[0].chunk(2, 1)
-        moved = first / pulled.unsqueeze(1)
+        first, second = moments
+        shift = first / pulled.unsqueeze(1)
         # Not below 0 but by rounding, where all of a component's rows agree in a column.
-        return moved, ((second - first * moved) / mass.unsqueeze(1)).clamp_min(0)
+        spread = ((second - first * shift) / mass.unsqueeze(1)).clamp_min(0)
+        return means + shift * factor.root, spread * factor.root.square()
+
+    def widen(self, covariances: Tensor, variance: float) -> Tensor:
+        return covariances + variance
 
     def from_full(self, full: Tensor, mass: Tensor) -> Tensor:
         return torch.diagonal(full, dim1=-2, dim2=-1).clone()
 
     def to_full(self, covariances: Tensor, components: int, features: int) -> Tensor:
         return torch.diag_embed(covariances)
+
+    def variances(self, covariances: Tensor, features: int) -> Tensor:
+        return covariances
 
     def parameters(self, components: int, features: int) -> int:
         return components * features
@@ -258,7 +255,7 @@ class Diagonal(Expanded):
         return weights.unsqueeze(1) * gaps.square()
 
 
-class Spherical(Expanded):
+class Spherical(Shape):
     """Every component has one variance, [K]."""
 
     name = "spherical"
@@ -267,21 +264,23 @@ class Spherical(Expanded):
         root = covariances.sqrt()
         return Factor(1 / root, root, -means.shape[1] * root.log())
 
-    def _expanded(
-        self, x: Tensor, means: Tensor, precision: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        precision = precision.unsqueeze(1)
-        linear = torch.cat([-2 * precision * means, precision], 1)
-        squares = (precision * means.square()).sum(1, keepdim=True)
-        return squares, linear, torch.cat([x, x.square().sum(1, keepdim=True)], 1)
+    def whiten(self, gaps: Tensor, factor: Factor) -> Tensor:
+        return gaps * factor.whitener.to(gaps.dtype)[:, None, None]
+
+    def second(self, pulled: Tensor, middle: Tensor) -> Tensor:
+        return (pulled * middle).sum((1, 2))
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
-        first, second = moments[0][:, :-1], moments[0][:, -1]
-        moved = first / pulled.unsqueeze(1)
-        spread = (second - (first * moved).sum(1)) / (mass * means.shape[1])
-        return moved, spread.clamp_min(0)
+        first, second = moments
+        shift = first / pulled.unsqueeze(1)
+        spread = (second - (first * shift).sum(1)) / (mass * means.shape[1])
+        moved = means + shift * factor.root.unsqueeze(1)
+        return moved, spread.clamp_min(0) * factor.root.square()
+
+    def widen(self, covariances: Tensor, variance: float) -> Tensor:
+        return covariances + variance
 
     def from_full(self, full: Tensor, mass: Tensor) -> Tensor:
         return torch.diagonal(full, dim1=-2, dim2=-1).mean(1)
@@ -289,6 +288,9 @@ class Spherical(Expanded):
     def to_full(self, covariances: Tensor, components: int, features: int) -> Tensor:
         eye = torch.eye(features, dtype=covariances.dtype, device=covariances.device)
         return covariances[:, None, None] * eye
+
+    def variances(self, covariances: Tensor, features: int) -> Tensor:
+        return covariances.unsqueeze(1).expand(-1, features)
 
     def parameters(self, components: int, features: int) -> int:
         return components
@@ -310,7 +312,8 @@ def _cholesky(covariances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _not_definite(covariances: Tensor) -> Tensor:
-    return torch.linalg.cholesky_ex(covariances)[1] != 0
+    factors, info = torch.linalg.cholesky_ex(covariances)
+    return (info != 0) | ~torch.isfinite(factors).flatten(-2).all(-1)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

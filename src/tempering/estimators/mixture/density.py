@@ -14,14 +14,20 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_n_features, check_is_fitted, validate_data
 from torch import Tensor
 
-from tempering.estimators.mixture.checks import array_rows, check_tensor, family_of, whole
-from tempering.estimators.mixture.em import Components, Family, densities, posterior, tempered
+from tempering.estimators.mixture.checks import array_rows, check_tensor, whole
+from tempering.estimators.mixture.covariance import SHAPES
+from tempering.estimators.mixture.em import Components, Family, as_measured
+from tempering.estimators.mixture.radial import radial
 from tempering.estimators.mixture.ranks import process_group
 from tempering.estimators.mixture.rows import Rows
+from tempering.estimators.mixture.rowwise import evaluate
 
 
 class FittedMixture(DensityMixin, BaseEstimator):
-    """A mixture with `weights_`, `means_` and `covariances_`; everything is computed from these."""
+    """A mixture with `weights_`, `means_` and `covariances_`; everything is computed from these.
+
+    What is said of a row depends on that row alone, to the last bit.
+    """
 
     def predict_proba(self, X: Any) -> Any:
         """Responsibilities [rows, components] at T = 1; a tensor when X is one."""
@@ -33,7 +39,7 @@ class FittedMixture(DensityMixin, BaseEstimator):
         return found.argmax(1)
 
     def score_samples(self, X: Any) -> Any:
-        """Log-likelihood of each row, nats."""
+        """Log-likelihood of each row, nats; -inf where it is below the range of the rows' dtype."""
         return self._evaluate(X)[1]
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -82,7 +88,7 @@ class FittedMixture(DensityMixin, BaseEstimator):
                 "responsibilities_ are those of the rows that were fitted, which a pickle does "
                 "not hold; use predict_proba(X)"
             )
-        found = self._evaluate_rows(rows)[0]
+        found = self._evaluate_rows(rows.values)[0]
         return found if torch.is_tensor(self.means_) else found.cpu().numpy()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +99,8 @@ class FittedMixture(DensityMixin, BaseEstimator):
         return hasattr(self, "means_")
 
     def _family(self) -> Family:
-        return family_of(self.covariance_type, self.kernel, self.nu, self.reg_covar)
+        shape = SHAPES[self.covariance_type]()
+        return Family(shape, radial(self.kernel, self.nu), float(self.reg_covar))
 
     def _group(self) -> Any:
         return process_group(self.distributed)
@@ -104,6 +111,8 @@ class FittedMixture(DensityMixin, BaseEstimator):
             values = check_tensor(X, least)
             _check_n_features(self, X, reset=reset)
             return values
+        if isinstance(X, np.ndarray) and not X.dtype.isnative:
+            X = X.astype(X.dtype.newbyteorder("="))  # else scikit-learn makes float64 of float32
         array = validate_data(
             self,
             X,
@@ -124,33 +133,25 @@ class FittedMixture(DensityMixin, BaseEstimator):
         return Components(weights.log(), tensor(self.means_), tensor(self.covariances_))
 
     def _components(self, rows: Rows) -> Components:
-        """The mixture measured from the rows' pivot, on their device."""
-        log_mass, means, covariances = (part.to(rows.device) for part in self._parameters())
-        return Components(log_mass, means - rows.pivot, covariances)
+        """The mixture as the rows are measured, on their device."""
+        parts = Components(*(part.to(rows.device) for part in self._parameters()))
+        return as_measured(parts, rows)
 
     def _evaluate(self, X: Any) -> tuple[Any, Any]:
         check_is_fitted(self)
-        r, scores = self._evaluate_rows(Rows(self._values(X, reset=False)))
+        r, scores = self._evaluate_rows(self._values(X, reset=False))
         public = like(X)
         return public(r), public(scores)
 
-    def _evaluate_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        components, family = self._components(rows), self._family()
-        count, dtype = len(components.means), rows.values.dtype
-        r = torch.empty(len(rows.values), count, dtype=dtype, device=rows.device)
-        scores = torch.empty(len(rows.values), dtype=dtype, device=rows.device)
-        start = 0
-        for x, _, density, _, _ in densities(rows, components, family):
-            share, log_sum = posterior(tempered(density, components.log_mass, 1.0))
-            r[start : start + len(x)], scores[start : start + len(x)] = share.T, log_sum
-            start += len(x)
-        return r, scores
+    def _evaluate_rows(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        parts = Components(*(part.to(values.device) for part in self._parameters()))
+        return evaluate(values, parts, self._family())
 
-    def _mixture(self, components: Components, pivot: Tensor, X: Any) -> None:
-        """Set the public attributes."""
+    def _mixture(self, components: Components, X: Any) -> None:
+        """Set the public attributes to components in the data's units."""
         public = like(X)
         self.weights_ = public(components.log_mass.exp())
-        self.means_ = public(components.means + pivot)
+        self.means_ = public(components.means)
         self.covariances_ = public(components.covariances)
 
     def _deviance(self, X: Any) -> float:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from tempering.estimators.mixture.anneal import Break, Stage, anneal
-from tempering.estimators.mixture.em import Components, Family, climb, expect, maximise
-from tempering.estimators.mixture.refine import Fit, fill, refine
+from tempering.estimators.mixture.em import (
+    CollapsedError,
+    Components,
+    Family,
+    climb,
+    expect,
+    maximise,
+)
+from tempering.estimators.mixture.refine import NEAR, Fit, fill, refine
 from tempering.estimators.mixture.rows import Rows
+from tempering.estimators.mixture.start import from_clusters
 from tempering.estimators.mixture.survey import Survey, survey
 
 # From the last variance of the annealing the covariances are set free, and cool on.
@@ -18,6 +27,7 @@ RELEASE = (1.2, 1.1)
 _PASSES = 5
 # Moves are sought on at most this many rows, more where a component would get too few of them.
 _SAMPLE = 20_000
+_STARTS_REFINED = 4  # one in so many of the starts: moves take longer than all climbs
 _SAMPLE_PER_COMPONENT = 20
 
 
@@ -31,6 +41,8 @@ class Trace:
         self.value = -math.inf
         self.converged = False
         self.moves = 0
+        self.start = 0  # which start gave the components; 0 is the annealed one
+        self.collapsed = 0  # starts that came to a covariance that is not positive definite
         self._passes = self._moving = 0
 
     @property
@@ -58,10 +70,20 @@ class Trace:
         """More passes over the rows."""
         self._passes += passes
 
+    def another(self) -> None:
+        """A further start: its passes come on top."""
+        self._passes, self._moving = self.passes, 0
+
     def keep(self, fit: Fit) -> None:
         """An improvement found by moves."""
         self.components, self.value = fit.components, fit.value
         self._moving, self.moves = fit.passes, fit.moves
+
+    def keep_better(self, fit: Fit, start: int) -> None:
+        """What a further start has come to, if it is likelier."""
+        if fit.value > self.value + NEAR / 10:
+            self.keep(fit)
+            self.start = start
 
     def path(self) -> tuple[list[float], list[Survey]]:
         """Temperatures, and what was surveyed there."""
@@ -86,6 +108,64 @@ def grow(
     sample = moving_sample(rows, count)
     trace.components = fill(rows, sample, kept(trace), count, family, generator)
     refine(rows, sample, kept(trace), family, generator, trace.keep, max_iter)
+
+
+def best_of(
+    starts: int,
+    rows: Rows,
+    count: int,
+    family: Family,
+    generator: torch.Generator,
+    random: np.random.RandomState,
+    temperatures: Sequence[float] | None,
+    max_iter: int,
+    trace: Trace,
+) -> None:
+    """Anneal, then start again from k-means; the likeliest mixture is kept."""
+    collapsed = None
+    try:
+        grow(rows, count, family, generator, temperatures, max_iter, trace)
+    except CollapsedError as error:
+        collapsed = error
+        trace.collapsed += 1
+    if count > 1:
+        restart(rows, count, family, generator, random, starts, max_iter, trace)
+    if collapsed is not None and trace.value == -math.inf:
+        raise collapsed
+
+
+def restart(
+    rows: Rows,
+    count: int,
+    family: Family,
+    generator: torch.Generator,
+    random: np.random.RandomState,
+    starts: int,
+    max_iter: int,
+    trace: Trace,
+) -> None:
+    """Further starts, in turn from the clusters of k-means and from those of random centres.
+
+    All climb; one in four is refined, and every one that is the likeliest so far. Starts are the
+    same whatever their number, so that more of them are never worse.
+    """
+    sample = moving_sample(rows, count)
+    for number in range(1, starts):
+        start = from_clusters(sample, count, family, random, settled=number % 2 == 1)
+        if start is None:
+            continue
+        trace.another()
+
+        def keep(fit: Fit, number: int = number) -> None:
+            trace.keep_better(fit, number)
+
+        try:
+            climbed = climb(rows, start, family, tol=NEAR, passes=max_iter)
+            trace.spent(climbed.passes)
+            if number % _STARTS_REFINED == 1 or climbed.value > trace.value + NEAR / 10:
+                refine(rows, sample, climbed.components, family, generator, keep, max_iter)
+        except CollapsedError:
+            trace.collapsed += 1
 
 
 def cool(

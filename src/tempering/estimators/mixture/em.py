@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,22 +22,42 @@ from torch import Tensor
 
 from tempering.errors import DataError
 from tempering.estimators.mixture.covariance import Factor, Moments, Shape
+from tempering.estimators.mixture.expanded import suited
 from tempering.estimators.mixture.radial import Gaussian, Radial
 from tempering.estimators.mixture.rows import Rows
 
 # A chunk's largest intermediate: 2^18 numbers are 2 MB in float64, about a core's cache.
 _CHUNK = 2**18
 _LOG2_E = 1 / math.log(2)
+# A deviation this small next to its mean is rounding: without a ridge, rows that agree.
+_COARSE = 16 * torch.finfo(torch.float64).eps
 # Keeps a component that lost all its rows finite; scikit-learn adds the same to its masses.
 _EMPTY = 10 * torch.finfo(torch.float64).eps
 
 
+class CollapsedError(DataError):
+    """A covariance that is not positive definite; a trial that comes to one is dropped."""
+
+
 class Components(NamedTuple):
-    """A mixture: log masses [K], means [K, D] from the pivot of the data, covariances by kind."""
+    """A mixture: log masses [K], means [K, D] and covariances by kind, measured by `Rows`."""
 
     log_mass: Float64[Tensor, " components"]
     means: Float64[Tensor, "components features"]
     covariances: Float64[Tensor, "..."]
+
+
+def in_data_units(components: Components, rows: Rows) -> Components:
+    """Components measured as the rows are, from the origin and in the data's units instead."""
+    log_mass, means, covariances = components
+    return Components(log_mass, means * rows.unit + rows.pivot, covariances * rows.unit * rows.unit)
+
+
+def as_measured(components: Components, rows: Rows) -> Components:
+    """The reverse: components of the data, measured as the rows are."""
+    log_mass, means, covariances = components
+    means = means / rows.unit - rows.pivot / rows.unit
+    return Components(log_mass, means, covariances / rows.unit / rows.unit)
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,14 @@ class Family:
     shape: Shape
     kernel: Radial
     ridge: float
+
+    def measured(self, factor: Factor, reach: float) -> Family:
+        """The same, with the quickest class of covariances that is exact enough up to `reach`."""
+        return replace(self, shape=suited(self.shape, factor, reach))
+
+    def within(self, unit: float) -> Family:
+        """The same for rows that are measured in `unit`."""
+        return replace(self, ridge=self.ridge / unit / unit)
 
     def parameters(self, components: int, features: int) -> int:
         """Free numbers of a mixture."""
@@ -61,18 +89,35 @@ class Sums(NamedTuple):
     mass: Float64[Tensor, " components"]  # sum w r
     pulled: Float64[Tensor, " components"]  # sum w r u
     moments: Moments
+    shape: Shape  # what the moments are those of
 
 
 def factor_of(components: Components, family: Family) -> Factor:
-    """The covariances made ready; DataError where one is not positive definite."""
+    """The covariances made ready; CollapsedError where one is not positive definite."""
     broken = family.shape.broken(components.covariances)
+    if family.ridge == 0:
+        variances = family.shape.variances(components.covariances, components.means.shape[1])
+        coarse = (_COARSE * components.means).square()
+        if len(variances) == 1:
+            coarse = coarse.amin(0, keepdim=True)
+        broken = broken | (variances <= coarse).any(1)
     if bool(broken.any()):
-        raise DataError(
+        raise CollapsedError(
             f"the covariance of component {int(broken.nonzero()[0])} of {len(components.means)} "
-            "has collapsed (it is not positive definite): too few distinct rows, or columns that "
-            "depend on each other. Fit fewer components, raise reg_covar, or scale the columns"
+            "has collapsed (it is not positive definite): it has come to hold too few distinct "
+            "rows, or columns that depend on each other. Fit fewer components, raise reg_covar, "
+            "or scale the columns"
         )
     return family.shape.factor(components.covariances, components.means)
+
+
+def prepared(
+    x: Float[Tensor, "rows features"], components: Components, family: Family
+) -> tuple[Factor, Family]:
+    """The covariances made ready, and the family as it is exact enough on these rows."""
+    factor = factor_of(components, family)
+    reach = float(x.abs().amax()) * math.sqrt(x.shape[1]) if len(x) else 0.0
+    return factor, family.measured(factor, reach)
 
 
 def log_density(
@@ -109,8 +154,7 @@ def tempered(
 def chunk_size(components: Components, family: Family) -> int:
     """Rows at a time, so that the largest intermediate stays in the cache."""
     count, features = components.means.shape
-    width = features if family.shape.name == "full" else 1
-    return max(64, _CHUNK // (count * width + 2 * features))
+    return max(64, _CHUNK // (count * family.shape.width(features) + 2 * features))
 
 
 def densities(
@@ -118,6 +162,7 @@ def densities(
 ) -> Iterator[tuple[Tensor, Float64[Tensor, " rows"], Tensor, Tensor, Tensor]]:
     """(x, weights, log p, squared distances, middle) of each chunk of `size` rows."""
     factor = factor_of(components, family)
+    family = family.measured(factor, rows.reach)
     dtype = rows.working_dtype(factor.whitener)
     for x, weights in rows.chunks(size or chunk_size(components, family), dtype):
         yield (x, weights, *log_density(x, components, factor, family))
@@ -136,6 +181,7 @@ def expect(rows: Rows, components: Components, family: Family, temperature: floa
     """The E-step over all rows, of all ranks: sums that the M-step needs."""
     total: list[Tensor] | None = None
     factor = factor_of(components, family)
+    family = family.measured(factor, rows.reach)
     dtype = rows.working_dtype(factor.whitener)
     for x, weights in rows.chunks(chunk_size(components, family), dtype):
         logits, pull, middle = _logits(x, components, factor, family, temperature)
@@ -155,7 +201,7 @@ def expect(rows: Rows, components: Components, family: Family, temperature: floa
     if total is None:
         raise DataError("there are no rows; give at least one on every rank")
     objective, mass, pulled, *rest = rows.reduce(total)
-    return Sums(temperature * float(objective), mass, pulled, tuple(rest))
+    return Sums(temperature * float(objective), mass, pulled, tuple(rest), family.shape)
 
 
 def _logits(
@@ -182,7 +228,7 @@ def maximise(
     """
     factor = family.shape.factor(components.covariances, components.means)
     mass = sums.mass + _EMPTY
-    means, covariances = family.shape.update(
+    means, covariances = sums.shape.update(
         sums.moments, sums.pulled + _EMPTY, mass, components.means, factor
     )
     if prior_rows and family.shape.name != "tied":
@@ -220,6 +266,11 @@ def climb(
         sums = expect(rows, components, family)
         values.append(sums.objective / rows.total)
         left = remaining(values)
+        if not math.isfinite(values[-1]):
+            raise CollapsedError(
+                "the likelihood is no longer finite: a component has shrunk onto rows that agree. "
+                "Fit fewer components, or raise reg_covar"
+            )
         if left < tol:
             return Climb(components, values[-1], turn + 1, True)
         if len(values) > 4 and values[-1] + 2 * left < target:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,15 +12,17 @@ from torch import Tensor
 
 from tempering.errors import InputError
 from tempering.estimators.mixture.checks import (
+    CONSTRAINTS,
     check_distinct,
-    real,
+    check_fits,
+    check_parameters,
     rows_of,
     temperatures_of,
     warn,
-    whole,
+    warn_of_ridge,
 )
 from tempering.estimators.mixture.density import FittedMixture, like
-from tempering.estimators.mixture.driver import Trace, cool, finish, grow, kept
+from tempering.estimators.mixture.driver import Trace, best_of, cool, finish, kept
 from tempering.estimators.mixture.em import Components, Family, expect
 from tempering.estimators.mixture.online import Seen
 from tempering.estimators.mixture.path import MixtureSplit, plot, record
@@ -28,7 +30,6 @@ from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.select import Bic, Criterion, HeldOut, grow_selected
 from tempering.estimators.mixture.start import from_means, from_responsibilities
 
-_CRITERIA = (None, "bic", "held-out")
 _HELD_OUT = 0.2
 
 
@@ -42,7 +43,9 @@ class AnnealedMixture(FittedMixture):
     the kernel's variance, along the eigenvector; the first at lambda_max(cov). Near T = 1 the
     covariances are set free. At T = 1 it is ordinary EM, and components are merged and split
     elsewhere, and warmed and cooled, for as long as that raises the likelihood. Distances are
-    Euclidean while hot: columns of different units should be scaled first.
+    Euclidean while hot: columns of different units should be scaled first. One unit for all
+    columns changes nothing: rows are measured from the medians, in the power of two near their
+    spread.
 
     Parameters
     ----------
@@ -59,9 +62,14 @@ class AnnealedMixture(FittedMixture):
         error) choose their number, up to n_components.
     means_init: [n_components, n_features]; components given, that neither split nor move.
     reg_covar: variance added to the diagonal of covariances; squared units of the data, 0 or more.
+        A warning says so where it is large next to the variance within the components.
     tol: EM ends when its limit is estimated to be this near; nats per row, above 0.
     max_iter: most passes of EM at T = 1 in a row.
-    random_state: seed of the directions in which splits at T = 1 are sought, and of held-out rows.
+    n_init: starts, of which the likeliest is kept: the first is annealed, the second, fourth ...
+        take the clusters of k-means, as GaussianMixture does, the third, fifth ... those around
+        rows drawn at random. Components that are given, and a criterion, have one start.
+    random_state: seed of the directions in which splits at T = 1 are sought, of k-means, and of
+        held-out rows.
     distributed: whether every rank of torch.distributed's default group holds a part of the rows.
 
     Attributes
@@ -78,6 +86,8 @@ class AnnealedMixture(FittedMixture):
         and heat_capacity (nats). positions_: the means at each temperature.
     lower_bound_: mean log-likelihood of a row, nats. converged_. n_iter_: passes over the rows.
     n_moves_: splits with merges at T = 1 that were kept. n_components_: components fitted.
+    best_start_: which of the starts gave the mixture; 0 is the annealed one, of which the path and
+        the splits tell in any case.
     criteria_: with a criterion, its best value at each number of components tried; per row.
 
     Sources: Rose, Deterministic annealing for clustering, compression, classification, regression,
@@ -86,6 +96,8 @@ class AnnealedMixture(FittedMixture):
     masses enter the energies as T log mass; covariances stay out of the annealing until its end,
     since a component with the covariance of its own rows has T_c = 1 and never splits above.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
     n_iter_: int
     _fitted_rows: Rows
@@ -103,6 +115,7 @@ class AnnealedMixture(FittedMixture):
         reg_covar: Any = 1e-6,
         tol: Any = 1e-5,
         max_iter: Any = 1000,
+        n_init: Any = 4,
         random_state: Any = None,
         distributed: Any = False,
     ) -> None:
@@ -116,6 +129,7 @@ class AnnealedMixture(FittedMixture):
         self.reg_covar = reg_covar
         self.tol = tol
         self.max_iter = max_iter
+        self.n_init = n_init
         self.random_state = random_state
         self.distributed = distributed
 
@@ -140,38 +154,42 @@ class AnnealedMixture(FittedMixture):
         Raises
         ------
         DataError, naming the row and column: NaN or infinity; fewer distinct rows than components;
-        weights that are negative or sum to 0; a covariance that collapsed. InputError: a setting
-        out of its range. ScheduleError: a schedule that does not end at 1.
-        Warns MixtureConvergenceWarning when EM did not converge. Ctrl-C returns the best so far
-        with that warning and `converged_` False.
+        weights that are negative or sum to 0; a covariance that collapsed, or whose variances are
+        no float64 in the data's units; a row too far from all others. ParameterError (an
+        InputError): a setting out of its range. ScheduleError: a schedule that does not end at 1.
+        Warns MixtureConvergenceWarning when EM did not converge, or when starts collapsed;
+        TemperingWarning when reg_covar is large for the data. Ctrl-C returns the best so far with
+        a warning and `converged_` False.
         """
         self._fit(X, sample_weight, responsibilities)
         return self
 
     def _fit(self, X: Any, sample_weight: Any, responsibilities: Any) -> Rows:
         """`fit`; returns the rows, with their process group."""
-        count = whole(self.n_components, "n_components", "how many components to fit")
-        max_iter = whole(self.max_iter, "max_iter", "the most passes of EM")
-        tol = real(self.tol, "tol", "nats per row, above 0", np.finfo(float).tiny)
-        family = self._family()
+        check_parameters(self)
+        count, starts, max_iter = map(int, (self.n_components, self.n_init, self.max_iter))
+        tol, family = float(self.tol), self._family()
         temperatures = temperatures_of(self.schedule)
-        if self.criterion not in _CRITERIA:
-            raise InputError(f"criterion = {self.criterion!r}; expected None, 'bic' or 'held-out'")
         group = self._group()
         least = 2 if group is None else 1
         rows, alive = rows_of(
-            lambda: self._values(X, reset=True, least=least), sample_weight, group
+            lambda: self._values(X, reset=True, least=least), sample_weight, group, family.ridge
         )
+        family = family.within(rows.unit)
         check_distinct(rows, count)
         given = self._given(rows, count, family, responsibilities, alive)
-        generator = torch.Generator().manual_seed(self._seed(rows))
+        seed = self._seed(rows)
+        generator = torch.Generator().manual_seed(seed)
         trace, interrupted = Trace(), False
         try:
             if given is not None:
                 trace.components = given
                 cool(rows, temperatures[:-1] if temperatures else (), family, trace)
             elif self.criterion is None:
-                grow(rows, count, family, generator, temperatures, max_iter, trace)
+                random = np.random.RandomState(seed)
+                best_of(
+                    starts, rows, count, family, generator, random, temperatures, max_iter, trace
+                )
             else:
                 self._select(rows, count, family, generator, max_iter, trace, temperatures)
             finish(rows, family, tol, max_iter, trace)
@@ -181,7 +199,8 @@ class AnnealedMixture(FittedMixture):
             interrupted = True
             sums = expect(rows, kept(trace), family)
             trace.value = sums.objective / rows.total
-        self._publish(trace, rows, X)
+        self._publish(trace, rows, family, X)
+        warn_of_ridge(kept(trace), family, rows, 3)
         if interrupted:
             warn(
                 "interrupted: this is the best mixture so far, not a converged one; fit again, "
@@ -192,6 +211,13 @@ class AnnealedMixture(FittedMixture):
             warn(
                 f"EM did not converge within max_iter = {max_iter} passes at T = 1; raise "
                 "max_iter, or tol, or scale the columns to similar spreads",
+                3,
+            )
+        if trace.collapsed and family.ridge == 0:  # else it was rounding that stopped a start
+            warn(
+                f"{trace.collapsed} of {starts} starts put a component on rows that agree, where "
+                "the likelihood grows without bound; the mixture is the best of the others. Raise "
+                "reg_covar, or fit fewer components",
                 3,
             )
         return rows
@@ -205,18 +231,21 @@ class AnnealedMixture(FittedMixture):
 
         Parameters, errors: as for `fit`. Returns self.
         """
+        check_parameters(self)
         if not hasattr(self, "_seen"):
             rows = self._fit(X, sample_weight, None)
-            self._seen = Seen.of(rows, self._components(rows), self._family())
+            family = self._family().within(rows.unit)
+            self._seen = Seen.of(rows, self._components(rows), family)
             self.n_samples_seen_ = rows.count
             return self
         family = self._family()
         group = self._group()
-        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group)
-        self._seen = self._seen.plus(Seen.of(rows, self._components(rows), family), family)
-        components = self._seen.components(family, rows.pivot)
-        self._mixture(components, rows.pivot, X)
-        self.lower_bound_ = expect(rows, components, family).objective / rows.total
+        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group, family.ridge)
+        within = family.within(rows.unit)
+        self._seen = self._seen.plus(Seen.of(rows, self._components(rows), within), family)
+        self._mixture(self._seen.components(family), X)
+        found = expect(rows, self._components(rows), within).objective
+        self.lower_bound_ = found / rows.total - rows.log_volume
         self.n_samples_seen_ += rows.count
         self.n_iter_ += 1
         self._fitted_rows = rows.alone()
@@ -261,7 +290,8 @@ class AnnealedMixture(FittedMixture):
         if self.criterion == "held-out":
             train, held = rows.divide(_HELD_OUT, generator)
             criterion = HeldOut(held, family)
-        self.criteria_ = grow_selected(train, count, family, generator, criterion, max_iter, trace)
+        found = grow_selected(train, count, family, generator, criterion, max_iter, trace)
+        self.criteria_ = {size: value - rows.log_volume for size, value in found.items()}
 
     def _given(
         self,
@@ -290,31 +320,32 @@ class AnnealedMixture(FittedMixture):
         (shared,) = rows.reduce([rows.pivot.new_tensor([float(seed * (rows.rank == 0))])])
         return int(shared)
 
-    def _publish(self, trace: Trace, rows: Rows, X: Any) -> None:
-        public = like(X)
-        components, pivot = kept(trace), rows.pivot
-        self._mixture(components, pivot, X)
+    def _publish(self, trace: Trace, rows: Rows, family: Family, X: Any) -> None:
+        public, pivot, square = like(X), rows.pivot, rows.unit * rows.unit
+        components = check_fits(kept(trace), family, rows)
+        self._mixture(components, X)
         temperatures, surveys = trace.path()
-        self.path_ = record(temperatures, surveys)
+        self.path_ = record(temperatures, surveys, square)
         self.temperature_path_ = np.array(temperatures)
-        self.positions_ = [(seen.means + pivot).cpu().numpy() for seen in surveys]
-        self.kernel_variance_ = trace.unit
+        self.positions_ = [(seen.means * rows.unit + pivot).cpu().numpy() for seen in surveys]
+        self.kernel_variance_ = trace.unit * square
         self.splits_ = [
             MixtureSplit(
                 parting.critical / trace.unit,
                 parting.parent,
                 parting.child,
-                public(parting.mean + pivot),
+                public(parting.mean * rows.unit + pivot),
                 public(parting.eigenvector),
-                parting.critical,
+                parting.critical * square,
             )
             for parting in trace.breaks
         ]
         self.n_components_ = len(components.means)
-        self.lower_bound_ = trace.value
+        self.lower_bound_ = trace.value - rows.log_volume
         self.converged_ = trace.converged
         self.n_iter_ = trace.passes
         self.n_moves_ = trace.moves
+        self.best_start_ = trace.start
         self._fitted_rows = rows.alone()
         for stale in ("_seen", "n_samples_seen_"):
             self.__dict__.pop(stale, None)

@@ -21,7 +21,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tempering.estimators.mixture.em import Components, Family, chunk_size, factor_of, log_density
+from tempering.estimators.mixture.em import (
+    Components,
+    Family,
+    chunk_size,
+    factor_of,
+    log_density,
+    prepared,
+)
 from tempering.estimators.mixture.rows import Rows
 
 # A component's rows are those for which it is responsible by this much at least.
@@ -75,7 +82,7 @@ def best_split(
     own = view.responsibilities[k] > _OWN
     x, w = view.x[own], (view.weights * view.responsibilities[k])[own]
     # A child needs rows for its own scatter; with fewer, the likelihood grows without bound.
-    least = features + 1.0 if family.shape.name in ("full", "tied") else 2.0
+    least = {"full": features + 1.0, "tied": 1.0}.get(family.shape.name, 2.0)
     if float(w.sum()) < 2 * least:
         return None
     parent = pick(components, [k], family)
@@ -145,14 +152,14 @@ def refit(
 
     A tied covariance stays: a few components of many do not determine it.
     """
-    factor = factor_of(components, family)
-    _, squared, middle = log_density(x, components, factor, family)
+    factor, near = prepared(x, components, family)
+    _, squared, middle = log_density(x, components, factor, near)
     pull = family.kernel.pull(squared, x.shape[1])
     pulls = r if pull is None else r * pull
     tiny = torch.finfo(torch.float64).tiny
     mass, pulled = r.sum(1) + tiny, pulls.sum(1) + tiny
-    means, covariances = family.shape.update(
-        family.shape.moments(middle, pulls), pulled, mass, components.means, factor
+    means, covariances = near.shape.update(
+        near.shape.moments(middle, pulls), pulled, mass, components.means, factor
     )
     if family.shape.name == "tied":
         covariances = components.covariances
@@ -163,9 +170,9 @@ def refit(
 
 def _joint(x: Tensor, components: Components, family: Family) -> Tensor:
     """log mass_k p_k(x), [K, N] float64, in chunks that keep intermediates small."""
-    factor = factor_of(components, family)
-    size = chunk_size(components, family)
-    parts = [log_density(part, components, factor, family)[0] for part in x.split(size)]
+    factor, near = prepared(x, components, family)
+    size = chunk_size(components, near)
+    parts = [log_density(part, components, factor, near)[0] for part in x.split(size)]
     return torch.cat(parts, 1).add_(components.log_mass.unsqueeze(1))
 
 

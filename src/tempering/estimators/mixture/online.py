@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tempering.estimators.mixture.em import _EMPTY, Components, Family, expect
+from tempering.estimators.mixture.em import _EMPTY, Components, Family, expect, in_data_units
 from tempering.estimators.mixture.rows import Rows
 
 
@@ -19,19 +19,18 @@ class Seen(NamedTuple):
 
     mass: Tensor  # sum w r
     pulled: Tensor  # sum w r u
-    means: Tensor  # from the origin
+    means: Tensor  # from the origin, like the covariances in the data's units
     covariances: Tensor
 
     @classmethod
     def of(cls, rows: Rows, components: Components, family: Family) -> Seen:
-        """One E-step over the rows; components are measured from the rows' pivot."""
+        """One E-step over the rows; components are as the rows are measured."""
         sums = expect(rows, components, family)
         mass, pulled = sums.mass + _EMPTY, sums.pulled + _EMPTY
         factor = family.shape.factor(components.covariances, components.means)
-        means, covariances = family.shape.update(
-            sums.moments, pulled, mass, components.means, factor
-        )
-        return cls(mass, pulled, means + rows.pivot, covariances)
+        means, covariances = sums.shape.update(sums.moments, pulled, mass, components.means, factor)
+        made = in_data_units(Components(mass.log(), means, covariances), rows)
+        return cls(mass, pulled, made.means, made.covariances)
 
     def plus(self, other: Seen, family: Family) -> Seen:
         """Both parts as one."""
@@ -39,17 +38,18 @@ class Seen(NamedTuple):
         gap = other.means - self.means
         means = self.means + (other.pulled / pulled).unsqueeze(1) * gap
         shape = family.shape
+        total = shape.wide(mass, self.covariances)
         both = (
-            shape.wide(self.mass, self.covariances) * self.covariances
-            + shape.wide(other.mass, other.covariances) * other.covariances
-            + shape.outer(gap, self.pulled * other.pulled / pulled)
+            shape.wide(self.mass, self.covariances) / total * self.covariances
+            + shape.wide(other.mass, other.covariances) / total * other.covariances
+            + shape.outer(gap, self.pulled * other.pulled / pulled) / total
         )
-        return Seen(mass, pulled, means, both / shape.wide(mass, both))
+        return Seen(mass, pulled, means, both)
 
-    def components(self, family: Family, pivot: Tensor) -> Components:
-        """The M-step."""
+    def components(self, family: Family) -> Components:
+        """The M-step, in the data's units."""
         return Components(
             self.mass.log() - self.mass.sum().log(),
-            self.means - pivot,
+            self.means,
             family.shape.widen(self.covariances, family.ridge),
         )

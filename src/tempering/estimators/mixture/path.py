@@ -38,10 +38,17 @@ class MixtureSplit(NamedTuple):
     eigenvalue: float
 
 
-def record(temperatures: Sequence[float], surveys: Sequence[Survey]) -> np.ndarray:
-    """One row a temperature, with the names of FIELDS."""
+def record(temperatures: Sequence[float], surveys: Sequence[Survey], square: float) -> np.ndarray:
+    """One row a temperature, with the names of FIELDS; `square` is the square of the unit."""
     rows = [
-        (t, len(seen.mass), seen.effective, seen.information, seen.distortion, seen.heat_capacity)
+        (
+            t,
+            len(seen.mass),
+            seen.effective,
+            seen.information,
+            seen.distortion * square,
+            seen.heat_capacity,
+        )
         for t, seen in zip(temperatures, surveys)
     ]
     return np.array(rows, dtype=FIELDS)

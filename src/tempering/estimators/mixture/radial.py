@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from tempering.errors import InputError
 
 # Below this squared distance the pull of the Laplace kernel, 1/m, stops growing: a mean that sits
 # on a row would otherwise be held there for ever (Weiszfeld's problem).
@@ -39,6 +35,18 @@ class Radial(ABC):
         """u(m^2); None where it is 1 everywhere."""
 
     @abstractmethod
+    def far(
+        self,
+        mantissa: Float[Tensor, "components rows"],
+        exponent: Int[Tensor, "components rows"],
+        features: int,
+    ) -> tuple[Float[Tensor, "components rows"], Float[Tensor, " rows"]]:
+        """Energies at m = mantissa 2^exponent, above those of the nearest component, and these.
+
+        For distances whose squares are beyond float64; what is beyond it is inf.
+        """
+
+    @abstractmethod
     def log_normaliser(self, features: int) -> float:
         """log of the integral of exp(-energy(|y|^2)) over y in R^D."""
 
@@ -57,6 +65,10 @@ class Gaussian(Radial):
     def pull(self, squared: Tensor, features: int) -> None:
         return None
 
+    def far(self, mantissa: Tensor, exponent: Tensor, features: int) -> tuple[Tensor, Tensor]:
+        m, least, unit = _nearest_first(mantissa, exponent)
+        return _times(_times((m - least) * (m + least) / 2, unit), unit), least**2 / 2 * unit * unit
+
     def log_normaliser(self, features: int) -> float:
         return features / 2 * math.log(2 * math.pi)
 
@@ -73,6 +85,10 @@ class Laplace(Radial):
 
     def pull(self, squared: Tensor, features: int) -> Tensor:
         return squared.clamp_min(_NEAREST).rsqrt()
+
+    def far(self, mantissa: Tensor, exponent: Tensor, features: int) -> tuple[Tensor, Tensor]:
+        m, least, unit = _nearest_first(mantissa, exponent)
+        return _times(m - least, unit), least * unit
 
     def log_normaliser(self, features: int) -> float:
         # The surface 2 pi^(D/2) / Gamma(D/2) times the integral of m^(D-1) exp(-m), Gamma(D).
@@ -97,6 +113,12 @@ class StudentT(Radial):
     def pull(self, squared: Tensor, features: int) -> Tensor:
         return (self.nu + features) / (self.nu + squared)
 
+    def far(self, mantissa: Tensor, exponent: Tensor, features: int) -> tuple[Tensor, Tensor]:
+        log_square = 2 * (mantissa.log() + exponent.double() * math.log(2))
+        log_ratio = log_square - math.log(self.nu)
+        energy = (self.nu + features) / 2 * torch.logaddexp(torch.zeros_like(log_ratio), log_ratio)
+        return energy - energy.amin(0), energy.amin(0)
+
     def log_normaliser(self, features: int) -> float:
         half = features / 2
         ratio = math.lgamma(self.nu / 2) - math.lgamma(self.nu / 2 + half)
@@ -113,12 +135,18 @@ KERNELS: dict[str, type[Radial]] = {
 }
 
 
-def radial(name: Any, nu: Any) -> Radial:
-    """The kernel of that name; InputError when there is none, or nu is not above 0."""
-    if not isinstance(name, str) or name not in KERNELS:
-        raise InputError(f"kernel = {name!r}; expected one of {', '.join(KERNELS)}")
-    if name != "student_t":
-        return KERNELS[name]()
-    if isinstance(nu, bool) or not isinstance(nu, numbers.Real) or not 0 < float(nu) < math.inf:
-        raise InputError(f"nu = {nu!r}; expected degrees of freedom, a finite number above 0")
-    return StudentT(float(nu))
+def radial(name: str, nu: float) -> Radial:
+    """The kernel of that name; `nu` is for "student_t"."""
+    return StudentT(float(nu)) if name == "student_t" else KERNELS[name]()
+
+
+def _nearest_first(mantissa: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(m in units of the nearest component's power of two, the least m, that power)."""
+    least = exponent.amin(0)
+    m = mantissa * torch.exp2((exponent - least).double())
+    return m, m.amin(0), torch.exp2(least.double())
+
+
+def _times(numbers: Tensor, factor: Tensor) -> Tensor:
+    """The product, 0 where a number is 0 and its factor inf."""
+    return torch.where(numbers == 0, numbers, numbers * factor)

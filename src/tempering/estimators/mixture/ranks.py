@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from tempering.errors import DataError, InputError
@@ -13,14 +12,12 @@ from tempering.errors import DataError, InputError
 T = TypeVar("T")
 
 
-def process_group(distributed: Any) -> bool | None:
+def process_group(distributed: bool) -> bool | None:
     """True for torch.distributed's default group, None for one process alone.
 
     The group itself is never kept: one that outlives `destroy_process_group`, in a fitted object
     or a traceback, ends the interpreter with SIGABRT. InputError when there is none.
     """
-    if not isinstance(distributed, bool | np.bool_):
-        raise InputError(f"distributed = {distributed!r}; expected True or False")
     if not distributed:
         return None
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -10,13 +10,14 @@ import torch
 
 from tempering.estimators.mixture.em import (
     Climb,
+    CollapsedError,
     Components,
     Family,
     climb,
     expect,
-    factor_of,
     log_density,
     maximise,
+    prepared,
     remaining,
 )
 from tempering.estimators.mixture.moves import (
@@ -35,9 +36,10 @@ from tempering.estimators.mixture.rows import Rows
 # Temperatures a finished fit is heated to, with covariances free, before it cools again.
 REHEATS = (1.1, 1.2, 1.4)
 # Between moves EM stops this near its limit, in nats per row.
-_NEAR = 1e-4
+NEAR = 1e-4
 _PARTIAL_TURNS = 30
 _HOPE = 0.3
+_MOVES, _MOVES_PER_COMPONENT = 50, 10
 
 
 class Fit(NamedTuple):
@@ -63,16 +65,18 @@ def refine(
     sample: the rows, or some of them in memory, on which moves are sought; every one is judged
     on all rows. keep: told of every improvement.
     """
-    first = climb(rows, start, family, tol=_NEAR, passes=passes)
+    first = climb(rows, start, family, tol=NEAR, passes=passes)
     fit = Fit(first.components, first.value, first.passes, 0)
     keep(fit)
-    while True:
+    # A likelihood without bound (rows that repeat, and no ridge) must not keep it busy for ever.
+    for _ in range(_MOVES + _MOVES_PER_COMPONENT * len(start.means)):
         better = _move(rows, sample, fit, family, generator, passes)
         better = better or _reheat(rows, fit, family, passes)
         if better is None:
             return fit
         fit = better
         keep(fit)
+    return fit
 
 
 def at_temperature(
@@ -111,7 +115,10 @@ def _move(
     for merge, split, expected in plans:
         index = [merge.first, merge.second, split.component]
         parts = join([merge.merged, split.children], family)
-        gain, parts = _partial(view, index, parts, family, -_HOPE * worth)
+        try:
+            gain, parts = _partial(view, index, parts, family, -_HOPE * worth)
+        except CollapsedError:
+            continue
         trials.append((gain, index, parts))
         if gain > 0 and expected > 0:
             break
@@ -121,11 +128,14 @@ def _move(
         if gain < -_HOPE * worth:
             break
         moved = replaced(fit.components, index, parts, family)
-        for temperature in (1.2, 1.1):
-            moved = at_temperature(rows, moved, family, temperature, 3)
-        tried = _climb_above(rows, moved, fit, family, passes)
+        try:
+            for temperature in (1.2, 1.1):
+                moved = at_temperature(rows, moved, family, temperature, 3)
+            tried = _climb_above(rows, moved, fit, family, passes)
+        except CollapsedError:
+            continue
         spent += tried.passes + 6
-        if tried.value > fit.value + _NEAR / 10:
+        if tried.value > fit.value + NEAR / 10:
             return Fit(tried.components, tried.value, fit.passes + spent, fit.moves + 1)
     return None
 
@@ -158,7 +168,7 @@ def _partial(
     share = torch.logsumexp(parts.log_mass, 0)
     values: list[float] = []
     for _ in range(_PARTIAL_TURNS):
-        density = log_density(x, parts, factor_of(parts, family), family)[0]
+        density = log_density(x, parts, *prepared(x, parts, family))[0]
         joint = density + parts.log_mass.unsqueeze(1)
         total = torch.logaddexp(torch.logsumexp(joint, 0), rest)
         values.append(float(total @ w) - base)
@@ -184,16 +194,19 @@ def _reheat(rows: Rows, fit: Fit, family: Family, passes: int) -> Fit | None:
     if len(fit.components.means) < 2:
         return None
     for temperature in REHEATS:
-        warm = at_temperature(rows, fit.components, family, temperature, 10)
-        tried = _climb_above(rows, warm, fit, family, passes)
+        try:
+            warm = at_temperature(rows, fit.components, family, temperature, 10)
+            tried = _climb_above(rows, warm, fit, family, passes)
+        except CollapsedError:
+            continue
         spent += tried.passes + 10
-        if tried.value > fit.value + _NEAR:
+        if tried.value > fit.value + NEAR:
             return Fit(tried.components, tried.value, fit.passes + spent, fit.moves)
     return None
 
 
 def _climb_above(rows: Rows, start: Components, fit: Fit, family: Family, passes: int) -> Climb:
-    return climb(rows, start, family, tol=_NEAR, passes=passes, target=fit.value)
+    return climb(rows, start, family, tol=NEAR, passes=passes, target=fit.value)
 
 
 def fill(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64
@@ -17,12 +19,17 @@ _KEPT_BYTES = 32 * 2**20
 _ROUNDING = 1e-3
 
 
-class Rows:
-    """Rows x [N, D] with weights, measured from a pivot; this rank's part of them.
+# Beyond these powers of two a unit, or its inverse, is no normal float32.
+_SINGLE = (2.0**-120, 2.0**120)
 
-    total: sum of the weights over all ranks. count: rows over all ranks. pivot: the weighted
-    mean, [D] float64. reach: the largest |x - pivot|. group: True where torch.distributed
-    holds the other parts, or None.
+
+class Rows:
+    """Rows x [N, D] with weights, measured from a pivot in a unit; this rank's part of them.
+
+    total: sum of the weights over all ranks. count: rows over all ranks. pivot: [D] float64 in
+    the data's units, numbers of the rows' own dtype; the weighted mean unless given. unit: a
+    power of two, so that (x - pivot) / unit has the digits of x - pivot. group: True where
+    torch.distributed holds the other parts, or None.
     """
 
     def __init__(
@@ -31,31 +38,42 @@ class Rows:
         weights: Float64[Tensor, " rows"] | None = None,
         group: bool | None = None,
         pivot: Float64[Tensor, " features"] | None = None,
+        unit: float = 1.0,
     ) -> None:
         self.values = values
         self.group = group
         ones = torch.ones(len(values), dtype=torch.float64, device=values.device)
         self.weights = ones if weights is None else weights
-        first = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
-        for part, weight in self._parts():
-            first += weight @ part.double()
         count = torch.tensor([float(len(values))], dtype=torch.float64, device=values.device)
-        first, total, count = self.reduce([first, self.weights.sum().view(1), count])
+        total, count = self.reduce([self.weights.sum().view(1), count])
         self.total, self.count = float(total), int(count)
-        # A number of the rows' own dtype, so that x - pivot is the same in every dtype of work.
-        mean = (first / self.total).to(values.dtype).double()
-        self.pivot = mean if pivot is None else pivot
+        self.pivot = self._mean() if pivot is None else pivot
+        self.unit = unit
         self._kept: dict[torch.dtype, Tensor] = {}
-        reach = torch.zeros(1, dtype=torch.float64, device=values.device)
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest |x - pivot|, in the unit, over all ranks."""
+        reach = torch.zeros(1, dtype=torch.float64, device=self.device)
         for part, _ in self._parts():
-            distance = torch.linalg.vector_norm(part.double() - self.pivot, dim=1)
+            distance = torch.linalg.vector_norm(self.measured(part, torch.float64), dim=1)
             reach = torch.cat([reach, distance]).amax().view(1)  # a rank may have no row left
-        self.reach = float(self._greatest(reach))
+        return float(self.greatest(reach))
+
+    def measured(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(x - pivot) / unit, rounded once."""
+        origin = (-self.pivot / self.unit).to(dtype)
+        return torch.add(origin, x.to(dtype), alpha=1 / self.unit)
 
     @property
     def features(self) -> int:
         """Columns."""
         return self.values.shape[1]
+
+    @property
+    def log_volume(self) -> float:
+        """log of unit^D: what densities in the data's units are smaller by."""
+        return self.features * math.log(self.unit)
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +86,7 @@ class Rows:
         Distances are sums of terms as large as (reach / sigma)^2, with sigma the least standard
         deviation of a component.
         """
-        if self.values.dtype == torch.float64:
+        if self.values.dtype == torch.float64 or not _SINGLE[0] <= self.unit <= _SINGLE[1]:
             return torch.float64
         largest = float(whitener.abs().amax()) * self.reach
         rounding = torch.finfo(self.values.dtype).eps * largest * largest
@@ -77,15 +95,14 @@ class Rows:
     def chunks(
         self, size: int, dtype: torch.dtype
     ) -> Iterator[tuple[Float[Tensor, "rows features"], Float64[Tensor, " rows"]]]:
-        """(x - pivot, weights) of `size` rows at a time."""
+        """((x - pivot) / unit, weights) of `size` rows at a time."""
         if self.values.numel() * dtype.itemsize <= _KEPT_BYTES:
             if dtype not in self._kept:
-                self._kept[dtype] = (self.values.double() - self.pivot).to(dtype)
+                self._kept[dtype] = self.measured(self.values, torch.float64).to(dtype)
             yield from zip(self._kept[dtype].split(size), self.weights.split(size))
             return
-        pivot = self.pivot.to(dtype)
         for part, weight in zip(self.values.split(size), self.weights.split(size)):
-            yield part.to(dtype) - pivot, weight
+            yield self.measured(part, dtype), weight
 
     def reduce(self, parts: list[Tensor]) -> list[Tensor]:
         """float64 tensors summed over the ranks, in one message."""
@@ -116,7 +133,7 @@ class Rows:
         (values,) = self.reduce([values])
         weights = values[:, -1] * (self.total / values[:, -1].sum())
         kept = values[:, :-1].to(self.values.dtype)
-        return Rows(kept, weights, pivot=self.pivot)
+        return Rows(kept, weights, pivot=self.pivot, unit=self.unit)
 
     def alone(self) -> Rows:
         """This rank's rows by themselves."""
@@ -146,8 +163,8 @@ class Rows:
             )
         held = keys < distinct[few]
         return (
-            Rows(self.values[~held], self.weights[~held], self.group, self.pivot),
-            Rows(self.values[held], self.weights[held], self.group, self.pivot),
+            Rows(self.values[~held], self.weights[~held], self.group, self.pivot, self.unit),
+            Rows(self.values[held], self.weights[held], self.group, self.pivot, self.unit),
         )
 
     def _keys(self, generator: torch.Generator) -> Tensor:
@@ -176,7 +193,16 @@ class Rows:
     def ranks(self) -> int:
         return 1 if self.group is None else torch.distributed.get_world_size()
 
-    def _greatest(self, value: Tensor) -> Tensor:
+    def _mean(self) -> Tensor:
+        """The weighted mean, as numbers of the rows' own dtype."""
+        first = torch.zeros(self.features, dtype=torch.float64, device=self.device)
+        for part, weight in self._parts():
+            first += weight @ part.double()
+        (first,) = self.reduce([first])
+        return (first / self.total).to(self.values.dtype).double()
+
+    def greatest(self, value: Tensor) -> Tensor:
+        """The largest of the ranks' values."""
         if self.group is not None:
             torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
         return value

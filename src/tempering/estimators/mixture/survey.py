@@ -42,17 +42,18 @@ def survey(rows: Rows, components: Components, family: Family, temperature: floa
     """One pass that adds up scatters and thermodynamics at a temperature."""
     count, features = components.means.shape
     totals: list[Tensor] | None = None
-    # Smaller chunks than an E-step's: the products of all pairs of columns are formed.
-    size = max(16, _CHUNK // (features * features + 4 * count))
+    size = max(16, _CHUNK // (2 * features * count))
     for x, weights, density, _, _ in densities(rows, components, family, size):
         part = _add_up(x, weights, density, components, temperature)
         totals = part if totals is None else [a + b for a, b in zip(totals, part)]
     mass, first, second, numbers = rows.reduce(totals or [])
     total = mass.sum()
-    floor = mass.clamp_min(torch.finfo(torch.float64).tiny)
-    means = first / floor.unsqueeze(1)
-    scatter = second.view(count, features, features) / floor[:, None, None]
-    scatter = scatter - means.unsqueeze(2) * means.unsqueeze(1)
+    # Sums are about the components' own centres: about the pivot they would lose the scatter of
+    # clusters far from it.
+    shift = first / mass.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(1)
+    scatter = second / mass.clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
+    scatter = scatter - shift.unsqueeze(2) * shift.unsqueeze(1)
+    means = components.means + shift
     conditional, distortion, capacity = (numbers / total).tolist()
     entropy = float(torch.special.entr(mass / total).sum())
     return Survey(mass, means, scatter, max(entropy - conditional, 0.0), distortion, capacity)
@@ -70,11 +71,9 @@ def _add_up(
     r, log_sum = posterior(logits.clone())
     mean = (r * reduced).sum(0)
     variance = (r * (reduced - mean).square()).sum(0)
-    distances = x.square().sum(1) - 2 * components.means.to(x.dtype) @ x.mT
-    distances += components.means.square().sum(1, keepdim=True).to(x.dtype)
-    distortion = (r * distances).sum(0)
-    by_row = torch.stack([mean + log_sum, distortion, variance]).double()
+    gaps = x.double() - components.means.unsqueeze(1)
+    distortion = (r.double() * gaps.square().sum(2)).sum(0)
+    by_row = torch.stack([(mean + log_sum).double(), distortion, variance.double()])
     r = r.double() * weights
-    wide = x.double()
-    pairs = (wide.unsqueeze(2) * wide.unsqueeze(1)).flatten(1)
-    return [r.sum(1), r @ wide, r @ pairs, by_row @ weights]
+    pulled = gaps * r.unsqueeze(2)
+    return [r.sum(1), pulled.sum(1), pulled.mT @ gaps, by_row @ weights]

@@ -1,0 +1,376 @@
+"""The text form of patterns, policies and rules: one reader, one binder of arguments, one printer.
+
+expression = call { "|" call }                  x|f(a) means f(x, a)
+call       = name "(" [ argument { "," argument } ] ")"
+argument   = [ name "=" ] ( number | string | expression )
+number     = 12 | 0.5 | 1e-3 | inf
+string     = as in JSON: "</think>"
+
+A text is read once, into a tree of `Call`s. What the names mean is the callers': they look them
+up and build objects from the calls, and `Call.complaint` and `Argument.complaint` make every
+error of theirs show its column. The limits of `Grammar` hold for every tree, so that building,
+evaluating, printing, hashing and pickling what was read stays far from Python's recursion limit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
+
+from tempering.errors import ScheduleError, TemperingError
+
+_NUMBER = r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf\b)"
+_TOKEN = re.compile(
+    rf'(?P<number>{_NUMBER})|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<string>"(?:[^"\\]|\\.)*")'
+    r"|(?P<sign>[(),|=])",
+    re.DOTALL,
+)
+_KEYWORD_SIGN = re.compile(r"\s*=")
+_EXCERPT = 72  # characters of a long text that an error shows around the column
+_WHOLE = 2**53  # float64 holds every whole number below it
+DEEPEST = 50  # calls inside each other, pipes counted: a twentieth of Python's recursion limit
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a caller reads: a kind of text, its errors and its limits.
+
+    what: "pattern", "policy" or "rule", for messages. error: the type of errors.
+    strings: whether arguments may be texts in quotes. calls, characters: at most so many.
+    """
+
+    what: str
+    error: type[TemperingError]
+    strings: bool = False
+    calls: int = DEEPEST
+    characters: int = 1_000_000
+
+    def read(self, text: str) -> Call:
+        """Read a text as a tree of calls.
+
+        Raises
+        ------
+        `error`: names the column, shows a caret under it, and says what was expected there.
+        """
+        if len(text) > self.characters:
+            raise self.error(
+                f"a {self.what} is a text of at most {self.characters} characters, got {len(text)}"
+            )
+        return _Reader(_Source(text, self)).whole()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The text that calls stand in."""
+
+    text: str
+    grammar: Grammar
+
+    def complaint(self, at: int, message: str) -> TemperingError:
+        """An error whose second and third line show the text and a caret under text[at]."""
+        shown = "".join(c if c.isprintable() else " " for c in self.text)
+        first = max(0, at + 1 - _EXCERPT // 2) if len(shown) > _EXCERPT else 0
+        shown = shown[first : first + _EXCERPT]
+        return self.grammar.error(f"column {at + 1}: {message}\n  {shown}\n  {' ' * (at - first)}^")
+
+    def made(self, at: int, make: Callable[[], Made]) -> Made:
+        """What `make` returns; its errors point at text[at] unless they point elsewhere."""
+        try:
+            return make()
+        except TemperingError as error:
+            if str(error).startswith("column "):
+                raise
+            # A pattern that stands in a rule is wrong as a part of the rule.
+            kind = self.grammar.error if isinstance(error, ScheduleError) else type(error)
+            raise kind(str(self.complaint(at, str(error)))) from error
+
+
+@dataclass(frozen=True)
+class Call:
+    """One `name(arguments)`; text[start:end] is the call with what is piped into it."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    at: int
+    start: int
+    end: int
+    source: _Source = field(repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The call as it was written."""
+        return self.source.text[self.start : self.end]
+
+    def complaint(self, message: str) -> TemperingError:
+        """An error at the call's name."""
+        return self.source.complaint(self.at, message)
+
+    def unknown(self, known: Iterable[str], kind: str) -> TemperingError:
+        """An error that says that no `kind` has this name, and which of those known is meant."""
+        names = list(known)
+        close = difflib.get_close_matches(self.name, names, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return self.complaint(
+            f"no {kind} is called {self.name!r}; {hint}known are {', '.join(names)}"
+        )
+
+    def made(self, make: Callable[[], Made]) -> Made:
+        """What `make` returns; its errors point at this call unless they point elsewhere."""
+        return self.source.made(self.at, make)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A number, a string or a call, perhaps behind `keyword=`; `at` is its offset in the text."""
+
+    value: float | str | Call
+    at: int
+    keyword: str | None = None
+    source: _Source = field(repr=False, compare=False, kw_only=True)
+
+    def complaint(self, message: str) -> TemperingError:
+        """An error at this argument."""
+        return self.source.complaint(self.at, message)
+
+    def made(self, make: Callable[[], Made]) -> Made:
+        """What `make` returns; its errors point at this argument."""
+        return self.source.made(self.at, make)
+
+    def number(self, what: str) -> float:
+        """The number that stands here; `what` begins the message where another thing does."""
+        if not isinstance(self.value, float):
+            given = self.source.grammar.what if isinstance(self.value, Call) else "text"
+            raise self.complaint(f"{what} takes a number, not a {given}")
+        return self.value
+
+    def whole(self, what: str) -> int:
+        """The whole number that stands here."""
+        value = self.number(what)
+        if not (value.is_integer() and abs(value) < _WHOLE):
+            raise self.complaint(f"{what} takes a whole number, got {number(value)}")
+        return int(value)
+
+    def call(self, what: str, kind: str) -> Call:
+        """The call that stands here, which makes a `kind`."""
+        if isinstance(self.value, Call):
+            return self.value
+        if isinstance(self.value, str):
+            raise self.complaint(f"{what} takes a {kind}, not a text")
+        raise self.complaint(f"{what} takes a {kind}, such as constant({number(self.value)})")
+
+
+Readers = Mapping[str, Callable[[Argument, str], Any]]
+_SHOWN = {"inner": "x", "within": "y"}  # fields whose arguments signatures call otherwise
+
+
+def bind(call: Call, kind: Any, readers: Readers) -> list[Any]:
+    """The arguments of a call in the order of a dataclass's fields, bound as Python binds them.
+
+    Parameters
+    ----------
+    kind: the dataclass that the call names; its `signature` begins messages.
+    readers: a field's type, as it is written in the class -> what reads its argument.
+
+    Raises the grammar's error at the column of an argument that is unknown, given twice, missing,
+    or not what its field takes.
+    """
+    form = {_SHOWN.get(each.name, each.name): each for each in fields(kind)}
+    values: dict[str, Any] = {}
+    names = list(form)
+    for place, argument in enumerate(call.arguments):
+        if argument.keyword is not None:
+            name = argument.keyword
+        elif place < len(names):
+            name = names[place]
+        else:
+            most = f"{len(names)} argument{'' if len(names) == 1 else 's'}"
+            raise argument.complaint(f"{kind.signature} takes {most} at most")
+        if name not in form:
+            raise argument.complaint(
+                f"{kind.signature} has no argument {name!r}; it has {', '.join(names)}"
+            )
+        if name in values:
+            raise argument.complaint(f"{kind.signature}: {name} is given twice")
+        what = form[name].type
+        read = readers[what.__name__ if isinstance(what, type) else str(what)]
+        values[name] = read(argument, f"{kind.signature}: {name}")
+    for name, each in form.items():
+        if name not in values and each.default is MISSING:
+            raise call.complaint(f"{kind.signature} needs {name}")
+    return [values.get(name, each.default) for name, each in form.items()]
+
+
+def numbers(call: Call, signature: str) -> tuple[float, ...]:
+    """The arguments of a call that takes numbers alone, as many as there are."""
+    for argument in call.arguments:
+        if argument.keyword is not None:
+            raise argument.complaint(
+                f"{signature} has no argument {argument.keyword!r}; write its numbers alone"
+            )
+    return tuple(argument.number(signature) for argument in call.arguments)
+
+
+def number(value: float | int) -> str:
+    """The shortest text that reads back as this float."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def written(name: str, *values: object, **keywords: object) -> str:
+    """The text of a call: numbers in a row are joined by ",", all else by ", "."""
+    parts = [_shown(value) for value in values]
+    parts += [f"{key}={_shown(value)}" for key, value in keywords.items()]
+    plain = [_is_number(value) for value in values] + [False] * len(keywords)
+    text = parts[0] if parts else ""
+    for before, after, part in zip(plain, plain[1:], parts[1:]):
+        text += ("," if before and after else ", ") + part
+    return f"{name}({text})"
+
+
+def piped(inner: object, name: str, *values: object) -> str:
+    """The text of a call that `inner` is piped into: x|name(values)."""
+    return f"{inner}|{written(name, *values)}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return number(value)
+    return str(value)
+
+
+class _Reader:
+    """A cursor over the tokens of a text; `kind`, `word` and `at` describe the current one."""
+
+    def __init__(self, source: _Source) -> None:
+        self.source, self.text, self.grammar = source, source.text, source.grammar
+        self.end = 0  # behind the token before the current one
+        self._next = 0
+        self._calls = 0
+        self.advance()
+
+    def whole(self) -> Call:
+        tree, _ = self.expression(1)
+        if self.kind != "end":
+            raise self.expected("'|' or the end")
+        return tree
+
+    def advance(self) -> None:
+        self.end = self._next
+        at = self._next
+        while at < len(self.text) and self.text[at].isspace():
+            at += 1
+        self.at = at
+        if at == len(self.text):
+            self.kind, self.word, self._next = "end", "", at
+            return
+        match = _TOKEN.match(self.text, at)
+        if match is None or (match.lastgroup == "string" and not self.grammar.strings):
+            raise self.error(f"a {self.grammar.what} has no place for {self.text[at]!r}")
+        self.kind, self.word, self._next = str(match.lastgroup), match.group(), match.end()
+
+    def error(self, message: str) -> TemperingError:
+        return self.source.complaint(self.at, message)
+
+    def expected(self, what: str) -> TemperingError:
+        found = "the end" if self.kind == "end" else repr(self.word[:40])
+        return self.error(f"expected {what}, found {found}")
+
+    def stands(self, sign: str) -> bool:
+        return self.kind == "sign" and self.word == sign
+
+    def take(self, sign: str) -> None:
+        if not self.stands(sign):
+            raise self.expected(repr(sign))
+        self.advance()
+
+    def expression(self, depth: int) -> tuple[Call, int]:
+        """A chain of calls at this depth of the text, and how deep the tree below it is."""
+        tree, height = self.call(None, 0, depth)
+        while self.stands("|"):
+            self.advance()
+            tree, height = self.call(tree, height, depth)
+        return tree, height
+
+    def call(self, inner: Call | None, height: int, depth: int) -> tuple[Call, int]:
+        """A call, with `inner` (a tree of that height) piped into it."""
+        self._calls += 1
+        if self._calls > self.grammar.calls:
+            raise self.error(
+                f"a {self.grammar.what} of more than {self.grammar.calls} parts; merge some"
+            )
+        if depth + height > DEEPEST:
+            raise self.error(f"more than {DEEPEST} calls inside each other; merge some")
+        if self.kind == "number":
+            example = f"constant({self.word[:40]})"
+            raise self.expected(f"a {self.grammar.what}, such as {example}")
+        if self.kind != "name":
+            raise self.expected(f"the name of a {self.grammar.what}")
+        name, at = self.word, self.at
+        self.advance()
+        arguments: list[Argument] = []
+        if inner is not None:
+            arguments.append(Argument(inner, inner.start, source=self.source))
+        self.take("(")
+        if not self.stands(")"):
+            height = max(height, self.argument(arguments, depth))
+            while self.stands(","):
+                self.advance()
+                height = max(height, self.argument(arguments, depth))
+        if not self.stands(")"):
+            raise self.expected("',' or ')'")
+        self.advance()
+        start = at if inner is None else inner.start
+        return Call(name, tuple(arguments), at, start, self.end, self.source), height + 1
+
+    def argument(self, arguments: list[Argument], depth: int) -> int:
+        """Append one argument; the height of its tree, 0 for a number or a string."""
+        at, keyword, height = self.at, None, 0
+        value: float | str | Call
+        # `seed=0` and `steps(1,2)` both begin with a name: the sign behind it tells them apart
+        if self.kind == "name" and _KEYWORD_SIGN.match(self.text, self._next):
+            keyword = self.word
+            self.advance()
+            self.take("=")
+        if self.kind == "number":
+            value = self.number()
+        elif self.kind == "string":
+            value = self.string()
+        elif self.kind == "name":
+            value, height = self.expression(depth + 1)
+        else:
+            texts = ", a text in double quotes," if self.grammar.strings else ""
+            raise self.expected(f"a number{texts} or a {self.grammar.what}")
+        arguments.append(Argument(value, at, keyword, source=self.source))
+        return height
+
+    def number(self) -> float:
+        word, value = self.word, float(self.word)
+        # float() rounds 1e999 to inf and 1e-999 to 0: limits that nobody asked for
+        if math.isinf(value) and not word.endswith("inf"):
+            raise self.expected("a number that float64 holds (write inf for the limit)")
+        if value == 0 and re.search(r"[1-9]", re.split("[eE]", word)[0]):
+            raise self.expected("a number that float64 holds (write 0 for the limit)")
+        self.advance()
+        return value
+
+    def string(self) -> str:
+        try:
+            value = json.loads(self.word)
+        except json.JSONDecodeError as error:
+            raise self.error(f"this text is no JSON string: {error.msg}") from None
+        if not value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise self.error("a text in quotes has one character or more, in Unicode")
+        self.advance()
+        return value

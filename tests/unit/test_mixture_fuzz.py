@@ -1,0 +1,32 @@
+"""The first data sets of the fuzz; `benchmarks/mixture_fuzz.py` runs two thousand."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def fuzz():
+    sys.path.insert(0, str(FOLDER))  # it imports its neighbour
+    try:
+        spec = importlib.util.spec_from_file_location("mixture_fuzz", FOLDER / "mixture_fuzz.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.mark.parametrize("first", [0, 12, 24])
+def test_fits_hold_warn_or_refuse_truthfully(fuzz, first):
+    outcomes = {seed: fuzz.judge(fuzz.draw(seed)) for seed in range(first, first + 12)}
+    failed = {seed: found for seed, found in outcomes.items() if found.kind in fuzz.FAILED}
+    assert failed == {}
+    kinds = [found.kind for found in outcomes.values()]
+    assert kinds.count("fitted") >= 4  # most data sets are neither refused nor warned of
