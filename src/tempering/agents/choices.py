@@ -92,7 +92,7 @@ def choice(output: str, known: Options) -> str | None:
     boxed = boxes(output)
     if boxed:
         content = boxed[-1][2]
-        return None if content is None else _only(plain(content), known)
+        return None if content is None else _in_box(plain(content), known)
     text = plain(output).strip()
     if whole := known.names.get(text.strip(" .!?\"'()[]:").casefold()):
         return whole
@@ -102,16 +102,16 @@ def choice(output: str, known: Options) -> str | None:
         place = after.end() if after else mark.end()
         marked = next((m for m in found if m.start == place), None)
         if marked is None and text[place : place + 1].casefold() in known.names:
-            marked = _lower(text, place, known)
+            marked = _lower_case_letter(text, place, known)
         if marked is not None and not _negated(text, marked):
             return None if _joined(text, marked, found) else marked.choice
     found = [m for m in found if not m.article and not _negated(text, m)]
     if len({m.choice for m in found}) <= 1:
         return found[0].choice if found else None
-    return _at_an_end(text, known)
+    return _at_either_end(text, known)
 
 
-def _only(text: str, known: Options) -> str | None:
+def _in_box(text: str, known: Options) -> str | None:
     """The choice in a box, where the box names no other."""
     stripped = text.strip(" .\"'()[]:").casefold()
     if stripped in known.names:
@@ -120,7 +120,7 @@ def _only(text: str, known: Options) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _lower(text: str, place: int, known: Options) -> _Mention | None:
+def _lower_case_letter(text: str, place: int, known: Options) -> _Mention | None:
     """`answer: b`, a letter in lower case right after a mark."""
     if re.match(r"\w\w|\w'|\w\s+[a-z]", text[place : place + 3] + " "):
         return None
@@ -175,7 +175,7 @@ def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
     return label is not None and any(m.start == label.end() for m in spelled)
 
 
-def _at_an_end(text: str, known: Options) -> str | None:
+def _at_either_end(text: str, known: Options) -> str | None:
     """The choice that begins or ends a reply, where it stands alone and the other end agrees."""
     found = _mentions(text, known)
     ends = set()

@@ -111,9 +111,9 @@ def _compare(
     if synthesise:
         keys = [run.name(s, task, "synthesis") for s in chosen for task in every]
         failed += sum(key in run.ledger and run.ledger[key]["output"] is None for key in keys)
-    told = run.told(chosen, synthesise)
+    summary = run.summary(chosen, synthesise)
     if not finished:
-        return Exploration(rows, [], [], False, failed, [], *told)
+        return Exploration(rows, [], [], False, failed, [], *summary)
     found: list[Compared] = []
     right = {
         s.name: [sum(row["correct"] for row in run.rows(s, task)) for task in finished]
@@ -155,7 +155,7 @@ def _compare(
             found += compared(spent, label, seed=seed)
     tasks = [run.tasks[task] for task in finished]
     kinds = _by_kind(run, chosen, finished, right)
-    return Exploration(rows, tasks, found, complete, failed, kinds, *told)
+    return Exploration(rows, tasks, found, complete, failed, kinds, *summary)
 
 
 def _accuracy(
@@ -183,9 +183,9 @@ def _by_kind(
     """Mean share of right samples, and of tasks solved at all, by kind and level."""
     groups: dict[tuple[str, int], list[int]] = {}
     for place, task in enumerate(finished):
-        own = run.tasks[task]
-        if "kind" in own and "level" in own:
-            groups.setdefault((str(own["kind"]), int(own["level"])), []).append(place)
+        fields = run.tasks[task]
+        if "kind" in fields and "level" in fields:
+            groups.setdefault((str(fields["kind"]), int(fields["level"])), []).append(place)
     found = []
     for (kind, level), places in sorted(groups.items()):
         row: Row = {"kind": kind, "level": level, "tasks": len(places)}

@@ -38,16 +38,16 @@ class Sampling:
         return f"{strategy.name}/{self.tasks[task]['id']}/{i}"
 
     def call(self, strategy: Strategy, task: int, i: int) -> Call:
-        rung, own = strategy.rungs[i], self.tasks[task]
+        rung, fields = strategy.rungs[i], self.tasks[task]
         return Call(
             key=self.name(strategy, task, i),
-            prompt=own["prompt"],
+            prompt=fields["prompt"],
             temperature=rung.temperature,
-            tokens=min(self.tokens, own.get("tokens", self.tokens)),
-            seed=worker_seed(self.seed, own["id"], i),
+            tokens=min(self.tokens, fields.get("tokens", self.tokens)),
+            seed=worker_seed(self.seed, fields["id"], i),
             attention=rung.attention,
-            raw=bool(own.get("raw", False)),
-            stop=own.get("stop") or None,
+            raw=bool(fields.get("raw", False)),
+            stop=fields.get("stop") or None,
         )
 
     def sample(self, chosen: Sequence[Strategy], stop_support: float | None) -> None:
@@ -66,7 +66,7 @@ class Sampling:
                 for strategy in chosen
                 if stop_support is None or not settled(self.answers(strategy, task), stop_support)
                 for i in part
-                if not self.made(strategy, task, i)
+                if not self.has_sample(strategy, task, i)
             ]
             if todo and not self.stop():
                 self._run(todo)
@@ -90,11 +90,11 @@ class Sampling:
         self.engine.run(calls, done, no_progress, halted)
 
     def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
-        rung, own = strategy.rungs[i], self.tasks[task]
+        rung, fields = strategy.rungs[i], self.tasks[task]
         key = self.name(strategy, task, i)
         return {
             "strategy": strategy.name,
-            "task": own["id"],
+            "task": fields["id"],
             "sample": i,
             "output": reply.output,
             "error": reply.error,
@@ -103,7 +103,7 @@ class Sampling:
             "temperature_asked": rung.temperature,
             "temperature_sent": reply.temperature_sent,
             "attention": rung.attention,
-            "seed": worker_seed(self.seed, own["id"], i),
+            "seed": worker_seed(self.seed, fields["id"], i),
             "score": reply.score,
             "tokens_in": reply.tokens_in,
             "tokens_out": reply.tokens_out,
@@ -116,7 +116,7 @@ class Sampling:
             return 0
         return sum(self.ledger[key].get(name) or 0 for name in TOKENS)
 
-    def made(self, strategy: Strategy, task: int, i: int) -> bool:
+    def has_sample(self, strategy: Strategy, task: int, i: int) -> bool:
         """Whether a sample has a reply; a later run tries a failed one again."""
         name = self.name(strategy, task, i)
         return name in self.ledger and self.ledger[name]["output"] is not None
@@ -138,7 +138,7 @@ class Sampling:
 
     def rows(self, strategy: Strategy, task: int) -> list[Row]:
         """The samples of a task, with the answer that the checker reads and whether it is right."""
-        own, checker = self.tasks[task], self.checkers[task]
+        fields, checker = self.tasks[task], self.checkers[task]
         found = []
         for i in range(len(strategy.rungs)):
             name = self.name(strategy, task, i)
@@ -146,8 +146,8 @@ class Sampling:
                 continue
             if name not in self.judged:
                 row = self.ledger[name]
-                read, fate = read_reply(row, checker, own)
-                right = read is not None and checker.correct(read, own)
+                read, fate = read_reply(row, checker, fields)
+                right = read is not None and checker.correct(read, fields)
                 self.judged[name] = {**row, "answer": read, "fate": fate, "correct": right}
             found.append(self.judged[name])
         return found
@@ -170,12 +170,12 @@ class Sampling:
     def synthesise(self, strategy: Strategy) -> None:
         """Ask for one cold call a task that merges its answers."""
         calls = []
-        for task, own in enumerate(self.tasks):
+        for task, fields in enumerate(self.tasks):
             name = self.name(strategy, task, "synthesis")
             answers = self.answers(strategy, task)
-            if self.synthesised(strategy, task) or all(a.text is None for a in answers):
+            if self.has_synthesis(strategy, task) or all(a.text is None for a in answers):
                 continue
-            prompt = synthesis_prompt(answers, own["prompt"])
+            prompt = synthesis_prompt(answers, fields["prompt"])
             calls.append(Call(name, prompt, self.engine.temperature(0.0), self.tokens, 0))
 
         count = 0
@@ -198,7 +198,7 @@ class Sampling:
         if calls:
             self.engine.run(calls, done, no_progress, self.stop)
 
-    def synthesised(self, strategy: Strategy, task: int) -> bool:
+    def has_synthesis(self, strategy: Strategy, task: int) -> bool:
         """Whether a synthesis has a reply; a later run tries a failed one again."""
         name = self.name(strategy, task, "synthesis")
         return name in self.ledger and self.ledger[name]["output"] is not None
@@ -216,10 +216,10 @@ class Sampling:
         """(answer or None, fate) of a synthesis."""
         missing = {"output": None}
         name = self.name(strategy, task, "synthesis")
-        row = self.ledger[name] if self.synthesised(strategy, task) else missing
+        row = self.ledger[name] if self.has_synthesis(strategy, task) else missing
         return read_reply(row, self.checkers[task], self.tasks[task])
 
-    def told(
+    def summary(
         self, chosen: Sequence[Strategy], synthesise: bool
     ) -> tuple[list[Row], list[str], list[str]]:
         """Tallies of the replies, warnings, and the strategies without any answer."""
