@@ -37,7 +37,7 @@ from _texts import SHORT, calibration, cut
 from torch import Tensor
 
 from tempering.attention.tuning.passes import loss_pass
-from tempering.data.recall import recall
+from tempering.evaluation.recall import recall
 
 _AVERAGE = 0.8  # of the running mean of the divergence
 _SIZES = (150, 280, 450)  # words of filler, in turn

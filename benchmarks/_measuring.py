@@ -10,9 +10,9 @@ import torch
 from _recall import Packed, answered, pack
 from _texts import cut, shares, testing, token_losses
 
-from tempering.data.recall import recall
-from tempering.data.recall_pools import WORDINGS
-from tempering.evaluation.evidence import Contender, Row, cluster_bootstrap
+from tempering.evaluation.evidence import Contender, EvidenceRow, cluster_bootstrap
+from tempering.evaluation.recall import recall
+from tempering.evaluation.recall_pools import WORDINGS
 
 # Held back: wordings that no tuning here has seen. Five drawn by chance from the sentences that are
 # asked about in their own words, five notations, and six that are asked about in other words.
@@ -82,7 +82,7 @@ class Measurer:
         self.model, self.tests, self.few, self.say = model, tests, few, say
         self.before = self._seen(Contender("", "", 0, contextlib.nullcontext))
 
-    def rows(self, rivals: Sequence[Contender]) -> list[Row]:
+    def rows(self, rivals: Sequence[Contender]) -> list[EvidenceRow]:
         """Rows for every contender on every test, paired with the untempered model.
 
         Rows of text come for all tokens, and for the last eighth of a chunk.
@@ -106,7 +106,7 @@ class Measurer:
 
 def measure(
     model: Any, tests: Tests, rivals: Sequence[Contender], *, few: int | None = None
-) -> list[Row]:
+) -> list[EvidenceRow]:
     """Rows for every contender on every test; see `Measurer`."""
     return Measurer(model, tests, few=few).rows(rivals)
 
@@ -128,9 +128,9 @@ def _summary(found: dict[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _row(name: str, metric: str, rival: Contender, before: Any, after: Any) -> Row:
+def _row(name: str, metric: str, rival: Contender, before: Any, after: Any) -> EvidenceRow:
     last = metric == "loss, last eighth"
-    return Row(
+    return EvidenceRow(
         label=rival.label,
         family=rival.family,
         numbers=rival.numbers,
@@ -147,7 +147,7 @@ def _row(name: str, metric: str, rival: Contender, before: Any, after: Any) -> R
 
 
 def pooled(
-    rows: Sequence[Row], label: str, tests: str, metric: str
+    rows: Sequence[EvidenceRow], label: str, tests: str, metric: str
 ) -> tuple[float, float, float, float]:
     """Mean change over all tests whose names start so, each counting alike; interval; mean value.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tempering.data.recall import Recall
+from tempering.evaluation.recall import Recall
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 from _bench import interleave, ratios, show, write
 
 from tempering import Profile, load_model, schedule
-from tempering.engines.generating.rows import Row, generate_rows
+from tempering.engines.generating.rows import BatchRow, generate_rows
 
 PROMPT = "<|im_start|>user\nName twelve uses of a {}.<|im_end|>\n<|im_start|>assistant\n"
 THINGS = "brick rope spoon chair bottle ladder candle mirror bucket hammer needle carpet".split()
@@ -39,7 +39,7 @@ def main() -> None:
     prompts = [
         tokenizer(PROMPT.format(thing), return_tensors="pt").input_ids[0] for thing in THINGS
     ]
-    plain = [Row(own, 0.8, seed=i, tokens=options.tokens) for i, own in enumerate(prompts)]
+    plain = [BatchRow(own, 0.8, seed=i, tokens=options.tokens) for i, own in enumerate(prompts)]
     amplitudes = [1 + 0.3 * (i + 1) / len(plain) for i in range(len(plain))]
     pattern = schedule("throb(12,3,1,12)")
     profiles = [Profile.from_schedule(pattern.amplitude(a), model) for a in amplitudes]

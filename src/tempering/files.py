@@ -35,8 +35,8 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
 def write_new(path: str | Path, content: str) -> Path:
     """Write a file that isn't there yet, whole or not at all; one with this very text stays.
 
-    For what users edit. Raises InputError where another text is there: it is theirs, and a second
-    run of a command must not undo it. OutputError as `write_atomic` does.
+    For what users edit or serve. Raises InputError where another text is there: it is theirs, and
+    a second run of a command must not undo it. OutputError as `write_atomic` does.
     """
     path = Path(path)
     data = content.encode("utf-8")

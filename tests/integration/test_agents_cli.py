@@ -107,6 +107,14 @@ def test_profiles_are_written_for_a_server_that_tempers_attention(tiny, tmp_path
         expected = Profile.from_schedule(name, model).temperature
         assert torch.equal(profile.temperature, expected)
     assert len(served) == (15 if command == ["throb"] else 2)
+    # The same command again finds what it wrote; another one would overwrite it, and may not.
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert call(*command, "--save-profiles", tmp_path, "--model", tiny, "--amplitude", 1.5) == 0
+    capsys.readouterr()
+    assert call(*command, "--save-profiles", tmp_path, "--model", tiny, "--amplitude", 1.4) == 2
+    out, error = capsys.readouterr()
+    assert "001.json is there already" in error and "not overwritten" in error and not out
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert call(*command, "--save-profiles", tmp_path, "--model", tiny, "--amplitude", 1) == 2
     assert "no worker tempers attention" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tempering.agents.contract import Call, EngineError, Reply, StageError, never, quiet
+from tempering.agents.contract import Call, EngineError, Reply, StageError, never, no_progress
 from tempering.agents.plan import Plan, Stage
 from tempering.agents.run import run_plan
 from tempering.engines.providers import Backoff, provider
@@ -45,7 +45,7 @@ def replies(made: Any, calls: list[Call]) -> dict[int, Reply]:
         assert index not in found, "a call was answered twice"
         found[index] = reply
 
-    made.run(calls, done, quiet, never)
+    made.run(calls, done, no_progress, never)
     return found
 
 
@@ -181,7 +181,7 @@ def test_a_stop_keeps_what_is_under_way_and_starts_nothing_new():
     done_calls: dict[int, Reply] = {}
     with serving(lambda entry: threading.Event().wait(0.05)) as (address, log):
         made = engine(address, concurrency=2)
-        made.run([call(i) for i in range(40)], done_calls.__setitem__, quiet,
+        made.run([call(i) for i in range(40)], done_calls.__setitem__, no_progress,
                  lambda: len(done_calls) >= 4)  # fmt: skip
         served = len(log.requests)
     assert 4 <= len(done_calls) < 40
@@ -199,7 +199,9 @@ def test_an_error_while_keeping_lets_the_others_finish():
 
     with serving() as (address, log):
         with pytest.raises(InputError, match="no room"):
-            engine(address, concurrency=4).run([call(i) for i in range(50)], done, quiet, never)
+            engine(address, concurrency=4).run(
+                [call(i) for i in range(50)], done, no_progress, never
+            )
         assert len(found) == len(log.requests) < 50
 
 

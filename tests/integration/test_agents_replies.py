@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tempering.agents.contract import Call, Reply, never, quiet
+from tempering.agents.contract import Call, Reply, never, no_progress
 from tempering.agents.plan import Plan, Stage
 from tempering.agents.run import run_plan
 from tempering.engines.providers import Backoff, provider
@@ -43,7 +43,7 @@ def ask(monkeypatch: Any, kind: str, body: Any, call: Call = CALL) -> tuple[Repl
         }[kind]
         made = provider(spec, model)
         made.backoff = FAST
-        made.run([call], lambda index, reply: found.append(reply), quiet, never)
+        made.run([call], lambda index, reply: found.append(reply), no_progress, never)
         return found[0], len(log.requests)
 
 
@@ -264,7 +264,7 @@ def test_a_request_is_put_otherwise_where_that_changes_nothing(asked, refused, k
     found: dict[int, Reply] = {}
     with serving(fault) as (address, log):
         made = provider(f"{address}/v1", "m", concurrency=1)
-        made.run(calls, found.__setitem__, quiet, never)
+        made.run(calls, found.__setitem__, no_progress, never)
         assert len(log.requests) == 7, "the server is asked in vain once"
     assert [found[i].output for i in range(6)] == [f"echo: a{i}" for i in range(6)]
     assert kept is None or all(body[kept] == 40 for body in log.bodies[1:])
@@ -274,9 +274,9 @@ def test_another_s_organisation_goes_to_no_server(monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
     with serving() as (address, log):
-        provider(f"{address}/v1", "m").run([CALL], lambda i, r: None, quiet, never)
+        provider(f"{address}/v1", "m").run([CALL], lambda i, r: None, no_progress, never)
         monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
-        provider("openai", "gpt-4.1").run([CALL], lambda i, r: None, quiet, never)
+        provider("openai", "gpt-4.1").run([CALL], lambda i, r: None, no_progress, never)
     server, own = (entry["headers"] for entry in log.requests)
     assert "authorization" not in server and "org-1" not in json.dumps(server)
     assert (own["openai-organization"], own["openai-project"]) == ("org-1", "proj-1")
@@ -286,7 +286,7 @@ def failing(address: str, **options: Any) -> str:
     found: list[Reply] = []
     made = provider(address, "m", **options)
     made.backoff = Backoff(retries=0)
-    made.run([CALL], lambda index, reply: found.append(reply), quiet, never)
+    made.run([CALL], lambda index, reply: found.append(reply), no_progress, never)
     assert found[0].error is not None
     return found[0].error
 
@@ -336,7 +336,7 @@ def test_no_proxy_names_a_server_that_is_asked_directly(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "example.com,127.0.0.1")
     with serving() as (address, log):
-        provider(f"{address}/v1", "m").run([CALL], lambda i, r: None, quiet, never)
+        provider(f"{address}/v1", "m").run([CALL], lambda i, r: None, no_progress, never)
         assert len(log.requests) == 1
         # A proxy that isn't there: the message says that it is in the way.
         monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
@@ -381,7 +381,7 @@ def test_a_connection_that_breaks_is_tried_again_and_named(data, paid):
     found: list[Reply] = []
     made = provider(address, "m")
     made.backoff = Backoff(retries=1, first=0.01, most=0.02)
-    made.run([CALL], lambda index, reply: found.append(reply), quiet, never)
+    made.run([CALL], lambda index, reply: found.append(reply), no_progress, never)
     thread.join(5)
     assert found[0].attempts == 2 and found[0].output is None
     assert found[0].error is not None and "the connection to http://127.0.0.1:" in found[0].error
@@ -423,7 +423,7 @@ def test_a_redirection_keeps_the_request_on_its_server(monkeypatch):
     ) as (address, log):  # fmt: skip
         found: list[Reply] = []
         made = provider(f"{address}/old/v1", "m")
-        made.run([CALL], lambda index, reply: found.append(reply), quiet, never)
+        made.run([CALL], lambda index, reply: found.append(reply), no_progress, never)
         assert found[0].output == "echo: hi there"
         assert log.requests[-1]["path"] == "/new/v1/chat/completions"
         assert f"it moved to {other}/v1/chat/completions" in failing(f"{address}/away/v1")

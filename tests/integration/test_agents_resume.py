@@ -194,3 +194,33 @@ def test_explore_has_a_ladder_for_every_model(tmp_path, monkeypatch, model, hott
     assert sent == pytest.approx([0.4, (0.4 * hottest) ** 0.5, 0.7, 0.7, 0.7, hottest])
     _, record = record_of(tmp_path / "o", "explore")
     assert record.settings["ladder"] == "0.4,1"
+
+
+@pytest.mark.parametrize("command", ["throb", "explore"])
+def test_the_same_command_twice_at_once(tmp_path, capsys, command):
+    tasks = write_tasks(tmp_path / "tasks.jsonl", generate_tasks(2, seed=1, kinds=["arithmetic"]))
+    out, codes = tmp_path / "out", []
+
+    def start_another(entry: dict[str, Any]) -> Fault | None:
+        if not codes:
+            codes.append(None)
+            codes[0] = call(*arguments)
+        return None
+
+    with serving(start_another) as (address, log):
+        arguments: list[object] = [command, "--engine", f"{address}/v1", "--model", "m"]
+        arguments += ["--out", out, "--concurrency", 1]
+        if command == "throb":
+            arguments += ["x", "--pattern", "throb(3,1)"]
+        else:
+            arguments += ["--tasks", tasks, "-k", 2, "--checker", "exact"]
+        call(*arguments)
+        first = len(log.requests)
+    assert codes == [2], "the second is refused before it asks for anything"
+    error = capsys.readouterr().err
+    assert f"another {command} is running already (process " in error and "--out" in error
+    assert first == (4 if command == "throb" else 2 * 2 * 2)
+    # The first one's journal wasn't taken from it, and no lock stays behind.
+    assert record_of(out, command)[1].settings["complete"]
+    assert not [path for path in out.iterdir() if path.suffix in (".lock", ".jsonl")
+                and "samples" not in path.name]  # fmt: skip

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tempering import Profile, load_model, tempered
-from tempering.agents.contract import Call, Reply, never, quiet
+from tempering.agents.contract import Call, Reply, never, no_progress
 from tempering.agents.temperatures import rule_for
 from tempering.engines.generating.local import LocalEngine
 from tempering.engines.generating.row_scores import score_rows
-from tempering.engines.generating.rows import Row, generate_rows
+from tempering.engines.generating.rows import BatchRow, generate_rows
 from tempering.errors import InputError, TemperatureError
 from tests.tiny import save_tiny_llama
 
@@ -37,7 +37,7 @@ def uniform(seed: int, step: int, token: int) -> float:
     return ((z >> 12) + 0.5) * 2.0**-52
 
 
-def alone(model: Any, row: Row) -> tuple[list[int], int | None]:
+def alone(model: Any, row: BatchRow) -> tuple[list[int], int | None]:
     """One row, every step a pass over all of it: argmax of log p + Gumbel noise, in float64."""
     ids = row.prompt.tolist()
     own = row.profile or Profile.from_schedule(1.0, model)
@@ -72,7 +72,7 @@ def alone(model: Any, row: Row) -> tuple[list[int], int | None]:
     return written, None
 
 
-def some_rows(model: Any, tokenizer: Any) -> list[Row]:
+def some_rows(model: Any, tokenizer: Any) -> list[BatchRow]:
     """Rows that differ in all that a row has; several share a prompt, two share a profile too."""
     texts = ["Hot layers", "Hot layers explore, cold layers commit. It is", "stay"]
     prompts = [tokenizer(text, return_tensors="pt").input_ids[0] for text in texts]
@@ -85,7 +85,7 @@ def some_rows(model: Any, tokenizer: Any) -> list[Row]:
     rows = []
     for i in range(14):
         rows.append(
-            Row(
+            BatchRow(
                 prompts[i % 3],
                 temperature=(0.0, 0.3, 1.0, 1.5, 0.6)[i % 5],
                 profile=profiles[i % 4 % 3],
@@ -117,7 +117,7 @@ def test_a_common_beginning_is_read_once_for_each_profile(tiny):
     texts = ["cold layers commit. " * 9 + end for end in ("Hot", "It is a truth", "stay", "all")]
     prompts = [tokenizer(text, return_tensors="pt").input_ids[0] for text in texts]
     hot = Profile.from_schedule(1.5, model)
-    rows = [Row(prompts[i % 4], 1.0, (None, hot)[i // 4], seed=i, tokens=4) for i in range(8)]
+    rows = [BatchRow(prompts[i % 4], 1.0, (None, hot)[i // 4], seed=i, tokens=4) for i in range(8)]
     shapes: list[tuple[int, ...]] = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
@@ -137,8 +137,10 @@ def test_rows_that_end_early_leave_the_batch_and_the_others_alone(tiny):
     model, tokenizer = tiny
     prompt = tokenizer("Hot layers explore", return_tensors="pt").input_ids[0]
     hot = Profile.from_schedule(1.5, model)
-    short = [Row(prompt, 1.0, seed=i, tokens=1 + i % 3, profile=hot) for i in range(9)]
-    long = [Row(prompt, 1.0, seed=50 + i, tokens=20, profile=(None, hot)[i % 2]) for i in range(3)]
+    short = [BatchRow(prompt, 1.0, seed=i, tokens=1 + i % 3, profile=hot) for i in range(9)]
+    long = [
+        BatchRow(prompt, 1.0, seed=50 + i, tokens=20, profile=(None, hot)[i % 2]) for i in range(3)
+    ]
     shapes: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
@@ -159,7 +161,7 @@ def test_tokens_come_as_often_as_their_probabilities_say(tiny):
     model, tokenizer = tiny
     prompt = tokenizer("Hot", return_tensors="pt").input_ids[0]
     n = 4000
-    found = generate_rows(model, [Row(prompt, 0.7, seed=i, tokens=1) for i in range(n)])
+    found = generate_rows(model, [BatchRow(prompt, 0.7, seed=i, tokens=1) for i in range(n)])
     with torch.no_grad():
         p = (model(input_ids=prompt[None]).logits[0, -1].double() / 0.7).softmax(0)
     counts = torch.zeros(len(p), dtype=torch.float64)
@@ -193,7 +195,7 @@ def test_progress_is_told_after_every_token(tiny):
     model, tokenizer = tiny
     prompt = tokenizer("Hot", return_tensors="pt").input_ids[0]
     told: list[tuple[int, int]] = []
-    rows = [Row(prompt, 1.0, seed=i, tokens=3 + 2 * i) for i in range(2)]
+    rows = [BatchRow(prompt, 1.0, seed=i, tokens=3 + 2 * i) for i in range(2)]
     found = generate_rows(model, rows, progress=lambda *change: told.append(change))
     for i, own in enumerate(found):
         going = [count for row, count in told if row == i]
@@ -224,7 +226,7 @@ def test_a_stop_lets_the_batch_finish_and_starts_no_other(tiny):
 )
 def test_rows_that_are_none(tiny, change, error, message):
     model, tokenizer = tiny
-    row = Row(tokenizer("Hot", return_tensors="pt").input_ids[0], 1.0, tokens=2)
+    row = BatchRow(tokenizer("Hot", return_tensors="pt").input_ids[0], 1.0, tokens=2)
     with pytest.raises(error, match=message):
         generate_rows(model, [row, replace(row, **change)])
     with pytest.raises(InputError, match="there is no row"):
@@ -233,7 +235,7 @@ def test_rows_that_are_none(tiny, change, error, message):
 
 def answers(engine: LocalEngine, calls: list[Call]) -> dict[int, Reply]:
     found: dict[int, Reply] = {}
-    engine.run(calls, found.__setitem__, quiet, never)
+    engine.run(calls, found.__setitem__, no_progress, never)
     return found
 
 
@@ -248,7 +250,7 @@ def test_the_engine_gives_each_call_its_own(tiny):
     parts = answers(LocalEngine(model, tokenizer, name="tiny", batch=3, score=True), calls)
     assert sorted(whole) == sorted(parts) == list(range(10))
     for i, call in enumerate(calls):
-        row = Row(
+        row = BatchRow(
             tokenizer(call.prompt, return_tensors="pt").input_ids[0],
             call.temperature or 0.0,
             None if call.attention is None else Profile.from_schedule(1.7, model),

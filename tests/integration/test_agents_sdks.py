@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tempering.agents.contract import Call, never, quiet
+from tempering.agents.contract import Call, never, no_progress
 from tempering.engines.providers import provider
 from tests.integration.agents_server import serving
 
@@ -23,7 +23,7 @@ def keys(monkeypatch):
 
 
 def ours(spec: str, model: str, call: Call = CALL) -> None:
-    provider(spec, model, policy="omit").run([call], lambda index, reply: None, quiet, never)
+    provider(spec, model, policy="omit").run([call], lambda index, reply: None, no_progress, never)
 
 
 def test_openai(monkeypatch):

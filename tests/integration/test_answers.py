@@ -8,9 +8,9 @@ import torch
 from tempering import Profile
 from tempering.attention import layout
 from tempering.cli.shared.answers import FACTS, WORDING, answers
-from tempering.data.recall import recall
-from tempering.data.recall_pools import WORDINGS
 from tempering.engines.loading.hub import load_model
+from tempering.evaluation.recall import recall
+from tempering.evaluation.recall_pools import WORDINGS
 from tests.tiny import save_tiny_llama
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError
-from tempering.evaluation.benefit import distinct, measure_benefits, sample, spread
+from tempering.evaluation.benefit import distinct, measure_benefits, sample, semantic_spread
 from tempering.evaluation.compare import compare
 from tempering.evaluation.cost import Variant
 from tempering.evaluation.journal import Journal
@@ -62,12 +62,12 @@ def test_spread():
     vectors = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     pairs = list(itertools.combinations(vectors.double(), 2))
     exact = sum(1 - float(a @ b / (a.norm() * b.norm())) for a, b in pairs) / len(pairs)
-    assert spread(vectors) == pytest.approx(exact, rel=1e-12)
-    assert spread(vectors * 1e4) == pytest.approx(exact, rel=1e-6)
-    assert spread(vectors[:1].expand(4, -1)) == pytest.approx(0.0, abs=1e-12)
-    assert spread(torch.stack([vectors[0], -vectors[0]])) == pytest.approx(2.0)
+    assert semantic_spread(vectors) == pytest.approx(exact, rel=1e-12)
+    assert semantic_spread(vectors * 1e4) == pytest.approx(exact, rel=1e-6)
+    assert semantic_spread(vectors[:1].expand(4, -1)) == pytest.approx(0.0, abs=1e-12)
+    assert semantic_spread(torch.stack([vectors[0], -vectors[0]])) == pytest.approx(2.0)
     with pytest.raises(InputError, match="at least 2 samples"):
-        spread(vectors[:1])
+        semantic_spread(vectors[:1])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -133,7 +133,7 @@ def test_benefits_equal_loops(model):
                 embeddings.append(out.hidden_states[-1][0, 5 if tokens else 4 :].double().mean(0))
             rows["distinct-1"].append(distinct(samples, 1))
             rows["distinct-2"].append(distinct(samples, 2))
-            rows["spread"].append(spread(torch.stack(embeddings)))
+            rows["spread"].append(semantic_spread(torch.stack(embeddings)))
             rows["nll"].append(sum(nll) / len(nll))
         for metric, values in rows.items():
             ours = found[variant.label, metric]
@@ -156,13 +156,13 @@ def test_benefits_resume(model, tmp_path):
     part, complete = measure_benefits(
         model, PROMPTS, variants, journal=journal, progress=interrupt, **settings
     )
+    journal.close()
     assert not complete
     assert part == measure_benefits(model, PROMPTS[:2], variants, **settings)[0]
     drawn = []
     hook = model.register_forward_hook(lambda *_: drawn.append(1))
-    again, complete = measure_benefits(
-        model, PROMPTS, variants, journal=Journal(tmp_path, "run", {}), **settings
-    )
+    with Journal(tmp_path, "run", {}) as journal:
+        again, complete = measure_benefits(model, PROMPTS, variants, journal=journal, **settings)
     hook.remove()
     assert complete
     assert again == whole
@@ -278,10 +278,10 @@ def test_compare_resumes_with_identical_numbers(speaker, tmp_path, stage):
     else:
         assert not part.complete
         assert part.costs[0].cost.n == (1 if stage == "cost" else 3)
+    journal.close()
     assert journal.path.exists()
-    again = compare(
-        model, tokenizer, TEXT, given, journal=Journal(tmp_path, "compare", {}), **settings
-    )
+    with Journal(tmp_path, "compare", {}) as journal:
+        again = compare(model, tokenizer, TEXT, given, journal=journal, **settings)
     assert again.complete
     assert again.costs == whole.costs
     assert again.benefits == whole.benefits

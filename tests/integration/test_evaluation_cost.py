@@ -157,9 +157,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, tmp_path):
     (whole, _), all_calls = forwards(model, lambda: measure_costs(model, CHUNKS, given))
 
     def run(stop):
-        journal = Journal(tmp_path, "cost", {"text": "x"})
         progress = interrupt_after(stop)
-        return measure_costs(model, CHUNKS, given, journal=journal, progress=progress)
+        with Journal(tmp_path, "cost", {"text": "x"}) as journal:
+            return measure_costs(model, CHUNKS, given, journal=journal, progress=progress)
 
     (part, complete), calls = forwards(model, lambda: run(2))
     assert not complete
@@ -172,8 +172,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, tmp_path):
     assert again == whole
     (_, complete), calls = forwards(model, lambda: run(None))
     assert complete and calls == 0
-    journal = Journal(tmp_path, "cost", {"text": "another"})
-    assert not journal.entries
+    with Journal(tmp_path, "cost", {"text": "another"}) as journal:
+        assert not journal.entries
     journal = Journal(tmp_path, "cost", {"text": "x"})
     journal.finish()
     assert not list(tmp_path.iterdir())
@@ -209,8 +209,14 @@ def test_a_line_cut_off_is_dropped(tmp_path):
 
 def test_an_unwritable_journal(tmp_path):
     (tmp_path / "file").write_text("")
-    journal = Journal(tmp_path / "file" / "deeper", "cost", {})
     with pytest.raises(OutputError, match="can't write"):
+        Journal(tmp_path / "file" / "deeper", "cost", {})
+    journal = Journal(tmp_path, "cost", {})
+    journal.path.mkdir()
+    with pytest.raises(OutputError, match="can't write"):
+        journal.put("a", 1)
+    journal.close()
+    with pytest.raises(InputError, match="is closed"):
         journal.put("a", 1)
 
 

@@ -13,6 +13,7 @@ from tempering import Profile, sample_text
 from tempering.attention.tuning import ConstraintError
 from tempering.cli import _run
 from tempering.cli.shared import tuning_runs
+from tempering.evaluation.run_lock import RunLock
 from tests.tiny import save_tiny_llama
 
 # A random model has little to gain, and says so when it gains nothing.
@@ -167,6 +168,16 @@ def test_a_stopped_run_is_dropped_unless_resumed(model, files, tmp_path, capsys,
     assert "--resume goes on" in capsys.readouterr().err
     assert call(*command, "--out", tmp_path / "new.json", "--resume") == 0
     assert "starting from the beginning" in capsys.readouterr().err
+
+
+def test_a_second_run_to_the_same_file_is_refused(model, files, tmp_path, capsys):
+    out, state = tmp_path / "p.json", tmp_path / "p.json.state"
+    state.write_bytes(b"of the other run")
+    command = ("tune", "--model", model, "--data", files / "a.txt", *QUICK, "--out", out)
+    with RunLock(out, "tune"):
+        assert call(*command) == 2
+    assert "another tune is running already (process" in error_of(capsys)
+    assert state.read_bytes() == b"of the other run" and not out.exists()
 
 
 def test_ctrl_c_while_measuring_keeps_the_tuned_profile(

@@ -6,14 +6,15 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tempering.agents.checkers import checker
-from tempering.agents.contract import Call, EngineError, Memory
-from tempering.agents.ladder import across, attention_rungs, spread, strategies
+from tempering.agents.contract import Call, EngineError, Memory, Reply
+from tempering.agents.ladder import attention_rungs, pairing_order, spread_order, strategies
 from tempering.agents.tasks import generate_tasks
 from tempering.errors import InputError, ScheduleError, TemperatureError
 from tempering.evaluation.explore import explore
@@ -39,7 +40,8 @@ def test_pass_at_k_does_not_overflow():
 
 @pytest.mark.parametrize("case", [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
 def test_pass_at_k_of_nonsense(case):
-    with pytest.raises(InputError, match="1 <= k <= n and 0 <= c <= n"):
+    expected = "c = -1; expected a whole number" if case[1] < 0 else "1 <= k <= n and 0 <= c <= n"
+    with pytest.raises(InputError, match=expected):
         pass_at_k(*case)
 
 
@@ -60,7 +62,7 @@ def test_differences_are_paired():
 
 @given(st.integers(2, 40))
 def test_orders_are_permutations_whose_beginnings_are_spread(k):
-    order, other = spread(k), across(k)
+    order, other = spread_order(k), pairing_order(k)
     assert sorted(order) == sorted(other) == list(range(k))
     if k >= 6:
         start = sorted(order[: k // 2])
@@ -261,3 +263,59 @@ def test_strategies_of_different_sizes_are_not_compared():
     uneven = [chosen(4)[0], chosen(6)[1]]
     with pytest.raises(InputError, match="equal number of samples"):
         explore(FakeEngine(), TASKS[:2], CHECKERS[:2], uneven)
+
+
+def test_a_refused_reply_keeps_the_servers_words_and_what_was_thrown_away():
+    said = "the prompt was blocked: SAFETY (violent)"
+
+    def refusing(call: Call) -> str | Reply:
+        if not call.key.endswith("/3"):
+            return hot_is_right_or_merged(call)
+        return Reply("", error=said, finish="SAFETY", tokens_in=7, tokens_out=0, tokens_discarded=5)
+
+    engine = FakeEngine(refusing)
+    ledger = Memory()
+    found = explore(engine, TASKS[:4], CHECKERS[:4], chosen(), ledger=ledger, synthesise=True)
+    refused = [row for row in found.rows if row["sample"] == 3]
+    assert [row["error"] for row in refused] == [said] * 8
+    assert {row["fate"] for row in refused} == {"refused"}
+    assert {row["error"] for row in found.rows if row["sample"] != 3} == {None}
+    assert [row["tokens_discarded"] for row in refused] == [5] * 8
+    thrown = [r for r in found.compared if r.metric == "tokens of replies thrown away, a task"]
+    assert [row.estimate.value for row in thrown] == [5.0, 5.0]
+    # A refusal was answered: the same command doesn't ask for it again.
+    asked = len(engine.asked)
+    assert found.failed == 0
+    again = explore(engine, TASKS[:4], CHECKERS[:4], chosen(), ledger=ledger, synthesise=True)
+    assert len(engine.asked) == asked and again == found
+
+
+def test_what_a_failed_sample_or_synthesis_cost_stays_on_the_account():
+    ledger = Memory()
+    lost = Reply(None, error="can't be read", tokens_discarded=40)
+
+    def flaky(call: Call) -> str | Reply:
+        return lost if call.key.endswith(("/3", "/synthesis")) else hot_is_right(call)
+
+    run = partial(
+        explore, tasks=TASKS[:2], checkers=CHECKERS[:2], chosen=chosen(), ledger=ledger,
+        synthesise=True,
+    )  # fmt: skip
+    first = run(FakeEngine(flaky))
+    assert first.failed == 2 * 2 + 2 * 2
+    healed = run(FakeEngine(hot_is_right_or_merged))
+    assert healed.failed == 0
+    assert sum(row["tokens_discarded"] for row in healed.rows) == 40 * 4
+    merged = [ledger[key] for key in ledger if key.endswith("/synthesis")]
+    assert [row["tokens_discarded"] for row in merged] == [40] * 4
+    assert all(row["error"] is None and row["output"] for row in merged)
+
+
+def hot_is_right_or_merged(call: Call) -> str:
+    return "7" if call.key.endswith("/synthesis") else hot_is_right(call)
+
+
+def test_a_record_without_thrown_away_tokens_has_no_row_for_them():
+    found = explore(FakeEngine(hot_is_right), TASKS[:2], CHECKERS[:2], chosen())
+    assert not [row for row in found.compared if "thrown away" in row.metric]
+    assert {row["tokens_discarded"] for row in found.rows} == {0}

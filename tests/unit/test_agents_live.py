@@ -11,13 +11,13 @@ from rich.console import Console
 
 from tempering.agents.plan import Plan
 from tempering.agents.run import run_plan
-from tempering.cli.shared.live import Live
+from tempering.cli.shared.live import LiveStages
 from tests.unit.agents_fake import FakeEngine
 
 PLAN = Plan.from_pattern("throb(4,2,1,4)", tokens=8)
 
 
-def shown(live: Live) -> str:
+def shown(live: LiveStages) -> str:
     page = io.StringIO()
     Console(file=page, width=100, force_terminal=False).print(live._table())
     return page.getvalue()
@@ -25,7 +25,7 @@ def shown(live: Live) -> str:
 
 def test_off_a_terminal_a_line_for_each_stage(capsys):
     flaky = FakeEngine(lambda call: ValueError("no") if call.key == "1/explore/2" else "a b c")
-    with Live(PLAN, 2) as live:
+    with LiveStages(PLAN, 2) as live:
         run_plan(PLAN, "x", flaky, rounds=2, watch=live.watch)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
@@ -34,7 +34,7 @@ def test_off_a_terminal_a_line_for_each_stage(capsys):
 
 
 def test_a_stage_that_was_cut_off_has_its_line_too(capsys):
-    with Live(PLAN, 1) as live:
+    with LiveStages(PLAN, 1) as live:
         for event in (("running", 3), ("done", 8)):
             live.watch(1, PLAN.stages[0], 2, *event)
         live.watch(1, PLAN.stages[0], 3, "retrying", 1)
@@ -43,7 +43,7 @@ def test_a_stage_that_was_cut_off_has_its_line_too(capsys):
 
 
 def test_each_worker_has_a_mark_that_grows_with_its_tokens():
-    live = Live(PLAN, 1)
+    live = LiveStages(PLAN, 1)
     rows = shown(live).splitlines()
     assert [row.split()[1:4] for row in rows[1:]] == [
         ["explore", "····", "0/4"],
@@ -60,7 +60,7 @@ def test_each_worker_has_a_mark_that_grows_with_its_tokens():
 
 def test_a_wide_stage_shows_forty_and_counts_the_rest():
     wide = Plan.from_pattern("steps(100,1)", tokens=8)
-    live = Live(wide, 1)
+    live = LiveStages(wide, 1)
     for worker in range(100):
         live.watch(1, wide.stages[0], worker, "kept", 0)
     assert "●" * 40 + " +60" in shown(live) and "100/100" in shown(live)
@@ -76,7 +76,7 @@ def test_on_a_terminal_the_table_is_drawn_and_left_standing(
         return real(file=page, force_terminal=True, width=100, legacy_windows=False)
 
     monkeypatch.setattr("rich.console.Console", terminal)
-    with Live(PLAN, 1) as live:
+    with LiveStages(PLAN, 1) as live:
         run_plan(PLAN, "x", FakeEngine(), watch=live.watch)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", page.getvalue())
     assert re.search(r"explore +●●●● +4/4 +8\n", text) and live.display is not None

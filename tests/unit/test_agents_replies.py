@@ -13,7 +13,7 @@ from tempering.agents.checkers import checker
 from tempering.agents.contract import Call, Reply
 from tempering.agents.ladder import strategies
 from tempering.evaluation.explore import Exploration, explore
-from tempering.evaluation.replies import FATES, read_reply
+from tempering.evaluation.fates import FATES, read_reply
 from tests.unit import answers_drawn as drawn
 from tests.unit.agents_fake import FakeEngine
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from tempering.engines.providers.retry import Backoff, classify, wait_asked
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 URL = "http://host:1/v1/chat/completions"
 
 
 def failure(status: int, body: Any, headers: dict[str, str] | None = None, url: str = URL) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return classify(HTTPStatusError(Answer(status, headers or {}, data, url)))
+    return classify(HTTPStatusError(HTTPResponse(status, headers or {}, data, url)))
 
 
 @pytest.mark.parametrize(

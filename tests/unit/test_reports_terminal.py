@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tempering.reports import Record, print_record, progress, sparkline
+from tempering.agents.plan import Plan
+from tempering.agents.run import run_plan
+from tempering.reports import Record, print_record, progress, render_html, sparkline
+from tests.unit.agents_fake import FakeEngine
 
 SAMPLE = Path(__file__).with_name("test_reports_sample.json")
 THROB = "throb(12,3,1,12)|amplitude(1.15)"
@@ -115,6 +118,29 @@ def test_an_empty_record_prints_nothing():
 def test_a_stage_tree_ends_with_its_answers(sample):
     stages = new(stages=sample.results["stages"])
     assert "The sea is salt because of rivers." in printed(stages)
+
+
+def test_the_answer_comes_first_and_the_workers_fit_a_narrow_terminal():
+    def fail_second(call):
+        return ValueError("HTTP 429: slow down") if call.key.endswith("/2") else "It is salt."
+
+    plan = Plan.from_pattern("throb(12,3,1,12)", tokens=8)
+    stages = run_plan(plan, "Why is the sea salt?", FakeEngine(fail_second)).stages
+    for stage in stages:
+        for worker in stage["workers"]:
+            worker.update(part=1, tokens_discarded=123_456, attempts=3, note="a remark " * 30)
+    text = terminal(new(stages=stages), 80)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[:2] == ["It is salt.", ""]
+    assert lines[3].split() == ["stage", "round", "worker", "T", "error"]
+    rows = lines[4:20]
+    assert rows[0].split() == ["explore", "1", "1", "2", "–"]
+    assert rows[1].split() == ["explore", "1", "2", "1.91", "HTTP", "429:", "slow", "down"]
+    assert rows[15].split() == ["execute", "1", "1", "0", "–"]
+    assert max(map(len, lines)) <= 80 and "123456" not in text and "remark" not in text
+    # The whole of it is in the HTML report.
+    html = render_html(new(stages=stages))
+    assert "123456" in html and "a remark" in html
 
 
 numbers = st.none() | st.floats() | st.integers()

@@ -1,11 +1,12 @@
 """Reading an answer out of a text, and telling whether it is right.
 
 A checker is `number`, `choice` (one of the task's choices), `exact` (the whole text),
-`regex:PATTERN` (its first group that took part, or all of it, at its last match), or a Python file
-with `read(output, task)` and perhaps `correct(answer, task)`. Where a text holds no answer,
+`regex:PATTERN` (its last match: the first group that took part, or all of the match), or a Python
+file with `read(output, task)` and perhaps `correct(answer, task)`. Where a text holds no answer,
 several, or one that can't be read for certain, it is read as None: an abstention, never a guess.
 
-Two answers are one where `form` gives them one text; correctness and votes compare forms.
+Two answers are the same where `form` gives the same text for both; correctness and votes compare
+forms.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ _ASKS_PERCENT = re.compile(
 
 @functools.lru_cache(maxsize=1024)  # votes ask for the same few answers again and again
 def form(text: str) -> str:
-    """What two spellings of an answer have in common: letters in lower case, without markup,
-    quotes and the points around; a number by its value.
+    """What all spellings of an answer share: lower case, without markup, without quotes and
+    points at its ends; a number in one notation.
 
-    Paris, paris, "Paris." are one, and so are 42, 42.0 and 1,000, 1000; 007 and 7 are two.
+    The same: Paris, paris, "Paris."; 42, 42.0; 1,000, 1000. Not the same: 007 and 7.
     """
     found = " ".join(plain(text).split())
     found = re.sub(r"^\$(.+)\$$", r"\1", found).strip()
@@ -49,7 +50,7 @@ def form(text: str) -> str:
     while before != found:
         before = found
         found = found.strip(" .\"'…")
-        # A bang after a number is a factorial, and brackets belong to what they hold.
+        # After a number an exclamation mark is a factorial and stays; so do brackets.
         found = re.sub(r"(?<=[^\W\d])[!?,;:]+$", "", found)
     if not _CODE.fullmatch(found) and "%" not in found:
         value = value_of(found)
@@ -62,8 +63,8 @@ def form(text: str) -> str:
 class Checker:
     """How answers are read and judged.
 
-    read: None where there is no answer to be read. form: the same for answers that `correct` can't
-    tell apart; votes count by it.
+    read: gives None where a text has no answer. form: gives the same text for answers that
+    `correct` can't tell apart; votes compare these texts.
     """
 
     name: str
@@ -94,7 +95,7 @@ def _read_number(output: str, task: Mapping[str, Any]) -> str | None:
 
 
 def _in_percent(task: Mapping[str, Any]) -> bool:
-    """Whether the task asks for percent; then 50% and 50 are one answer, else 50% and 0.5."""
+    """Whether the task asks for percent; then 50% means 50, and else 0.5."""
     return bool(_ASKS_PERCENT.search(str(task.get("prompt", ""))))
 
 
@@ -164,7 +165,7 @@ def _stated(text: str, task: Mapping[str, Any]) -> Fraction | None:
 
 
 def _from_file(path: Path) -> Checker:
-    """The functions of a user's Python file, which runs as any script that is asked for does."""
+    """A checker from a user's Python file, which is executed: it is the user's own code."""
     from tempering.files import read_text
 
     names: dict[str, Any] = {"__name__": "checker", "__file__": str(path)}
@@ -187,7 +188,7 @@ def _from_file(path: Path) -> Checker:
         return bool(_guarded(path, names["correct"], answer, task))
 
     if callable(names.get("correct")):
-        return Checker(str(path), read, correct, str)  # what it takes for equal, it alone knows
+        return Checker(str(path), read, correct, str)  # only the file knows its equals
     return Checker(str(path), read, _same_text)
 
 

@@ -35,7 +35,8 @@ _WRONG = re.compile(
     r"|[\s\"')\]]*(?:isn't|cannot|can't|doesn't|won't)\b",
     re.IGNORECASE,
 )
-# A word in lower case after A or I makes them words, but for those that follow a choice.
+# Before a word in lower case, A is an article and I a pronoun, and neither is a choice; the words
+# listed here are those that also follow a choice: "A or B", "A is right".
 _AND = r"or|and|nor|because|since|but|not"
 _IS = r"is|are|was|were|can|could|would|cannot|seems|looks|must|should|has|fits"
 _WORD_AFTER = {
@@ -50,7 +51,7 @@ _LABEL = re.compile(r"^[ \t]*[(\[]?([A-Z])[).:\]][ \t]+(\S.*?)[ \t]*$", re.MULTI
 
 
 class Options(NamedTuple):
-    """Names of the choices -> the choice as it is read; letters: those that stand for a text."""
+    """names: every name of a choice -> the choice. letters: names that are a single letter."""
 
     names: dict[str, str]
     letters: frozenset[str]
@@ -59,7 +60,7 @@ class Options(NamedTuple):
 def options(choices: Sequence[object], prompt: str) -> Options:
     """The choices by their own names, and by the letters or texts that the prompt gives them.
 
-    In lines `A) Paris` of the prompt, Paris is another name of the choice A, or A one of Paris.
+    A line `A) Paris` of the prompt makes Paris another name of the choice A, or A one of Paris.
     """
     own = [str(choice) for choice in choices]
     names = {" ".join(plain(c).split()).casefold(): c.lower() for c in own}
@@ -91,7 +92,7 @@ def choice(output: str, known: Options) -> str | None:
     boxed = boxes(output)
     if boxed:
         content = boxed[-1][2]
-        return None if content is None else _only(plain(content), known)
+        return None if content is None else _in_box(plain(content), known)
     text = plain(output).strip()
     if whole := known.names.get(text.strip(" .!?\"'()[]:").casefold()):
         return whole
@@ -101,17 +102,17 @@ def choice(output: str, known: Options) -> str | None:
         place = after.end() if after else mark.end()
         marked = next((m for m in found if m.start == place), None)
         if marked is None and text[place : place + 1].casefold() in known.names:
-            marked = _lower(text, place, known)
+            marked = _lower_case_letter(text, place, known)
         if marked is not None and not _negated(text, marked):
             return None if _joined(text, marked, found) else marked.choice
     found = [m for m in found if not m.article and not _negated(text, m)]
     if len({m.choice for m in found}) <= 1:
         return found[0].choice if found else None
-    return _at_an_end(text, known)
+    return _at_either_end(text, known)
 
 
-def _only(text: str, known: Options) -> str | None:
-    """The choice in a box, which holds that alone."""
+def _in_box(text: str, known: Options) -> str | None:
+    """The choice in a box, where the box names no other."""
     stripped = text.strip(" .\"'()[]:").casefold()
     if stripped in known.names:
         return known.names[stripped]
@@ -119,7 +120,7 @@ def _only(text: str, known: Options) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _lower(text: str, place: int, known: Options) -> _Mention | None:
+def _lower_case_letter(text: str, place: int, known: Options) -> _Mention | None:
     """`answer: b`, a letter in lower case right after a mark."""
     if re.match(r"\w\w|\w'|\w\s+[a-z]", text[place : place + 3] + " "):
         return None
@@ -161,7 +162,10 @@ def _negated(text: str, mention: _Mention) -> bool:
 
 
 def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
-    """Whether `A or B`, `A, B`, `A) text of B` stands there; `A, not B` doesn't count."""
+    """Whether another choice is joined to this one: `A or B`, `A, B`, `A) text of B`.
+
+    `A, not B` doesn't count.
+    """
     glue, label = _OR.match(text, mention.end), _LABELS.match(text, mention.end)
     others = [m for m in found if m.choice != mention.choice and not m.article]
     if glue is not None and any(m.start == glue.end() for m in others):
@@ -171,8 +175,8 @@ def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
     return label is not None and any(m.start == label.end() for m in spelled)
 
 
-def _at_an_end(text: str, known: Options) -> str | None:
-    """The choice that a reply begins or ends with, where that stands alone."""
+def _at_either_end(text: str, known: Options) -> str | None:
+    """The choice that begins or ends a reply, where it stands alone and the other end agrees."""
     found = _mentions(text, known)
     ends = set()
     first = found[0]

@@ -14,25 +14,25 @@ from tempering.errors import TemperingError
 
 
 class EngineError(TemperingError):
-    """An engine could not answer a call, for good; the message says why."""
+    """An engine can't answer, also after retries; the message says why."""
 
 
 class StageError(TemperingError):
-    """All workers of a stage failed; what was done before and what it cost is kept."""
+    """All workers of a stage failed; the rows made before, with their cost, are kept."""
 
 
 @dataclass(frozen=True)
 class Call:
     """One generation.
 
-    key: names it in a run; the same over retries and resumptions.
-    prompt, system: of the user's turn, and before it.
+    key: names the call in a run; the same over retries and resumptions.
+    prompt: the user's turn. system: the system turn before it, or None.
     temperature: of sampling, as asked, on the engine's own scale; None is the model's default.
     tokens: new tokens at most. seed: of its random numbers, where the engine takes one.
-    top_p: nucleus; None for all tokens.
+    top_p: probability mass of the nucleus that is sampled from; None for all tokens.
     attention: pattern over depth of relative attention temperatures, or None for the model's own.
-    raw: continue the prompt as a text; an engine that only chats takes it as a user's turn.
-    stop: the output ends before this, e.g. a line break.
+    raw: continue the prompt as a text; an engine that only chats takes the prompt as a user's turn.
+    stop: text before which the output ends, e.g. a line break.
     """
 
     key: str
@@ -51,16 +51,17 @@ class Call:
 class Reply:
     """What became of a call: an output or an error, and what it cost.
 
-    A reply that came without text, or with a part of it, has both: an output (perhaps "") and the
-    error that says why. One that never came has the output None.
+    A reply that came without text, or with only a part of it, has an output (perhaps "") and the
+    error that says why. A reply that never came has an error and the output None.
 
     temperature_sent: None where none was sent. seed_sent: whether the engine took the seed.
     score: mean log probability of the output's tokens under the untempered model at T = 1,
         nats per token; None where the engine doesn't tell.
-    finish: "end", "length", or the provider's word. attempts: 1 without retries.
+    finish: why the output ended: "end", "length", or the provider's word. attempts: 1 without
+        retries.
     note: what a reader of the record should know, e.g. the provider's advice.
-    tokens_discarded: in and out, of earlier replies to this call that were paid for and could not
-        be read.
+    tokens_discarded: tokens in and out of earlier replies to this call, which were paid for and
+        could not be read.
     """
 
     output: str | None
@@ -86,7 +87,8 @@ Stop = Callable[[], bool]
 class Engine(Protocol):
     """Where generations run.
 
-    name, model: what a record calls it. has_attention: whether calls may carry `attention`.
+    name, model: what a record calls the engine and its model. has_attention: whether calls may
+    carry `attention`.
     """
 
     name: str
@@ -97,20 +99,20 @@ class Engine(Protocol):
         """The sampling temperature that 0 (cold) to 1 (hot) stands for on this model."""
 
     def check(self, calls: Sequence[Call]) -> None:
-        """Raise what would make these calls fail for certain, before anything is sent."""
+        """Raise the error that these calls are certain to meet, before anything is sent."""
 
     def count(self, call: Call) -> int:
-        """Tokens of the prompt: exact, or at least a fair guess where the engine can't know."""
+        """Tokens of the prompt: exact, or an estimate where the engine can't know."""
 
     def run(self, calls: Sequence[Call], done: Done, progress: Progress, stop: Stop) -> None:
         """Run the calls; `done` is called once for each, as it finishes.
 
-        When `stop()` turns true, nothing new is started; what is paid for already is waited for,
-        and calls that were not made are left out.
+        When `stop()` turns true, no new call is started. Calls under way, which are paid for, are
+        waited for; `done` is not called for the others.
         """
 
     def describe(self) -> dict[str, Any]:
-        """Settings for the record: never a key."""
+        """Settings for the record, without the API key."""
 
 
 @runtime_checkable
@@ -130,7 +132,7 @@ class Memory(dict[str, Any]):
         self[name] = value
 
 
-def quiet(index: int, state: str, count: int) -> None:
+def no_progress(index: int, state: str, count: int) -> None:
     """A `Progress` that shows nothing."""
 
 

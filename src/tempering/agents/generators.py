@@ -1,7 +1,7 @@
 """Three kinds of tasks with known answers: (rng, level) -> prompt, answer, tokens it takes at most.
 
-Prompts are texts to continue, with worked examples first: the embedded model of 135M parameters
-solves 8 of 10 small sums so, and hardly any when asked in a chat turn. All tasks of a kind and
+Prompts are texts to continue, with worked examples first: asked in this way, the embedded model of
+135M parameters solves 8 of 10 small sums, and in a chat turn hardly any. All tasks of a kind and
 level have the same examples, which an engine then reads once.
 """
 

@@ -5,8 +5,8 @@
                        A^(2s/(k-1) - 1), from 1/A to A
     both               sample s has rung s of one and rung (m s mod k) of the other
 
-Samples come in an order that goes through the whole ladder early, so that the first few of them,
-which may be all that an early stop leaves, are spread over it.
+The order of the samples spreads the first few of them over the whole ladder, since an early stop
+may leave no more than these.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class Rung:
-    """What one sample runs at. heat: of attention, 1 for the model's own, above 1 hotter."""
+    """What one sample runs at: a sampling temperature, and a pattern over depth or None.
+
+    heat: of attention, 1 for the model's own, above 1 hotter.
+    """
 
     temperature: float
     attention: str | None = None
@@ -66,7 +69,7 @@ def strategies(
             )
     if low > high:
         raise InputError(f"a ladder goes from cold to hot, got {low:g} to {high:g}")
-    order = spread(k)
+    order = spread_order(k)
     steps = [low * (high / low) ** (s / (k - 1)) for s in range(k)]
     found = [
         Strategy(f"single T {temperature:g}", (Rung(temperature),) * k),
@@ -75,7 +78,7 @@ def strategies(
     if amplitude == 1:
         return found
     heats = attention_rungs(k, attention, amplitude)
-    other = across(k)
+    other = pairing_order(k)
     return [
         *found,
         Strategy(
@@ -94,7 +97,7 @@ def attention_rungs(k: int, attention: str, amplitude: float) -> list[tuple[str 
     for s in range(k):
         u = s / (k - 1)
         heat = amplitude ** (2 * u - 1) if attention == UNIFORM else amplitude**u
-        if abs(math.log(heat)) < 1e-12:
+        if abs(math.log(heat)) < 1e-12:  # the model's own, but for the rounding of the power
             found.append((None, 1.0))
         elif attention == UNIFORM:
             found.append((f"constant({heat!r})", heat))
@@ -103,24 +106,24 @@ def attention_rungs(k: int, attention: str, amplitude: float) -> list[tuple[str 
     return found
 
 
-def spread(k: int) -> list[int]:
-    """The rungs in an order whose beginnings are spread over the ladder.
+def spread_order(k: int) -> list[int]:
+    """The rungs in an order of which every beginning is spread over the ladder.
 
-    s_i = rank of frac(i phi) among i = 0..k-1, phi the golden section, whose multiples fall into
-    the largest gaps left between those before them.
+    s_i = rank of frac(i phi) among i = 0..k-1, phi the golden section: each multiple of phi falls
+    into one of the largest gaps between the multiples before it (three-distance theorem).
     """
     golden = (math.sqrt(5) - 1) / 2
     order = sorted(range(k), key=lambda i: i * golden % 1)
     return [order.index(i) for i in range(k)]
 
 
-def across(k: int) -> list[int]:
-    """A pairing of rungs with rungs that is as uncorrelated as multiples modulo k can be."""
+def pairing_order(k: int) -> list[int]:
+    """The pairing s -> m s mod k that is least correlated with s, over m coprime to k."""
     options = [[s * m % k for s in range(k)] for m in range(1, k) if math.gcd(m, k) == 1]
     return min(options, key=lambda pairing: abs(_correlation(pairing)))
 
 
 def _correlation(pairing: Sequence[int]) -> float:
     middle = (len(pairing) - 1) / 2
-    spread = sum((s - middle) ** 2 for s in range(len(pairing)))
-    return sum((s - middle) * (t - middle) for s, t in enumerate(pairing)) / spread
+    variance = sum((s - middle) ** 2 for s in range(len(pairing)))
+    return sum((s - middle) * (t - middle) for s, t in enumerate(pairing)) / variance

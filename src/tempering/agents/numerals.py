@@ -3,9 +3,9 @@
     1,234.5   1.234,5   1 234,5   1'234.5   1,23,456   1_000   2,5   .5   0x10
     1e5   3.0 × 10^8   2^10   1/2   3 1/2   -$5   $-5   50%   5 million   $80k
 
-Read as English where that is one of two readings: 1,234 is 1234, and 1.234 is 1.234. What is more
-than one number, or none that is rational, has the value None: a range 5-7, a time 3:30, a date,
-2π, 5x, ±. An ordinal (3rd), a label (step 3) and a digit inside a word (CO2) are no numerals.
+Where a notation has two readings, the English one counts: 1,234 is 1234, and 1.234 is 1.234. What
+is several numbers, or no rational number, has the value None: a range 5-7, a time 3:30, a date, 2π,
+5x, ±. An ordinal (3rd), a label (step 3) and a digit inside a word (CO2) are no numerals.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fractions import Fraction
 
 from tempering.agents.plain import OPAQUE
 
-# Digits that are read at most, and the largest power of ten; beyond them a reader abstains, since
-# an exponent of few characters makes a number of many.
+# The most digits that are read, and the largest power of ten. Beyond these a reader abstains: the
+# value of 1e999999999 has few characters here and a billion digits in memory.
 MOST_DIGITS = 10_000
 MOST_POWER = 1_000
 
@@ -71,7 +71,7 @@ _JOINS = re.compile(
 
 @dataclass(frozen=True)
 class Numeral:
-    """A number in a text; value None where it is none, or more than one."""
+    """A number in a text. value: None where there are several numbers, or none that is rational."""
 
     start: int
     end: int
@@ -81,29 +81,28 @@ class Numeral:
 def numerals(text: str, *, percent: bool = False) -> list[Numeral]:
     """The numbers of a plain text, in order; see the module's head.
 
-    percent: 50% is 50 rather than 1/2, where a question asks for percent.
+    percent: read 50% as 50 rather than as 1/2, since the question asks for percent.
     """
     found: list[Numeral] = []
     place = 0
     while match := _RUN.search(text, place):
-        one, place = _one(text, match, percent)
-        if one is None:
+        numeral, place = _numeral_at(text, match, percent)
+        if numeral is None:
             continue
-        if found and _joined(text[found[-1].end : one.start], one, text):
-            one = Numeral(found.pop().start, one.end, None)
-        found.append(one)
-    places = [m.start() for m in re.finditer(OPAQUE, text)]
-    starts = [one.start for one in found]
-    for p in places:
-        before = bisect.bisect_right(starts, p) - 1
-        if before < 0 or found[before].end <= p:
-            found.append(Numeral(p, p + 1, None))
-    return sorted(found, key=lambda one: one.start)
+        if found and _joined(text[found[-1].end : numeral.start], numeral, text):
+            numeral = Numeral(found.pop().start, numeral.end, None)
+        found.append(numeral)
+    starts = [numeral.start for numeral in found]
+    for opaque in [m.start() for m in re.finditer(OPAQUE, text)]:
+        before = bisect.bisect_right(starts, opaque) - 1
+        if before < 0 or found[before].end <= opaque:
+            found.append(Numeral(opaque, opaque + 1, None))
+    return sorted(found, key=lambda numeral: numeral.start)
 
 
 def value_of(text: str, *, percent: bool = False) -> Fraction | None:
     """The number that a plain text is, all of it; None for another text."""
-    if len(text.split()) > 8:  # no number is that many words
+    if len(text.split()) > 8:  # "3 x 10 ^ ( -8 )" has 7
         return None
     found = numerals(text.strip(), percent=percent)
     whole = len(found) == 1 and (found[0].start, found[0].end) == (0, len(text.strip()))
@@ -135,8 +134,8 @@ def _power_of(number: int, prime: int) -> int:
     return count
 
 
-def _one(text: str, match: re.Match[str], percent: bool) -> tuple[Numeral | None, int]:
-    """The numeral at a run of digits, or None for what is no numeral; and where to go on."""
+def _numeral_at(text: str, match: re.Match[str], percent: bool) -> tuple[Numeral | None, int]:
+    """(numeral at a run of digits, or None where the run is no numeral; where to go on)."""
     start, end = match.span()
     if found := _HEX.match(text, start):
         value: Fraction | None = Fraction(int(found[0], 0)) if len(found[0]) < 2000 else None
@@ -147,7 +146,8 @@ def _one(text: str, match: re.Match[str], percent: bool) -> tuple[Numeral | None
         if " " in run and value is None:  # no groups of thousands: words of their own
             end = start + run.index(" ")
             value = _plain_value(text[start:end])
-    reach = max(0, start - 40)  # what stands before a number that changes it
+    # 40 characters before the number hold any sign, currency or label that changes it.
+    reach = max(0, start - 40)
     currency = _CURRENCY.search(text[reach:start])
     begin = reach + currency.start() if currency else start
     left = text[reach:begin]
@@ -169,12 +169,12 @@ def _one(text: str, match: re.Match[str], percent: bool) -> tuple[Numeral | None
 
 
 def _sign(text: str, begin: int, currency: bool, start: int) -> tuple[bool | None, int]:
-    """(negative, where the numeral begins); None where a hyphen makes it part of a word."""
+    """(negative, where the numeral begins); (None, ..) where a hyphen joins it to a word."""
     if currency and text[start - 1 : start] in "-+" and text[start - 1 : start]:
         return text[start - 1] == "-", begin
     sign = text[begin - 1 : begin] if begin else ""
     if sign not in ("-", "+"):
-        # After an equals sign, or a sign of its own, a minus may stand apart.
+        # After an equals sign a blank may stand between the minus and its number: "= - 5".
         reach = max(0, begin - 40)
         apart = re.search(r"[=≈]\s*(-)\s+$", text[reach:begin])
         return (True, reach + apart.start(1)) if apart else (False, begin)
@@ -189,7 +189,7 @@ def _sign(text: str, begin: int, currency: bool, start: int) -> tuple[bool | Non
 
 
 def _spaced_script(letter: str) -> bool:
-    """Whether it is a letter of a script that puts spaces between words; Chinese puts none."""
+    """Whether this is a letter of a script with spaces between words, as Chinese has none."""
     return letter.isalpha() and letter < "\u2e80"
 
 
@@ -216,9 +216,9 @@ def _fraction(digits: str) -> Fraction:
 def _suffixes(
     text: str, value: Fraction | None, start: int, end: int, percent: bool, currency: bool
 ) -> tuple[Fraction | None, int]:
-    """Value and end with what follows: exponents, fractions, percent, scales, units.
+    """(value, end) with what follows the digits: exponents, fractions, percent, scales, units.
 
-    A negative end stands for a word that is no numeral, an ordinal.
+    A negative end, -e, says that an ordinal ends at e, which is no numeral.
     """
     whole = text[start:end].isdigit()
     if found := _EXPONENT.match(text, end):
@@ -281,8 +281,8 @@ def _power(value: Fraction | None, exponent: int) -> Fraction | None:
     return value**exponent if digits <= 4 * MOST_POWER else None
 
 
-def _joined(between: str, one: Numeral, text: str) -> bool:
-    """Whether two numerals are one thing that is no number: a range, a date, a ratio."""
+def _joined(between: str, numeral: Numeral, text: str) -> bool:
+    """Whether two numerals are parts of one thing that is no number: a range, a date, a ratio."""
     if len(between) > 20:
         return False
-    return bool(_JOINS.fullmatch(between)) or (not between.strip() and text[one.start] in "-+")
+    return bool(_JOINS.fullmatch(between)) or (not between.strip() and text[numeral.start] in "-+")

@@ -1,7 +1,7 @@
 """A reply as plain text: thinking, markup and LaTeX taken off, one sign for each meaning.
 
-What stands for a quantity that no rational number is (a root, pi, a fraction of letters) becomes
-`OPAQUE`, so that a reader sees that something stood there and doesn't read its neighbours alone.
+A quantity that is no rational number (a root, pi, a fraction of letters) becomes the character
+`OPAQUE`, so that a reader doesn't take the numbers beside it for the whole quantity.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 OPAQUE = "\ufffc"
 
 _TAG = re.compile(r"<(/?)(think|thinking|thought|reasoning)>", re.IGNORECASE)
-MOST_BOXED = 2000  # characters in a box; beyond them it is taken for unclosed
+MOST_BOXED = 2000  # characters in a box; a longer box counts as one that is never closed
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUPERSCRIPTS = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SIGNS = str.maketrans(
@@ -61,12 +61,12 @@ _HTML = re.compile(r"</?(?:b|i|em|strong|u|p|span|code|br|div|mark)\s*/?>", re.I
 
 
 def after_thinking(text: str) -> str:
-    """A reply without its thinking; nothing follows where the thinking never ends."""
+    """A reply without its thinking; empty where the thinking never ends."""
     kept: list[str] = []
-    start: int | None = 0  # of what is no thinking; None inside of it
+    start: int | None = 0  # of the text since the last thinking; None inside of thinking
     for tag in _TAG.finditer(text):
         if tag[1]:
-            if start is not None:  # what came before was thinking: the template had opened it
+            if start is not None:  # the template opened it: all text so far was thinking
                 kept.clear()
             start = tag.end()
         elif start is not None:
@@ -78,7 +78,7 @@ def after_thinking(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, str | None]]:
-    r"""(start, end, content) of the last \boxed{...}s; no content where no brace ends it."""
+    r"""(start, end, content) of the last ten \boxed{...}; None where no brace ends the box."""
     found: list[tuple[int, int, str | None]] = []
     for match in list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))[-10:]:
         depth, place = 1, match.end()
@@ -120,7 +120,7 @@ def _latex(text: str) -> str:
         return text
     for pattern, instead in _LATEX:
         text = pattern.sub(instead, text)
-    # Innermost braces first; each round takes at least one pair of them.
+    # Innermost braces first, one level of nesting a round; no reply needs 20 levels.
     for _ in range(20):
         before = text
         text = _WORDS.sub(r" \1 ", text)

@@ -6,9 +6,13 @@ is as hot as
 
     t(v) = log(v / coldest) / log(hottest / coldest)        1 for the widest, 0 for the narrowest
 
-and its workers differ: worker i of a stage stands at t on the way, linear in t, from its own stage
-to the next, i/width of it. So all workers lie on the one curve that the pattern draws. The
-amplitude of the attention pattern follows it as A^t.
+and the workers of a stage differ, in steps towards the next stage: worker i = 0..v-1 of a stage at
+t, before a stage at t', is as hot as
+
+    t_i = t + (i/v) (t' - t)
+
+So the temperatures of all workers, stage after stage, follow one curve without a jump. The
+amplitude of a worker's attention pattern is A^(t_i).
 """
 
 from __future__ import annotations
@@ -34,10 +38,11 @@ MOST_WORKERS = 10_000  # in a stage; a typing error should not become a bill
 class Stage:
     """One stage of a plan.
 
-    width: workers. temperature: normalised, 0 cold to 1 hot, of the first and the last worker,
-    evenly between. amplitude: of the attention pattern, 1 or more, the same way, evenly in logs.
-    tokens: new ones at most, each worker. prompt: a template; again: in rounds after the first.
-    system: before the prompt. top_p: nucleus.
+    width: number of workers. temperature: normalised, 0 cold to 1 hot, of the first and the last
+    worker; those between are evenly spaced. amplitude: of the attention pattern, 1 or more, of the
+    first and the last worker; those between are evenly spaced in logs. tokens: new tokens of a
+    worker, at most. prompt: a template. again: the template in rounds after the first, where it is
+    another. system: the system turn before the prompt. top_p: probability mass of the nucleus.
     """
 
     name: str
@@ -59,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, and the pattern over depth that their amplitudes scale."""
+    """Stages in order. attention: the pattern over depth that their amplitudes scale, or None."""
 
     stages: tuple[Stage, ...]
     attention: str | None = None
@@ -137,20 +142,20 @@ class Plan:
 
         Parameters
         ----------
-        pattern: e.g. throb(12,3,1,12); whole widths of 1 or more. Where it ends as it began, the
-            last stage is the first one of the next round.
+        pattern: e.g. throb(12,3,1,12); whole widths of 1 or more. Where the last width is the
+            first one again, it stands for the first stage of the next round.
         amplitude: of the hottest explorers' attention; 1 leaves the attention alone.
-        attention: pattern over depth; this very pattern where None.
-        tokens: new tokens at most, each worker.
+        attention: pattern over depth; None takes `pattern` itself.
+        tokens: new tokens of a worker, at most.
 
-        Raises ScheduleError for widths that are no widths, or that don't differ.
+        Raises ScheduleError for widths that are not whole numbers, or that don't differ.
         """
-        plan = as_schedule(pattern)
+        course = as_schedule(pattern)
         if not 1 <= amplitude < math.inf:
             raise InputError(f"an amplitude is 1 or more, got {amplitude:g}")
-        widths = _widths(plan)
+        widths = _widths(course)
         cycle = len(widths) > 2 and widths[0] == widths[-1]
-        heats = _heats(widths, plan)
+        heats = _heats(widths, course)
         count = len(widths) - 1 if cycle else len(widths)
         stages = []
         for i, (name, prompt, again) in enumerate(_roles(widths[:count])):
@@ -173,7 +178,7 @@ class Plan:
             )
         over_depth = None
         if amplitude > 1:
-            over_depth = str(as_schedule(plan if attention is None else attention))
+            over_depth = str(as_schedule(course if attention is None else attention))
         return cls(tuple(stages), over_depth)
 
 
@@ -256,34 +261,36 @@ def _ends(value: Any, where: str, low: float, high: float) -> tuple[float, float
     return single, single
 
 
-def _widths(plan: Schedule) -> list[int]:
-    stages = plan.stages
+def _widths(pattern: Schedule) -> list[int]:
+    stages = pattern.stages
     if stages > 1000:
-        raise ScheduleError(f"{plan} has {stages} stages; at most 1000 are meant here")
-    values = [plan(i / max(1, stages - 1)) for i in range(stages)]
+        raise ScheduleError(f"{pattern} has {stages} stages; a plan has at most 1000")
+    values = [pattern(i / max(1, stages - 1)) for i in range(stages)]
     widths = [round(value) for value in values]
     for value, width in zip(values, widths, strict=True):
+        # 1e-9: a pattern interpolates in logs, which rounds whole numbers.
         if abs(value - width) > 1e-9 or not 1 <= width <= MOST_WORKERS:
             raise ScheduleError(
-                f"{plan} has a stage of {value:g} workers; widths are whole numbers from 1 to "
+                f"{pattern} has a stage of {value:g} workers; widths are whole numbers from 1 to "
                 f"{MOST_WORKERS}, e.g. throb(12,3,1,12)"
             )
     return widths
 
 
-def _heats(widths: Sequence[int], plan: Schedule) -> list[float]:
-    """t(v), 1 for the widest stage and 0 for the narrowest."""
+def _heats(widths: Sequence[int], pattern: Schedule) -> list[float]:
+    """t(v) of each width v: 1 for the widest stage, 0 for the narrowest."""
     coldest, hottest = min(widths), max(widths)
     if coldest == hottest:
         raise ScheduleError(
-            f"{plan} has one width, {hottest}, so it doesn't say what is hot and what is cold; "
+            f"{pattern} has one width, {hottest}, so it doesn't say what is hot and what is cold; "
             "give widths that differ, or a plan file"
         )
     return [math.log(width / coldest) / math.log(hottest / coldest) for width in widths]
 
 
 def _roles(widths: Sequence[int]) -> list[tuple[str, str, str | None]]:
-    """(name, prompt, prompt again): the widest explore, the last executes, between they merge."""
+    """(name, prompt, prompt in later rounds): the widest stages explore, the last one executes,
+    the others merge."""
     roles: list[tuple[str, str, str | None]] = []
     for i, width in enumerate(widths):
         if i == len(widths) - 1:

@@ -27,7 +27,7 @@ EXECUTE = "{task}\n\nNotes:\n{notes}\n\nUsing these notes, write the final answe
 
 
 def check_template(template: str, where: str) -> None:
-    """InputError unless the template has known fields only."""
+    """InputError for a template with an unknown field, or braces that don't match."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -55,16 +55,16 @@ def fill(template: str, task: str, notes: list[str], answer: str) -> str:
 
 
 def numbering(notes: int) -> int:
-    """Tokens at most that the numbers between so many notes take; a token is a byte or more."""
+    """The most tokens that numbering so many notes takes; a token is a byte or more."""
     return 0 if notes == 1 else notes * len(f"[{notes}] \n\n")
 
 
 def deal(notes: list[T], width: int) -> list[list[T]]:
     """Which notes each of `width` workers reads.
 
-    Where there are fewer workers than notes, the notes are dealt out in turn, so that each worker
-    gets hot and cold ones and the cost grows with the notes, not with notes times workers;
-    otherwise every worker reads all.
+    With fewer workers than notes, the notes are dealt out in turn: each worker gets notes of hot
+    and of cold workers, and the cost grows with the notes rather than with notes times workers.
+    Otherwise every worker reads all notes.
     """
     if width >= len(notes):
         return [list(notes) for _ in range(width)]

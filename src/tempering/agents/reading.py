@@ -1,12 +1,12 @@
-"""The answer in a reply: the number or the choice that it states, or None.
+"""The number that a reply answers with, or None.
 
-A reader abstains where a reply names several answers (5 or 6; A and B), none, or one that it can't
-read with certainty. Where a reply marks its answer, the mark decides, in this order:
+A reader abstains where a reply names several answers (5 or 6), none, or one that it can't read with
+certainty. Where a reply marks its answer, the first of these marks that occurs decides:
 
     \\boxed{..}   ####   final answer   answer   result, total, solution
 
-and the last mark of a kind counts. Without a mark a number is the last one of the last sentence
-that has one; a choice is the only one that is named, or the one that stands alone at an end.
+Where a mark occurs several times, its last occurrence counts. Without a mark the answer is the last
+number of the last sentence that has a number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from tempering.agents.numerals import numerals, value_of
 from tempering.agents.plain import OPAQUE, after_thinking, boxes, plain
 from tempering.agents.spelled import SPELLED, WORD, spells, value_of_words
 
-# What a part of a reply says: a value, that it is unclear, or nothing.
+# The reading of a part of a reply: a value, UNCLEAR where it holds an answer that can't be read for
+# certain, or None where it holds no answer.
 UNCLEAR = "unclear"
-Found = Fraction | str | None
+Reading = Fraction | str | None
 
 MOST_STATED = 600  # characters of a stated answer, and of the sentence around it
 MOST_MARKS = 20  # of a kind, the last ones
@@ -57,7 +58,7 @@ _JOINED = re.compile(
     re.IGNORECASE,
 )
 _UNITS = re.compile(r"\s*[A-Za-z]+\s*")
-# Lines that give two variables their values: which of them is asked for?
+# The last two lines give values to two variables, and the reader can't know which is asked for.
 _ASSIGNED = re.compile(r"^\W*([A-Za-z])\s*&?=[^\n]*\n\W*(?!\1)[A-Za-z]\s*&?=[^\n]*\s*\Z", re.M)
 _REASON = re.compile(
     r"\b(?:since|because|as|where|when|given|using|from|if|check)\b", re.IGNORECASE
@@ -77,29 +78,29 @@ _OR_SPELLED = re.compile(
 
 
 def number(output: str, *, percent: bool = False) -> Fraction | None:
-    """The number that a reply answers with; None where it has none, or not one alone."""
+    """The number that a reply answers with; None where it gives none, or several."""
     output = after_thinking(output)
     boxed = boxes(output)
     if boxed:
         return _boxed(output, boxed, percent)
-    text = _unlisted(_whole(_prose(output)))
+    text = _unlisted(_without_abbreviation_points(_prose(output)))
     stated = False
     for mark in _MARKS:
         for match in reversed(list(mark.finditer(text))[-MOST_MARKS:]):
             region = _region(text, match.end())
-            found = _in(region, percent)
+            found = _stated(region, percent)
             if isinstance(found, Fraction):
                 return found
             if found == UNCLEAR:
                 return None
             stated = stated or bool(re.search(r"\w", region))
-    return None if stated else _last(text, percent)
+    return None if stated else _in_last_sentence(text, percent)
 
 
 def _boxed(
     output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool
 ) -> Fraction | None:
-    contents = [None if c is None else _in(f" {_prose(c)} ", percent) for _, _, c in boxed]
+    contents = [None if c is None else _stated(f" {_prose(c)} ", percent) for _, _, c in boxed]
     if len(boxed) > 1 and contents[-1] != contents[-2]:
         between = output[boxed[-2][1] : boxed[-1][0]]
         if not re.search(r"[.!?\n]", between):
@@ -108,25 +109,25 @@ def _boxed(
 
 
 def _prose(text: str) -> str:
-    """Plain text with one sign for what leads to a result."""
+    """Plain text in which "=" stands for every arrow that leads to a result."""
     return re.sub(r"->|=>|[→⇒⟹]|\\(?:to|Rightarrow|implies)(?![a-zA-Z])", "=", plain(text))
 
 
-def _whole(text: str) -> str:
-    """Abbreviations without the point that would end a sentence."""
+def _without_abbreviation_points(text: str) -> str:
+    """The text with no point after abbreviations, which would look like the end of a sentence."""
     return _ABBREVIATED.sub(r"\1", text)
 
 
 def _unlisted(text: str) -> str:
-    """Without the numbers of a numbered list, and without bullets."""
+    """The text without the numbers of a numbered list, and without bullets."""
     if all(re.search(rf"^[ \t]*{n}[.)][ \t]", text, re.M) for n in (1, 2)):
         text = re.sub(r"^[ \t]*\d{1,2}[.)][ \t]+", "", text, flags=re.M)
     return re.sub(r"^[ \t]*[-•*+]\s+", "", text, flags=re.M)
 
 
 def _region(text: str, start: int) -> str:
-    """From a mark to the end of its sentence, which may begin on a later line."""
-    # Cut between words: half a number is another one.
+    """The text from a mark to the end of its sentence, which may begin on a later line."""
+    # Cut between words, since half a number would be read as another number.
     end = re.compile(r"\s").search(text, start + MOST_STATED)
     rest = text[start : end.start() if end else None]
     skipped = len(rest) - len(rest.lstrip(" \t\n:"))
@@ -138,14 +139,14 @@ def _region(text: str, start: int) -> str:
 
 
 def _without_asides(text: str) -> str:
-    """Without brackets that hold words: (see step 2)."""
+    """The text without brackets that hold words, such as (see step 2)."""
     text = _ASIDE.sub(lambda m: " " if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
-    # An approximation of nothing that was named: about.
+    # Without a quantity on its left, the sign means "about", and says nothing of an equation.
     return re.sub(r"(?<![\d)\s])(?<!\b[A-Za-z])(\s{0,3})≈", r"\1", text)
 
 
-def _in(region: str, percent: bool) -> Found:
-    """What a stated answer is."""
+def _stated(region: str, percent: bool) -> Reading:
+    """The reading of a stated answer."""
     region = _without_asides(region)
     found = numerals(region, percent=percent)
     if not found:
@@ -154,7 +155,7 @@ def _in(region: str, percent: bool) -> Found:
         reason = _REASON.search(region)
         claim = region[: reason.start()] if reason else region
         if not re.search("[=≈]", claim):  # 6, since 2 + 4 = 6
-            return _in(claim, percent) if numerals(claim) else UNCLEAR
+            return _stated(claim, percent) if numerals(claim) else UNCLEAR
         return _equations(claim, percent)
     first = found[0]
     before, after = region[: first.start], region[first.end :]
@@ -182,12 +183,12 @@ def _in(region: str, percent: bool) -> Found:
     return UNCLEAR
 
 
-def _equations(region: str, percent: bool) -> Found:
-    """The value of `x = 42`, or of the last of several steps; UNCLEAR for x = 1, y = 2."""
+def _equations(region: str, percent: bool) -> Reading:
+    """The value of `x = 42`, or of the last of several steps; UNCLEAR for `x = 1, y = 2`."""
     clauses = re.split(r"[,;]\s+|\s(?:and|so|thus|hence|or)\s", region)
     ending = numerals(clauses[-1], percent=percent)
     if ending and not re.search("[=≈]", clauses[-1]):
-        # A step that has no result yet, or another answer: x = 5 or 6.
+        # The last clause has no equation: it repeats the result, or gives another: x = 5 or 6.
         bare = value_of(clauses[-1].strip(" ."), percent=percent) is not None
         if len(ending) > 1 or ending[0].value is None:
             return UNCLEAR
@@ -196,7 +197,7 @@ def _equations(region: str, percent: bool) -> Found:
             if whole != ending[0].value:
                 return UNCLEAR
     clauses = [clause for clause in clauses if re.search("[=≈]", clause)]
-    # A name is letters alone; 2x = 10 is a step.
+    # x = 5 gives a name its value; 2x = 10 is a step on the way.
     named = [c for c in clauses if re.fullmatch(r"[^\d+×*/^]*[A-Za-z][^\d+×*/^]*[=≈].*", c, re.S)]
     if not clauses or len({re.split("[=≈]", c)[0].strip() for c in named}) > 1:
         return UNCLEAR
@@ -206,7 +207,7 @@ def _equations(region: str, percent: bool) -> Found:
 
 
 def _equation(clause: str, percent: bool) -> Fraction | None:
-    """The one number that a side of an equation is alone; None where sides differ."""
+    """The number that stands alone on a side of an equation; None where two sides differ."""
     first, *rest = re.split("[=≈]", clause)
     sides = [first, *(f"={side}" for side in rest)]
     found: list[Fraction] = []
@@ -219,7 +220,7 @@ def _equation(clause: str, percent: bool) -> Fraction | None:
         alone = not re.search(r"[\w)+×*/^-]\s*$|\w\(\s*$", before) and not _OPERATION.match(after)
         if alone and not _UNSURE.search(before) and not re.search(r"[+×*÷^]", after):
             found.append(inside[0].value)
-    # The last side is the result, or 42 = 6 * 7 the other way round.
+    # The last side must be the result, or the sum behind a result on the left: 42 = 6 * 7.
     sum_of_numbers = not re.search(r"[^\W\dxX]", sides[-1]) and OPAQUE not in sides[-1]
     last = numerals(sides[-1], percent=percent)
     told = len(last) == 1 and last[0].value is not None
@@ -228,7 +229,7 @@ def _equation(clause: str, percent: bool) -> Fraction | None:
     return found[0]
 
 
-def _last(text: str, percent: bool) -> Fraction | None:
+def _in_last_sentence(text: str, percent: bool) -> Fraction | None:
     """The last number of the last sentence that has one."""
     sentences = [_without_asides(s) for s in _SENTENCE.split(text)]
     having = [s for s in sentences if numerals(s)]
@@ -278,7 +279,7 @@ def _last(text: str, percent: bool) -> Fraction | None:
     return last.value
 
 
-def _on_a_line_of_its_own(text: str, last: str, percent: bool) -> Found:
+def _on_a_line_of_its_own(text: str, last: str, percent: bool) -> Reading:
     """The number that a reply begins with, on a line that holds no more, before its reasons.
 
     UNCLEAR where what follows is no reason, and ends in another number. None without such a line.
@@ -291,7 +292,7 @@ def _on_a_line_of_its_own(text: str, last: str, percent: bool) -> Found:
 
 
 def _several(between: str) -> bool:
-    """Whether what stands between two numbers makes them two answers: 5, 6; 5 apples or 6."""
+    """Whether the text between two numbers makes them two answers: 5, 6; 5 apples or 6."""
     if len(between) > 60:
         return False
     joined = _JOINED.search(between)
@@ -299,8 +300,8 @@ def _several(between: str) -> bool:
     return few or not between.strip() or bool(_UNITS.fullmatch(between))
 
 
-def _spelled(region: str) -> Found:
-    """A number in words, where it is the only one; `one` alone is mostly a pronoun."""
+def _spelled(region: str) -> Reading:
+    """The reading of a part with numbers in words only; a lone `one` is mostly a pronoun."""
     found = list(SPELLED.finditer(region))
     if not found:
         return UNCLEAR if _UNSURE.search(region) else None

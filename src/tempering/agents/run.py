@@ -1,9 +1,9 @@
-"""Run a plan: stage after stage, round after round, every worker's row kept as soon as it is done.
+"""Run a plan: stage after stage, round after round; each worker's row is kept when it is done.
 
     explore -> consolidate -> execute -> (the next round) explore ...
 
-What a stage found are the notes of the next one. A failed worker is a row with an error and the
-others go on; a stage whose workers all fail is a StageError. Rows live in a ledger under
+The outputs of a stage are the notes of the next one. A failed worker is a row with an error, and
+the others go on; a stage whose workers all fail is a StageError. Rows are kept in a ledger under
 "ROUND/STAGE/WORKER", so a run that was cut off goes on with the rows that it finds there.
 """
 
@@ -29,7 +29,7 @@ Watch = Callable[[int, Stage, int, str, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind.
+    """The result of a run.
 
     stages: as the section `stages` of a record. answer: of the last finished round, or None.
     tokens: in and out, over all workers. stopped: None when complete, else "budget" or
@@ -59,11 +59,12 @@ def run_plan(
     Parameters
     ----------
     rounds: how often; a later round starts from the answer of the one before.
-    seed: worker w of a stage draws from a seed made of this, the round, the stage and w.
-    budget: tokens, in and out. A worker that might not fit is not started: each is reckoned with
-        its prompt and all its new tokens, and one worker for each later stage of the round is
-        kept in reserve, so that a round that starts ends in an answer.
-    ledger: finished rows by name, for resumption. watch: told of every change. stop: asked often.
+    seed: worker w of a stage draws from a seed made of this one, the round, the stage and w.
+    budget: tokens, in and out. A worker that might not fit is not started. Each is reckoned at its
+        prompt and all its new tokens, and tokens for one worker in each later stage of the round
+        are kept in reserve, so that a round that starts ends in an answer.
+    ledger: finished rows by name; the run goes on with them. watch: told of every change.
+    stop: asked often; when it turns true, no new worker starts.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def run_plan(
     rounds, seed = whole_number(rounds, "rounds", 1), whole_number(seed, "seed")
     budget = None if budget is None else whole_number(budget, "budget", 0)
     runner = _Runner(plan, task, engine, seed, budget, Memory() if ledger is None else ledger,
-                     watch or _silent, stop)  # fmt: skip
+                     watch or _no_watch, stop)  # fmt: skip
     runner.check(rounds)
     return runner.run(rounds)
 
@@ -103,7 +104,7 @@ def rows_of(stages: list[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def spent(stages: list[Row]) -> int:
-    """Tokens in and out of all workers, also of replies that were thrown away."""
+    """Tokens in and out of all workers, replies that were thrown away included."""
     rows = [row for stage in stages for row in stage["workers"]]
     return sum(_tokens(row) for row in rows)
 
@@ -127,7 +128,7 @@ def _template(turn: int, stage: Stage) -> str:
     return stage.again if turn > 1 and stage.again is not None else stage.prompt
 
 
-def _silent(turn: int, stage: Stage, worker: int, state: str, count: int) -> None:
+def _no_watch(turn: int, stage: Stage, worker: int, state: str, count: int) -> None:
     pass
 
 
@@ -186,10 +187,10 @@ class _Runner:
     def _stage(
         self, turn: int, index: int, stage: Stage, notes: list[str], answer: str, rounds: int
     ) -> str | None:
-        """Run what is missing of one stage; why the run halts here, or None."""
+        """Run the missing workers of one stage. Returns why the run halts here, or None."""
         found = self._rows(turn, stage)
         later = self._begun_after(turn, index, rounds)
-        if found:  # the notes were dealt to so many workers before the run was cut off
+        if found:  # before the run was cut off, the notes were dealt to this many workers
             workers = found[0]["of"]
         elif self.stop():
             return "interrupted"
@@ -216,7 +217,7 @@ class _Runner:
             worker = missing[i]
             key = calls[worker].key
             row = _row(worker, workers, calls[worker], reply, rungs[worker])
-            if key in self.ledger:  # it failed before, and what that cost stays on the account
+            if key in self.ledger:  # this worker failed before; that try's tokens still count
                 row["tokens_discarded"] += _tokens(self.ledger[key])
             self.ledger.put(key, row)
             state = "done" if reply.error is None else "failed"
@@ -231,7 +232,7 @@ class _Runner:
     def calls(
         self, turn: int, stage: Stage, notes: list[str], answer: str, workers: int
     ) -> list[Call]:
-        """What the first `workers` of a stage are to do; the notes are dealt among them."""
+        """The calls of the first `workers` of a stage; the notes are dealt out among them."""
         template = _template(turn, stage)
         read = prompts.deal(notes, workers)
         found = []
@@ -256,7 +257,7 @@ class _Runner:
         return [self.ledger[name] for name in names if name in self.ledger]
 
     def _begun_after(self, turn: int, index: int, rounds: int) -> bool:
-        """Whether a later stage has rows; then this one's are what that one read."""
+        """Whether a later stage has rows, which were made from the rows of this one."""
         places = [(t, s) for t in range(turn, rounds + 1) for s in range(len(self.plan.stages))]
         after = places[places.index((turn, index)) + 1 :]
         return any(self._rows(t, self.plan.stages[s]) for t, s in after)
@@ -265,8 +266,10 @@ class _Runner:
         return spent(collect(self.plan, self.ledger, rounds))
 
     def _reserve(self, turn: int, index: int, notes: int, answer: str) -> int:
-        """Tokens that one worker in each stage from `index` on may take, the first reading notes
-        of so many tokens."""
+        """The most tokens of one worker in each stage from `index` on.
+
+        notes: tokens of the notes that the first of these stages reads.
+        """
         total = 0
         for stage in self.plan.stages[index:]:
             call = self.calls(turn, stage, [""], answer, 1)[0]
@@ -276,7 +279,7 @@ class _Runner:
         return total
 
     def _affordable(self, turn: int, index: int, notes: list[str], answer: str, rounds: int) -> int:
-        """The most workers that fit the budget with the later stages in reserve."""
+        """The most workers that fit the budget beside the reserve for the later stages."""
         stage = self.plan.stages[index]
         if self.budget is None:
             return stage.width

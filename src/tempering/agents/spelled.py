@@ -20,29 +20,29 @@ SPELLED = re.compile(rf"\b{WORD}(?:(?:[\s-]+|\s+and\s+){WORD})*", re.IGNORECASE)
 
 
 def spells(text: str) -> bool:
-    """Whether a number stands there in words; `one` alone is mostly a pronoun."""
+    """Whether a text holds a number in words; a lone `one`, mostly a pronoun, doesn't count."""
     return any(m[0].lower() != "one" for m in SPELLED.finditer(text))
 
 
 def value_of_words(words: Sequence[str]) -> int | None:
     """two hundred and five thousand -> 205000; None for five six."""
     total = current = 0
-    room, ceiling = 1000, 10**12  # what the next word must stay under
+    below, ceiling = 1000, 10**12  # the next word must be less than `below`, a scale than `ceiling`
     for word in words:
         if word == "and":
             continue
         if word in _VALUES:
             value = _VALUES[word]
-            if value >= room:
+            if value >= below:
                 return None
             current += value
-            room = 10 if value >= 20 else 1
+            below = 10 if value >= 20 else 1
         elif word == "hundred":
             if not 0 < current < 10:
                 return None
-            current, room = current * 100, 100
+            current, below = current * 100, 100
         else:
             if not current or _LARGE[word] >= ceiling:
                 return None
-            total, current, room, ceiling = total + current * _LARGE[word], 0, 1000, _LARGE[word]
+            total, current, below, ceiling = total + current * _LARGE[word], 0, 1000, _LARGE[word]
     return total + current

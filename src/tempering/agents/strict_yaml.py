@@ -19,7 +19,7 @@ from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 
 MERGE = "tag:yaml.org,2002:merge"
-MOST = 10**9
+MOST = 10**9  # of a whole number in a plan
 MOST_KEYS = 10_000  # of a mapping with what it merges: merges of merges grow without end
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
@@ -28,10 +28,11 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, and names the line of a value it can't read."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Also called for the mappings that others merge, before they are constructed themselves,
-        # and again then, when what they merge is among their own keys: look once, and first.
-        if node not in self._looked_at:
-            self._looked_at[node] = True
+        # PyYAML calls this for a mapping that another one merges, and again when that mapping is
+        # constructed itself, with the merged keys among its own. Only the first call sees the keys
+        # as they were written.
+        if node not in self._checked:
+            self._checked[node] = True
             self._check_keys(node)
             super().flatten_mapping(node)
         if len(node.value) > MOST_KEYS:
@@ -53,7 +54,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._looked_at: dict[yaml.Node, bool] = {}
+        self._checked: dict[yaml.Node, bool] = {}
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -61,12 +62,12 @@ class _Loader(yaml.SafeLoader):
         except DataError:
             raise
         except (ValueError, OverflowError) as error:
-            # Of the value: a 13th month, a number of 5,000 digits.
+            # E.g. a 13th month, or a number of 5,000 digits.
             line = node.start_mark.line + 1
             raise DataError(f"line {line}: a value that can't be read: {error}") from None
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """An integer that looks like what it is."""
+        """An integer whose notation means the same in YAML and elsewhere."""
         line = node.start_mark.line + 1
         if _OCTAL.fullmatch(node.value) or ":" in node.value:
             raise DataError(
@@ -139,7 +140,7 @@ def number(value: Any, where: str, low: float, high: float) -> float:
 
 
 def whole(value: Any, where: str, low: int) -> int:
-    """A whole number of at least `low`, and at most 10^9, beyond which there is a slip."""
+    """A whole number from `low` to 10^9; a larger one is a slip of the hand."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise InputError(f"{where}: expected a whole number, {low} or more, got {shown(value)}")
     if int(value) > MOST:
@@ -148,7 +149,7 @@ def whole(value: Any, where: str, low: int) -> int:
 
 
 def text(value: Any, where: str) -> str:
-    """A text with something in it."""
+    """A text that isn't blank."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: expected a text, got {shown(value)}")
     check_utf8(value, where)

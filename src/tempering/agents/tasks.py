@@ -3,7 +3,7 @@
     {"id": "sum-1", "prompt": "What is 2 + 3?", "answer": "5"}
 
 Optional: checker (see `checkers`), kind, level, choices; raw (true: a text to continue, not a chat
-turn), stop (the output ends before it); and whatever a checker of one's own reads.
+turn), stop (the output ends before it); and any field that a user's checker reads.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def write_tasks(path: str | Path, tasks: Sequence[Task]) -> Path:
 
 
 class Loaded(NamedTuple):
-    """Tasks of a file, and what is wrong with its broken lines."""
+    """The tasks of a file, and for each broken line what is wrong with it."""
 
     tasks: list[Task]
     broken: list[str]
@@ -177,7 +177,7 @@ def _task(line: str) -> Task:
 
 
 class _Written(float):
-    """A number of the file that stays as it was written: 0.10, 1e400, more digits than a double."""
+    """A number whose text is the one in the file: 0.10, 1e400, more digits than a float has."""
 
     def __new__(cls, literal: str) -> _Written:
         made = super().__new__(cls, literal)
@@ -191,7 +191,7 @@ class _Written(float):
 
 
 def _whole(digits: str) -> int | str:
-    """An integer; the text of one with more digits than Python reads."""
+    """An integer; its text where it has more digits than Python converts."""
     return int(digits) if len(digits) < sys.int_info.default_max_str_digits else digits
 
 
@@ -209,7 +209,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_value(value: Any, where: str) -> None:
-    """DataError for half a character in any text, and for a number that JSON can't give back."""
+    """DataError for half a character in any text, and for a number that JSON can't write."""
     if isinstance(value, str):
         check_utf8(value, where)
     elif isinstance(value, float) and math.isinf(value):

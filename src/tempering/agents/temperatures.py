@@ -1,8 +1,8 @@
-"""Which temperatures a model takes: a dated table, and a policy for what it doesn't take.
+"""Which temperatures a model takes: a dated table, and a policy for those that it doesn't take.
 
 Ranges belong to models, not to vendors: some models take a range, some one value, some none, some
-temperature or top_p but not both. `models.yaml` beside this file says which, with date and source;
-a file of the user's in the same form comes first.
+temperature or top_p but not both. `models.yaml` beside this file says which, with date and source.
+Rows of a user's file in the same form come first.
 
 One normalised temperature t, 0 cold to 1 hot, serves all models: it stands for
 cold + t (hot - cold) on the row's `scale`, which is its range unless it says otherwise.
@@ -24,7 +24,7 @@ from tempering.errors import InputError, TemperatureError
 from tempering.files import read_text
 
 POLICIES = STRICT, CLAMP, OMIT = ("strict", "clamp", "omit")
-# Every provider's models that take a temperature take these.
+# The range that every model in the table with a range takes.
 COMMON = (0.0, 1.0)
 
 ENTRY = """models:
@@ -36,7 +36,10 @@ ENTRY = """models:
 
 
 class Sent(NamedTuple):
-    """What goes into the request. temperature, top_p: None where left out."""
+    """What goes into a request: temperature and top_p (None: left out), and further fields.
+
+    note: for the record, where what is sent differs from what was asked for.
+    """
 
     temperature: float | None
     top_p: float | None
@@ -54,10 +57,10 @@ class Rule:
     scale: what a normalised 0 and 1 stand for.
     fixed: the one value that is accepted. forbidden: none is accepted, or all are ignored.
     exclusive: temperature or top_p, not both. advisory: the value that the provider advises.
-    seed: whether a seed may be sent. send: what has to go with a temperature or top_p.
+    seed: whether a seed may be sent. send: fields that go with every temperature or top_p.
     refuses: which of "top_p" and "stop" the model doesn't take.
-    note: what the record of every call should tell besides.
-    date, source: when and where that was read.
+    note: what the record of every call should say about this model.
+    date, source: when and where this row was read.
     """
 
     provider: str
@@ -92,7 +95,8 @@ class Rule:
         if top_p is not None and "top_p" in self.refuses:
             if top_p != 1 and policy == STRICT:
                 raise self._refused(model, f"top_p {top_p:g}", "takes no top_p", policy)
-            # 1 is all tokens, what a model does unasked, and so also the nearest to any other.
+            # Without top_p a model samples from all tokens, as with top_p = 1. So leaving it out is
+            # exact for 1, and comes nearest to any other value.
             dropped = "top_p left out: the model takes none" if top_p != 1 else None
             top_p = None
         temperature, note = asked, None

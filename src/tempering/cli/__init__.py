@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from tempering.cli.shared.settings import Found, Option
+    from tempering.cli.shared.settings import CommandOption, OptionValue
 
 # command -> module in this package; the function has the command's name.
 COMMANDS = (
@@ -54,7 +54,7 @@ Options come from the command line, from variables (TEMPERING_MODEL for every co
 TEMPERING_GENERATE_MODEL for one), and from config.toml where the platform keeps such files
 (TEMPERING_CONFIG names another).
 """
-# Understood wherever they stand on the command line.
+# Options that count anywhere on the command line.
 EVERYWHERE = ("--debug", "--quiet")
 
 
@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _open_streams() -> None:
     """Give standard streams that were closed (`2>&-`) a place to go.
 
-    Without it the next file that is opened takes their number, and messages go into that file; and
-    print() to a stderr that is None prints on stdout.
+    Otherwise the next file that is opened takes the number of such a stream, and messages go into
+    that file; and print() to a stderr that is None prints on stdout.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
@@ -130,7 +130,7 @@ def _open_streams() -> None:
 
 
 def _options(given: list[str]) -> list[str]:
-    """What stands before a `--`, behind which everything is text."""
+    """The arguments before a `--`; those after it are texts."""
     return given[: given.index("--")] if "--" in given else given
 
 
@@ -148,14 +148,14 @@ def _run(arguments: list[str], debug: bool) -> int:
     from tempering.cli.shared.settings import settings
     from tempering.errors import TemperingError
 
-    found: Mapping[tuple[str, str], Found] = {}
+    found: Mapping[tuple[str, str], OptionValue] = {}
     try:
         command = _command()
         found = settings(_options_of(command))
         result = _call(command, arguments, found)
         if sys.stdout is not None:
-            sys.stdout.flush()  # the last lines' errors are met here, not at the interpreter's end
-        # Some releases of typer return an exit code, also Ctrl-C's, without a word.
+            sys.stdout.flush()  # an error in writing the last lines is met here
+        # Some releases of typer return an exit code, also after Ctrl-C, instead of raising.
         if result == 130:
             return _say("interrupted", 130, debug)
         return result if isinstance(result, int) else 0
@@ -175,7 +175,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     except MemoryError:
         return _say("there is not enough memory for this; ask for less", 1, debug)
     except Exception as error:
-        # Usage errors are click's, which some releases of typer carry inside themselves.
+        # Usage errors are click's; some releases of typer have a click of their own inside.
         if hasattr(error, "format_message"):
             if type(error).__name__ == "NoArgsIsHelpError":
                 print(error.format_message())
@@ -199,7 +199,7 @@ def _command() -> Any:
     return get_command(application())
 
 
-def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], Found]) -> Any:
+def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], OptionValue]) -> Any:
     from tempering.cli.shared.settings import as_defaults
 
     return command.main(
@@ -207,11 +207,11 @@ def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], Fo
     )
 
 
-def _options_of(group: Any, above: str = "") -> dict[str, dict[str, Option]]:
+def _options_of(group: Any, above: str = "") -> dict[str, dict[str, CommandOption]]:
     """Every command's options by parameter; a command of a group is called "profile show"."""
-    from tempering.cli.shared.settings import Option
+    from tempering.cli.shared.settings import CommandOption
 
-    known: dict[str, dict[str, Option]] = {}
+    known: dict[str, dict[str, CommandOption]] = {}
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             known |= _options_of(command, f"{above}{name} ")
@@ -220,13 +220,13 @@ def _options_of(group: Any, above: str = "") -> dict[str, dict[str, Option]]:
         for parameter in command.params:
             long = [text for text in parameter.opts if text.startswith("--")]
             if long and parameter.name != "help":
-                own[parameter.name] = Option(long[0].removeprefix("--"), parameter.multiple)
+                own[parameter.name] = CommandOption(long[0].removeprefix("--"), parameter.multiple)
         known[above + name] = own
     return known
 
 
-def _about_origin(found: Mapping[tuple[str, str], Found], error: Any) -> str:
-    """Where a bad value comes from that stands on no command line."""
+def _about_origin(found: Mapping[tuple[str, str], OptionValue], error: Any) -> str:
+    """Where a bad value comes from, if not from the command line."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is None or parameter is None:
         return ""
@@ -237,7 +237,7 @@ def _about_origin(found: Mapping[tuple[str, str], Found], error: Any) -> str:
 
 
 def _about_minus(arguments: list[str], error: Any) -> str:
-    """How to write a text that begins with a minus, where that may be what was meant."""
+    """How to write a text that begins with a minus, where the error may be about one."""
     if type(error).__name__ != "NoSuchOption":
         return ""
     name = str(getattr(error, "option_name", ""))
@@ -248,8 +248,8 @@ def _about_minus(arguments: list[str], error: Any) -> str:
 
 
 def _unread() -> int:
-    """Whoever read stdout has gone (`| head`): leave in silence, as other commands do."""
-    # What is still buffered would raise again when the interpreter ends.
+    """The reader of stdout has gone (`| head`): exit without a message, as other commands do."""
+    # Output that is still buffered would raise again when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

@@ -44,11 +44,11 @@ def depth(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Say how much depth a pattern needs.
+    """Measure how much depth a pattern needs.
 
-    It runs ever faster over depth, and in parts of the stack: cost and benefit of each.
+    The pattern runs once, twice and more often over all layers, and once over parts of them.
 
-    Every case stands beside the same values in the same layers in another order. Ctrl-C keeps
+    Each case is compared with the same values in the same layers in another order. Ctrl-C keeps
     what was finished; the same command goes on from there.
     """
     from tempering.chunks import token_chunks

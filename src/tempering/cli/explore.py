@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tempering.cli import throb as options
 from tempering.cli.shared import common
+from tempering.cli.shared import engine_options as engines
 
 EPILOG = """Examples:
 
@@ -39,26 +38,31 @@ def explore(
     save_tasks: Annotated[
         Path | None, typer.Option(help="Write the generated tasks, and leave.")
     ] = None,
-    save_profiles: options.SaveProfiles = None,
+    save_profiles: engines.SaveProfiles = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave broken lines of the file out.")
     ] = False,
     checker: Annotated[
         str | None,
-        typer.Option(help="number, choice, exact, regex:PATTERN or FILE.py; the task's own else."),
+        typer.Option(help="number, choice, exact, regex:PATTERN or FILE.py; default: the task's."),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", "-k", help="A task.", min=2)] = 12,
     temperature: Annotated[float, typer.Option(help="The single temperature.")] = 0.7,
     ladder: Annotated[
         str | None,
-        typer.Option(help="Coldest and hottest rung; 0.4,1.2, or as hot as the model takes."),
+        typer.Option(
+            help="Coldest and hottest rung; by default 0.4,1.2, within what the model takes."
+        ),
     ] = None,
     attention: Annotated[
         str, typer.Option(help="Pattern over depth, or uniform, that the ladder scales.")
     ] = "uniform",
     amplitude: Annotated[
         float | None,
-        typer.Option(help="Of the hottest rung; 1 for none. 1.2 where the engine has it."),
+        typer.Option(
+            help="Of the hottest rung's attention; 1.2 by default where the engine tempers it, "
+            "else 1."
+        ),
     ] = None,
     stop_support: Annotated[
         float | None, typer.Option(help="Stop a task when its answers' support is under this.")
@@ -66,15 +70,15 @@ def explore(
     synthesis: Annotated[
         bool, typer.Option("--synthesis", help="Also let the model merge the answers.")
     ] = False,
-    engine: options.Engine_ = "local",
+    engine: engines.EngineName = "local",
     model: common.Model = "smollm2",
     tokens: Annotated[int, typer.Option(help="New tokens a sample, at most.", min=1)] = 32,
-    policy: options.Policy = "strict",
-    models: options.Models = None,
-    concurrency: options.Concurrency = 8,
-    timeout: options.Timeout = 120.0,
-    retries: options.Retries = 5,
-    batch: options.Batch = 96,
+    policy: engines.Policy = "strict",
+    models: engines.Models = None,
+    concurrency: engines.Concurrency = 8,
+    timeout: engines.Timeout = 120.0,
+    retries: engines.Retries = 5,
+    batch: engines.Batch = 96,
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
@@ -92,7 +96,7 @@ def explore(
     from tempering.agents.checkers import checker as read_checker
     from tempering.agents.contract import EngineError
     from tempering.agents.ladder import strategies
-    from tempering.cli.shared.keeping import Kept, finish, interruptible
+    from tempering.cli.shared.keeping import JournalLedger, finish, interruptible
     from tempering.cli.shared.sections import explore_sections
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
@@ -102,7 +106,7 @@ def explore(
     if tasks is not None:
         common.unread(context, ("kinds", "levels"), "--tasks is a file of tasks")
     if save_tasks is None and save_profiles is None:
-        options.unread_by_engine(context, engine)
+        engines.unread_by_engine(context, engine)
     found, broken = _tasks(tasks, generate, kinds, levels, seed, keep_going)
     if save_tasks is not None:
         from tempering.agents.tasks import write_tasks
@@ -120,10 +124,10 @@ def explore(
     made = {name: read_checker(str(name)) for name in dict.fromkeys(names)}
     if amplitude is None:
         amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
-    setup = options.engine_options(context)
+    setup = engines.engine_options(context)
     remote = None
     if engine != "local" and save_profiles is None:
-        remote = options.build_engine(setup)
+        remote = engines.build_engine(setup)
     if ladder is None:
         coldest, hottest = (0.0, 1.2) if remote is None else (
             remote[0].temperature(0.0), remote[0].temperature(1.0))  # fmt: skip
@@ -137,7 +141,7 @@ def explore(
     )
     if save_profiles is not None:
         patterns = [rung.attention for strategy in chosen for rung in strategy.rungs]
-        options.write_profiles(
+        engines.write_profiles(
             patterns, {"model": model, "device": device, "dtype": dtype}, save_profiles
         )
         return
@@ -153,15 +157,16 @@ def explore(
         "stop support": stop_support,
         "synthesis": synthesis,
     }
-    worker, section = remote or options.build_engine(setup, score=True)
-    # What changes no sample, and what may change for those that are missing.
+    worker, section = remote or engines.build_engine(setup, score=True)
+    # Options that change no sample, or may change for the samples that are missing.
     same = ("checker", "synthesis", "stop support", "batch", "concurrency", "timeout", "retries",
             "tokens", "policy", "models")  # fmt: skip
     key = {**settings, **setup, "seed": seed, "tasks": found, **dict.fromkeys(same)}
     key |= {"engine": worker.name, "fingerprint": section.get("fingerprint")}
     journal = Journal(out, "explore", key)
+    context.call_on_close(journal.close)
     made_under = {**worker.describe(), "model": model, "tokens": tokens}
-    ledger = Kept(journal, made_under)
+    ledger = JournalLedger(journal, made_under)
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished samples in {journal.path}")
         other = [row for row in journal.entries.values() if row.get("part") != ledger.part]
@@ -170,7 +175,7 @@ def explore(
                 f"note: {len(other)} of them were made under other settings, which the record "
                 "lists as its parts"
             )
-    with contextlib.closing(journal), interruptible() as asked, common.staged() as report:
+    with interruptible() as asked, common.staged() as report:
         result = run(
             worker,
             found,

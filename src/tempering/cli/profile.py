@@ -137,7 +137,7 @@ def diff(first: File, second: File, as_json: common.Json = False) -> None:
     width = max(len(name) for name in names)
     changed = 0
     for name, row in zip(names, ratios, strict=True):
-        if any(abs(value - 1) > 1e-9 for value in row):
+        if any(abs(value - 1) > 1e-9 for value in row):  # beyond rounding, in float64
             changed += 1
             print(f"{name:{width}}  " + " ".join(f"{value:.3f}" for value in row))
     print(f"{changed} of {len(ratios)} layers differ (ratio second/first)")

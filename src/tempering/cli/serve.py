@@ -17,7 +17,7 @@ EPILOG = """Examples:
 Requests take a policy: extra_body={"vllm_xargs": {"tempering": "phases(thinking=1,answer=0.2)"}}
 """
 
-# What isn't known here is vLLM's.
+# Options that are unknown here go to vLLM.
 CONTEXT = {"ignore_unknown_options": True}
 
 

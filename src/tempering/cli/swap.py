@@ -21,15 +21,14 @@ def swap(
     none: Annotated[
         bool, typer.Option("--none", help="The model's own attention instead.")
     ] = False,
-    url: Annotated[str, typer.Option(help="Of the server.")] = "http://localhost:8000",
+    url: Annotated[str, typer.Option(help="Address of the server.")] = "http://localhost:8000",
     api_key: Annotated[
         str | None, typer.Option(help="The server's --api-key; $VLLM_API_KEY by default.")
     ] = None,
 ) -> None:
     """Give a running server another profile.
 
-    The server is one of `tempering serve`; without a profile, say which it uses.
-
+    The server runs under `tempering serve`. Without PROFILE and --none, print what it uses.
 
     Requests in flight finish under the old profile, later ones wait for the new one.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tempering.cli.shared import common
+from tempering.cli.shared import engine_options as engines
 
 if TYPE_CHECKING:
-    from tempering.agents.contract import Engine
     from tempering.agents.plan import Plan
     from tempering.reports import Record
 
@@ -32,35 +30,7 @@ EPILOG = """Examples:
   tempering throb --resume runs/throb-20261122T101500.json --tokens 512 --timeout 300
 """
 
-SaveProfiles = Annotated[
-    Path | None,
-    typer.Option(
-        help="Write the attention profiles for --model here, print options of `tempering serve` "
-        "that offer them, and leave."
-    ),
-]
-Engine_ = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        help="local, openai, anthropic, gemini, the address of an OpenAI-compatible server, or "
-        "vllm:ADDRESS. Keys come from the environment.",
-    ),
-]
-Policy = Annotated[
-    str,
-    typer.Option(help="For temperatures that a model doesn't take: strict, clamp or omit."),
-]
-Models = Annotated[
-    Path | None, typer.Option("--models", help="YAML with more rows of temperature rules.")
-]
-Concurrency = Annotated[int, typer.Option(help="Requests at once.", min=1)]
-Timeout = Annotated[float, typer.Option(help="Seconds for one request.", min=0.1)]
-Retries = Annotated[int, typer.Option(help="Tries of a request after the first.", min=0)]
-Batch = Annotated[int, typer.Option(help="Rows at once of the engine local.", min=1)]
-
-
-# What changes no row that is there: parameter -> its name in the record.
+# Options that change no finished row: parameter -> its name in the record.
 CARRIED = {
     "rounds": "rounds",
     "budget_tokens": "budget",
@@ -69,7 +39,7 @@ CARRIED = {
     "retries": "retries",
     "batch": "batch",
 }
-# What may besides change when a run goes on, for the rows that are missing.
+# Further options that may change when a run goes on; they act on the missing rows.
 MENDING = ("engine", "model", "policy", "models", "tokens", "device", "dtype")
 RESUMED = ("resume", "out", "as_json")
 
@@ -87,25 +57,28 @@ def throb(
     save_plan: Annotated[
         Path | None, typer.Option(help="Write the plan to edit, and leave.")
     ] = None,
-    save_profiles: SaveProfiles = None,
+    save_profiles: engines.SaveProfiles = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds; 1 by default.", min=1)] = None,
     budget_tokens: Annotated[
         int | None, typer.Option(help="Tokens in and out, at most.", min=1)
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this record.")] = None,
-    engine: Engine_ = "local",
+    engine: engines.EngineName = "local",
     model: common.Model = "smollm2",
     amplitude: Annotated[
         float | None,
-        typer.Option(help="Of the hottest workers' attention; 1.2 where the engine has it."),
+        typer.Option(
+            help="Of the hottest workers' attention; 1.2 by default where the engine tempers it, "
+            "else 1."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="New tokens of a worker, at most.", min=1)] = 128,
-    policy: Policy = "strict",
-    models: Models = None,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    retries: Retries = 5,
-    batch: Batch = 32,
+    policy: engines.Policy = "strict",
+    models: engines.Models = None,
+    concurrency: engines.Concurrency = 8,
+    timeout: engines.Timeout = 120.0,
+    retries: engines.Retries = 5,
+    batch: engines.Batch = 32,
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
@@ -114,15 +87,15 @@ def throb(
 ) -> None:
     """Run stages of agents: explore, consolidate, execute.
 
-    Ctrl-C keeps what is done; --resume RECORD goes on, for what is missing also with another
-    --model, --engine, --policy, --models, --tokens or --timeout. A failed worker doesn't lose the
-    others.
+    Finished workers are kept when another one fails, and after Ctrl-C. --resume RECORD goes on;
+    the missing workers may then have another --model, --engine, --policy, --models, --tokens or
+    --timeout.
     """
     from tempering.errors import InputError
 
     task = common.text_argument(task, file, "task")
     chosen: dict[str, Any] = {
-        **engine_options(context),
+        **engines.engine_options(context),
         "seed": seed,
         "rounds": rounds,
         "budget": budget_tokens,
@@ -142,14 +115,14 @@ def throb(
     if plan is not None:
         common.unread(context, ("pattern", "amplitude", "tokens"), "--plan says it all; edit it")
     if save_plan is None and save_profiles is None:
-        unread_by_engine(context, engine)
+        engines.unread_by_engine(context, engine)
     steps = _plan(plan, pattern, amplitude, tokens, engine)
     if save_plan is not None:
         common.note(f"plan: {steps.save(save_plan)}")
         return
     if save_profiles is not None:
         patterns = [pattern for stage in steps.stages for pattern in steps.patterns(stage)]
-        write_profiles(patterns, chosen, save_profiles)
+        engines.write_profiles(patterns, chosen, save_profiles)
         return
     if task is None:
         raise InputError('say what is to be done: tempering throb "task"')
@@ -165,19 +138,9 @@ def _plan(
     if path is not None:
         return Plan.load(path)
     if amplitude is None:
-        # The engines that temper attention; 1.2 costs 0.02 nats per token on the embedded model.
+        # 1.2, where the engine tempers attention, costs 0.02 nats per token on the embedded model.
         amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
     return Plan.from_pattern(pattern, amplitude=amplitude, tokens=tokens)
-
-
-def unread_by_engine(context: common.Context, engine: str) -> None:
-    """InputError for an option that only another kind of engine reads."""
-    if engine == "local":
-        names = ("concurrency", "timeout", "retries")
-        common.unread(context, names, "the engine local sends no requests")
-    else:
-        names = ("batch", "device", "dtype")
-        common.unread(context, names, f"the engine {engine} runs elsewhere")
 
 
 def _resume(
@@ -201,7 +164,7 @@ def _resume(
         stages = tuple(replace(stage, tokens=most) for stage in plan.stages)
         plan = replace(plan, stages=stages)
     chosen = {**settings["run"], **{CARRIED.get(name, name): given[name] for name in given}}
-    unread_by_engine(context, chosen["engine"])
+    engines.unread_by_engine(context, chosen["engine"])
     kept = dict(rows_of(record.results.get("stages", [])))
     before = _Before(record, kept, {"engine", "model", "device", "dtype"}.isdisjoint(given))
     _run(plan, settings["task"], chosen, out, as_json, before)
@@ -209,7 +172,7 @@ def _resume(
 
 @dataclass(frozen=True)
 class _Before:
-    """The record that a run goes on with, and its rows. same: with the same model."""
+    """The record that a run goes on with, and its rows. same: whether with the same model."""
 
     record: Record
     rows: dict[str, Any]
@@ -235,14 +198,14 @@ def _run(
     """Run a plan, or what is missing of one."""
     from tempering.agents.contract import StageError
     from tempering.agents.run import Outcome, collect, run_plan, spent
-    from tempering.cli.shared.keeping import Kept, finish, interruptible
-    from tempering.cli.shared.live import Live
+    from tempering.cli.shared.keeping import JournalLedger, finish, interruptible
+    from tempering.cli.shared.live import LiveStages
     from tempering.errors import InputError
     from tempering.evaluation.journal import Journal
     from tempering.reports import Record
 
     common.check_out(out)
-    worker, section = build_engine(chosen)
+    worker, section = engines.build_engine(chosen)
     key: dict[str, Any]
     if before is None:
         key = {"task": task, "plan": plan.to_json(), **chosen, **dict.fromkeys(CARRIED.values())}
@@ -255,62 +218,62 @@ def _run(
                 "weights or its shape have changed (to go on with it all the same, name it with "
                 "--model)"
             )
-        # Whatever mends the run: what a killed attempt at it has paid for counts for the next.
+        # Without the options that may change: the next attempt finds the rows of one that was
+        # killed, under whatever settings.
         run = {**before.record.settings, **dict.fromkeys(CARRIED.values())}
         key = {"goes on": before.record.created, "run": run, "rows": sorted(before.rows)}
-    journal = Journal(out, "throb", key)
-    setting = {
-        **worker.describe(),
-        "model": chosen["model"],
-        "tokens": {stage.name: stage.tokens for stage in plan.stages},
-    }
-    ledger = Kept(journal, setting, [] if before is None else before.parts)
-    for name, row in ({} if before is None else before.rows).items():
-        journal.entries.setdefault(name, row)
-    done = sum(row["error"] is None for row in journal.entries.values())
-    if done:
-        common.note(f"resuming: {done} workers are done")
-    failed: StageError | None = None
-    rounds = int(chosen["rounds"])
-    with interruptible() as asked, Live(plan, rounds) as live:
-        try:
-            outcome = run_plan(
-                plan,
-                task,
-                worker,
-                rounds=rounds,
-                seed=chosen["seed"],
-                budget=chosen["budget"],
-                ledger=ledger,
-                watch=live.watch,
-                stop=lambda: asked() or ledger.failed is not None,
-            )
-        except StageError as error:
-            failed = error
-            stages = collect(plan, ledger, rounds)
-            outcome = Outcome(stages, None, spent(stages), "failed")
-        except KeyboardInterrupt:
-            stages = collect(plan, ledger, rounds)
-            outcome = Outcome(stages, None, spent(stages), "interrupted")
-    journal.close()
-    record = Record.new(
-        "throb",
-        settings={
-            "task": task,
-            "plan": plan.to_json(),
-            "run": chosen,
+    with Journal(out, "throb", key) as journal:
+        setting = {
             **worker.describe(),
-            "parts": ledger.parts,
-            "complete": outcome.stopped is None,
-            "stopped": outcome.stopped,
-            "tokens": outcome.tokens,
-        },
-        results={"stages": outcome.stages},
-        model=section,
-        seed=chosen["seed"],
-        device=chosen["device"] or "cpu",
-    )
-    finish(record, out, as_json, journal)
+            "model": chosen["model"],
+            "tokens": {stage.name: stage.tokens for stage in plan.stages},
+        }
+        ledger = JournalLedger(journal, setting, [] if before is None else before.parts)
+        for name, row in ({} if before is None else before.rows).items():
+            journal.entries.setdefault(name, row)
+        done = sum(row["error"] is None for row in journal.entries.values())
+        if done:
+            common.note(f"resuming: {done} workers are done")
+        failed: StageError | None = None
+        rounds = int(chosen["rounds"])
+        with interruptible() as asked, LiveStages(plan, rounds) as live:
+            try:
+                outcome = run_plan(
+                    plan,
+                    task,
+                    worker,
+                    rounds=rounds,
+                    seed=chosen["seed"],
+                    budget=chosen["budget"],
+                    ledger=ledger,
+                    watch=live.watch,
+                    stop=lambda: asked() or ledger.failed is not None,
+                )
+            except StageError as error:
+                failed = error
+                stages = collect(plan, ledger, rounds)
+                outcome = Outcome(stages, None, spent(stages), "failed")
+            except KeyboardInterrupt:
+                stages = collect(plan, ledger, rounds)
+                outcome = Outcome(stages, None, spent(stages), "interrupted")
+        record = Record.new(
+            "throb",
+            settings={
+                "task": task,
+                "plan": plan.to_json(),
+                "run": chosen,
+                **worker.describe(),
+                "parts": ledger.parts,
+                "complete": outcome.stopped is None,
+                "stopped": outcome.stopped,
+                "tokens": outcome.tokens,
+            },
+            results={"stages": outcome.stages},
+            model=section,
+            seed=chosen["seed"],
+            device=chosen["device"] or "cpu",
+        )
+        finish(record, out, as_json, journal)
     if ledger.failed is not None:
         raise ledger.failed
     if failed is not None:
@@ -327,55 +290,3 @@ def _run(
     if outcome.stopped == "interrupted":
         common.note("interrupted; --resume RECORD goes on")
         raise typer.Exit(130)
-
-
-def write_profiles(patterns: Iterable[str | None], chosen: dict[str, Any], out: Path) -> None:
-    """A profile for each pattern, under whose name `tempering serve` gives it to requests."""
-    from tempering.attention.profiles.profile import Profile
-    from tempering.errors import InputError
-
-    names = list(dict.fromkeys(pattern for pattern in patterns if pattern is not None))
-    if not names:
-        raise InputError("no worker tempers attention; give an --amplitude above 1")
-    network, _ = common.open_model(chosen["model"], chosen["device"], chosen["dtype"])
-    for i, name in enumerate(names, 1):
-        path = Profile.from_schedule(name, network).save(out / f"{i:03d}.json")
-        print(f"--named {shlex.quote(f'{name}={path}')}")
-
-
-# What says which engine runs, and how; parameters of each command that runs one.
-ENGINE = ("engine", "model", "policy", "models", "device", "dtype", "batch", "concurrency",
-          "timeout", "retries")  # fmt: skip
-
-
-def engine_options(context: common.Context) -> dict[str, Any]:
-    """The values of `ENGINE` on the command line, as a record keeps them."""
-    values = {name: context.params[name] for name in ENGINE}
-    return {**values, "models": None if values["models"] is None else str(values["models"])}
-
-
-def build_engine(chosen: dict[str, Any], score: bool = False) -> tuple[Engine, dict[str, Any]]:
-    """An engine from the options of a command, and the model's section of the record."""
-    if chosen["engine"] != "local":
-        from tempering.engines.providers import provider
-
-        options = {name: chosen[name] for name in ("policy", "models", "concurrency", "timeout")}
-        found = provider(chosen["engine"], chosen["model"], retries=chosen["retries"], **options)
-        return found, {"name": chosen["model"]}
-    from tempering.agents.temperatures import rule_for, user_rules
-    from tempering.engines.generating.local import LocalEngine
-
-    extra = () if chosen["models"] is None else user_rules(chosen["models"])
-    rule = rule_for("local", chosen["model"], chosen["policy"], extra)
-    network, tokenizer = common.open_model(chosen["model"], chosen["device"], chosen["dtype"])
-    section = common.model_section(network, chosen["model"])
-    local = LocalEngine(
-        network,
-        tokenizer,
-        name=section["name"],
-        batch=chosen["batch"],
-        score=score,
-        rule=rule,
-        policy=chosen["policy"],
-    )
-    return local, section

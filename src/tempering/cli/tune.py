@@ -29,7 +29,7 @@ def tune(
         list[Path], typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
     ],
     weight: Annotated[
-        list[float] | None, typer.Option(help="Of each --data in turn; 1 without.")
+        list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
     per: Annotated[
         str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
@@ -53,7 +53,7 @@ def tune(
         typer.Option("--alternatives", help="Also fit output and uniform T, biases, LoRA rank 1."),
     ] = False,
     method: Annotated[str, typer.Option(help="newton, or adam for much data.")] = "newton",
-    steps: Annotated[int | None, typer.Option(help="At most so many.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps at most.", min=1)] = None,
     prior_sd: Annotated[
         float, typer.Option(help="Standard deviation of the prior on log T.")
     ] = 0.5,
@@ -85,9 +85,10 @@ def tune(
     """
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
-    from tempering.cli.shared.tune_results import Plan, Results, gather, objective
+    from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
     from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
     from tempering.errors import InputError
+    from tempering.evaluation.run_lock import RunLock
 
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
     weights = weight or [1.0] * len(data)
@@ -124,43 +125,44 @@ def tune(
         "chunk": chunk,
         "chunks": limit,
     }
-    state = state_of(out, resume)
-    results = Results(out, settings, network, model, goals, limits, seed, device)
-    try:
-        with common.staged() as report:
-            tuned = run(
-                network,
-                goals,
-                per=per,
-                constraint=limits,
-                prior_sd=prior_sd,
-                bounds=(low, high),
-                method=method,
-                steps=steps,
-                held_out=held_out,
-                rows=rows,
-                checkpoint=checkpoint,
-                seed=seed,
-                state=state,
-                on_step=say_step,
-                progress=report,
-            )
-    except ConstraintError as error:
-        state.unlink(missing_ok=True)
-        results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
-        raise
-    results.save(tuned, [])
-    complete, found = tuned.stopped_because != "interrupted", []
-    if complete:
-        plan = Plan(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+    with RunLock(out, "tune"):
+        state = state_of(out, resume)
+        results = Results(out, settings, network, model, goals, limits, seed, device)
         try:
-            found = gather(network, tokenizer, tuned, goals, limits, plan, out)
-        except KeyboardInterrupt:
-            complete = False
-    results.save(tuned, found)
-    results.finish(tuned, found, as_json, complete=complete)
-    common.note(f"profile: {out}")
-    if not complete:
-        common.note("interrupted; the best so far is kept. Add --resume to go on")
-        raise typer.Exit(130)
-    state.unlink(missing_ok=True)
+            with common.staged() as report:
+                tuned = run(
+                    network,
+                    goals,
+                    per=per,
+                    constraint=limits,
+                    prior_sd=prior_sd,
+                    bounds=(low, high),
+                    method=method,
+                    steps=steps,
+                    held_out=held_out,
+                    rows=rows,
+                    checkpoint=checkpoint,
+                    seed=seed,
+                    state=state,
+                    on_step=say_step,
+                    progress=report,
+                )
+        except ConstraintError as error:
+            state.unlink(missing_ok=True)
+            results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
+            raise
+        results.save(tuned, [])
+        complete, found = tuned.stopped_because != "interrupted", []
+        if complete:
+            plan = EvidenceSettings(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+            try:
+                found = gather(network, tokenizer, tuned, goals, limits, plan, out)
+            except KeyboardInterrupt:
+                complete = False
+        results.save(tuned, found)
+        results.finish(tuned, found, as_json, complete=complete)
+        common.note(f"profile: {out}")
+        if not complete:
+            common.note("interrupted; the best so far is kept. Add --resume to go on")
+            raise typer.Exit(130)
+        state.unlink(missing_ok=True)

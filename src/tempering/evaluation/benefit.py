@@ -1,11 +1,11 @@
-"""What tempering buys: how far apart k samples of one prompt lie.
+"""The benefit of tempering: how far apart k samples of one prompt lie.
 
     distinct-n = distinct n-grams / n-grams, over the k samples of a prompt    (Li et al. 2016)
     spread     = mean over pairs of samples of 1 - cosine(embeddings)
     nll        = mean -log p of the sampled tokens under the untempered model   nats per token
 
 The embedding of a sample is the mean over its tokens of the untempered model's last hidden
-states. nll is what diversity is bought with: compare variants at equal nll.
+states. More diversity comes with more nll: compare variants at equal nll.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def distinct(samples: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def spread(embeddings: Float[Tensor, "samples width"]) -> float:
+def semantic_spread(embeddings: Float[Tensor, "samples width"]) -> float:
     """Mean of 1 - cosine over pairs of samples, 0..2."""
     k = len(embeddings)
     if k < 2:
@@ -70,7 +70,7 @@ def sample(
     tokens: int,
     seed: int,
 ) -> list[list[int]]:
-    """k continuations by plain sampling; the end token ends one and is left out."""
+    """k continuations by plain sampling, each up to its end token."""
     device = input_device(model)
     context = (
         contextlib.nullcontext() if variant.profile is None else tempered(model, variant.profile)
@@ -109,7 +109,7 @@ def check_samples(k: int, prompts: int, tokens: int) -> None:
 
 @contextlib.contextmanager
 def _unguided(model: Any) -> Iterator[None]:
-    """Keep what the model suggests for generation (penalties, cut-offs, lengths) out of it."""
+    """The model without its own defaults for generation: penalties, cut-offs, lengths."""
     from transformers import GenerationConfig
 
     own = model.generation_config
@@ -127,7 +127,7 @@ def _unguided(model: Any) -> Iterator[None]:
 def cut_prompts(
     chunks: Int[Tensor, "chunks length"], prompts: int, tokens: int
 ) -> Int[Tensor, "prompts tokens"]:
-    """The first tokens of so many chunks, spread evenly; of all of them where there are fewer."""
+    """The first `tokens` of `prompts` evenly spaced chunks; of all where there are fewer."""
     places = torch.linspace(0, len(chunks) - 1, min(prompts, len(chunks))).round().long()
     return chunks[places, :tokens]
 
@@ -145,8 +145,8 @@ def measure_benefits(
 ) -> tuple[list[Benefit], bool]:
     """Diversity of k samples a prompt under each variant, the same seeds for all.
 
-    Intervals are a bootstrap over prompts. Ctrl-C returns what is known of the prompts that are
-    finished for every variant; the second value says whether those are all.
+    Intervals are a bootstrap over prompts. Ctrl-C returns the benefits over the prompts that were
+    finished for every variant; the second value says whether those are all prompts.
     """
     check_labels(variants)
     check_samples(k, len(prompts), tokens)
@@ -170,9 +170,6 @@ def measure_benefits(
     except KeyboardInterrupt:
         if not rows:
             return [], False
-    finally:
-        if journal is not None:
-            journal.close()
     benefits = [
         Benefit(
             label=variant.label,
@@ -192,7 +189,10 @@ def measure_benefits(
 
 
 def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float]:
-    """All samples in one padded batch; padding on the right is never read by what is."""
+    """`METRICS` of one prompt's samples, in one batch.
+
+    Padding is on the right, where a causal mask hides it from every token.
+    """
     device = input_device(model)
     longest = max(map(len, samples))
     start = len(prompt)
@@ -222,7 +222,7 @@ def _metrics(model: Any, prompt: Tensor, samples: list[list[int]]) -> list[float
     return [
         distinct(samples, 1),
         distinct(samples, 2),
-        spread(torch.stack(embeddings)),
+        semantic_spread(torch.stack(embeddings)),
         float(torch.cat(losses).mean()) if losses else 0.0,
     ]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from tempering.errors import InputError
 from tempering.evaluation.paired import Estimate
 
-LARGEST = 8.0
+LARGEST = 8.0  # the largest amplitude that is tried
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The answer, and every amplitude that was tried on the way.
+    """The result of the search, and every amplitude that was tried.
 
     amplitude: the largest tried whose mean cost is within the budget; 1 when none above 1 is.
     bounded: False when even the largest amplitude allowed stays within the budget.
@@ -36,14 +36,15 @@ def largest_amplitude(
 ) -> Budget:
     """Find the largest amplitude a with mean cost(a) <= nats_per_token.
 
-    Cost grows about as (log a)^2 (measured), so the search is a bracketed secant in
-    sqrt(cost) against log a, which that law makes a straight line.
+    Cost grows about as (log a)^2 (measured), so sqrt(cost) is nearly a straight line in log a. The
+    search is the secant method on that line, kept within a bracket.
 
     Parameters
     ----------
     cost_of: the cost of the pattern at an amplitude (1 or more), paired on one set of chunks.
     nats_per_token: the budget, above 0.
-    evaluations: at most so many calls. tolerance: width of the bracket in log a to stop at.
+    evaluations: the most calls of `cost_of`. tolerance: the search stops when the bracket in log a
+        is narrower.
 
     Raises InputError for a budget that is not positive and finite.
     """
@@ -53,10 +54,10 @@ def largest_amplitude(
     low, high = 0.0, math.log(LARGEST)
     low_root, high_root = 0.0, math.nan
     goal = math.sqrt(nats_per_token)
-    log_a = math.log(1.15)
-    reach = 0.02
+    log_a = math.log(1.15)  # a first guess
+    reach = 0.02  # how far beyond the secant's guess to go, while no amplitude costs too much
     for _ in range(evaluations):
-        # An amplitude that can be written down is the one that is measured.
+        # Rounded before it is measured, so that the amplitude in the record is the measured one.
         amplitude = round(math.exp(log_a), 4)
         log_a = math.log(amplitude)
         estimate = cost_of(amplitude)
@@ -69,14 +70,15 @@ def largest_amplitude(
         if high - low < tolerance or low >= math.log(LARGEST):
             break
         if math.isnan(high_root):
-            # Nothing too dear yet: just beyond where the line through the origin meets the goal,
-            # and further beyond each time that the cost has fallen short of the line.
+            # No amplitude costs too much yet. Try one just beyond the point at which the line
+            # through the origin reaches the goal, and go further beyond with each such try.
             slope = low_root / low if low_root > 0 else 0.0
             guess = goal / slope if slope > 0 else 2 * low
             log_a = min(max(guess, low) * (1 + reach), math.log(LARGEST))
             reach *= 4
         else:
             share = (goal - low_root) / max(high_root - low_root, 1e-12)
+            # At least a twentieth of the bracket is cut off each time, so that it shrinks.
             log_a = low + (high - low) * min(max(share, 0.05), 0.95)
     within = [(a, cost) for a, cost in tried if cost.value <= nats_per_token]
     best = max(within, key=lambda item: item[0]) if within else None

@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found. Costs and benefits are in the order of `variants`.
+    """The result of a comparison. Costs and benefits are in the order of `variants`.
 
     complete: False after Ctrl-C; then the numbers rest on the chunks and prompts that were
         finished.

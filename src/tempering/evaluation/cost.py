@@ -138,9 +138,9 @@ def measure_costs(
 ) -> tuple[list[Cost], bool]:
     """The cost of each variant against the untempered model, chunk by chunk.
 
-    Every chunk is run once untempered and once under each variant, so what is finished is
-    paired at any moment. Ctrl-C returns what is finished; the second value says whether that is
-    everything. With a journal, finished chunks are kept and not computed again.
+    Every chunk is run once untempered and once under each variant, so costs are paired over any
+    number of finished chunks. Ctrl-C returns the costs over these; the second value says whether
+    they are all chunks. With a journal, finished chunks are kept and not computed again.
 
     Returns costs in the order of `variants`. Raises InputError for two variants of one label.
     """
@@ -156,7 +156,7 @@ def cost_rows(
     journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[dict[str, list[float]]], bool]:
-    """The numbers that `measure_costs` sums up: {label: [mean nll, mean KL]} of each chunk."""
+    """The numbers behind `measure_costs`: for each chunk {label: [mean nll, mean KL]}."""
     check_labels(variants)
     if len(chunks) == 0:
         raise InputError("a cost needs at least one chunk of text")
@@ -170,9 +170,6 @@ def cost_rows(
     except KeyboardInterrupt:
         if not rows:
             raise
-    finally:
-        if journal is not None:
-            journal.close()
     return rows, len(rows) == len(chunks)
 
 

@@ -1,12 +1,13 @@
 """How much depth a pattern needs: the same pattern repeated over depth, and in parts of the stack.
 
-Two families of cases share the values of one pattern. In `cycles` it runs 1, 2, 3, .. times from
-the first layer to the last, so that each stage has ever fewer layers; in `sub-stack` it runs once
-over part of the layers, in the lower, middle or upper part, and the others keep T = 1.
+There are two families of cases. In `cycles` the pattern runs 1, 2, 3, .. times from the first layer
+to the last, so that each stage has fewer and fewer layers. In `sub-stack` it runs once over the
+lower, middle or upper part of the layers, and the other layers keep T = 1.
 
-Every case stands beside its own controls, the same values in the same layers in other orders.
-The difference of the costs is paired over chunks; its interval knows nothing of how far random
-orders lie from each other, so that few shuffles show that orders differ, not which course is good.
+Every case is compared with its own controls: the same values in the same layers in other orders.
+The difference of the costs is paired over chunks. Its interval doesn't include the variation
+between random orders, so with few shuffles a difference shows that these orders differ, and not
+that the pattern's order is good.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Case:
     """One way to lay a pattern over depth.
 
     family: "cycles" or "sub-stack". place: "whole", "lower", "middle" or "upper".
-    cycles: how often the pattern runs. first, last: the layers that it runs over.
-    profile: its temperatures; controls: the same values in other orders.
+    cycles: how often the pattern runs. first, last: the first and last layer that it runs over.
+    stages: of all cycles. profile: the temperatures. controls: the same values in other orders.
     """
 
     family: str
@@ -64,7 +65,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """A name that no other case of a study has."""
+        """A name, unique in a study."""
         if self.family == "cycles":
             return f"{self.cycles} cycle{'s' * (self.cycles > 1)}"
         return f"{self.layers} layers, {self.place}"
@@ -72,11 +73,11 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class DepthStudy:
-    """What a study found; all in the order of `cases`.
+    """The result of a study; all in the order of `cases`.
 
-    costs: against the untempered model. shuffled: mean cost of the controls, and
-    difference: cost less that, paired over chunks. benefits: diversity of samples, if asked for.
-    complete: False after Ctrl-C; then the numbers rest on the chunks that were finished.
+    costs: against the untempered model. shuffled: mean cost of the controls. difference: cost less
+    `shuffled`, paired over chunks. benefits: diversity of samples, if asked for. complete: False
+    after Ctrl-C; then the numbers are of the chunks that were finished.
     """
 
     cases: tuple[Case, ...]
@@ -101,7 +102,7 @@ def depth_cases(
     ----------
     pattern: relative temperatures over depth, with its amplitude.
     model: the model, or its layout; of one stack of layers.
-    cycles: at most so many; fewer where a cycle would have more stages than layers.
+    cycles: the most cycles; fewer where a cycle would have more stages than layers.
     shuffles: controls for each case, 1 or more. seed: of their orders.
 
     Raises ScheduleError when the stack has fewer layers than the pattern has stages, InputError
@@ -128,7 +129,7 @@ def depth_cases(
     def add(family: str, place: str, times: int, first: int, last: int) -> None:
         whole = course if times == 1 else course.repeat(times)
         with warnings.catch_warnings():
-            # Too few layers a stage is what is being studied; the number stands in the results.
+            # Few layers a stage are the subject of the study, and the results state their number.
             warnings.simplefilter("ignore", DepthWarning)
             values = whole.sample(last - first + 1)
         generator = torch.Generator().manual_seed(whole_number(seed, "seed") + len(found))
@@ -136,8 +137,8 @@ def depth_cases(
         found.append(
             Case(
                 family, place, times, first, last, course.stages * times,
-                _profile(plan, model, values, first),
-                tuple(_profile(plan, model, values[order], first) for order in orders),
+                _profile_from(plan, model, values, first),
+                tuple(_profile_from(plan, model, values[order], first) for order in orders),
             )
         )  # fmt: skip
 
@@ -152,7 +153,7 @@ def depth_cases(
     return found
 
 
-def _profile(plan: Layout, model: nn.Module | Layout, values: Tensor, first: int) -> Profile:
+def _profile_from(plan: Layout, model: nn.Module | Layout, values: Tensor, first: int) -> Profile:
     """values[i] in layer first + i, T = 1 elsewhere."""
     rows = []
     for layer in plan.layers:
@@ -175,7 +176,7 @@ def study_depth(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> DepthStudy:
-    """Cost of every case and of its controls on chunks of text, and with `samples` what it buys.
+    """Cost of every case and of its controls on chunks of text; with `samples` also its benefit.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ def study_depth(
         and of the untempered model; 0 leaves diversity out. seed: of sampling and bootstrap.
     journal: keeps finished pieces for a later run. progress: (stage, done, total).
 
-    Ctrl-C returns what is finished (`complete` is False then).
+    Ctrl-C returns the study over the chunks that were finished, with `complete` False.
     """
     if not cases:
         raise InputError("a study of depth needs at least one case")

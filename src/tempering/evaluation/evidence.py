@@ -1,10 +1,10 @@
-"""Is it true? What a tuned profile does on data that its search never saw, beside its controls.
+"""Evidence: the effect of a tuned profile on data that its search never saw, beside its controls.
 
     change = sum_i n_i (after_i - before_i) / sum_i n_i       nats per target, over pieces i
 
-with a 95% interval from a bootstrap over clusters (documents; by default every piece is one): a
-cluster drawn brings all its pieces. For questions also the share answered: every token of the
-answer likeliest in its place, which is what greedy decoding writes.
+with a 95% interval from a bootstrap over clusters, such as documents (by default every piece is a
+cluster): a cluster that is drawn brings all its pieces. For questions also the share answered
+rightly: every token of the answer is the likeliest in its place, as greedy decoding needs.
 
 Controls: the same temperatures shuffled over all heads, and negated (1/T).
 """
@@ -43,8 +43,8 @@ Progress = Callable[[str, int, int], None]
 class Contender:
     """One way to run the model, whose effect is measured.
 
-    family: "tuned", "control" or "alternative". numbers: how many were learned.
-    active: opens the model under it.
+    family: "tuned", "control" or "alternative". numbers: how many numbers were learned.
+    active: gives a context manager in which the model runs in this way.
     """
 
     label: str
@@ -54,8 +54,8 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one contender does to one test, against the untempered model.
+class EvidenceRow:
+    """The effect of one contender on one test, against the untempered model.
 
     metric: "loss" in nats per target, or "accuracy", a share. change: value - untempered.
     n: clusters. targets: tokens (of accuracy: questions).
@@ -100,7 +100,8 @@ def contenders(
 ) -> list[Contender]:
     """The profile, its controls, and fitted alternatives.
 
-    numbers: learned in the profile; its heads without it. shuffles: seeds 0, 1, ... of shuffles.
+    numbers: how many numbers the profile learned; None for one a head. shuffles: how many shuffled
+        controls, with seeds 0, 1, ...
     """
     count = sum(len(row) for row in profile.rows)
     count = count if numbers is None else numbers
@@ -129,17 +130,18 @@ def measure_evidence(
     seed: int = 0,
     journal: Journal | None = None,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[EvidenceRow]:
     """Measure contenders on tests, paired with the untempered model.
 
     Parameters
     ----------
     tests: text or answers, each with a name of its own.
-    learned: what was learned from or watched, which the tests must not overlap.
-    clusters: for a test's name, the cluster of each piece.
-    draws, seed: of the bootstrap. journal: keeps finished parts.
+    learned: data that was learned from or watched; tests must not overlap it.
+    clusters: test's name -> cluster of each piece.
+    draws, seed: of the bootstrap. journal: keeps finished measurements for a later run.
 
-    Raises DataError when tests overlap what was learned from, InputError for two of one name.
+    Raises DataError when a test overlaps `learned`, InputError for two tests or two contenders of
+    one name.
     """
     names = [test.name for test in tests]
     labels = [rival.label for rival in rivals]
@@ -204,14 +206,14 @@ def _rows(
     groups: Sequence[int],
     draws: int,
     seed: int,
-) -> list[Row]:
+) -> list[EvidenceRow]:
     rows = []
     for metric, values in after.items():
         counts = [1 if metric == "accuracy" else piece.count for piece in test.pieces]
         weights = torch.tensor(counts, dtype=torch.float64)
         new, old = (torch.tensor(v, dtype=torch.float64) for v in (values, before[metric]))
         rows.append(
-            Row(
+            EvidenceRow(
                 label=rival.label,
                 family=rival.family,
                 numbers=rival.numbers,
@@ -259,12 +261,12 @@ def cluster_bootstrap(
 def with_evidence(
     tuned: Tuned,
     objectives: Sequence[Objective],
-    rows: Sequence[Row],
+    rows: Sequence[EvidenceRow],
     *,
     constraint: Constraint | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Profile:
-    """The tuned profile carrying how it was found and what was measured, as plain JSON."""
+    """The tuned profile with its evidence: how it was found, and what was measured."""
     evidence = {
         "made by": f"tempering {version('tempering')}",
         "tuned for": [

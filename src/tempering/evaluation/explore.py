@@ -1,4 +1,4 @@
-"""Sample checkable tasks under several strategies, and compare what they buy at equal k."""
+"""Sample checkable tasks under several strategies, and compare their benefit at equal k."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempering.agents.aggregators import AGGREGATORS, Verdict
+from tempering.agents.aggregators import AGGREGATORS, Decision
 from tempering.agents.checkers import Checker
 from tempering.agents.contract import Engine, Ledger, Memory, Stop, never
 from tempering.agents.ladder import Strategy
 from tempering.errors import InputError
 from tempering.evaluation.passk import Compared, compared, pass_at_k
-from tempering.evaluation.sampling import Report, Sampling, unreported
+from tempering.evaluation.sampling import Report, Sampling, no_report
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
@@ -20,14 +20,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exploration:
-    """What a run found.
+    """The result of a run.
 
-    rows: one a sample, also of unfinished tasks. tasks: those that every strategy finished.
+    rows: one a sample, unfinished tasks included. tasks: those that every strategy finished.
     compared: means and paired differences, by metric and strategy. complete: False after Ctrl-C
     or a failed disk, or when an engine that answers nothing was given up. failed: samples and
-    syntheses that the engine could not make; they count as wrong. replies: what became of each
-    strategy's samples, see `replies`. warnings: what a reader of the numbers must know. unanswered:
-    strategies without one answer; their numbers say nothing of the model.
+    syntheses for which no reply came; they count as wrong. by_kind: right samples and solved tasks
+    by kind and level. replies: how many samples of each strategy had which fate, see `fates`.
+    warnings: what a reader of the numbers must know. unanswered: strategies without any answer;
+    their numbers say nothing about the model.
     """
 
     rows: list[Row]
@@ -61,8 +62,8 @@ def explore(
     ----------
     tasks: mappings with id, prompt and answer, and perhaps raw, stop and tokens (at most).
     checkers: one for each task.
-    chosen: strategies with the same number k of rungs; the first is what the others differ from.
-    tokens: new ones a sample, or fewer where a task says so.
+    chosen: strategies with the same number k of rungs; differences are from the first one.
+    tokens: new tokens of a sample, at most; a task may say fewer.
     seed: sample i of a task draws from the same seed under each strategy, so that differences are
         paired by sample too.
     stop_support: stop sampling a task when the support of its answers, with one sample set aside
@@ -75,14 +76,14 @@ def explore(
     if len(tasks) != len(checkers) or not tasks:
         raise InputError(f"{len(tasks)} tasks and {len(checkers)} checkers; give one each")
     for task, checker in zip(tasks, checkers, strict=True):
-        checker.read(str(task["answer"]), task)  # what it can't work with shows before it costs
+        checker.read(str(task["answer"]), task)  # a checker that fails does so before it costs
         if not checker.correct(str(task["answer"]), task):
             raise InputError(
                 f"task {task['id']!r}: the checker {checker.name} doesn't take the task's own "
                 f"answer {task['answer']!r} for right"
             )
     run = Sampling(engine, list(tasks), list(checkers), tokens, seed,
-                   Memory() if ledger is None else ledger, report or unreported, stop)  # fmt: skip
+                   Memory() if ledger is None else ledger, report or no_report, stop)  # fmt: skip
     for strategy in chosen:
         engine.check([run.call(strategy, 0, i) for i in range(k)])
     run.sample(chosen, stop_support)
@@ -110,9 +111,9 @@ def _compare(
     if synthesise:
         keys = [run.name(s, task, "synthesis") for s in chosen for task in every]
         failed += sum(key in run.ledger and run.ledger[key]["output"] is None for key in keys)
-    told = run.told(chosen, synthesise)
+    summary = run.summary(chosen, synthesise)
     if not finished:
-        return Exploration(rows, [], [], False, failed, [], *told)
+        return Exploration(rows, [], [], False, failed, [], *summary)
     found: list[Compared] = []
     right = {
         s.name: [sum(row["correct"] for row in run.rows(s, task)) for task in finished]
@@ -128,11 +129,11 @@ def _compare(
     for label, aggregator in AGGREGATORS.items():
         if not scored and label in ("tempered vote", "best of n"):
             continue
-        verdicts = {s.name: [aggregator(run.answers(s, t)) for t in finished] for s in chosen}
-        found += compared(_accuracy(run, finished, verdicts), f"accuracy, {label}", seed=seed)
+        decisions = {s.name: [aggregator(run.answers(s, t)) for t in finished] for s in chosen}
+        found += compared(_accuracy(run, finished, decisions), f"accuracy, {label}", seed=seed)
     if synthesise:
-        verdicts = {s.name: [run.merged(s, t) for t in finished] for s in chosen}
-        found += compared(_accuracy(run, finished, verdicts), "accuracy, synthesis", seed=seed)
+        decisions = {s.name: [run.merged(s, t) for t in finished] for s in chosen}
+        found += compared(_accuracy(run, finished, decisions), "accuracy, synthesis", seed=seed)
     unread = {
         s.name: [
             sum(row["answer"] is None for row in run.rows(s, t)) / len(run.rows(s, t))
@@ -141,31 +142,35 @@ def _compare(
         for s in chosen
     }
     found += compared(unread, "share of unreadable answers", seed=seed)
-    for metric in ("tokens_out", "tokens_in"):
+    for name, label in (
+        ("tokens_out", "tokens written a task"),
+        ("tokens_in", "tokens read a task"),
+        ("tokens_discarded", "tokens of replies thrown away, a task"),
+    ):
         spent = {
-            s.name: [float(sum(row[metric] for row in run.rows(s, t))) for t in finished]
+            s.name: [float(sum(row.get(name) or 0 for row in run.rows(s, t))) for t in finished]
             for s in chosen
         }
-        label = "tokens written a task" if metric == "tokens_out" else "tokens read a task"
-        found += compared(spent, label, seed=seed)
+        if name != "tokens_discarded" or any(map(sum, spent.values())):
+            found += compared(spent, label, seed=seed)
     tasks = [run.tasks[task] for task in finished]
     kinds = _by_kind(run, chosen, finished, right)
-    return Exploration(rows, tasks, found, complete, failed, kinds, *told)
+    return Exploration(rows, tasks, found, complete, failed, kinds, *summary)
 
 
 def _accuracy(
-    run: Sampling, finished: Sequence[int], verdicts: Mapping[str, Sequence[Verdict]]
+    run: Sampling, finished: Sequence[int], decisions: Mapping[str, Sequence[Decision]]
 ) -> dict[str, Sequence[float]]:
-    """1 where the verdict is right; no answer is wrong."""
+    """1 where the decision is right; 0 where it is wrong or there is no answer."""
     return {
         name: [
             float(
-                verdict.answer is not None
-                and run.checkers[task].correct(verdict.answer, run.tasks[task])
+                decision.answer is not None
+                and run.checkers[task].correct(decision.answer, run.tasks[task])
             )
-            for task, verdict in zip(finished, column, strict=True)
+            for task, decision in zip(finished, column, strict=True)
         ]
-        for name, column in verdicts.items()
+        for name, column in decisions.items()
     }
 
 
@@ -178,9 +183,9 @@ def _by_kind(
     """Mean share of right samples, and of tasks solved at all, by kind and level."""
     groups: dict[tuple[str, int], list[int]] = {}
     for place, task in enumerate(finished):
-        own = run.tasks[task]
-        if "kind" in own and "level" in own:
-            groups.setdefault((str(own["kind"]), int(own["level"])), []).append(place)
+        fields = run.tasks[task]
+        if "kind" in fields and "level" in fields:
+            groups.setdefault((str(fields["kind"]), int(fields["level"])), []).append(place)
     found = []
     for (kind, level), places in sorted(groups.items()):
         row: Row = {"kind": kind, "level": level, "tasks": len(places)}

@@ -1,4 +1,4 @@
-"""Finished pieces of a long run, kept on disk so that a second run goes on where it stopped."""
+"""Finished pieces of a long run, kept on disk so that a second run goes on where one stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from tempering.errors import OutputError
+from tempering.errors import InputError, OutputError
+from tempering.evaluation.run_lock import RunLock
 from tempering.files import whole_characters
 
 
@@ -17,6 +18,9 @@ class Journal:
 
     The file's name holds a hash of `settings`, so a run with other settings starts anew. A last
     line cut off by an interruption is dropped.
+
+    One run at a time holds a journal, from here to `close` or `finish`. Raises what `RunLock`
+    raises: InputError where another run holds it, OutputError where it can't be written.
     """
 
     def __init__(self, directory: str | Path, kind: str, settings: dict[str, Any]) -> None:
@@ -25,6 +29,7 @@ class Journal:
         self.path = Path(directory) / f"{kind}-{digest}.partial.jsonl"
         self.entries: dict[str, Any] = {}
         self._file: TextIO | None = None
+        self._lock = RunLock(self.path, kind)
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
             for line in lines:
@@ -46,13 +51,14 @@ class Journal:
 
         Halves of characters, which a record in UTF-8 can't hold, become U+FFFD.
         """
+        if not self._lock.held:
+            raise InputError(f"the journal {self.path} is closed; open another to keep '{name}'")
         value = _whole(value)
         try:
             if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", encoding="utf-8")
                 if self._file.tell():
-                    self._file.write("\n")  # closes a line that was cut off
+                    self._file.write("\n")  # ends a line that an interruption cut off
             self._file.write(json.dumps({"name": name, "value": value}) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -64,15 +70,26 @@ class Journal:
         self.entries[name] = value
 
     def close(self) -> None:
-        """Close the file and keep it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file and keep it, for the next run."""
+        self._close_file()
+        self._lock.release()
 
     def finish(self) -> None:
         """The run is complete: remove the file."""
-        self.close()
+        self._close_file()
         self.path.unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _whole(value: Any) -> Any:

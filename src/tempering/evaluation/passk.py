@@ -2,9 +2,9 @@
 
     pass@k = 1 - C(n - c, k) / C(n, k)      n samples of a task, c of them right
 
-is the probability that k samples drawn without replacement from the n hold a right one (Chen et
-al. 2021, arXiv 2107.03374). Where the samples differ in temperature, those are k rungs drawn at
-random from the ladder. Intervals are bootstraps over tasks; differences are paired by task.
+is the probability that k samples, drawn without replacement from the n, hold a right one (Chen et
+al. 2021, arXiv 2107.03374). Where the samples are a ladder, k of its rungs are drawn at random.
+Intervals are bootstraps over tasks; differences are paired by task.
 """
 
 from __future__ import annotations

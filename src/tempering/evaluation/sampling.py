@@ -1,4 +1,4 @@
-"""The samples and syntheses of a comparison: asked for, kept in a ledger, read and judged."""
+"""Samples and syntheses of a comparison: asked for, kept in a ledger, read by checkers."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempering.agents.aggregators import Answer, Verdict, settled, synthesis, synthesis_prompt
+from tempering.agents.aggregators import Answer, Decision, settled, synthesis, synthesis_prompt
 from tempering.agents.checkers import Checker
-from tempering.agents.contract import Call, Engine, EngineError, Ledger, Reply, Stop, quiet
+from tempering.agents.contract import Call, Engine, EngineError, Ledger, Reply, Stop, no_progress
 from tempering.agents.ladder import Strategy
 from tempering.agents.run import worker_seed
-from tempering.evaluation.replies import ladder_warnings, read_reply, tally, warnings_of
+from tempering.evaluation.fates import ladder_warnings, read_reply, tally, warnings_of
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
-HOPELESS = 48  # samples, all failed
+HOPELESS = 48  # failed samples without any other, after which the engine is given up
+TOKENS = ("tokens_in", "tokens_out", "tokens_discarded")
 Report = Callable[[str, int, int], None]
 
 
 @dataclass
 class Sampling:
-    """One run over tasks; tasks and checkers go together, rows live in the ledger by name."""
+    """One run over tasks. checkers: one for each task. judged: rows with answers, by name."""
 
     engine: Engine
     tasks: list[Task]
@@ -37,23 +38,23 @@ class Sampling:
         return f"{strategy.name}/{self.tasks[task]['id']}/{i}"
 
     def call(self, strategy: Strategy, task: int, i: int) -> Call:
-        rung, own = strategy.rungs[i], self.tasks[task]
+        rung, fields = strategy.rungs[i], self.tasks[task]
         return Call(
             key=self.name(strategy, task, i),
-            prompt=own["prompt"],
+            prompt=fields["prompt"],
             temperature=rung.temperature,
-            tokens=min(self.tokens, own.get("tokens", self.tokens)),
-            seed=worker_seed(self.seed, own["id"], i),
+            tokens=min(self.tokens, fields.get("tokens", self.tokens)),
+            seed=worker_seed(self.seed, fields["id"], i),
             attention=rung.attention,
-            raw=bool(own.get("raw", False)),
-            stop=own.get("stop") or None,
+            raw=bool(fields.get("raw", False)),
+            stop=fields.get("stop") or None,
         )
 
     def sample(self, chosen: Sequence[Strategy], stop_support: float | None) -> None:
-        """All samples, or as many as each task needs to settle under each strategy.
+        """Ask for all samples, or for as many as settle each task under each strategy.
 
-        Task by task: what an interruption leaves can be compared, and an engine that reads a
-        prompt once for many rows does so over strategies.
+        Calls go task by task, so that an interruption leaves tasks that can be compared, and an
+        engine that reads a prompt once for many rows does so for all strategies.
         """
         k = len(chosen[0].rungs)
         wave = k if stop_support is None else 3
@@ -65,7 +66,7 @@ class Sampling:
                 for strategy in chosen
                 if stop_support is None or not settled(self.answers(strategy, task), stop_support)
                 for i in part
-                if not self.made(strategy, task, i)
+                if not self.has_sample(strategy, task, i)
             ]
             if todo and not self.stop():
                 self._run(todo)
@@ -83,34 +84,42 @@ class Sampling:
             self.report("sampling", count, len(todo))
 
         def halted() -> bool:
-            # Nothing but failures: the engine is down, the rest would fail as well.
+            # Nothing but failures: the engine is down, and the other calls would fail as well.
             return self.stop() or (count == lost and count >= HOPELESS)
 
-        self.engine.run(calls, done, quiet, halted)
+        self.engine.run(calls, done, no_progress, halted)
 
     def row(self, strategy: Strategy, task: int, i: int, reply: Reply) -> Row:
-        rung, own = strategy.rungs[i], self.tasks[task]
+        rung, fields = strategy.rungs[i], self.tasks[task]
+        key = self.name(strategy, task, i)
         return {
             "strategy": strategy.name,
-            "task": own["id"],
+            "task": fields["id"],
             "sample": i,
             "output": reply.output,
-            "error": reply.error if reply.output is None else None,
+            "error": reply.error,
             "finish": reply.finish,
             "note": reply.note,
             "temperature_asked": rung.temperature,
             "temperature_sent": reply.temperature_sent,
             "attention": rung.attention,
-            "seed": worker_seed(self.seed, own["id"], i),
+            "seed": worker_seed(self.seed, fields["id"], i),
             "score": reply.score,
             "tokens_in": reply.tokens_in,
             "tokens_out": reply.tokens_out,
+            "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
         }
 
-    def made(self, strategy: Strategy, task: int, i: int) -> bool:
-        """Whether a sample is there; one that failed is tried again by a later run."""
+    def paid_before(self, key: str) -> int:
+        """Tokens of an earlier try at a sample or a synthesis, which this one replaces."""
+        if key not in self.ledger:
+            return 0
+        return sum(self.ledger[key].get(name) or 0 for name in TOKENS)
+
+    def has_sample(self, strategy: Strategy, task: int, i: int) -> bool:
+        """Whether a sample has a reply; a later run tries a failed one again."""
         name = self.name(strategy, task, i)
-        return name in self.ledger and self.ledger[name]["error"] is None
+        return name in self.ledger and self.ledger[name]["output"] is not None
 
     def check_made(self, strategy: Strategy) -> None:
         """EngineError when a strategy's samples all failed."""
@@ -122,14 +131,14 @@ class Sampling:
             )
 
     def finished(self, strategy: Strategy, task: int, stop_support: float | None) -> bool:
-        """Whether a task has all its samples, or as many as settle it."""
+        """Whether a task has all its samples, or enough to settle it."""
         if len(self.rows(strategy, task)) == len(strategy.rungs):
             return True
         return stop_support is not None and settled(self.answers(strategy, task), stop_support)
 
     def rows(self, strategy: Strategy, task: int) -> list[Row]:
-        """The samples of a task, with the answer that its checker reads, and whether it's right."""
-        own, checker = self.tasks[task], self.checkers[task]
+        """The samples of a task, with the answer that the checker reads and whether it is right."""
+        fields, checker = self.tasks[task], self.checkers[task]
         found = []
         for i in range(len(strategy.rungs)):
             name = self.name(strategy, task, i)
@@ -137,8 +146,8 @@ class Sampling:
                 continue
             if name not in self.judged:
                 row = self.ledger[name]
-                read, fate = read_reply(row, checker, own)
-                right = read is not None and checker.correct(read, own)
+                read, fate = read_reply(row, checker, fields)
+                right = read is not None and checker.correct(read, fields)
                 self.judged[name] = {**row, "answer": read, "fate": fate, "correct": right}
             found.append(self.judged[name])
         return found
@@ -159,14 +168,14 @@ class Sampling:
         ]
 
     def synthesise(self, strategy: Strategy) -> None:
-        """One cold call a task that merges its answers."""
+        """Ask for one cold call a task that merges its answers."""
         calls = []
-        for task, own in enumerate(self.tasks):
+        for task, fields in enumerate(self.tasks):
             name = self.name(strategy, task, "synthesis")
             answers = self.answers(strategy, task)
-            if self.synthesised(strategy, task) or all(a.text is None for a in answers):
+            if self.has_synthesis(strategy, task) or all(a.text is None for a in answers):
                 continue
-            prompt = synthesis_prompt(answers, own["prompt"])
+            prompt = synthesis_prompt(answers, fields["prompt"])
             calls.append(Call(name, prompt, self.engine.temperature(0.0), self.tokens, 0))
 
         count = 0
@@ -174,20 +183,28 @@ class Sampling:
         def done(index: int, reply: Reply) -> None:
             nonlocal count
             count += 1
-            kept = {"output": reply.output, "finish": reply.finish, "tokens_out": reply.tokens_out}
-            self.ledger.put(calls[index].key, {**kept, "tokens_in": reply.tokens_in})
+            key = calls[index].key
+            row = {
+                "output": reply.output,
+                "error": reply.error,
+                "finish": reply.finish,
+                "tokens_in": reply.tokens_in,
+                "tokens_out": reply.tokens_out,
+                "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
+            }
+            self.ledger.put(key, row)
             self.report(f"synthesis, {strategy.name}", count, len(calls))
 
         if calls:
-            self.engine.run(calls, done, quiet, self.stop)
+            self.engine.run(calls, done, no_progress, self.stop)
 
-    def synthesised(self, strategy: Strategy, task: int) -> bool:
-        """Whether a synthesis is there; one that failed is tried again by a later run."""
+    def has_synthesis(self, strategy: Strategy, task: int) -> bool:
+        """Whether a synthesis has a reply; a later run tries a failed one again."""
         name = self.name(strategy, task, "synthesis")
         return name in self.ledger and self.ledger[name]["output"] is not None
 
-    def merged(self, strategy: Strategy, task: int) -> Verdict:
-        """The verdict of the synthesis that `synthesise` asked for."""
+    def merged(self, strategy: Strategy, task: int) -> Decision:
+        """The decision of the synthesis that `synthesise` asked for."""
         return synthesis(
             self.answers(strategy, task),
             ask=lambda prompt: "",
@@ -199,10 +216,10 @@ class Sampling:
         """(answer or None, fate) of a synthesis."""
         missing = {"output": None}
         name = self.name(strategy, task, "synthesis")
-        row = self.ledger[name] if self.synthesised(strategy, task) else missing
+        row = self.ledger[name] if self.has_synthesis(strategy, task) else missing
         return read_reply(row, self.checkers[task], self.tasks[task])
 
-    def told(
+    def summary(
         self, chosen: Sequence[Strategy], synthesise: bool
     ) -> tuple[list[Row], list[str], list[str]]:
         """Tallies of the replies, warnings, and the strategies without any answer."""
@@ -229,5 +246,5 @@ class Sampling:
         return tallies, found, unanswered
 
 
-def unreported(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int) -> None:
     """A `Report` that shows nothing."""

@@ -329,7 +329,11 @@ class Profile:
 
     def save(self, path: str | Path) -> Path:
         """Write the profile as JSON, whole or not at all."""
-        return write_atomic(path, json.dumps(self.to_json(), indent=1) + "\n")
+        return write_atomic(path, self.to_text())
+
+    def to_text(self) -> str:
+        """The JSON of a profile's file."""
+        return json.dumps(self.to_json(), indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

@@ -28,9 +28,9 @@ def answers(
 
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import UNTEMPERED, Profile
-    from tempering.data.recall import recall
-    from tempering.data.recall_pools import WORDINGS
     from tempering.engines.generating.side_by_side import stream
+    from tempering.evaluation.recall import recall
+    from tempering.evaluation.recall_pools import WORDINGS
     from tempering.tokens.policy import ConstantPolicy
 
     place = [wording[0] for wording in WORDINGS].index(WORDING)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tempering.attention.profiles.profile import Profile
     from tempering.reports.record import Record
 else:
-    # What typer hands over is an instance of this, not of the subclass that stands for it.
+    # typer passes an instance of this base class, not of typer.Context.
     Context = typer.Context.__base__
 
 Model = Annotated[
@@ -215,11 +215,9 @@ def chosen_profile(
         raise InputError("give --pattern or --profile, one of the two")
     if pattern is not None:
         return pattern_profile(model, tokenizer, pattern, **options)
-    only_patterns(**{name: options.get(name) for name in _OF_PATTERNS})
+    named = ("amplitude", "reading", "layers", "heads")
+    only_patterns(**{name: options.get(name) for name in named})
     return Profile.load(profile or "")
-
-
-_OF_PATTERNS = ("amplitude", "reading", "layers", "heads")
 
 
 def only_patterns(
@@ -286,7 +284,7 @@ def check_out(out: Path) -> None:
     from tempering.errors import OutputError
     from tempering.files import write_atomic
 
-    # As much as a small record: a full disk still has room for an empty file.
+    # 64 KiB, as much as a small record, since a full disk still has room for an empty file.
     try:
         write_atomic(out / f".writable-{os.getpid()}", bytes(65536)).unlink()
     except OSError as error:
@@ -297,7 +295,7 @@ def check_out(out: Path) -> None:
 
 
 def check_file(path: Path | None, option: str, *suffixes: str) -> None:
-    """Refuse now what couldn't be written after the work: another suffix, an unwritable place."""
+    """Refuse, before the work, a file that couldn't be written after it, or of another suffix."""
     if path is None:
         return
     if path.suffix.lower() not in suffixes or path.is_dir():
@@ -308,9 +306,9 @@ def check_file(path: Path | None, option: str, *suffixes: str) -> None:
 
 
 def finish(record: Record, out: Path, as_json: bool, path: Path | None = None) -> None:
-    """Save record and report, print the tables (or the JSON), and say where things are.
+    """Save record and report, print the tables (or the JSON), and say where they were saved.
 
-    path: as `reserve` gave it, where other files already go by its name.
+    path: from `reserve`, where other files already have its name.
     """
     from tempering.reports import print_record, save_html
 
@@ -325,8 +323,8 @@ def finish(record: Record, out: Path, as_json: bool, path: Path | None = None) -
             if not saved:
                 path.unlink(missing_ok=True)
     finally:
-        # What was found is shown even where it can't be written, and said where it is even
-        # when nobody reads what is shown.
+        # Results are shown even where they can't be saved, and the place of what was saved is
+        # printed even where nobody reads stdout.
         try:
             if as_json:
                 print(record.to_json(), flush=True)
@@ -338,9 +336,9 @@ def finish(record: Record, out: Path, as_json: bool, path: Path | None = None) -
 
 
 def reserve(record: Record, out: Path) -> Path:
-    """An empty file for a record, of a name that was free: runs that end in one second keep theirs.
+    """An empty file for a record, of a free name, also where two runs end in the same second.
 
-    What else the run writes goes by that name too, so it needs no check of its own.
+    The run's other files have that name too, so they need no check of their own.
     """
     from tempering.errors import OutputError
 

@@ -29,7 +29,7 @@ def compare_vllm(
     from tempering.evaluation.cost import Variant
     from tempering.schedules import schedule
 
-    # All that may be wrong is read first: an engine takes minutes to start.
+    # All input is read first, since an engine takes minutes to start.
     wanted = [schedule(text) for text in patterns]
     if amplitude is not None:
         wanted = [pattern.amplitude(amplitude) for pattern in wanted]
@@ -51,7 +51,7 @@ def compare_vllm(
 
 
 def only_costs(budget: float | None, samples: int, reading: str, device: str | None) -> None:
-    """InputError for what a vLLM engine can't give."""
+    """InputError for an option that a vLLM engine can't serve."""
     for asked, option, why in (
         (budget is not None, "--budget", "searches with an engine in process"),
         (samples > 0, "--samples", "samples with an engine in process"),

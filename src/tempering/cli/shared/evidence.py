@@ -9,7 +9,7 @@ from typing import Any
 from tempering.reports.grids import Grid
 from tempering.reports.views import shown, signed
 
-_STEPS = 6  # of a fit that are all told
+_STEPS = 6  # of a fit that are all shown; of a longer fit only the first and the last
 _NEEDED = {"label", "family", "numbers", "test", "metric", "untempered", "value", "change"}
 
 

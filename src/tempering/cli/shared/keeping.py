@@ -1,4 +1,4 @@
-"""Nothing paid for is lost: finished work outlives a full disk and a first Ctrl-C."""
+"""Finished work, which may have been paid for, outlives a full disk and a first Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from tempering.evaluation.journal import Journal
     from tempering.reports.record import Record
 
-PART = "part/"  # what the settings of a part are called in a journal; no row's name begins so
+PART = "part/"  # begins the names of settings in a journal, and no row's name
 
 
-class Kept:
-    """A journal that goes on in memory when the disk fails; `failed` then holds the error.
+class JournalLedger:
+    """A ledger on a journal, in memory once the disk fails; `failed` then holds the error.
 
-    A run that goes on may do so under other settings. Each row says in `part` under which it was
-    made: `parts[part - 1]`, whose last entry are this run's `settings`. Earlier parts come from a
-    record (`parts`), and from a journal whose run ended without one.
+    A run that goes on may do so under other settings. Each row states in `part` under which it was
+    made: `parts[part - 1]`; the last of `parts` are this run's `settings`. Earlier parts come from
+    a record (`parts`), and from a journal whose run ended without a record.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Kept:
         if not self.parts or self.parts[-1] != settings:
             self.parts.append(settings)
             self.part += 1
-        self.told = False
+        self.part_kept = False
 
     def __contains__(self, name: str) -> bool:
         return name in self.journal
@@ -57,11 +57,11 @@ class Kept:
         value = {**value, "part": self.part}
         if self.failed is None:
             try:
-                if not self.told:
+                if not self.part_kept:
                     key = f"{PART}{self.part:06d}"
                     self.journal.put(key, self.parts[-1])
                     del self.journal.entries[key]
-                    self.told = True
+                    self.part_kept = True
                 self.journal.put(name, value)
                 return
             except OutputError as error:
@@ -71,7 +71,7 @@ class Kept:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """A question that turns true at the first Ctrl-C; the second one interrupts at once."""
+    """A function that is True after the first Ctrl-C; the second one raises KeyboardInterrupt."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -97,9 +97,10 @@ def finish(
     journal: Journal | None,
     beside: tuple[str, str] | None = None,
 ) -> None:
-    """Save and show a record, elsewhere if it must be; then the journal, if given, is done with.
+    """Save a record, elsewhere where its place can't be written, show it, and end the journal.
 
-    beside: (suffix, text) of a file that goes by the record's name, such as the samples.
+    journal: is removed; None leaves it alone. beside: (suffix, text) of a file with the record's
+    name, such as the samples.
     """
     waiting = beside
     try:
@@ -121,26 +122,34 @@ def finish(
 
 @contextlib.contextmanager
 def resumable(journal: Journal) -> Iterator[Callable[[str, int, int], None]]:
-    """The stages of a run whose finished pieces are kept; Ctrl-C says where."""
+    """The stages of a run whose finished pieces are kept; Ctrl-C says where.
+
+    An exception closes the journal; after a run without one, `conclude` does.
+    """
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
     try:
         with common.staged() as report:
             yield report
     except KeyboardInterrupt:
+        journal.close()
         if not journal.entries:
             raise
         common.note(f"what was finished is kept in {journal.path}; run it again to go on")
         raise typer.Exit(130) from None
+    except BaseException:
+        journal.close()
+        raise
 
 
 def conclude(record: Record, out: Path, as_json: bool, journal: Journal, complete: bool) -> None:
-    """Save and show a record; the journal stays, for the next run, where this one was cut short."""
-    common.finish(record, out, as_json)
-    if not complete:
-        common.note("the numbers rest on what was finished; run it again to go on")
-        raise typer.Exit(130)
-    journal.finish()
+    """Save and show a record; the journal stays for the next run where this one was cut short."""
+    with journal:
+        common.finish(record, out, as_json)
+        if not complete:
+            common.note("the numbers rest on what was finished; run it again to go on")
+            raise typer.Exit(130)
+        journal.finish()
 
 
 def write_somewhere(path: Path, text: str) -> Path:
@@ -154,8 +163,7 @@ def write_somewhere(path: Path, text: str) -> Path:
 
 
 def _write_beside(path: Path, suffix: str, text: str, record: Record) -> None:
-    """Write a file that goes by a reserved name, into the temporary directory where there's no
-    room for it."""
+    """Write a file with a reserved name; in the temporary directory where its own has no room."""
     from tempering.files import write_atomic
 
     try:

@@ -15,7 +15,7 @@ STYLES = {"running": "yellow", "retrying": "magenta", "done": "green", "failed":
 WIDEST = 40  # workers shown one by one; a wider stage shows counts
 
 
-class Live:
+class LiveStages:
     """A view of a run: `watch` takes its events; use as a context manager."""
 
     def __init__(self, plan: Plan, rounds: int) -> None:
@@ -30,7 +30,7 @@ class Live:
         self.told: set[tuple[int, str]] = set()
         self.display: Any = None
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> LiveStages:
         if self.console.is_terminal:
             from rich.live import Live as Display
 

@@ -35,10 +35,10 @@ from tempering.cli.shared import common
 from tempering.cli.shared.tune_results import objective
 from tempering.cli.shared.tuning_runs import say_step, state_of
 from tempering.data import sample_text, texts
-from tempering.data.recall import recall
 from tempering.engines.generating.samples import write_samples
 from tempering.errors import DataError, InputError, ModelError
 from tempering.evaluation.journal import Journal
+from tempering.evaluation.recall import recall
 from tempering.evaluation.returned import Scores, returned, score
 
 # Texts of the package that are learned from by default, and chunks on which support is restored.

@@ -213,8 +213,8 @@ def depth_section(study: DepthStudy) -> list[dict[str, Any]]:
 def depth_answer(study: DepthStudy) -> dict[str, Any]:
     """The study in a few lines: what more cycles cost, and which cases differ from their control.
 
-    An interval over chunks knows nothing of how far random orders lie from each other; with few
-    shuffles a difference says that this order differs from those, not that the course matters.
+    An interval over chunks doesn't include the variation between random orders. With few shuffles
+    a difference says that this order differs from those, not that the pattern's order matters.
     """
     cycles = [i for i, case in enumerate(study.cases) if case.family == "cycles"]
     first, last = cycles[0], cycles[-1]
@@ -238,8 +238,8 @@ def depth_answer(study: DepthStudy) -> dict[str, Any]:
 
 
 def explore_sections(result: Exploration, k: int) -> dict[str, Any]:
-    """Means, paired differences from the first strategy, what was solved of each kind, what became
-    of the replies, and warnings."""
+    """Means, paired differences from the first strategy, right samples by kind, fates of replies,
+    and warnings."""
     means = [
         {
             "label": row.label,

@@ -1,10 +1,10 @@
-"""Options from elsewhere than the command line: a file of the user's, and the environment.
+"""Options from a user's file and from the environment, beside those of the command line.
 
     command line  >  TEMPERING_GENERATE_MODEL  >  TEMPERING_MODEL  >  [generate] model = ...  >
     [defaults] model = ...  >  the command's own default
 
-The file is `config.toml` in the place where the platform keeps such files, or the one that
-TEMPERING_CONFIG names.
+The file is `config.toml` in the user's configuration directory, or the file that TEMPERING_CONFIG
+names.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ PREFIX = "TEMPERING"
 GENERAL = "defaults"
 
 
-class Option(NamedTuple):
+class CommandOption(NamedTuple):
     """An option of a command: its long name without dashes, and whether it may be repeated."""
 
     name: str
     repeated: bool
 
 
-class Found(NamedTuple):
+class OptionValue(NamedTuple):
     """A value that was found for an option, and where."""
 
     value: Any
     origin: str
 
 
-Commands = Mapping[str, Mapping[str, Option]]
+Commands = Mapping[str, Mapping[str, CommandOption]]
 
 
 def config_path() -> Path:
@@ -49,7 +49,7 @@ def config_path() -> Path:
     return user_config_path("tempering", appauthor=False) / "config.toml"
 
 
-def settings(known: Commands) -> dict[tuple[str, str], Found]:
+def settings(known: Commands) -> dict[tuple[str, str], OptionValue]:
     """Options of every command from the file and the environment.
 
     Parameters
@@ -74,8 +74,8 @@ def settings(known: Commands) -> dict[tuple[str, str], Found]:
     return found
 
 
-def as_defaults(found: Mapping[tuple[str, str], Found]) -> dict[str, Any]:
-    """What was found, as click takes defaults: {command: {parameter: value}}, groups nested."""
+def as_defaults(found: Mapping[tuple[str, str], OptionValue]) -> dict[str, Any]:
+    """The values in click's form of defaults: {command: {parameter: value}}, groups nested."""
     table: dict[str, Any] = {}
     for (command, parameter), item in found.items():
         place = table
@@ -85,16 +85,18 @@ def as_defaults(found: Mapping[tuple[str, str], Found]) -> dict[str, Any]:
     return table
 
 
-def _of_environment(command: str, option: Option) -> Found | None:
+def _of_environment(command: str, option: CommandOption) -> OptionValue | None:
     own = option.name.replace("-", "_").upper()
     for name in (f"{PREFIX}_{command.replace(' ', '_').upper()}_{own}", f"{PREFIX}_{own}"):
         value = os.environ.get(name)
         if value is not None:
-            return Found(shlex.split(value) if option.repeated else value, f"the variable {name}")
+            return OptionValue(
+                shlex.split(value) if option.repeated else value, f"the variable {name}"
+            )
     return None
 
 
-def _of_file(content: Any, command: str, option: Option, path: Path) -> Found | None:
+def _of_file(content: Any, command: str, option: CommandOption, path: Path) -> OptionValue | None:
     own = content
     for part in command.split():
         own = own.get(part, {})
@@ -102,7 +104,7 @@ def _of_file(content: Any, command: str, option: Option, path: Path) -> Found | 
         if option.name in section:
             value = section[option.name]
             listed = option.repeated and not isinstance(value, list)
-            return Found([value] if listed else value, f"[{title}] in {path}")
+            return OptionValue([value] if listed else value, f"[{title}] in {path}")
     return None
 
 
@@ -121,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(content: Mapping[str, Any], known: Commands, path: Path) -> None:
-    """InputError for what no command would read."""
+    """InputError for a part of the file that no command would read."""
     groups = {command.split()[0] for command in known if " " in command}
     for title, section in content.items():
         if not isinstance(section, dict):

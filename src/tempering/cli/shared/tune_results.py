@@ -24,7 +24,7 @@ from tempering.cli.shared import common
 from tempering.data import sample_text, texts
 from tempering.errors import DataError
 from tempering.evaluation.evidence import (
-    Row,
+    EvidenceRow,
     cluster_bootstrap,
     contenders,
     measure_evidence,
@@ -35,7 +35,7 @@ from tempering.files import read_text
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvidenceSettings:
     """What to measure about a tuned profile; the fields are the command's options."""
 
     tests: Sequence[Objective]
@@ -64,9 +64,9 @@ def gather(
     tuned: Tuned,
     goals: Sequence[Objective],
     constraint: Constraint | None,
-    plan: Plan,
+    plan: EvidenceSettings,
     out: Path,
-) -> list[Row]:
+) -> list[EvidenceRow]:
     """The evidence: held-out loss, tests with controls, other texts, alternatives."""
     rows = _held_out(tuned, plan.seed)
     learned = [*goals, *([constraint.objective] if constraint else [])]
@@ -76,9 +76,8 @@ def gather(
         "elsewhere": plan.elsewhere,
         "alternatives": [plan.alternatives, [g.digest for g in goals], plan.seed],
     }
-    journal = Journal(out.parent, "tune", key)
     others = _others(tokenizer, learned, plan)
-    try:
+    with Journal(out.parent, "tune", key) as journal:
         with common.staged() as report:
             fitted = []
             if plan.alternatives:
@@ -110,9 +109,7 @@ def gather(
                     journal=journal,
                     progress=report,
                 )
-    finally:
-        journal.close()
-    journal.finish()
+        journal.finish()
     return rows
 
 
@@ -120,7 +117,9 @@ def _without_controls(rivals: Sequence[Any]) -> list[Any]:
     return [rival for rival in rivals if rival.family != "control"]
 
 
-def _others(tokenizer: Any, learned: Sequence[Objective], plan: Plan) -> list[Objective]:
+def _others(
+    tokenizer: Any, learned: Sequence[Objective], plan: EvidenceSettings
+) -> list[Objective]:
     """Texts of the package that were not learned from."""
     found = []
     for name, text in texts().items() if plan.elsewhere else ():
@@ -138,7 +137,7 @@ def _others(tokenizer: Any, learned: Sequence[Objective], plan: Plan) -> list[Ob
     return found
 
 
-def _held_out(tuned: Tuned, seed: int) -> list[Row]:
+def _held_out(tuned: Tuned, seed: int) -> list[EvidenceRow]:
     """The watched data, which the choice of the step has seen; no controls."""
     rows = []
     for item in tuned.held_out:
@@ -146,7 +145,7 @@ def _held_out(tuned: Tuned, seed: int) -> list[Row]:
         change = cluster_bootstrap(item.after - item.before, item.counts, places, seed=seed)
         total = item.counts.sum()
         rows.append(
-            Row(
+            EvidenceRow(
                 label="tuned",
                 family="tuned",
                 numbers=len(tuned.names),
@@ -180,7 +179,7 @@ class Results:
         self.model = common.model_section(model, name)
         self.seed, self.device = seed, device
 
-    def save(self, tuned: Tuned, rows: Sequence[Row]) -> Profile:
+    def save(self, tuned: Tuned, rows: Sequence[EvidenceRow]) -> Profile:
         """Write the profile with what was measured so far."""
         profile = with_evidence(
             tuned, self.goals, rows, constraint=self.constraint, settings=self.settings
@@ -191,7 +190,7 @@ class Results:
     def finish(
         self,
         tuned: Tuned,
-        rows: Sequence[Row],
+        rows: Sequence[EvidenceRow],
         as_json: bool,
         *,
         complete: bool = True,
@@ -241,7 +240,7 @@ class Results:
         common.finish(record, self.out.parent, as_json)
 
 
-def _cost(row: Row) -> dict[str, Any]:
+def _cost(row: EvidenceRow) -> dict[str, Any]:
     plain = row.to_json()
     return {
         "label": f"{row.label}: {row.test}",
@@ -254,7 +253,7 @@ def _cost(row: Row) -> dict[str, Any]:
     }
 
 
-def _benefit(row: Row) -> dict[str, Any]:
+def _benefit(row: EvidenceRow) -> dict[str, Any]:
     plain = row.to_json()
     return {
         "label": row.label,

@@ -3,14 +3,14 @@
     python -m tempering.engines.generating.lm_eval_model run --model tempering \\
         --model_args pretrained=smollm2,pattern='throb(12;3;1;12)|amplitude(1.2)' --tasks arc_easy
 
-The module registers the model `tempering` and then is lm-eval's own command; a program of one's own
+The module registers the model `tempering` and then runs lm-eval's own command; another program
 calls `register()` first. Model arguments are those of lm-eval's `hf`, and one of
 
     profile=FILE      a profile as `tempering profile` writes it
-    pattern=TEXT      a schedule over depth; lm-eval splits arguments at commas, so here ; is one
+    pattern=TEXT      a schedule over depth, with ; for , since lm-eval splits arguments at commas
 
-The profile acts on every forward pass, on multiple-choice scores as on generated text: the
-tempered model is what is evaluated. Sampling temperature is no part of it and stays with the task.
+The profile acts on every forward pass, for multiple-choice scores as for generated text: the
+tempered model is evaluated. The task sets the sampling temperature, as it does without a profile.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def register() -> type:
                     "untempered model is lm-eval's own --model hf"
                 )
             if pretrained in MODELS:
-                # lm-eval would leave these two unread for a model that is loaded already.
+                # lm-eval ignores dtype and device for a model that is loaded already.
                 dtype = more.pop("dtype", "float32")
                 if dtype not in DTYPES:
                     raise InputError(f"dtype is {', '.join(DTYPES)}; got {dtype!r}")

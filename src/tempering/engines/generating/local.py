@@ -15,7 +15,7 @@ from tempering.agents.contract import Call, Done, Progress, Reply, Stop
 from tempering.agents.temperatures import Rule, Sent, rule_for
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.generating.row_scores import score_rows
-from tempering.engines.generating.rows import Row, Written, generate_rows
+from tempering.engines.generating.rows import BatchRow, Written, generate_rows
 from tempering.errors import InputError
 
 
@@ -81,11 +81,11 @@ class LocalEngine:
         return len(self.ids(call))
 
     def run(self, calls: Sequence[Call], done: Done, progress: Progress, stop: Stop) -> None:
-        """Run the calls in batches; one that can't run is a reply with its error.
+        """Run the calls in batches; a call that can't run gets a reply with its error.
 
         A batch that has begun is finished.
         """
-        ready: list[tuple[int, Row]] = []
+        ready: list[tuple[int, BatchRow]] = []
         room = getattr(self.network.config.get_text_config(), "max_position_embeddings", math.inf)
         for index, call in enumerate(calls):
             row = self._row(call)
@@ -103,8 +103,10 @@ class LocalEngine:
             if stop():
                 return
 
-            def told(row: int, count: int, part: Sequence[tuple[int, Row]] = tuple(part)) -> None:
-                progress(part[row][0], "running", count)
+            places = tuple(index for index, _ in part)
+
+            def told(row: int, count: int, places: tuple[int, ...] = places) -> None:
+                progress(places[row], "running", count)
 
             rows = [row for _, row in part]
             written = generate_rows(self.network, rows, progress=told)
@@ -156,9 +158,9 @@ class LocalEngine:
     def _sent(self, call: Call) -> Sent:
         return self.rule.settle(call.temperature, call.top_p, self.policy, self.model)
 
-    def _row(self, call: Call) -> Row:
+    def _row(self, call: Call) -> BatchRow:
         sent = self._sent(call)
-        return Row(
+        return BatchRow(
             prompt=self.ids(call),
             temperature=1.0 if sent.temperature is None else sent.temperature,
             profile=self.profile(call),
@@ -169,7 +171,7 @@ class LocalEngine:
         )
 
     def _stops(self, stop: str) -> tuple[int, ...]:
-        """The tokens whose text holds a character."""
+        """The tokens whose text holds the character `stop`."""
         if len(stop) != 1:
             raise InputError(f"the engine local stops at one character, not at {stop!r}")
         if stop not in self._stopping:
@@ -178,7 +180,7 @@ class LocalEngine:
         return self._stopping[stop]
 
     def _text(self, call: Call, own: Written) -> str:
-        """The output up to where it stops; the token that holds the stop may begin before it."""
+        """The output up to the stop character, before which its last token may have text."""
         stopped = call.stop is not None and own.end is not None
         tokens = [*own.tokens, own.end] if stopped else own.tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -187,19 +189,19 @@ class LocalEngine:
         return text.strip()
 
 
-_HEAD = 16  # tokens
+_HEAD = 16  # tokens of a prompt by which beginnings are compared
 
 
-def _like_with_like(ready: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
+def _like_with_like(ready: Sequence[tuple[int, BatchRow]]) -> list[tuple[int, BatchRow]]:
     """Rows in an order that makes good batches.
 
-    What prompts begin with alike is read once for a batch, and rows are padded to a batch's
-    longest prompt: so prompts that share their beginning come together, then by length.
+    A batch reads the common beginning of its prompts once, and pads all rows to its longest
+    prompt. So rows are sorted by the beginning that they share with others, then by length.
     """
     prompts = {tuple(row.prompt.tolist()) for _, row in ready}
     heads = Counter(prompt[:_HEAD] for prompt in prompts)
 
-    def place(item: tuple[int, Row]) -> tuple[tuple[int, ...], int]:
+    def place(item: tuple[int, BatchRow]) -> tuple[tuple[int, ...], int]:
         head = tuple(item[1].prompt[:_HEAD].tolist())
         return (head if heads[head] > 1 else (), len(item[1].prompt))
 

@@ -1,4 +1,4 @@
-"""How likely outputs are under the untempered model; what is alike is read and scored once.
+"""How likely outputs are under the untempered model; equal pairs are read and scored once.
 
 score = mean over the output's tokens of log p(token | what came before),   T = 1
 """
@@ -13,9 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.examining.stored import input_device
-from tempering.engines.generating.rows import Row, forward_options, read_prompts
+from tempering.engines.generating.rows import BatchRow, forward_options, read_prompts
 
-_LOGIT_BYTES = 2**28  # logits at once
+_LOGIT_BYTES = 2**28  # bytes of logits at once, 256 MiB
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -25,13 +25,13 @@ def score_rows(
 ) -> list[float | None]:
     """Mean log probability of each output after its prompt, nats per token; None for an empty one.
 
-    The model is used as it is: untempered, unless the caller holds a profile on it.
+    The model is used as it is: untempered, unless the caller has a profile in force on it.
     """
     pairs = [
         (tuple(prompt.tolist()), tuple(output))
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
-    # Like with like: little padding, and the same prompt in one batch.
+    # Sorted, a batch has little padding and reads each prompt once.
     distinct = sorted(
         {pair for pair in pairs if pair[1]}, key=lambda pair: (len(pair[1]), len(pair[0]), pair)
     )
@@ -51,7 +51,7 @@ def score_rows(
 
 def _scores(model: Any, pairs: Sequence[Pair]) -> list[float]:
     device = input_device(model)
-    rows = [Row(torch.tensor(prompt)) for prompt, _ in pairs]
+    rows = [BatchRow(torch.tensor(prompt)) for prompt, _ in pairs]
     logits, past, node, mask, _ = read_prompts(model, rows)
     if len(mask) < len(rows):
         past.batch_select_indices(node)

@@ -2,10 +2,10 @@
 
     token = argmax over v of  log r_v + g_v,     g_v = -log(-log u_v)        (Gumbel-max: exact)
 
-The numbers u come from the row's seed, the step and the token alone, so what a row says depends
-neither on the rows beside it nor on the device: rounding, which the shape of a batch changes in
-the last bit, matters only where two tokens tie to that bit. The same seed at two temperatures
-meets the same numbers, which makes paired comparisons sharper.
+The numbers u come from the row's seed, the step and the token alone, so the text of a row depends
+neither on the other rows nor on the device. (The shape of a batch changes the last bit of logits,
+which matters only where two tokens tie to that bit.) Rows of one seed at two temperatures meet the
+same numbers, which makes paired comparisons sharper.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from tempering.tokens.end_tokens import end_tokens
 
 # Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
 _GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685
-_WORTH = 256  # tokens that reading a common beginning by itself must save
+_WORTH = 256  # tokens that a separate pass over the common beginning must save to be made
 _SELECTABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """What one row is to generate.
 
-    prompt: token ids. temperature: of sampling; 0 is the limit. profile: None for the model's own
-    attention. tokens: new ones at most. top_p: nucleus, after the temperature. stop: tokens that
-    end the row as the model's end token does.
+    prompt: token ids. temperature: of sampling; 0 is the limit of definitions: the likeliest token.
+    profile: None for the model's own attention. tokens: new tokens, at most. top_p: mass of the
+    nucleus, which is cut after the temperature acts. stop: tokens that end the row, as the model's
+    end token does.
     """
 
     prompt: Int[Tensor, " length"]
@@ -56,7 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """What one row generated. tokens: without the token that ended it. end: that token, or None."""
+    """What one row generated. tokens: without the token that ended the row. end: that token, or
+    None where the row reached its limit."""
 
     tokens: list[int]
     end: int | None
@@ -64,14 +66,14 @@ class Written:
 
 def generate_rows(
     model: Any,
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
     """Generate all rows in one batch, padded on the left.
 
-    Rows alike in prompt, profile and what they wrote so far are one row to the model, whatever
-    their temperatures and seeds, and rows that ended leave the batch.
+    Rows with the same prompt, the same profile and the same tokens so far are a single row for the
+    model, whatever their temperatures and seeds. Rows that ended leave the batch.
 
     progress: (row, tokens so far), after every token.
 
@@ -129,20 +131,23 @@ def generate_rows(
 
 
 class Prompts(NamedTuple):
-    """Prompts read by the model. node: which row of logits, cache and mask is whose."""
+    """Prompts that the model has read. node[i]: the place of row i in logits, past and mask.
+
+    rows: one for each place.
+    """
 
     logits: Float[Tensor, "nodes vocab"]
     past: Any
     node: Int[Tensor, " rows"]
     mask: Int[Tensor, "nodes length"]
-    rows: list[Row]
+    rows: list[BatchRow]
 
 
-def read_prompts(model: Any, rows: Sequence[Row]) -> Prompts:
+def read_prompts(model: Any, rows: Sequence[BatchRow]) -> Prompts:
     """Logits after the prompts, and the cache.
 
-    Rows alike in prompt and profile are read once; so is, for each profile, what all prompts begin
-    with, where that is worth a pass of its own.
+    Rows with the same prompt and profile are read once. The common beginning of all prompts is read
+    once for each profile, where that saves enough to be worth a separate pass.
     """
     first: dict[tuple[Any, ...], int] = {}
     node = [
@@ -155,8 +160,11 @@ def read_prompts(model: Any, rows: Sequence[Row]) -> Prompts:
     return found._replace(node=torch.tensor(node, device=found.mask.device))
 
 
-def _read_begun(model: Any, rows: Sequence[Row]) -> Prompts | None:
-    """The common beginning once for each profile, then the rest; None where that saves little."""
+def _read_begun(model: Any, rows: Sequence[BatchRow]) -> Prompts | None:
+    """Prompts read in two passes: their common beginning once for each profile, then the rest.
+
+    None where that saves too little.
+    """
     profiles = {id(row.profile): row for row in rows}
     start = _common([row.prompt for row in rows])
     if start * (len(rows) - len(profiles)) < _WORTH:
@@ -172,13 +180,13 @@ def _read_begun(model: Any, rows: Sequence[Row]) -> Prompts | None:
 
 
 def _common(prompts: Sequence[Tensor]) -> int:
-    """Tokens that all prompts begin with, at least one of each left over."""
+    """The number of tokens that all prompts begin with; each keeps at least one token more."""
     length = min(map(len, prompts)) - 1
     head = torch.stack([prompt[:length].cpu() for prompt in prompts])
     return int((head == head[0]).all(0).long().cumprod(0).sum())
 
 
-def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prompts:
+def _read(model: Any, rows: Sequence[BatchRow], begun: Prompts | None = None) -> Prompts:
     device = input_device(model)
     length = max(len(row.prompt) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -203,18 +211,18 @@ def _read(model: Any, rows: Sequence[Row], begun: Prompts | None = None) -> Prom
 
 @dataclass(frozen=True)
 class _Sampler:
-    """What picking the next token of each row needs."""
+    """Draws the next token of each row. nucleus: top_p of each row; inf for none."""
 
     keys: Int[Tensor, " rows"]
     temperature: Float[Tensor, " rows"]
     nucleus: Float[Tensor, " rows"] | None
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> _Sampler:
+    def of(cls, rows: Sequence[BatchRow], device: torch.device) -> _Sampler:
         temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
         nucleus = None
         if any(row.top_p is not None for row in rows):
-            # Sums may round to more than 1: without a nucleus nothing is cut off.
+            # inf rather than 1 for rows without a nucleus: sums may round to more than 1.
             whole = [math.inf if row.top_p is None else row.top_p for row in rows]
             nucleus = torch.tensor(whole, device=device)
         keys = torch.tensor([_key(row.seed) for row in rows], device=device)
@@ -225,7 +233,7 @@ class _Sampler:
     ) -> Int[Tensor, " some"]:
         """The next token of the rows at `place`."""
         found = []
-        # A few rows at a time stay in a processor's cache: ten times faster there.
+        # The logits of four rows stay in a CPU's cache, which is ten times faster.
         few = 4 if logits.device.type == "cpu" else len(place)
         for part, own in zip(logits.split(few), place.split(few), strict=True):
             weights = responsibilities(-part.float(), self.temperature[own])
@@ -236,11 +244,11 @@ class _Sampler:
 
 
 def selectable(past: Any) -> bool:
-    """Whether the cache holds nothing but what `batch_select_indices` is known to select."""
+    """Whether all layers of the cache are of kinds that `batch_select_indices` selects rightly."""
     return all(type(layer).__name__ in _SELECTABLE for layer in getattr(past, "layers", [None]))
 
 
-def _check(model: Any, rows: Sequence[Row]) -> None:
+def _check(model: Any, rows: Sequence[BatchRow]) -> None:
     if not rows:
         raise InputError("there is no row to generate")
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -260,13 +268,13 @@ def _check(model: Any, rows: Sequence[Row]) -> None:
             )
 
 
-def _profiles(model: Any, rows: Sequence[Row]) -> AbstractContextManager[Any]:
+def _profiles(model: Any, rows: Sequence[BatchRow]) -> AbstractContextManager[Any]:
     if all(row.profile is None for row in rows):
         return nullcontext()
     return tempered(model, _own_profiles(model, rows))
 
 
-def _own_profiles(model: Any, rows: Sequence[Row]) -> list[Profile]:
+def _own_profiles(model: Any, rows: Sequence[BatchRow]) -> list[Profile]:
     own = Profile.neutral(layout(model))
     return [row.profile if row.profile is not None else own for row in rows]
 
@@ -290,7 +298,7 @@ def uniform(counter: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def _key(seed: int) -> int:
-    """64 bits, signed, that share nothing between neighbouring seeds."""
+    """A hash of the seed, 64 bits, signed: neighbouring seeds give unrelated numbers."""
     digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
@@ -306,7 +314,10 @@ def _nucleus(
 
 
 def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
-    """What the model's forward takes besides: positions under padding, how many logits to keep."""
+    """A function that gives further arguments of the model's forward, where it knows them.
+
+    They are positions that don't count padding, and the number of logits to keep.
+    """
     known = inspect.signature(type(model).forward).parameters
 
     def options(mask: Tensor, width: int, keep: int = 1) -> dict[str, Any]:
@@ -321,9 +332,9 @@ def forward_options(model: Any) -> Callable[..., dict[str, Any]]:
 
 
 def _ending(
-    model: Any, rows: Sequence[Row], device: torch.device
+    model: Any, rows: Sequence[BatchRow], device: torch.device
 ) -> tuple[Bool[Tensor, "kinds vocab"], Int[Tensor, " rows"]]:
-    """Which tokens end a row, for each kind of row, and each row's kind."""
+    """Whether each token ends a row, for each set of stop tokens; and which set a row has."""
     own = end_tokens(model.generation_config)
     kinds = {stop: i for i, stop in enumerate(dict.fromkeys(row.stop for row in rows))}
     vocabulary = model.get_output_embeddings().weight.shape[0]

@@ -21,12 +21,12 @@ from tempering.tokens.end_tokens import end_tokens
 from tempering.tokens.trace import TraceStep, trace_steps
 
 
-class Step(NamedTuple):
+class StreamedToken(NamedTuple):
     """One row's next token.
 
-    text: what it adds to the row's text ("" inside a character). known: what the policy knew
-    before it was drawn (phase, temperature, entropies, support). raw, tempered: its log
-    probability at T = 1 and at its temperature, nats.
+    text: what the token adds to the row's text ("" inside a character). known: what the policy
+    knew before the token was drawn (phase, temperature, entropies, support). raw, tempered: log
+    probability of the token at T = 1 and at its temperature, nats.
     """
 
     row: int
@@ -58,17 +58,17 @@ def stream(
     tokens: int,
     policy: Policy,
     seed: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[StreamedToken]:
     """Continue a prompt under each profile, token by token, all rows in one batch.
 
     Parameters
     ----------
     prompt: token ids. profiles: one for each row.
-    tokens: at most so many new tokens a row.
-    policy: says the temperature of each token, e.g. parse_policy("constant(0.7)"); at its limit
-        0 the most likely token is drawn, ties share.
-    seed: each row draws the same uniform numbers, so rows differ by their temperatures alone:
-        token = the first whose cumulative probability exceeds the number.
+    tokens: new tokens of a row, at most.
+    policy: gives the temperature of each token, e.g. parse_policy("constant(0.7)"); at 0 the
+        likeliest token is drawn, and tied tokens share.
+    seed: all rows draw the same uniform numbers, so rows differ by their temperatures alone. The
+        token is the first whose cumulative probability exceeds the number.
 
     A row ends at the model's end token, which is not yielded.
     """
@@ -86,7 +86,7 @@ def stream(
     alive = [True] * rows
     with tempered(model, list(profiles)):
         for _ in range(tokens):
-            # Not around the whole: what runs between two tokens is the caller's.
+            # Not around the loop, since the caller's code runs between two tokens.
             with torch.no_grad():
                 out = model(input_ids=ids, past_key_values=past, use_cache=True)
                 past = out.past_key_values
@@ -96,7 +96,7 @@ def stream(
                 weights = responsibilities(-cooled)
                 draw = torch.rand((), generator=generator, dtype=torch.float64).to(device)
                 cumulative = weights.double().cumsum(-1)
-                # Rounding may leave the last sum under 1: then the last live token is drawn.
+                # Rounding may leave the last sum below 1; then the last live token is drawn.
                 last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
                 index = torch.searchsorted(cumulative, draw.repeat(rows, 1), right=True)
                 ids = torch.minimum(index, last)
@@ -110,13 +110,13 @@ def stream(
                     continue
                 states[row] = policy.advance(states[row], token)
                 text = texts[row].add(token)
-                yield Step(row, token, text, known[row], raw[row], own[row])
+                yield StreamedToken(row, token, text, known[row], raw[row], own[row])
             if not any(alive):
                 return
 
 
 class _Text:
-    """Text of a growing row, given out in whole characters."""
+    """The text of a growing row, handed out in whole characters."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

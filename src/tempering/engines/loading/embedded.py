@@ -80,7 +80,7 @@ MODELS: dict[str, EmbeddedModel] = {
 
 @dataclass(frozen=True)
 class _Source:
-    """The model file inside the installed distribution, and what it should hash to."""
+    """The model file inside the installed distribution, with the hash that it should have."""
 
     path: Path
     size: int
@@ -110,7 +110,7 @@ def embedded_directory(model: EmbeddedModel) -> Path:
     target = home / f"{shared}-{source.sha256[:12]}-{_CONVERSION}"
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(_damage, target, source)
-        # Loading needs this in any case, and it takes as long as the hashing beside it.
+        # Loading needs this import anyway, and it takes as long as the hashing meanwhile.
         import transformers.modeling_utils  # noqa: F401
     if damage.result() is None:
         return target
@@ -169,7 +169,7 @@ def _find(model: EmbeddedModel) -> _Source:
 
 
 def _damage(target: Path, source: _Source) -> str | None:
-    """What is wrong with a converted model; None when every file is what was written."""
+    """What is wrong with a converted model; None when every file is as it was written."""
     try:
         manifest = json.loads((target / _MANIFEST).read_bytes())
         if manifest["source"] != {"size": source.size, "sha256": source.sha256}:
@@ -206,7 +206,7 @@ def _convert(model: EmbeddedModel, source: _Source, target: Path) -> None:
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         for path in (*written, partial / _MANIFEST, partial):
             _sync(path)
-        # mkdtemp and safetensors make private files; give them what a plain open() would.
+        # mkdtemp and safetensors make private files; give them the permissions of a plain open().
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o777 & ~umask)

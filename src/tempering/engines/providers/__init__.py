@@ -29,10 +29,10 @@ def provider(
     Parameters
     ----------
     spec: openai, anthropic, gemini, the address of an OpenAI-compatible server, or vllm:ADDRESS
-        for one that serves with tempering's plugin and so tempers attention too.
-    model: its name at the provider.
+        for a vLLM server with tempering's plugin, which tempers attention too.
+    model: name of the model at the provider.
     policy: strict, clamp or omit; see `tempering.agents.temperatures`.
-    models: a file of one's own with rows for the table of temperatures.
+    models: a user's file with more rows for the table of temperatures.
     concurrency, timeout, retries: requests at once, seconds for one try, tries after the first.
 
     Raises InputError for an unknown engine, a missing key, or (strict) an unknown model.

@@ -1,4 +1,4 @@
-"""Addresses of servers, checked before anything is sent, with what was probably meant."""
+"""Addresses of servers: checked before anything is sent; errors suggest what was meant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def address_of(name: str, default: str) -> str:
 
 
 def checked(url: str, what: str = "the engine") -> str:
-    """An address without a slash at its end; InputError for what is none or may hold a key."""
+    """`url` without a slash at its end; InputError where it is no address, or may hold a key."""
     try:
         parts = urlsplit(url)
         _ = parts.port

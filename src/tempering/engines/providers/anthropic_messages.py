@@ -12,9 +12,9 @@ from tempering.engines.providers.addresses import address_of
 from tempering.engines.providers.bodies import count, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
-# The last version that takes temperatures: 2026-10-21 answers 400 to every one
+# The last version that takes temperatures: version 2026-10-21 answers 400 to every temperature
 # (https://codersera.com/blog/anthropic-api-2026-10-21-sdk-migration-guide-2026/, 2026-11-29).
 VERSION = "2023-06-01"
 
@@ -30,11 +30,11 @@ class Anthropic:
         self.key = key_of("anthropic")
 
     def url(self, model: str) -> str:
-        """Where calls go."""
+        """The address of calls."""
         return f"{self.address.removesuffix('/v1')}/v1/messages"
 
     def headers(self) -> dict[str, str]:
-        """Key and version of the interface."""
+        """The key, and the version of the interface."""
         return {"x-api-key": self.key or "", "anthropic-version": VERSION}
 
     def body(self, call: Call, sent: Sent, model: str, seed: bool) -> dict[str, Any]:
@@ -53,22 +53,22 @@ class Anthropic:
         return body
 
     def amend(self, body: dict[str, Any], reason: str) -> bool:
-        """There is one way to put a request."""
+        """False: every request has one form only."""
         return False
 
-    def read(self, answer: Answer) -> Completion:
-        """What a reply says, whatever of it is missing."""
-        payload = opened(answer)
+    def read(self, response: HTTPResponse) -> Completion:
+        """The content of a reply, of which any part may be missing."""
+        payload = opened(response)
         text = text_of(payload.get("content"))
         usage = mapping(payload.get("usage"))
         read, written = count(usage.get("input_tokens")), count(usage.get("output_tokens"))
         refused = None
         if not text and payload.get("error"):
             if read is None and written is None:
-                raise HTTPStatusError(answer)
+                raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
         elif not text and "content" not in payload:
-            said = f"no content in the reply: {reasons.reason_of(answer.content)}"
+            said = f"no content in the reply: {reasons.reason_of(response.content)}"
             if read is None and written is None:
                 raise MalformedError(said)
             refused = said

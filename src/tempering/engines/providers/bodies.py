@@ -1,4 +1,4 @@
-"""Bodies as they come: half characters, NaN, endless integers, bytes that are no UTF-8."""
+"""Reading bodies of replies, which may hold half characters, NaN, endless integers or no UTF-8."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from tempering.files import whole_characters
 
 
 def text_of_bytes(data: bytes) -> str:
-    """Bytes of a body as text; what is no character becomes U+FFFD."""
+    """Bytes of a body as text; bytes that are no character become U+FFFD."""
     return data.decode(json.detect_encoding(data), errors="replace").lstrip("\ufeff")
 
 
 def load(data: bytes) -> Any:
     """The JSON of a body, also with NaN, integers of any length and bytes that are no UTF-8.
 
-    Raises ValueError when it is none.
+    Raises ValueError when the body is no JSON.
     """
     try:
         return json.loads(text_of_bytes(data), parse_int=_number)
     except RecursionError:
-        raise ValueError("brackets within brackets without end") from None
+        raise ValueError("brackets are nested too deep") from None
 
 
 def _number(text: str) -> int | float:
-    """An integer; a long one, which nothing here counts, as a float."""
+    """An integer; one of 20 digits or more, which is no count of tokens, as a float."""
     return int(text) if len(text) < 20 else float(text)
 
 
 def count(value: Any) -> int | None:
-    """A count of tokens, or None where it is none: null, negative, NaN, a word."""
+    """A count of tokens, or None where the value is no count: null, negative, NaN, a word."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -53,9 +53,10 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def text_of(content: Any, depth: int = 0) -> str:
-    """The text of a content: a text, or parts of which those that think or call tools are left out.
+    """The text of a message's content: a text, or a list of parts.
 
-    A part is a text or a mapping with "text", itself a text or {"value": text}.
+    A part is a text, or a mapping with "text", itself a text or {"value": text}. Parts that hold
+    thinking or calls of tools are left out. Content nested deeper than any provider's is ignored.
     """
     if isinstance(content, str) or depth > 8:
         return content if isinstance(content, str) else ""

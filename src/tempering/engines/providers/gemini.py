@@ -13,7 +13,7 @@ from tempering.engines.providers.addresses import address_of
 from tempering.engines.providers.bodies import count, first, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 
 class Gemini:
@@ -28,7 +28,7 @@ class Gemini:
         self.key = key_of("gemini")
 
     def url(self, model: str) -> str:
-        """Where calls go; a name without a folder is one of `models/`."""
+        """The address of calls; a model's name without a folder is in `models/`."""
         name = quote(model if "/" in model else f"models/{model}", safe="/")
         versioned = self.address.endswith(("/v1", "/v1beta"))
         return f"{self.address}{'' if versioned else '/v1'}/{name}:generateContent"
@@ -55,19 +55,19 @@ class Gemini:
         return body
 
     def amend(self, body: dict[str, Any], reason: str) -> bool:
-        """There is one way to put a request."""
+        """False: every request has one form only."""
         return False
 
-    def read(self, answer: Answer) -> Completion:
-        """What a reply says, whatever of it is missing."""
-        payload = opened(answer)
+    def read(self, response: HTTPResponse) -> Completion:
+        """The content of a reply, of which any part may be missing."""
+        payload = opened(response)
         candidate = first(payload.get("candidates"))
         text = text_of(mapping(candidate.get("content")).get("parts"))
         usage = mapping(payload.get("usageMetadata"))
         read = count(usage.get("promptTokenCount"))
-        # Thinking is paid for as output and counted beside it.
-        said = [count(usage.get(n)) for n in ("candidatesTokenCount", "thoughtsTokenCount")]
-        written = None if said == [None, None] else sum(n or 0 for n in said)
+        # Thinking is paid for as output, and Gemini counts it in a field of its own.
+        parts = [count(usage.get(n)) for n in ("candidatesTokenCount", "thoughtsTokenCount")]
+        written = None if parts == [None, None] else sum(n or 0 for n in parts)
         finish = word(candidate.get("finishReason"))
         feedback = mapping(payload.get("promptFeedback"))
         blocked = word(feedback.get("blockReason"))
@@ -76,7 +76,7 @@ class Gemini:
         refused = None
         if not text and payload.get("error"):
             if read is None and written is None:
-                raise HTTPStatusError(answer)
+                raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": payload["error"]}).encode())
         elif not text and blocked is not None:
             more = feedback.get("blockReasonMessage")
@@ -85,7 +85,9 @@ class Gemini:
         elif not text and isinstance(candidate.get("finishMessage"), str):
             refused = candidate["finishMessage"]
         elif not text and "candidates" not in payload and read is None:
-            raise MalformedError(f"no candidates in the reply: {reasons.reason_of(answer.content)}")
+            raise MalformedError(
+                f"no candidates in the reply: {reasons.reason_of(response.content)}"
+            )
         elif not text and not candidate:
             refused = "the reply has no candidates"
         return Completion(text, read, written, finish, refused)

@@ -1,4 +1,4 @@
-"""Keys come from the environment, fit into a header, and stay out of what is kept or shown."""
+"""API keys: read from the environment, checked to fit into a header, redacted from errors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[A-Z]?[a-z]{,11}|[A-Z]{,11}")
-# "sk-ant-api03-": says whose a key is, and is printed in every manual.
+# A prefix such as "sk-ant-api03-" names the vendor, is printed in every manual, and is no secret.
 _VENDOR = re.compile(r"(?:[a-z]{2,6}[-_](?:(?:ant|proj|or|svcacct|admin|api\d+|v\d+)[-_])*|AIza)?")
 
 
 def key_of(provider: str) -> str | None:
     """The key of a provider.
 
-    Raises InputError that names the variable where a key is needed and none is set, and where it
-    holds what no key does: a line break, a typographic quote. A server of one's own may need none;
-    it is never given another provider's.
+    Raises InputError, which names the variable, where a key is needed and none is set, and where
+    the variable holds a character that no key has: a line break, a typographic quote. A user's own
+    server may need no key, and is never given a provider's.
     """
     for name in VARIABLES[provider]:
         if value := os.environ.get(name, "").strip():
@@ -49,7 +49,7 @@ def key_of(provider: str) -> str | None:
 
 
 def _checked(name: str, key: str) -> str:
-    """A key as a header can hold it; messages show the one character that is off, never the key."""
+    """A key that a header can hold; InputError shows the one wrong character, never the key."""
     for place, character in enumerate(key, 1):
         if "!" <= character <= "~":
             continue
@@ -70,9 +70,9 @@ def _checked(name: str, key: str) -> str:
 def redacted(text: str) -> str:
     """`text` with the environment's keys, and recognisable pieces of them, replaced by their names.
 
-    For errors, and before they are cut; never for what a model says. A key is looked for as it is,
-    percent-encoded, and escaped as JSON and HTML escape it. A short key, a word or a placeholder
-    such as "none" is no secret, and stays.
+    It is for errors, before they are cut, and never for a model's output. A key is looked for as it
+    is, percent-encoded, and escaped as JSON and HTML escape it. A short key, a word or a
+    placeholder such as "none" is no secret, and stays.
     """
     for names in VARIABLES.values():
         for name in names:
@@ -99,7 +99,7 @@ def _without(text: str, key: str, name: str) -> str:
     match = _VENDOR.match(key)
     own = key[match.end() :] if match else key
     pieces = {own[i : i + SHORTEST] for i in range(len(own) - SHORTEST + 1)}
-    # Eight small letters may be a word of the message; sixteen are the key's.
+    # Eight small letters may be a word of the message; sixteen in a row are the key's.
     pieces = {piece for piece in pieces if not re.fullmatch(r"[a-z _-]+", piece)}
     pieces |= {own[i : i + 2 * SHORTEST] for i in range(len(own) - 2 * SHORTEST + 1)}
     if not pieces:

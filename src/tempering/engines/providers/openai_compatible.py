@@ -14,9 +14,9 @@ from tempering.engines.providers.addresses import address_of, checked
 from tempering.engines.providers.bodies import count, first, load, mapping, text_of, word
 from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
-# A server of `tempering serve` has profiles by name (--named); a call's attention names one.
+# `tempering serve` has profiles by name (--named); a call names one of them by its attention.
 ATTENTION_ARGUMENT = "tempering_profile"
 LIMITS = ("max_tokens", "max_completion_tokens")
 _UNKNOWN = re.compile(r"support|recogni|unknown|unexpected|extra|permitted|allowed", re.IGNORECASE)
@@ -38,16 +38,16 @@ class OpenAICompatible:
             self.address = checked(url)
             self.spec = ("vllm:" if attention else "") + self.address
         self.key = key_of(self.provider)
-        # OpenAI's reasoning models refuse max_tokens, older servers know nothing else.
+        # OpenAI's reasoning models refuse max_tokens; older servers know only max_tokens.
         self.limit = LIMITS[1] if url is None else LIMITS[0]
         self.takes_stop = True
 
     def url(self, model: str) -> str:
-        """Where calls go."""
+        """The address of calls."""
         return f"{self.address}/chat/completions"
 
     def headers(self) -> dict[str, str]:
-        """Key, organisation and project; the latter two are OpenAI's and go nowhere else."""
+        """The key; for OpenAI, and no other server, also organisation and project."""
         found = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         if self.provider == "openai":
             names = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
@@ -76,10 +76,10 @@ class OpenAICompatible:
         return body
 
     def amend(self, body: dict[str, Any], reason: str) -> bool:
-        """Whether a request that was refused may be put otherwise; later ones are, at once.
+        """Whether a refused request has another form; later requests then have it from the start.
 
-        The limit of tokens has two names, of which a server may know one. A stop text that is not
-        taken can be left out: the output is cut at it here anyway.
+        The limit of tokens has two names, of which a server may know only one. A stop text that a
+        server refuses can be left out, since the output is cut at it here anyway.
         """
         used = next(name for name in LIMITS if name in body)
         other = LIMITS[used == LIMITS[0]]
@@ -91,9 +91,9 @@ class OpenAICompatible:
             return True
         return False
 
-    def read(self, answer: Answer) -> Completion:
-        """What a reply says, whatever of it is missing."""
-        payload = _streamed(answer.content) or opened(answer)
+    def read(self, response: HTTPResponse) -> Completion:
+        """The content of a reply, of which any part may be missing."""
+        payload = _streamed(response.content) or opened(response)
         choice = first(payload.get("choices"))
         message = mapping(choice.get("message"))
         text = text_of(message.get("content")) or text_of(choice.get("text"))
@@ -107,12 +107,12 @@ class OpenAICompatible:
         error = choice.get("error") or (None if text else payload.get("error"))
         if error:
             if not text and read is None and written is None:
-                raise HTTPStatusError(answer)
+                raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": error}).encode())
         elif not text and isinstance(message.get("refusal"), str) and message["refusal"]:
             refused, finish = f"the model refused: {message['refusal']}", "refusal"
         elif not text and "choices" not in payload:
-            said = reasons.reason_of(answer.content)
+            said = reasons.reason_of(response.content)
             if read is None and written is None:
                 raise MalformedError(f"no choices in the reply: {said}")
             refused = f"no choices in the reply: {said}"
@@ -124,7 +124,7 @@ class OpenAICompatible:
 
 
 def _streamed(data: bytes) -> dict[str, Any] | None:
-    """A reply that came in pieces ("data: {..}") although none were asked for; None for others."""
+    """A reply that was streamed in pieces ("data: {..}") unasked; None for any other reply."""
     if not data.lstrip().startswith((b"data:", b"event:", b": ")):
         return None
     text, finish = "", None

@@ -1,4 +1,4 @@
-"""What a server's body says went wrong, whatever its shape; and what to try where it can be told.
+"""The reason for an error from a server's body, in any of these shapes, and what to try.
 
 {"error": {"message": R}}  {"error": R}  {"detail": R}  {"detail": [{"loc": [..], "msg": R}]}
 {"message": R}  {"errors": [..]}  [{"error": ..}]  "R"  R  <html>..R..</html>
@@ -16,11 +16,11 @@ from tempering.engines.providers.bodies import load, text_of_bytes
 from tempering.files import whole_characters
 
 LONGEST = 400  # characters of a reason that are kept
-READ = 8192  # and of a text in which one is looked for
-# In the order in which they are asked for a reason.
+READ = 8192  # characters of a body in which a reason is looked for
+# Fields that may hold the reason, in the order in which they are looked at.
 _NAMES = ("error", "message", "msg", "detail", "details", "errors", "error_message",
           "error_description", "reason", "title", "description", "fault")  # fmt: skip
-# What says of which kind an error is; quotaId is Gemini's.
+# Fields that hold the kind of an error; quotaId is Gemini's.
 _KINDS = ("code", "type", "status", "reason", "quotaId")
 
 
@@ -47,18 +47,18 @@ def is_page(data: bytes) -> bool:
 
 
 def plain(text: str) -> str:
-    """Text for one line of a terminal: whole characters, none that steers it."""
+    """Text for one line of a terminal: whole characters, no control characters."""
     text = "".join(c if c.isprintable() else " " for c in whole_characters(text[:READ]))
     return " ".join(text.split())
 
 
 def cut(text: str) -> str:
-    """The beginning of a long text. Redact it first: a piece of a key is no key any more."""
+    """The beginning of a long text. Redact first: a key that is cut is no longer recognised."""
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def codes_of(data: bytes) -> set[str]:
-    """The words in which an error says what kind it is: its fields code, type, status, reason."""
+    """The kinds that an error gives itself, in its fields code, type, status and reason."""
     found: set[str] = set()
 
     def walk(value: Any, depth: int) -> None:
@@ -79,7 +79,7 @@ def codes_of(data: bytes) -> set[str]:
 
 
 def advice(status: int, data: bytes, url: str) -> str:
-    """What to try, where the address rather than the request is at fault; "" elsewhere."""
+    """What to try, where the address seems at fault rather than the request; "" elsewhere."""
     page = is_page(data)
     if not url or (not page and status not in (404, 405)):
         return ""
@@ -92,7 +92,7 @@ def advice(status: int, data: bytes, url: str) -> str:
 
 
 def phrase(status: int) -> str:
-    """What a status without a word of the server's means."""
+    """The standard meaning of a status, where the server gives no reason."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -1,4 +1,4 @@
-"""What engines over HTTP share: concurrency, retries, timeouts, policy, and what is kept."""
+"""The engine over HTTP: concurrency, retries, timeouts, policy, and what is kept of a reply."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.reasons import cut, plain
 from tempering.engines.providers.replies import Completion, MalformedError
 from tempering.engines.providers.retry import Backoff, Failure, classify
-from tempering.engines.providers.transport import Answer, NoAnswerError, Wire, connected
+from tempering.engines.providers.transport import HTTPResponse, NoAnswerError, Wire, connected
 from tempering.errors import InputError
 from tempering.files import whole_characters
 
-NO_PATTERN = "no pattern at all"  # what a server that tempers attention answers 400 to
+NO_PATTERN = "no pattern at all"  # a server that tempers attention answers 400 to it
 
 
 @runtime_checkable
 class Client(Protocol):
-    """How one provider wants to be asked. spec: how the command line names it.
+    """The form of one provider's requests and replies.
 
-    address: of the server, without what follows for one kind of call.
+    spec: the provider's name on the command line. address: of the server, without the path of one
+    kind of call.
     """
 
     provider: str
@@ -36,28 +37,30 @@ class Client(Protocol):
     has_attention: bool
 
     def url(self, model: str) -> str:
-        """Where calls go."""
+        """The address of calls."""
 
     def headers(self) -> dict[str, str]:
-        """Key and version; nothing that is meant for another provider."""
+        """Key and version, and nothing that belongs to another provider."""
 
     def body(self, call: Call, sent: Sent, model: str, seed: bool) -> dict[str, Any]:
         """The request."""
 
     def amend(self, body: dict[str, Any], reason: str) -> bool:
-        """Whether a request that was refused for this reason is put otherwise from now on, with
-        the same meaning."""
+        """Whether a request that was refused for this reason has another form of the same meaning.
 
-    def read(self, answer: Answer) -> Completion:
-        """What a reply says; MalformedError or HTTPStatusError where it says nothing."""
+        Later requests then have that form.
+        """
+
+    def read(self, response: HTTPResponse) -> Completion:
+        """The content of a reply; MalformedError or HTTPStatusError where it has none."""
 
 
 class RemoteEngine:
-    """Runs calls on a provider, several at once, each tried again where that may help.
+    """Runs calls on a provider, several at once; a failed one is tried again where that may help.
 
     Parameters
     ----------
-    client: the provider. model: its name there.
+    client: the provider. model: name of the model at the provider.
     rule: the model's row in the table of temperatures. policy: strict, clamp or omit.
     concurrency: requests at once. timeout: seconds for one try.
     backoff: how often to try again, and when.
@@ -93,7 +96,7 @@ class RemoteEngine:
         return self.rule.temperature(normalised)
 
     def check(self, calls: Sequence[Call]) -> None:
-        """Raise what the policy has against these calls, before anything is sent."""
+        """Raise the error for a call that the policy refuses, before anything is sent."""
         for call in calls:
             self._sent(call)
             if call.attention is not None and not self.has_attention:
@@ -103,7 +106,7 @@ class RemoteEngine:
                 )
 
     def count(self, call: Call) -> int:
-        """A guess at the prompt's tokens: a token is 3 bytes or more in most texts."""
+        """An estimate of the prompt's tokens: in most texts a token is 3 bytes or more."""
         return len((call.prompt + (call.system or "")).encode()) // 3 + 16
 
     def describe(self) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class RemoteEngine:
             try:
                 done(index, reply)
             except BaseException as error:
-                # The others in flight are paid for: let them finish and be kept too.
+                # Calls in flight are paid for, so they finish and are kept too.
                 failed.append(error)
                 halt.set()
 
@@ -183,7 +186,7 @@ class RemoteEngine:
     async def _try(
         self, wire: Wire, index: int, call: Call, progress: Progress, halt: asyncio.Event
     ) -> Reply | None:
-        """One call to its end; None when the run halted before it was made."""
+        """The reply to one call, after all its tries; None when the run halted before that."""
         sent = self._sent(call)
         name = uuid.uuid4().hex
         rng = random.Random()
@@ -193,14 +196,14 @@ class RemoteEngine:
             attempt += 1
             progress(index, "running" if attempt == 1 else "retrying", attempt - 1)
             body = self._body(call, sent)
-            answer = None
+            response = None
             try:
                 async with asyncio.timeout(self.timeout):
-                    answer = await self._post(wire, body, name)
-                completion = self.client.read(answer)
+                    response = await self._post(wire, body, name)
+                completion = self.client.read(response)
             except Exception as error:
                 failure = classify(error)
-                discarded += self._lost(call, error, answer)
+                discarded += self._lost(call, error, response)
                 if not amended and not failure.retry and self.client.amend(body, failure.reason):
                     amended = True
                     continue
@@ -222,24 +225,24 @@ class RemoteEngine:
             return self._reply(call, completion, sent, attempt, discarded)
         return None
 
-    def _lost(self, call: Call, error: Exception, answer: Answer | None) -> int:
-        """Tokens that a failed try cost: those of a reply with status 200 that can't be read."""
+    def _lost(self, call: Call, error: Exception, response: HTTPResponse | None) -> int:
+        """Tokens that a failed try cost: of a reply with status 200, cut or unreadable."""
         size = error.begun if isinstance(error, NoAnswerError) else None
-        if isinstance(error, MalformedError) and answer is not None:
-            size = len(answer.content)
+        if isinstance(error, MalformedError) and response is not None:
+            size = len(response.content)
         return 0 if size is None else self.count(call) + _written(size, call)
 
     def _body(self, call: Call, sent: Sent) -> dict[str, Any]:
-        # The output is cut at the stop text here in any case.
+        # `_reply` cuts the output at the stop text in any case.
         asked = replace(call, stop=None) if "stop" in self.rule.refuses else call
         return self.client.body(asked, sent, self.model, self.rule.seed)
 
-    async def _post(self, wire: Wire, body: dict[str, Any], name: str) -> Answer:
+    async def _post(self, wire: Wire, body: dict[str, Any], name: str) -> HTTPResponse:
         headers = {**self.client.headers(), "idempotency-key": name}
         return await wire.post(self.client.url(self.model), headers, body)
 
     def _given_up(self, failure: Failure, attempts: int) -> str:
-        """Why a call failed for good, with what there is to do about it."""
+        """Why a call is not tried again, and what to do about it."""
         reason = failure.reason
         if reason == "timed out":
             reason += f": no reply of {self.client.address} in {self.timeout:g} s (--timeout)"
@@ -253,7 +256,7 @@ class RemoteEngine:
     def _reply(
         self, call: Call, completion: Completion, sent: Sent, attempt: int, discarded: int
     ) -> Reply:
-        """What is kept of a reply: all that was paid for."""
+        """The reply to keep: its text, also a part of one, and all tokens that were paid for."""
         said = whole_characters(completion.text)
         text = said.strip()
         if call.stop is not None:
@@ -311,6 +314,9 @@ class RemoteEngine:
 
 
 def _written(size: int, call: Call) -> int:
-    """Tokens that a text of so many bytes may have cost: one for 3 bytes, at most those allowed,
-    unless the server allowed more (no token has over 8 bytes for long)."""
+    """Estimated tokens of a text of `size` bytes.
+
+    One token for 3 bytes, but no more than the call allows; and at least one for 8 bytes, the most
+    that tokens of a long text hold on average, also where the server let it grow beyond the limit.
+    """
     return max(min(size // 3 + 1, call.tokens), size // 8) if size else 0

@@ -1,4 +1,4 @@
-"""Reading replies that were paid for, whatever is missing in them or broken."""
+"""Replies that were paid for, which are read as far as they can be."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from tempering.engines.providers import reasons
 from tempering.engines.providers.bodies import first, load, text_of_bytes
-from tempering.engines.providers.transport import Answer, HTTPStatusError
+from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
 
 class Completion(NamedTuple):
-    """A provider's answer, in plain values.
+    """The content of a provider's reply.
 
-    tokens_in, tokens_out: None where the reply doesn't tell. refused: why it has no (whole) text,
-    in the provider's words; None for a reply that is as it should be.
+    tokens_in, tokens_out: None where the reply doesn't say. refused: why there is no text, or only
+    a part of one, in the provider's words; None for a whole reply.
     """
 
     text: str
@@ -24,25 +24,25 @@ class Completion(NamedTuple):
 
 
 class MalformedError(Exception):
-    """A whole reply with status 200 that holds no answer. again: asking anew may help."""
+    """A complete reply with status 200 has no content. again: whether to try again."""
 
     def __init__(self, reason: str, again: bool = True) -> None:
         super().__init__(reason)
         self.again = again
 
 
-def opened(answer: Answer) -> dict[str, Any]:
-    """The mapping in a whole reply.
+def opened(response: HTTPResponse) -> dict[str, Any]:
+    """The JSON object in a complete reply.
 
-    Raises HTTPStatusError for a web page, MalformedError for what is no JSON object.
+    Raises HTTPStatusError for a web page, MalformedError for a body that is no JSON object.
     """
-    if reasons.is_page(answer.content):
-        raise HTTPStatusError(answer)
+    if reasons.is_page(response.content):
+        raise HTTPStatusError(response)
     try:
-        payload = load(answer.content)
+        payload = load(response.content)
     except ValueError:
-        said = reasons.plain(text_of_bytes(answer.content))
+        said = reasons.plain(text_of_bytes(response.content))
         raise MalformedError(f"no JSON: {said}" if said else "it is empty") from None
     if not isinstance(payload, dict) and not first(payload):
-        raise MalformedError(f"no JSON object: {reasons.reason_of(answer.content)}")
+        raise MalformedError(f"no JSON object: {reasons.reason_of(response.content)}")
     return first(payload)

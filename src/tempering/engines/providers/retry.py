@@ -15,11 +15,11 @@ from tempering.engines.providers import reasons
 from tempering.engines.providers.bodies import load, mapping
 from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.replies import MalformedError
-from tempering.engines.providers.transport import Answer, NoAnswerError
+from tempering.engines.providers.transport import HTTPResponse, NoAnswerError
 
 
 class Failure(NamedTuple):
-    """Why a call failed. retry: whether trying again may help. after: seconds the server asks."""
+    """Why a call failed. retry: whether to try again. after: seconds the server asks to wait."""
 
     reason: str
     retry: bool
@@ -30,7 +30,8 @@ class Failure(NamedTuple):
 class Backoff:
     """Waits of first * 2^(attempt - 1) seconds, at most `most`, each times a factor in [0.5, 1].
 
-    retries: tries after the first, at most. patience: longest wait that a server asks for and gets.
+    retries: tries after the first, at most. patience: the longest wait in seconds that is granted
+    when a server asks for one.
     """
 
     retries: int = 5
@@ -46,17 +47,17 @@ class Backoff:
         return max(own, failure.after or 0.0)
 
     def too_long(self, failure: Failure) -> bool:
-        """Whether the server asks for a longer wait than is waited for."""
+        """Whether the server asks for a longer wait than `patience`."""
         return failure.after is not None and failure.after > self.patience
 
 
-# Kinds of errors that no waiting mends: OpenAI's, Anthropic's, Gemini's quotas of a day.
+# Kinds of errors that waiting doesn't mend: of OpenAI, of Anthropic, and Gemini's daily quotas.
 _FOR_GOOD = re.compile(
     r"insufficient_quota|billing_(?:not_active|hard_limit_reached|error)|access_terminated"
     r"|.*PerDay.*",
     re.IGNORECASE,
 )
-# Kinds of errors inside a reply with status 200 that pass.
+# Kinds of errors, inside a reply with status 200, after which a try may succeed.
 _PASSING = re.compile(
     r"overloaded(?:_error)?|rate_limit\w*|server_error|internal\w*|unavailable|api_error"
     r"|resource_exhausted|deadline_exceeded|timeout\w*|too_many_requests",
@@ -65,16 +66,16 @@ _PASSING = re.compile(
 
 
 def classify(error: Exception) -> Failure:
-    """What an exception means: by the server's answer where there is one, else by its kind.
+    """The failure behind an exception: by the server's response, or by the exception's type.
 
     The reason is one line without a key, cut when it is long.
     """
-    answer: Any = getattr(error, "response", None)
-    status = getattr(answer, "status_code", None)
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
     if isinstance(status, int):
-        headers = {str(name).lower(): str(v) for name, v in dict(answer.headers).items()}
-        url = answer.url if isinstance(answer, Answer) else ""
-        return refusal(status, headers, bytes(answer.content), url)
+        headers = {str(name).lower(): str(v) for name, v in dict(response.headers).items()}
+        url = response.url if isinstance(response, HTTPResponse) else ""
+        return refusal(status, headers, bytes(response.content), url)
     if isinstance(error, MalformedError):
         return Failure(_line(f"malformed reply: {error}"), error.again, None)
     if isinstance(error, NoAnswerError):
@@ -86,7 +87,7 @@ def classify(error: Exception) -> Failure:
 
 
 def refusal(status: int, headers: Mapping[str, str], data: bytes, url: str) -> Failure:
-    """What an answer that is none means. status 200: an error that came as a whole reply."""
+    """The failure that a response reports; with status 200, an error inside a complete reply."""
     said = reasons.reason_of(data) or reasons.phrase(status)
     codes = reasons.codes_of(data)
     after = wait_asked(headers, data)
@@ -109,7 +110,7 @@ def refusal(status: int, headers: Mapping[str, str], data: bytes, url: str) -> F
 
 
 def wait_asked(headers: Mapping[str, str], data: bytes = b"") -> float | None:
-    """Seconds that a server asks to wait: by a header (a number, a date) or in its body."""
+    """Seconds that a server asks to wait, in a header (a number or a date) or in its body."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
         if not value:
@@ -139,7 +140,7 @@ _UNITS = {"ms": 0.001, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 def _seconds(text: str) -> float | None:
-    """ "6", "6s", "1m30.5s", "20ms" in seconds; None for what is no time from now on."""
+    """ "6", "6s", "1m30.5s", "20ms" in seconds; None for a text that is no duration."""
     text = text.strip().rstrip(".").lower()
     try:
         found = float(text)
@@ -155,12 +156,12 @@ def _seconds(text: str) -> float | None:
 
 
 def _passes(status: int) -> bool:
-    """Whether a status is one that passes; 501 and 505 are for good."""
+    """Whether another try may succeed after this status; after 501 and 505 none does."""
     return status in (408, 409, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
 def _inner_status(data: bytes) -> int | None:
-    """The status that an error in a body gives itself."""
+    """The HTTP status that an error in a body states, or None."""
     try:
         body = load(data)
     except ValueError:
@@ -173,5 +174,5 @@ def _inner_status(data: bytes) -> int | None:
 
 
 def _line(text: str) -> str:
-    """One line without a key, and only then cut."""
+    """One line without a key, then cut to length."""
     return reasons.cut(redacted(reasons.plain(text)))

@@ -1,9 +1,9 @@
-"""One request over HTTP: bytes out, bytes back, and what went wrong in the words of a user.
+"""One request over HTTP: bytes out, bytes back, and errors that a user can act on.
 
 The providers' SDKs are not used. They decode a reply before it can be kept (half a character, a
-body without usage), lose the reasons of servers that are not theirs, add headers of the
-environment to requests for any server, and choose the version of the interface: since its release
-2 Anthropic's asks for version 2026-10-21, which refuses every temperature.
+body without usage), lose the reasons that other vendors' servers give, add headers of the
+environment to requests for any server, and choose the version of the interface: since release 2,
+Anthropic's SDK asks for version 2026-10-21, which refuses every temperature.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MOST = 64 * 2**20  # bytes of a reply; the longest of today's models write about
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a server answered. headers: with names in lower case. url: what was asked."""
+class HTTPResponse:
+    """A server's response. headers: with names in lower case. url: of the request."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -35,15 +35,16 @@ class Answer:
 
 
 class HTTPStatusError(Exception):
-    """A server answered, but not with 200."""
+    """The response has another status than 200, or is a web page or an error all the same."""
 
-    def __init__(self, response: Answer) -> None:
+    def __init__(self, response: HTTPResponse) -> None:
         super().__init__(f"HTTP {response.status_code}")
         self.response = response
 
 
 class NoAnswerError(Exception):
-    """No whole answer came. again: trying again may help. begun: bytes of a reply that was cut."""
+    """No complete response came. again: whether to try again. begun: bytes of the part that came,
+    None where none did."""
 
     def __init__(self, reason: str, again: bool, begun: int | None = None) -> None:
         super().__init__(reason)
@@ -57,14 +58,16 @@ class Wire:
     def __init__(self, http: Any) -> None:
         self.http = http
 
-    async def post(self, url: str, headers: Mapping[str, str], body: dict[str, Any]) -> Answer:
-        """The answer with status 200; HTTPStatusError or NoAnswerError."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: dict[str, Any]
+    ) -> HTTPResponse:
+        """The response, with status 200; HTTPStatusError or NoAnswerError otherwise."""
         import httpx2
 
         content = json.dumps(body).encode()
         sent = {"content-type": "application/json", **headers}
         data, begun = bytearray(), None
-        for _ in range(4):
+        for _ in range(4):  # the request, and up to three redirections
             try:
                 async with self.http.stream("POST", url, headers=sent, content=content) as reply:
                     begun = 0 if reply.status_code == 200 else None
@@ -73,24 +76,26 @@ class Wire:
                         if len(data) > MOST:
                             raise NoAnswerError(f"a reply of over {MOST >> 20} MiB", False, MOST)
                     names = {name.lower(): value for name, value in reply.headers.items()}
-                    answer = Answer(reply.status_code, names, bytes(data), url)
+                    response = HTTPResponse(reply.status_code, names, bytes(data), url)
             except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
                 cut = None if begun is None else len(data)
                 raise _explained(error, url, cut) from error
-            place = _moved(url, answer)
+            place = _moved(url, response)
             if place is None:
                 break
             url = place
             data.clear()
-        if answer.status_code != 200:
-            raise HTTPStatusError(answer)
-        return answer
+        if response.status_code != 200:
+            raise HTTPStatusError(response)
+        return response
 
 
 @asynccontextmanager
 async def connected(url: str, concurrency: int) -> AsyncIterator[Wire]:
-    """A wire to a server for so many requests at once; proxies and certificates are those of the
-    environment. How long a request may take is the caller's matter."""
+    """Connections to a server for `concurrency` requests at once.
+
+    Proxies and certificates are those of the environment. There is no timeout: the caller has one.
+    """
     try:
         import httpx2
     except ImportError:
@@ -98,13 +103,13 @@ async def connected(url: str, concurrency: int) -> AsyncIterator[Wire]:
     limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     options: dict[str, Any] = {"limits": limits}
     try:
-        if proxy_bypass(urlsplit(url).netloc):  # no proxy is even looked at, also one of SOCKS
+        if proxy_bypass(urlsplit(url).netloc):  # then no proxy is set up, which could fail
             options = {"transport": httpx2.AsyncHTTPTransport(limits=limits)}
         http = httpx2.AsyncClient(timeout=None, **options)
     except ImportError:
         raise InputError(
             "the proxy of the environment (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY) is a SOCKS proxy, "
-            "which needs a package more: pip install 'httpx2[socks]'; or unset the variable, or "
+            "which needs another package: pip install 'httpx2[socks]'; or unset the variable, or "
             "name this server in NO_PROXY"
         ) from None
     except (ValueError, httpx2.InvalidURL):
@@ -120,12 +125,12 @@ async def connected(url: str, concurrency: int) -> AsyncIterator[Wire]:
         yield Wire(http)
 
 
-def _moved(url: str, answer: Answer) -> str | None:
-    """Where a redirection leads that keeps the request and its key on the same server."""
+def _moved(url: str, response: HTTPResponse) -> str | None:
+    """The target of a redirection on the same server; None otherwise, so that no key leaves it."""
     import httpx2
 
-    place = answer.headers.get("location")
-    if answer.status_code not in (307, 308) or place is None:
+    place = response.headers.get("location")
+    if response.status_code not in (307, 308) or place is None:
         return None
     try:
         here = httpx2.URL(url)
@@ -137,7 +142,7 @@ def _moved(url: str, answer: Answer) -> str | None:
 
 
 def _explained(error: Exception, url: str, cut: int | None) -> NoAnswerError:
-    """An exception of the HTTP library, with the address and what may mend it."""
+    """The error for an exception of the HTTP library, with the address and what may mend it."""
     import httpx2
 
     place = httpx2.URL(url)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tempering.data.recall import PARTS, _keys, _sentences, recall
-from tempering.data.recall_pools import KEYS, VALUES, WORDINGS
 from tempering.errors import InputError
+from tempering.evaluation.recall import PARTS, _keys, _sentences, recall
+from tempering.evaluation.recall_pools import KEYS, VALUES, WORDINGS
 
 
 def test_a_seed_gives_one_context():

@@ -1,4 +1,4 @@
-"""Recall of facts strewn over a long text: questions with known answers, in many wordings.
+"""Recall of facts from a long text: questions with known answers, in many wordings.
 
 A context holds some facts ("The secret code for the red door is 4821.") among sentences of a
 real text; each question asks for one of them. Everything is drawn from a seed. The part to learn
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from tempering.data import sample_text
-from tempering.data.recall_pools import KEYS, VALUES, WORDINGS
 from tempering.errors import InputError
+from tempering.evaluation.recall_pools import KEYS, VALUES, WORDINGS
 
 # After these ends of a question the answer follows without a space.
 _OPEN = ('"', "(", "# ", ">", '","', "=", "\n")
@@ -30,7 +30,7 @@ PARTS = ("learn", "test")
 class Recall:
     """A context with facts, and questions about them.
 
-    questions: (question, the answer that should follow it at once).
+    questions: (question, answer that should follow it at once).
     """
 
     context: str
@@ -63,8 +63,8 @@ def recall(
     seed: of every choice not fixed by another argument.
     part: "learn" or "test"; they share neither keys nor sentences.
     wording: index into `WORDINGS`. value, keys: a kind of `VALUES` and of `KEYS`.
-    facts: stated in the context (fewer where the part has fewer keys). questions: asked, at most
-    one for each fact. words: of filler around them, about 1.3 tokens each.
+    facts: how many the context states (fewer where the part has fewer keys). questions: how many
+    are asked, at most one for each fact. words: of filler around the facts, of about 1.3 tokens.
     text: the sample text that the filler comes from.
     layout: "strewn" (facts between sentences) or "block" (one list, filler around it).
 

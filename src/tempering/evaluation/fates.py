@@ -1,13 +1,13 @@
-"""What became of each reply: answered, or why it has no answer; and what a reader must be told.
+"""The fate of each reply: answered, or why it has no answer; and warnings for the reader.
 
-    failed      the engine could not make it
+    failed      no reply came
     refused     the provider's filter or the model declined (its finish says so)
     cut         it reached its limit of tokens before an answer that is whole
     empty       it has no text
     unreadable  it has text, in which the checker finds no answer, or several
 
-All five count as wrong, so that strategies are compared over all their samples; none of them does
-so without being counted here.
+All five count as wrong, so that strategies are compared over all their samples, and each is counted
+here, so that the reader can see it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _LIMIT = re.compile(r"length|max_?\w*tokens|model_context_window", re.IGNORECASE
 def read_reply(row: Row, checker: Checker, task: Mapping[str, Any]) -> tuple[str | None, str]:
     """(answer or None, fate) of a sample's row.
 
-    The end of a reply that was cut may be half a number or half a word, so an answer that would
-    change if the text went on is none.
+    A reply that was cut may end in half a number or half a word. So an answer counts only if it
+    stays the same when the text goes on, which is tried with a digit.
     """
     output, finish = row["output"], str(row.get("finish") or "")
     if output is None:
@@ -51,7 +51,7 @@ def read_reply(row: Row, checker: Checker, task: Mapping[str, Any]) -> tuple[str
 
 
 def tally(strategy: str, by_task: Sequence[Sequence[Row]]) -> Row:
-    """How many samples of a strategy had which fate, and how many tasks had no answer at all."""
+    """How many samples of a strategy had each fate, and how many tasks had no answer at all."""
     fates = [row["fate"] for rows in by_task for row in rows]
     silent = sum(bool(rows) and all(row["answer"] is None for row in rows) for rows in by_task)
     counts = {fate: fates.count(fate) for fate in FATES}
@@ -59,7 +59,7 @@ def tally(strategy: str, by_task: Sequence[Sequence[Row]]) -> Row:
 
 
 def warnings_of(row: Row, tokens: int) -> list[str]:
-    """What to say of a tally; nothing where all that is missing is what no checker could read."""
+    """Warnings about a tally; none where the only samples without an answer are unreadable ones."""
     lost = {fate: row[fate] for fate in LOST if row[fate]}
     if not lost and row["answered"]:
         return []
@@ -78,7 +78,7 @@ def warnings_of(row: Row, tokens: int) -> list[str]:
 
 
 def ladder_warnings(strategy: str, rows: Sequence[Row]) -> list[str]:
-    """What to say where the temperatures that were sent are not those that were asked for."""
+    """Warnings where the temperatures that were sent are not those that were asked for."""
     made = [row for row in rows if row["output"] is not None]
     asked = {row["temperature_asked"] for row in made}
     sent = {row["temperature_sent"] for row in made}

@@ -1,4 +1,4 @@
-"""What recall is asked about: wordings of facts and questions, and pools of keys and values."""
+"""Wordings of facts and questions for recall, and pools of keys and values."""
 
 from __future__ import annotations
 
