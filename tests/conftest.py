@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Small operations on many threads wait for each other, worst on a busy machine.
+# One thread: small operations on many threads wait for each other, worst on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

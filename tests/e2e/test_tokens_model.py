@@ -9,15 +9,6 @@ from tempering.tokens import TemperingLogitsProcessor, Trace, parse_policy, temp
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The machine may be busy: threads that wait for each other cost more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def chat(tokenizer, said, reply=""):
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True

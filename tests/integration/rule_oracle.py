@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
-from pathlib import Path
 from unittest import mock
 
 import torch
 
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 IDS = oracle.tokens(1, 2, 13)
 PADDED = torch.ones(2, 13, dtype=torch.long)

@@ -27,14 +27,6 @@ LINES = [line for line in PAGE.splitlines() if re.match(r"\| [a-z0-9]", line)]
 SAMPLE = "llama gpt_oss gemma2 deepseek_v32 qwen3_next bloom xglm bert t5 mamba reformer".split()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.skipif(
     f"transformers {transformers.__version__} " not in PAGE,
     reason="the page was made with another transformers",

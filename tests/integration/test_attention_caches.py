@@ -35,14 +35,6 @@ OWN = {"bloom": "ALiBi in attention code of its own", "codegen": "fused qkv, sof
 QUANTISED = ["llama", "deepseek_v3", "gpt_bigcode", "bloom", "codegen"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def quiet():
     with warnings.catch_warnings():

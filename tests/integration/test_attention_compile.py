@@ -6,18 +6,13 @@ import importlib
 import importlib.util
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import BloomConfig, BloomForCausalLM, StaticCache
 
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 # Tracing takes its time layer by layer; where one does not stand for all, a test says so.
 LAYERS, HEADS = 1, oracle.HEADS

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from scipy import stats
@@ -14,23 +11,10 @@ from tempering.attention.profiles.profile import Profile
 from tempering.engines.generating.side_by_side import prompt_ids, stream
 from tempering.errors import InputError
 from tempering.tokens import parse_policy
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
 NEW = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

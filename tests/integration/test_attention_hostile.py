@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import DynamicCache
@@ -12,25 +9,12 @@ from transformers import DynamicCache
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ProfileError
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
 IDS = oracle.tokens(1, 3, 10)
 T = oracle.random_temperatures(1, LAYERS, HEADS)
 PER_ROW = oracle.random_temperatures(2, 3, LAYERS, HEADS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["eager", "sdpa"])

@@ -23,14 +23,6 @@ INPUTS = {False: ["input_ids"], True: ["input_ids", "decoder_input_ids"]}
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny_bloom():
     """Attention code of its own: no attention interface."""
     torch.manual_seed(0)

@@ -5,9 +5,6 @@ The reference divides what reaches `torch.nn.functional.softmax` in eager attent
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import (
@@ -25,26 +22,13 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, ProfileError
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 HEADS = 4
 IDS = oracle.tokens(1, 3, 11)
 TARGETS = oracle.tokens(2, 3, 6)
 MASK = torch.ones(3, 11, dtype=torch.long)
 MASK[1, 8:] = 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bert():

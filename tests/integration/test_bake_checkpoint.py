@@ -24,14 +24,6 @@ from tests.tiny import save_tiny_llama
 LAYERS, HEADS = 4, 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     """A llama in four shards and more."""

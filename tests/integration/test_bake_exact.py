@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -14,21 +11,8 @@ from tempering.attention.baking import comparison, profile_folds
 from tempering.attention.baking.bake import bake
 from tempering.attention.baking.bake_mark import read_mark
 from tempering.errors import BakeError, CheckError, RefusedError
+from tests.integration import attention_oracle as oracle
 from tests.integration.bake_tiny import FOLDS, temperatures, tiny, tokens
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def logits(model, ids):

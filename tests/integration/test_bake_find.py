@@ -16,14 +16,6 @@ from tempering.survey.models import small_model
 from tests.integration.bake_tiny import FOLDS, HEADS, HYBRID, LAYERS, REFUSED, temperatures, tiny
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", FOLDS)
 def test_what_folds(name):
     model = tiny(name)

@@ -32,14 +32,6 @@ DIM = WIDTH // HEADS
 T = torch.tensor([[0.6, 1.7, 1.0, 2.4], [1.3, 0.4, 3.0, 0.9]], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def blocks(kind: GGMLQuantizationType, rows: int, size: float = 0.01) -> np.ndarray:
     """Random codes under float16 scales of about `size`; the rest of a block is random bytes."""
     generator = np.random.default_rng(0)

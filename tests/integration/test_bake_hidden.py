@@ -6,9 +6,7 @@ fold is right is a fact about the weights, so it is compared on them as they are
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,24 +20,11 @@ from tempering.attention.baking.folds import Fold
 from tempering.attention.baking.isolated_layer import Isolated, capture_calls
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import BakeError
+from tests.integration import attention_oracle as oracle
 from tests.integration.bake_tiny import FOLDS, LAYERS, temperatures, tiny, tokens
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
 
 PAIR = [2, 6]  # of a head's 8 dimensions, turned together by rotary positions
 HEAD = slice(8, 16)  # the rows of head 1
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fill(part: str, rows: object, value: float):

@@ -21,14 +21,6 @@ from tests.integration.test_bake_checkpoint import copied, save_like_a_checkpoin
 PER_HEAD = Profile.from_matrix(temperatures("per head"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     """A llama of two layers in several shards."""

@@ -13,14 +13,6 @@ from tempering.errors import BakeError
 from tests.integration.bake_tiny import FOLDS, LAYERS, REFUSED, temperatures, tiny
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "qwen3", "gemma3_text"])
 def test_what_folds_is_verified(name):
     model = tiny(name)

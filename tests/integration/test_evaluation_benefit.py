@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,25 +15,12 @@ from tempering.evaluation.benefit import distinct, measure_benefits, sample, sem
 from tempering.evaluation.compare import compare
 from tempering.evaluation.cost import Variant
 from tempering.evaluation.journal import Journal
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
 PROMPTS = oracle.tokens(2, 3, 5)
 TEXT = "Hypotheses compete, temperature decides how many stay alive. " * 3
 pytestmark = pytest.mark.filterwarnings("ignore::tempering.errors.DepthWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

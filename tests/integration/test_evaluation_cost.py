@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,23 +15,10 @@ from tempering.evaluation.budget import largest_amplitude
 from tempering.evaluation.cost import Variant, losses_and_divergence, measure_costs
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import Estimate, bootstrap_mean, mean_estimate, paired_difference
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
 CHUNKS = oracle.tokens(1, 4, 12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from scipy import stats
@@ -22,23 +19,10 @@ from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError, ProfileError
 from tempering.survey.families import CAUSAL, ENCODER, Task
 from tempering.survey.models import small_model
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
 CHUNKS = oracle.tokens(1, 3, 15)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def agree(found, inputs, relative):

@@ -23,14 +23,6 @@ from tests.integration.tuning_tiny import HEADS, LAYERS, WORDS, sampled_text, ti
 HARM = torch.linspace(0.7, 1.4, LAYERS * HEADS, dtype=torch.float64).view(LAYERS, HEADS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def harmed(model: Any) -> Any:
     """A copy whose queries are divided by HARM, head by head: T = 1 / HARM mends it exactly."""
     other = copy.deepcopy(model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,20 +15,7 @@ from tempering.attention.measuring import streaming
 from tempering.attention.measuring.measure import QUANTITIES, measure_tokens, posteriors
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import EnergyError, InputError
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.integration import attention_oracle as oracle
 
 
 @pytest.fixture

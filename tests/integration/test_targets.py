@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,24 +14,11 @@ from tempering.attention.measuring.targets import profile_for_support
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import DepthWarning, InputError, RefusedError, SupportError
 from tempering.schedules import schedule
-
-_spec = importlib.util.spec_from_file_location(
-    "attention_oracle", Path(__file__).with_name("attention_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.integration import attention_oracle as oracle
 
 HEADS = oracle.HEADS
 CHUNKS = oracle.tokens(1, 3, 24)
 pytestmark = pytest.mark.filterwarnings("ignore::tempering.errors.DepthWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """What generate() does around a policy, as reported; and what a trace says was sampled."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from pyarrow import parquet
@@ -10,23 +7,10 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from tempering.errors import InputError, RefusedError
 from tempering.tokens import Trace, effective_order, parse_policy
+from tests.integration import tokens_tiny as tiny
 
-_spec = importlib.util.spec_from_file_location(
-    "tokens_tiny", Path(__file__).with_name("tokens_tiny.py")
-)
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 PAD, END, PHASES, PROMPT, MASK = tiny.PAD, tiny.END, tiny.PHASES, tiny.PROMPT, tiny.MASK
 generate = tiny.generate
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors on several threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """Policies inside generate(): batches, beams, assistants, and a tiny random model's own logits."""
 
-import importlib.util
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,23 +9,10 @@ from transformers import LlamaForCausalLM, TemperatureLogitsWarper
 
 from tempering.errors import InputError, RefusedError
 from tempering.tokens import TemperingLogitsProcessor, Trace, check_engine, parse_policy
+from tests.integration import tokens_tiny as tiny
 
-_spec = importlib.util.spec_from_file_location(
-    "tokens_tiny", Path(__file__).with_name("tokens_tiny.py")
-)
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
 PAD, PHASES, PROMPT, MASK = tiny.PAD, tiny.PHASES, tiny.PROMPT, tiny.MASK
 generate, wanted = tiny.generate, tiny.wanted
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny tensors on several threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tempering import posterior
-
-_spec = importlib.util.spec_from_file_location(
-    "posterior_oracle", Path(__file__).with_name("posterior_oracle.py")
-)
-oracle = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracle)
+from tests.unit import posterior_oracle as oracle
 
 inf = math.inf
 PER_ROW = (
