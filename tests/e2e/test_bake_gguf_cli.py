@@ -65,7 +65,9 @@ def test_in_place_scales(source, tmp_path, capsys):
     assert call("bake", file, "--profile", profile, "--in-place-scales", "--out", warm) == 0
     out = capsys.readouterr().out
     assert "tensors changed in their own type: 1 Q4_1, 1 Q8_0; in a wider one: none" in out
-    assert re.search(r"rounding: at most 0\.000[1-4]\d* of a head's weights", out)
+    said = re.search(r"\nrounding: at most (\S+) of a head's weights\n", out)
+    # Scales and minima are off by 2^-11 at most each; they cancel in the weights, so it is more.
+    assert said and 2.0**-13 < float(said[1]) < 2.0**-10
     assert f"{warm}.tempering.json says how to undo it: keep it beside the file" in out
     assert file.read_bytes() == source.read_bytes()
     assert call("bake", file, "--profile", profile, "--in-place-scales", "--json") == 0
@@ -83,10 +85,6 @@ def test_in_place_scales(source, tmp_path, capsys):
         ((file, "--profile", profile), "give tempering bake MODEL"),
         ((file, "--in-place-scales"), "give tempering bake MODEL"),
         ((file, "--check", "--in-place-scales"), "--check"),
-        (
-            ("smollm2", "--profile", profile, "--in-place-scales", "--out", tmp_path / "a"),
-            "--in-place-scales changes the scales of a GGUF file, and smollm2 is none",
-        ),
     ):
         assert call("bake", *arguments) == 2
         assert words in capsys.readouterr().err

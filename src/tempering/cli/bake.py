@@ -44,8 +44,9 @@ def bake(
         bool,
         typer.Option(
             "--in-place-scales",
-            help="Change nothing in a GGUF file but scales: same size, same integers. Without "
-            "--out FILE itself is replaced, whole or not at all.",
+            help="Change nothing but the scales of a GGUF file or of a quantised checkpoint: same "
+            "size, same integers. Without --out a GGUF file is replaced itself, whole or not at "
+            "all.",
         ),
     ] = False,
     check: Annotated[
@@ -76,11 +77,6 @@ def bake(
     if undo and out is not None:
         _undo(model if source is None else str(source), out, as_json)
         return
-    if in_place and source is None:
-        raise InputError(
-            f"--in-place-scales changes the scales of a GGUF file, and {model} is none; give "
-            "MODEL.gguf, or bake without it"
-        )
     from tempering.attention.profiles.profile import Profile
 
     chosen = Profile.load(profile or "")
@@ -98,10 +94,14 @@ def bake(
         stored = "as stored"
     else:
         from tempering.engines.checkpoints.bake import bake_checkpoint
+        from tempering.engines.checkpoints.scales import bake_scales
 
-        result = bake_checkpoint(model, chosen, out, say=common.note)
+        write = bake_scales if in_place else bake_checkpoint
+        result = write(model, chosen, out or "", say=common.note)
         changed = f"tensors changed: {result.tensors} ({result.dtype})"
         stored = f"as stored in {result.dtype}"
+        if result.rounding is not None:
+            changed += f"\nrounding: at most {result.rounding:.2g} of a head's weights"
     if as_json:
         print(json.dumps(vars(result), default=str))
         return
@@ -111,7 +111,7 @@ def bake(
         "logits against the controlled model, in their standard deviations: "
         f"{result.deviation:.2g} folded in float32, {result.stored:.2g} {stored}"
     )
-    if in_place:
+    if source is not None and in_place:
         print(
             f"same size, nothing changed but scales; {result.mark} says how to undo it: keep it "
             "beside the file"
