@@ -134,6 +134,24 @@ def four_bits(weight, block=64):
     return tensors, lambda s: (table[codes].reshape(-1, block) * s[:, None]).reshape(weight.shape)
 
 
+def torchao(kind: str):
+    def pack(weight):
+        if kind == "Float8Tensor":
+            own, _ = fp8_rows(weight)
+            codes, scale, zero = own["weight"], own["weight_scale"], torch.zeros(1)
+            tensors = {"_weight_qdata": codes, "_weight_scale": scale}
+        else:
+            numbers, shift, scale = grouped(weight, 4)
+            codes, zero = (numbers - 8).to(torch.int8), (shift - 8).to(torch.int8)
+            tensors = {"_weight_qdata": codes, "_weight_scale": scale, "_weight_zero_point": zero}
+            zero = wide(zero)
+        of = lambda s: s.float() if kind == "Float8Tensor" else wide(s)  # noqa: E731
+        return tensors, lambda scales: (codes.float() - zero) * of(scales)
+
+    pack.kind = kind
+    return pack
+
+
 def ct(form: str, **weights) -> dict:
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
@@ -168,6 +186,10 @@ LAYOUTS = {
         ct("pack-quantized", num_bits=4, type="int", strategy="group", group_size=GROUP),
         "weight_scale",
     ),
+    **{
+        f"torchao {kind}": (torchao(kind), {"quant_method": "torchao"}, "_weight_scale")
+        for kind in ("Float8Tensor", "IntxUnpackedToInt8Tensor")
+    },
     "bnb int8": (int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "SCB"),
     "bnb nf4": (
         four_bits,
@@ -188,7 +210,9 @@ def quantise(plain: Path, target: Path, pack, settings: dict) -> dict:
         module = name.removesuffix(".weight")
         own, decode[module] = pack(value)
         tensors.update({f"{module}.{part}": item.contiguous() for part, item in own.items()})
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    kind = getattr(pack, "kind", None)
+    about = {f"{module}.weight": json.dumps({"_type": kind}) for module in decode if kind}
+    save_file(tensors, target / "model.safetensors", {"format": "pt", **about})
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
     return decode
@@ -240,6 +264,32 @@ def test_only_scales_of_q_change_and_the_logits_are_the_tempered_ones(plain, tmp
     assert result.deviation <= 1e-4
     assert (got - target).abs().max() <= max(2 * result.stored, 1e-4) * target.std()
     assert (untempered - target).abs().max() > 20 * (got - target).abs().max()
+
+
+def test_kinds_of_torchao_that_pack_otherwise(plain, tmp_path):
+    pack = torchao("Int4Tensor")
+    quantise(plain, tmp_path / "cold", pack, {"quant_method": "torchao"})
+    with pytest.raises(BakeError, match=r"_proj.weight is torchao's Int4Tensor; those whose"):
+        bake_scales(tmp_path / "cold", PROFILE, tmp_path / "warm")
+
+
+def test_transformers_reads_a_baked_fp8_checkpoint(plain, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    cold, warm = tmp_path / "cold", tmp_path / "warm"
+    quantise(plain, cold, *LAYOUTS["fp8"][:2])
+    bake_scales(cold, PROFILE, warm)
+    # Without a GPU transformers dequantises such weights by its own code.
+    model, again = (
+        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (cold, warm)
+    )
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        with tempered(model, PROFILE):
+            wanted = model(ids).logits
+        assert (again(ids).logits - wanted).abs().max() <= 1e-4 * wanted.std()
+        assert (model(ids).logits - wanted).abs().max() > wanted.std()
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +350,6 @@ def test_one_scale_for_several_heads(plain, tmp_path):
     ("settings", "words"),
     [
         ({"quant_method": "hqq"}, r"layout whose scales aren't known here \(hqq\)"),
-        ({"quant_method": "torchao"}, r"aren't known here \(torchao\)"),
         ({"quant_method": "awq", "version": "gemv"}, r"aren't known here \(awq, gemv\)"),
         ({**GPTQ, "bits": 4, "checkpoint_format": "marlin"}, r"known here \(gptq, marlin\)"),
         ({"quant_method": "mxfp4"}, r"aren't known here \(mxfp4\)"),

@@ -69,8 +69,11 @@ class Checkpoint:
                 "save the model with transformers, then bake that"
             )
         self.tensors: dict[str, Stored] = {}
+        self.metadata: dict[str, str] = {}
         for file in self.files:
-            self.tensors.update(_header(directory / file, file))
+            tensors, metadata = _header(directory / file, file)
+            self.tensors.update(tensors)
+            self.metadata.update(metadata)
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_bytes())
 
     @property
@@ -149,13 +152,14 @@ def copy_settings(directory: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _header(path: Path, file: str) -> dict[str, Stored]:
-    """What the header of a safetensors file says: 8 bytes of length, JSON, then the data."""
+def _header(path: Path, file: str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Tensors and metadata of a safetensors file: 8 bytes of length, JSON, then the data."""
     try:
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
-        return {
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {
             name: Stored(
                 file,
                 entry["dtype"],
@@ -164,8 +168,8 @@ def _header(path: Path, file: str) -> dict[str, Stored]:
                 8 + size + entry["data_offsets"][1],
             )
             for name, entry in header.items()
-            if name != "__metadata__"
         }
+        return tensors, dict(metadata)
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
         raise ModelError(
             f"can't read {path} as safetensors: {error}; fetch or save the model again"

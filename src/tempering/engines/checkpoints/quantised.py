@@ -10,12 +10,14 @@ among the integers, so beta times the row is beta times its scales.
 | fp8 | weight, weight_scale_inv [out / block, in / block] | weight times scale |
 | fbgemm_fp8 | weight, weight_scale [out, 1] | weight times scale |
 | compressed-tensors | weight or weight_packed, weight_scale, weight_zero_point | scale (q - z) |
+| torchao, int8 and float8 | _weight_qdata, _weight_scale, _weight_zero_point | scale (q - z) |
 | bitsandbytes, 8 bits | weight, SCB [out] | weight times SCB / 127 |
 | bitsandbytes, 4 bits | weight, weight.absmax [out in / 64], weight.quant_map | absmax map[q] |
 
 Sources: auto_gptq 0.7 (qlinear_cuda_old), gptqmodel 7 (v2: zero points as they are), autoawq 0.2
 (packing_utils), transformers 5 (integrations.finegrained_fp8, fbgemm_fp8, bitsandbytes),
-compressed_tensors 0.20 (pack_quantized, naive_quantized), bitsandbytes (QuantState).
+compressed_tensors 0.20 (pack_quantized, naive_quantized), torchao 0.18 (prototype.safetensors,
+workflows), bitsandbytes (QuantState).
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ def reader_of(settings: Mapping[str, Any], name: str) -> tuple[str, Read]:
         ("fp8", form): (".weight_scale_inv", _fp8),
         ("fbgemm_fp8", form): (".weight_scale", _fp8),
         ("compressed-tensors", form): (".weight_scale", _compressed_tensors),
+        ("torchao", form): ("._weight_qdata", _torchao),
         ("bitsandbytes, 8 bits", form): (".SCB", _int8),
         ("bitsandbytes, 4 bits", form): (".weight.absmax", _four_bits),
     }
@@ -83,8 +86,8 @@ def reader_of(settings: Mapping[str, Any], name: str) -> tuple[str, Read]:
         what = f"{method or 'unknown method'}{f', {form}' if form else ''}"
         raise BakeError(
             f"{name} is quantised in a layout whose scales aren't known here ({what}); known are "
-            "gptq, awq (gemm), fp8, fbgemm_fp8, compressed-tensors and bitsandbytes. Bake the "
-            "model that it was quantised from, then quantise it"
+            "gptq, awq (gemm), fp8, fbgemm_fp8, compressed-tensors, torchao and bitsandbytes. Bake "
+            "the model that it was quantised from, then quantise it"
         )
     return found
 
@@ -174,6 +177,29 @@ def _scheme(module: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
             "scales can be changed in place"
         )
     return schemes[0]
+
+
+# Kinds of torchao whose data are one number each, weight = scale (q - zero point). Others pack them
+# for a kernel, or have zero points beside the scales that are no integers.
+_TORCHAO = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
+
+
+def _torchao(files: Checkpoint, module: str, settings: Mapping[str, Any]) -> Quantised:
+    about = json.loads(files.metadata.get(f"{module}.weight", "{}"))
+    kind = about.get("_type")
+    if kind not in _TORCHAO:
+        raise BakeError(
+            f"{module}.weight is torchao's {kind or 'tensor of an unknown kind'}; those whose "
+            f"scales can be changed in place are {', '.join(_TORCHAO)}"
+        )
+    start = f"{module}._weight_"
+    used = tuple(key for key in files.tensors if key.startswith(start))
+    if f"{start}act_pre_scale" in used:
+        raise BakeError(f"{module} scales its input by itself (act_pre_scale)")
+    codes, scale = (files.raw(start + part).float() for part in ("qdata", "scale"))
+    if f"{start}zero_point" in used:
+        codes = codes - _spread(files.raw(f"{start}zero_point").float(), codes, None)
+    return Quantised(codes * _spread(scale, codes, None), f"{start}scale", 0, used)
 
 
 def _int8(files: Checkpoint, module: str, settings: Mapping[str, Any]) -> Quantised:
