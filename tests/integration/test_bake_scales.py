@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tempering.attention import Profile, tempered
 from tempering.engines.checkpoints.bake import bake_checkpoint, undo_checkpoint
 from tempering.engines.checkpoints.check import check_model
+from tempering.engines.checkpoints.files import Checkpoint
+from tempering.engines.checkpoints.quantised import reader_of
 from tempering.engines.checkpoints.scales import bake_scales
 from tempering.errors import BakeError, OutputError, ProfileError
 from tests.tiny import save_tiny_llama
@@ -152,6 +154,30 @@ def torchao(kind: str):
     return pack
 
 
+def hqq(bits: int, axis: int = 1):
+    def pack(weight):
+        codes, zero, scale = grouped(weight, bits)
+        rows = codes.reshape(-1, GROUP)
+        many = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}[bits]
+        size = -(-len(rows) // many)
+        filled = torch.cat((rows, torch.zeros(many * size - len(rows), GROUP, dtype=rows.dtype)))
+        words = sum(part << bits * (many - 1 - i) for i, part in enumerate(filled.split(size)))
+        tensors = {
+            "W_q": words.to(torch.int32 if bits == 3 else torch.uint8),
+            "scale": scale.reshape(-1, 1),
+            "zero": zero.half().reshape(-1, 1),
+            "shape": torch.tensor(weight.shape),
+            "nbits": torch.tensor(bits, dtype=torch.int32),
+            "axis": torch.tensor(axis, dtype=torch.int32),
+            "view_as_float": torch.tensor(0, dtype=torch.uint8),
+        }
+        return tensors, lambda scales: ((rows - zero.reshape(-1, 1)) * scales.float()).reshape(
+            weight.shape
+        )
+
+    return pack
+
+
 def ct(form: str, **weights) -> dict:
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
@@ -190,6 +216,7 @@ LAYOUTS = {
         f"torchao {kind}": (torchao(kind), {"quant_method": "torchao"}, "_weight_scale")
         for kind in ("Float8Tensor", "IntxUnpackedToInt8Tensor")
     },
+    **{f"hqq {bits} bits": (hqq(bits), {"quant_method": "hqq"}, "scale") for bits in (2, 3, 4, 8)},
     "bnb int8": (int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "SCB"),
     "bnb nf4": (
         four_bits,
@@ -232,6 +259,24 @@ def model_of(plain: Path, folder: Path, decode: dict, scales: str):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_read_as_it_was_packed(plain, tmp_path, name):
+    pack, settings, scales = LAYOUTS[name]
+    decode = quantise(plain, tmp_path / "cold", pack, settings)
+    files = Checkpoint(tmp_path / "cold")
+    suffix, read = reader_of(settings, name)
+    assert {key.removesuffix(suffix) for key in files.tensors if key.endswith(suffix)} == {*decode}
+    for module, values in decode.items():
+        found = read(files, module, settings)
+        assert found.scales == f"{module}.{scales}"
+        wanted = values(files.raw(found.scales))
+        assert torch.allclose(found.values, wanted, rtol=1e-6, atol=0)
+
+
+# One of each kind of scales: by group, block, row; along either axis, or flat.
+@pytest.mark.parametrize(
+    "name",
+    ["gptq 3 bits", "awq", "fp8", "ct float", "ct packed", "hqq 4 bits", "bnb int8", "bnb nf4"],
+)
 def test_only_scales_of_q_change_and_the_logits_are_the_tempered_ones(plain, tmp_path, name):
     pack, settings, scales = LAYOUTS[name]
     cold, warm = tmp_path / "cold", tmp_path / "warm"
@@ -270,6 +315,12 @@ def test_kinds_of_torchao_that_pack_otherwise(plain, tmp_path):
     pack = torchao("Int4Tensor")
     quantise(plain, tmp_path / "cold", pack, {"quant_method": "torchao"})
     with pytest.raises(BakeError, match=r"_proj.weight is torchao's Int4Tensor; those whose"):
+        bake_scales(tmp_path / "cold", PROFILE, tmp_path / "warm")
+
+
+def test_groups_of_hqq_across_rows(plain, tmp_path):
+    quantise(plain, tmp_path / "cold", hqq(4, axis=0), {"quant_method": "hqq"})
+    with pytest.raises(BakeError, match="groups along axis 0 of 4 bits; hqq's scales belong to"):
         bake_scales(tmp_path / "cold", PROFILE, tmp_path / "warm")
 
 
@@ -349,7 +400,7 @@ def test_one_scale_for_several_heads(plain, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"quant_method": "hqq"}, r"layout whose scales aren't known here \(hqq\)"),
+        ({"quant_method": "quanto"}, r"layout whose scales aren't known here \(quanto\)"),
         ({"quant_method": "awq", "version": "gemv"}, r"aren't known here \(awq, gemv\)"),
         ({**GPTQ, "bits": 4, "checkpoint_format": "marlin"}, r"known here \(gptq, marlin\)"),
         ({"quant_method": "mxfp4"}, r"aren't known here \(mxfp4\)"),

@@ -11,13 +11,14 @@ among the integers, so beta times the row is beta times its scales.
 | fbgemm_fp8 | weight, weight_scale [out, 1] | weight times scale |
 | compressed-tensors | weight or weight_packed, weight_scale, weight_zero_point | scale (q - z) |
 | torchao, int8 and float8 | _weight_qdata, _weight_scale, _weight_zero_point | scale (q - z) |
+| hqq (axis 1) | W_q, scale [out in / group, 1], zero, and settings | scale (q - z) |
 | bitsandbytes, 8 bits | weight, SCB [out] | weight times SCB / 127 |
 | bitsandbytes, 4 bits | weight, weight.absmax [out in / 64], weight.quant_map | absmax map[q] |
 
 Sources: auto_gptq 0.7 (qlinear_cuda_old), gptqmodel 7 (v2: zero points as they are), autoawq 0.2
 (packing_utils), transformers 5 (integrations.finegrained_fp8, fbgemm_fp8, bitsandbytes),
 compressed_tensors 0.20 (pack_quantized, naive_quantized), torchao 0.18 (prototype.safetensors,
-workflows), bitsandbytes (QuantState).
+workflows), hqq 0.2 (quantize, bitpack), bitsandbytes (QuantState).
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def reader_of(settings: Mapping[str, Any], name: str) -> tuple[str, Read]:
         ("fp8", form): (".weight_scale_inv", _fp8),
         ("fbgemm_fp8", form): (".weight_scale", _fp8),
         ("compressed-tensors", form): (".weight_scale", _compressed_tensors),
+        ("hqq", form): (".W_q", _hqq),
         ("torchao", form): ("._weight_qdata", _torchao),
         ("bitsandbytes, 8 bits", form): (".SCB", _int8),
         ("bitsandbytes, 4 bits", form): (".weight.absmax", _four_bits),
@@ -86,8 +88,8 @@ def reader_of(settings: Mapping[str, Any], name: str) -> tuple[str, Read]:
         what = f"{method or 'unknown method'}{f', {form}' if form else ''}"
         raise BakeError(
             f"{name} is quantised in a layout whose scales aren't known here ({what}); known are "
-            "gptq, awq (gemm), fp8, fbgemm_fp8, compressed-tensors, torchao and bitsandbytes. Bake "
-            "the model that it was quantised from, then quantise it"
+            "gptq, awq (gemm), fp8, fbgemm_fp8, compressed-tensors, torchao, hqq and bitsandbytes. "
+            "Bake the model that it was quantised from, then quantise it"
         )
     return found
 
@@ -200,6 +202,32 @@ def _torchao(files: Checkpoint, module: str, settings: Mapping[str, Any]) -> Qua
     if f"{start}zero_point" in used:
         codes = codes - _spread(files.raw(f"{start}zero_point").float(), codes, None)
     return Quantised(codes * _spread(scale, codes, None), f"{start}scale", 0, used)
+
+
+# Numbers in a word of hqq's packing, by their bits; the first of them are the highest bits.
+_HQQ_WORDS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}
+
+
+def _hqq(files: Checkpoint, module: str, settings: Mapping[str, Any]) -> Quantised:
+    used = tuple(key for key in files.tensors if key.rpartition(".")[0] == module)
+    own = {key.rpartition(".")[2]: key for key in used if not key.endswith(".bias")}
+    absent = {"W_q", "scale", "zero", "axis", "nbits", "shape"} - own.keys()
+    if absent:
+        raise BakeError(f"{module} lacks {', '.join(sorted(absent))} of hqq; save the model again")
+    axis, bits = (int(files.raw(own[part])) for part in ("axis", "nbits"))
+    if axis != 1 or bits not in _HQQ_WORDS:
+        raise BakeError(
+            f"{module} has groups along axis {axis} of {bits} bits; hqq's scales belong to rows "
+            "with axis=1, and 1, 2, 3, 4 or 8 bits"
+        )
+    words = files.raw(own["W_q"])
+    if words.is_floating_point():  # view_as_float
+        words = words.view(torch.int32 if bits == 3 else torch.uint8)
+    scale, zero = (files.raw(own[part]).float() for part in ("scale", "zero"))
+    shifts = [bits * place for place in reversed(range(_HQQ_WORDS[bits]))]
+    codes = torch.cat([words >> shift & 2**bits - 1 for shift in shifts])[: len(scale)]
+    values = ((codes - zero) * scale).reshape(files.raw(own["shape"]).tolist())
+    return Quantised(values, own["scale"], None, tuple(own.values()))
 
 
 def _int8(files: Checkpoint, module: str, settings: Mapping[str, Any]) -> Quantised:
