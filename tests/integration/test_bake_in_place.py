@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from tempering.engines.checkpoints.gguf_blocks import _SCALES, fold_in_type
 from tempering.engines.checkpoints.gguf_files import load_gguf, open_gguf
 from tempering.engines.checkpoints.gguf_mark import beside_of, is_baked
 from tempering.engines.checkpoints.gguf_write import write_in_place
-from tempering.errors import BakeError, OutputError, ProfileError, RefusedError
+from tempering.errors import BakeError, ModelError, OutputError, ProfileError, RefusedError
 from tests.integration.test_bake_gguf import DIM, HEADS, T, blocks, codes, tensors, write_llama
 
 PROFILE = Profile.from_matrix(T)
@@ -264,10 +265,12 @@ def test_refusals_change_nothing(source, tmp_path):
     shutil.copyfile(source, file)
     extreme = torch.ones(2, HEADS, dtype=torch.float64)
     extreme[1, 2] = 900.0
+    other = replace(PROFILE, model={"architecture": "x", "shape": "y", "fingerprint": "0" * 16})
     ruled = adaptive_profile("support(8)", load_gguf(file)[0])
     for profile, error, words in (
         (Profile.from_matrix(extreme), BakeError, "blk.1.attn_q.weight can't be changed in place"),
         (Profile.from_matrix(torch.ones(3, 4)), ProfileError, "3 layers x 4 heads"),
+        (other, ProfileError, "the profile was made for x with y"),
         (ruled, RefusedError, "this profile has rules"),
     ):
         with pytest.raises(error, match=words):
@@ -299,7 +302,7 @@ def test_files_that_are_not_read(source, tmp_path):
         bake_gguf(big, PROFILE, in_place=True)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(source.read_bytes()[:-1000])
-    with pytest.raises(Exception, match=r"cut\.gguf"):
+    with pytest.raises(ModelError, match=r"can't read .*cut\.gguf as a GGUF file"):
         bake_gguf(cut, PROFILE, in_place=True)
     assert not any(item.suffix == ".json" for item in tmp_path.iterdir())
 
