@@ -126,3 +126,27 @@ def test_the_embedded_model(smollm2, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["tensors"] == 30 and result["verdict"] == "per head"
     assert result["deviation"] <= 1e-4
+
+
+def test_the_scales_of_a_quantised_checkpoint(tmp_path, capsys):
+    from tests.integration.test_bake_scales import LAYOUTS, PROFILE, quantise
+
+    plain = save_tiny_llama(tmp_path / "plain", 2, width=128, spread=0.1)
+    cold, warm = tmp_path / "cold", tmp_path / "warm"
+    quantise(plain, cold, *LAYOUTS["awq"][:2])
+    tuned = str(PROFILE.save(tmp_path / "two.json"))
+    asked = ("--profile", tuned, "--in-place-scales")
+    assert call("bake", cold, *asked, "--out", warm) == 0
+    text = capsys.readouterr().out
+    assert f"wrote {warm}: 2 layers x 4 heads folded (per head)" in text
+    assert "tensors changed: 2 (F16)\nrounding: at most 0.000" in text
+    assert call("bake", warm, *asked, "--out", tmp_path / "twice") == 1
+    one_line(capsys, "was baked with a temperature profile already")
+    assert call("bake", plain, *asked, "--out", tmp_path / "none") == 1
+    one_line(capsys, "isn't quantised, so it has no scales")
+    assert call("bake", cold, *asked) == 2
+    one_line(capsys, "give tempering bake MODEL --profile FILE --out DIR")
+    assert call("bake", cold, "--profile", tuned, "--out", tmp_path / "none") == 1
+    one_line(capsys, "quantised (awq)", "change their scales: --in-place-scales")
+    assert call("bake", warm, "--undo", "--out", tmp_path / "back", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from gguf.quants import dequantize
 
 from tempering.attention import Profile
 from tempering.cli import _run
-from tempering.engines.checkpoints.gguf import embedded_gguf
+from tempering.engines.checkpoints.gguf_files import embedded_gguf
 from tests.integration.test_bake_gguf import T, write_llama
 
 
@@ -55,6 +56,38 @@ def test_bake_check_and_undo(source, tmp_path, capsys):
     assert call("bake", warm, "--undo", "--out", plain, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"path": str(plain), "tensors": 2}
     assert same_but_for(values(source), values(plain), "attn_q", 3e-3)
+
+
+def test_in_place_scales(source, tmp_path, capsys):
+    profile = Profile.from_matrix(T).save(tmp_path / "tuned.json")
+    file, warm = tmp_path / "model.gguf", tmp_path / "warm.gguf"
+    file.write_bytes(source.read_bytes())
+    assert call("bake", file, "--profile", profile, "--in-place-scales", "--out", warm) == 0
+    out = capsys.readouterr().out
+    assert "tensors changed in their own type: 1 Q4_1, 1 Q8_0; in a wider one: none" in out
+    said = re.search(r"\nrounding: at most (\S+) of a head's weights\n", out)
+    # Scales and minima are off by 2^-11 at most each; they cancel in the weights, so it is more.
+    assert said and 2.0**-13 < float(said[1]) < 2.0**-10
+    assert f"{warm}.tempering.json says how to undo it: keep it beside the file" in out
+    assert file.read_bytes() == source.read_bytes()
+    assert call("bake", file, "--profile", profile, "--in-place-scales", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["path"], result["mark"]) == (str(file), f"{file}.tempering.json")
+    assert file.read_bytes() == warm.read_bytes()
+    assert len(file.read_bytes()) == len(source.read_bytes())
+    assert call("bake", file, "--profile", profile, "--in-place-scales") == 1
+    assert "was baked with a temperature profile already" in capsys.readouterr().err
+    assert call("bake", file, "--undo", "--out", tmp_path / "plain.gguf") == 0
+    assert same_but_for(values(source), values(tmp_path / "plain.gguf"), "attn_q", 3e-3)
+    for arguments, words in (
+        ((file, "--undo", "--in-place-scales", "--out", warm), "--undo needs no --in-place-scales"),
+        (("smollm2", "--profile", profile, "--in-place-scales"), "give tempering bake MODEL"),
+        ((file, "--profile", profile), "give tempering bake MODEL"),
+        ((file, "--in-place-scales"), "give tempering bake MODEL"),
+        ((file, "--check", "--in-place-scales"), "--check"),
+    ):
+        assert call("bake", *arguments) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_refusals_write_nothing(source, tmp_path, capsys):

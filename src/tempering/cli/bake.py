@@ -22,6 +22,8 @@ EPILOG = """Examples:
 
   tempering bake model.gguf --profile tuned.json --out warm.gguf
 
+  tempering bake model.gguf --profile tuned.json --in-place-scales
+
   tempering bake warm --undo --out original
 """
 
@@ -38,6 +40,15 @@ def bake(
     out: Annotated[
         Path | None, typer.Option(help="Directory (or .gguf file) to write; it must not exist.")
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place-scales",
+            help="Change nothing but the scales of a GGUF file or of a quantised checkpoint: same "
+            "size, same integers. Without --out a GGUF file is replaced itself, whole or not at "
+            "all.",
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Say what folds: per head, per layer or not, and why.")
     ] = False,
@@ -50,15 +61,20 @@ def bake(
     if check and undo:
         raise InputError("--check and --undo exclude each other")
     if check:
-        if out is not None:
-            raise InputError("--check writes nothing, so it takes no --out")
+        if out is not None or in_place:
+            raise InputError("--check writes nothing: it takes no --out and no --in-place-scales")
         _check(model, profile, as_json)
         return
-    if out is None or (profile is None) != undo:
+    if in_place and undo:
+        raise InputError(
+            "--undo needs no --in-place-scales: it reads from the mark what was changed"
+        )
+    itself = in_place and model.endswith(".gguf")
+    if (out is None and not itself) or (profile is None) != undo:
         wanted = "--undo --out DIR" if undo else "--profile FILE --out DIR (or --check, or --undo)"
         raise InputError(f"give tempering bake MODEL {wanted}")
-    source = _gguf_source(model, out)
-    if undo:
+    source = Path(model).expanduser() if out is None else _gguf_source(model, out)
+    if undo and out is not None:
         _undo(model if source is None else str(source), out, as_json)
         return
     from tempering.attention.profiles.profile import Profile
@@ -68,19 +84,26 @@ def bake(
     if source is not None:
         from tempering.engines.checkpoints.gguf import bake_gguf
 
-        result = bake_gguf(source, chosen, out, say=common.note)
+        result = bake_gguf(source, chosen, out, in_place=in_place, say=common.note)
         types = ", ".join(f"{count} {kind}" for kind, count in result.kept.items()) or "none"
         wide = ", ".join(f"{count} {kind}" for kind, count in result.widened.items()) or "none"
-        changed = f"tensors changed in their own type: {types}; in a wider one: {wide}"
+        changed = (
+            f"tensors changed in their own type: {types}; in a wider one: {wide}\n"
+            f"rounding: at most {result.rounding:.2g} of a head's weights"
+        )
         stored = "as stored"
     else:
         from tempering.engines.checkpoints.bake import bake_checkpoint
+        from tempering.engines.checkpoints.scales import bake_scales
 
-        result = bake_checkpoint(model, chosen, out, say=common.note)
+        write = bake_scales if in_place else bake_checkpoint
+        result = write(model, chosen, out or "", say=common.note)
         changed = f"tensors changed: {result.tensors} ({result.dtype})"
         stored = f"as stored in {result.dtype}"
+        if result.rounding is not None:
+            changed += f"\nrounding: at most {result.rounding:.2g} of a head's weights"
     if as_json:
-        print(json.dumps({**vars(result), "path": str(result.path)}))
+        print(json.dumps(vars(result), default=str))
         return
     print(f"wrote {result.path}: {chosen.describe()} folded ({result.verdict})")
     print(changed)
@@ -88,6 +111,11 @@ def bake(
         "logits against the controlled model, in their standard deviations: "
         f"{result.deviation:.2g} folded in float32, {result.stored:.2g} {stored}"
     )
+    if source is not None and in_place:
+        print(
+            f"same size, nothing changed but scales; {result.mark} says how to undo it: keep it "
+            "beside the file"
+        )
 
 
 def _check(model: str, profile: str | None, as_json: bool) -> None:
@@ -154,6 +182,6 @@ def _gguf_source(model: str, out: Path) -> Path | None:
             f"--out {out} is a GGUF file, and {model} is none; give MODEL.gguf, or a directory "
             "for --out"
         )
-    from tempering.engines.checkpoints.gguf import embedded_gguf
+    from tempering.engines.checkpoints.gguf_files import embedded_gguf
 
     return embedded_gguf(model)

@@ -55,6 +55,8 @@ class BakeResult:
     deviation: of the logits from the controlled model's, folded in float32, in standard
         deviations of the logits; at most 1e-4.
     stored: the same for the weights as stored, rounded to their dtype.
+    rounding: share of its weights that a head lost to the rounding of scales, at the worst head;
+        None where weights that aren't quantised were folded.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class BakeResult:
     dtype: str
     deviation: float
     stored: float
+    rounding: float | None = None
 
 
 def bake_checkpoint(
@@ -99,7 +102,7 @@ def bake_checkpoint(
         say("comparing with the controlled model")
         inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
         wanted = controlled_logits(model, bound, inputs)
-    in_files = _located(model, checkpoint, chosen)
+    in_files = located(model, checkpoint, chosen)
     with widened(model, chosen):
         rounded = logits_of(model, inputs)
     exact = stored = deviation(rounded, wanted)
@@ -114,15 +117,8 @@ def bake_checkpoint(
     say(f"writing {out}")
     with beside(out) as partial:
         checkpoint.write(partial, in_files)
-        _write_json(
-            partial / "config.json",
-            {**checkpoint.config, BAKED_MARK: make_mark(bound, in_files)},
-        )
-        base = Path(name).name if Path(name).exists() else str(name)
-        card = model_card(
-            base, bound, _table(result), f"tempering bake {out.name} --undo --out DIR"
-        )
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_config(partial, {**checkpoint.config, BAKED_MARK: make_mark(bound, in_files)})
+        write_card(partial, name, bound, result)
         say("loading it back")
         again, _ = load_model(partial, dtype=checkpoint.main_dtype)
         with widened(again):
@@ -150,7 +146,7 @@ def undo_checkpoint(name: str | Path, out: str | Path) -> int:
     with beside(out) as partial:
         checkpoint.write(partial, inverse)
         plain = {key: value for key, value in checkpoint.config.items() if key != BAKED_MARK}
-        _write_json(partial / "config.json", plain)
+        write_config(partial, plain)
     return len(folds)
 
 
@@ -176,17 +172,23 @@ def _hub_directory(name: str) -> Path:
 
 def refuse_checkpoint(config: dict[str, Any], name: str) -> None:
     """BakeError for a configuration whose weights are quantised or baked already."""
-    if config.get(BAKED_MARK):
-        raise BakeError(
-            f"{name} was baked with a temperature profile already; bake the original, or take "
-            f"the profile out first: tempering bake {name} --undo --out DIR"
-        )
+    refuse_baked_checkpoint(config, name)
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unknown method")
         raise BakeError(
             f"the weights of {name} are quantised ({method}), which can't be folded exactly; "
-            "bake the model that they were quantised from, then quantise it"
+            "bake the model that they were quantised from, then quantise it; or change their "
+            "scales: --in-place-scales"
+        )
+
+
+def refuse_baked_checkpoint(config: dict[str, Any], name: str) -> None:
+    """BakeError for the configuration of a model that carries the mark of a bake."""
+    if config.get(BAKED_MARK):
+        raise BakeError(
+            f"{name} was baked with a temperature profile already; bake the original, or take "
+            f"the profile out first: tempering bake {name} --undo --out DIR"
         )
 
 
@@ -239,7 +241,7 @@ def real_input(model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"input_ids": ids[:, : min(_REAL_TOKENS, limit // 2) if limit > 1 else _REAL_TOKENS]}
 
 
-def _located(
+def located(
     model: Any, checkpoint: Checkpoint, chosen: list[tuple[Fold, Tensor]]
 ) -> dict[str, list[tuple[Fold, Tensor]]]:
     """The folds of the files' tensors, by tensor."""
@@ -279,6 +281,14 @@ def _rounds(
     return True
 
 
+def write_card(directory: Path, name: str | Path, profile: Profile, result: BakeResult) -> None:
+    """The model card of what was baked from the model `name`."""
+    base = Path(name).name if Path(name).exists() else str(name)
+    undo = f"tempering bake {result.path.name} --undo --out DIR"
+    card = model_card(base, profile, _table(result), undo)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
 def _table(result: BakeResult) -> dict[str, str]:
     return {
         "logits against the controlled model, folded in float32": f"{result.deviation:.2g} std",
@@ -288,5 +298,6 @@ def _table(result: BakeResult) -> dict[str, str]:
     }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def write_config(directory: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")

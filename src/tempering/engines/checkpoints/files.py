@@ -24,6 +24,17 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# What quantised checkpoints hold beside them.
+_RAW = _DTYPES | {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 # Weights in other formats, and what describes another directory than the new one.
 _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"}
 _REPLACED = {"README.md", "config.json", "manifest.json", "pytorch_model.bin.index.json"}
@@ -58,8 +69,11 @@ class Checkpoint:
                 "save the model with transformers, then bake that"
             )
         self.tensors: dict[str, Stored] = {}
+        self.metadata: dict[str, str] = {}
         for file in self.files:
-            self.tensors.update(_header(directory / file, file))
+            tensors, metadata = _header(directory / file, file)
+            self.tensors.update(tensors)
+            self.metadata.update(metadata)
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_bytes())
 
     @property
@@ -92,6 +106,17 @@ class Checkpoint:
         dtype = self.dtype(name)
         return tensor.to(torch.promote_types(dtype, torch.float32))
 
+    def raw(self, name: str) -> Tensor:
+        """A tensor as it is stored, integers as well; BakeError where it is missing or unknown."""
+        stored = self.tensors.get(name)
+        if stored is None or stored.dtype not in _RAW:
+            raise BakeError(
+                f"{self.directory} {'has no tensor' if stored is None else 'stores'} {name}"
+                + (f" as {stored.dtype}, which isn't read here" if stored else "")
+                + "; fetch or save the model again"
+            )
+        return _load(self.directory / stored.file, stored)
+
     def write(self, target: Path, folds: Folds) -> None:
         """Copy the directory into `target`, with folds in its weights.
 
@@ -99,14 +124,7 @@ class Checkpoint:
         """
         for name in folds:
             self.dtype(name)
-        for path in sorted(self.directory.iterdir()):
-            if (
-                path.is_file()
-                and path.suffix not in _LEFT_OUT
-                and path.name not in _REPLACED
-                and not path.name.startswith(".")
-            ):
-                shutil.copyfile(path, target / path.name)
+        copy_settings(self.directory, target)
         for file in self.files:
             shutil.copyfile(self.directory / file, target / file)
             with (target / file).open("r+b") as stream:
@@ -122,13 +140,26 @@ class Checkpoint:
                 os.fsync(stream.fileno())
 
 
-def _header(path: Path, file: str) -> dict[str, Stored]:
-    """What the header of a safetensors file says: 8 bytes of length, JSON, then the data."""
+def copy_settings(directory: Path, target: Path) -> None:
+    """Copy what lies beside the weights: tokenizer, generation settings, licence."""
+    for path in sorted(directory.iterdir()):
+        if (
+            path.is_file()
+            and path.suffix not in _LEFT_OUT
+            and path.name not in _REPLACED
+            and not path.name.startswith(".")
+        ):
+            shutil.copyfile(path, target / path.name)
+
+
+def _header(path: Path, file: str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Tensors and metadata of a safetensors file: 8 bytes of length, JSON, then the data."""
     try:
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
-        return {
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {
             name: Stored(
                 file,
                 entry["dtype"],
@@ -137,8 +168,8 @@ def _header(path: Path, file: str) -> dict[str, Stored]:
                 8 + size + entry["data_offsets"][1],
             )
             for name, entry in header.items()
-            if name != "__metadata__"
         }
+        return tensors, dict(metadata)
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
         raise ModelError(
             f"can't read {path} as safetensors: {error}; fetch or save the model again"
@@ -152,5 +183,5 @@ def _load(path: Path, stored: Stored) -> Tensor:
     if len(data) != stored.stop - stored.start:
         raise ModelError(f"{path} ends early; fetch or save the model again")
     if not data:
-        return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
-    return torch.frombuffer(data, dtype=_DTYPES[stored.dtype]).reshape(stored.shape)
+        return torch.empty(stored.shape, dtype=_RAW[stored.dtype])
+    return torch.frombuffer(data, dtype=_RAW[stored.dtype]).reshape(stored.shape)

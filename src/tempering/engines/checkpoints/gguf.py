@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +27,23 @@ from tempering.attention.baking.comparison import (
 from tempering.attention.baking.file_rows import locate
 from tempering.attention.baking.folds import Fold, folded
 from tempering.attention.baking.profile_folds import betas
-from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.bake import free_place, real_input
-from tempering.engines.checkpoints.gguf_blocks import Parts, fold_tensor, values_of
-from tempering.engines.loading import embedded
-from tempering.engines.loading.quiet import quiet
-from tempering.errors import BakeError, CheckError, ModelError
-from tempering.files import replace_atomic
+from tempering.engines.checkpoints.gguf_blocks import Parts, values_of
+from tempering.engines.checkpoints.gguf_files import load_gguf, open_gguf
+from tempering.engines.checkpoints.gguf_mark import (
+    MARK,
+    beside_of,
+    is_baked,
+    loaded_mark,
+    order_of,
+    read_beside,
+)
+from tempering.engines.checkpoints.gguf_write import sidecar, write_anew, write_in_place
+from tempering.errors import BakeError, CheckError, OutputError
+from tempering.files import replace_atomic, write_atomic
 
-MARK = "tempering.bake"
 # Of the standard deviation of the logits, for weights rounded as `ROUNDING` allows.
 _STORED = 0.1
 
@@ -45,22 +54,27 @@ class GgufResult:
 
     path: the new file. verdict: "per head" or "per layer".
     kept: tensors changed in their own type, by type; widened: those that take a wider one.
+    rounding: share of its changed weights that a head lost to rounding, at the worst head.
     deviation, stored: of the logits, as in `BakeResult`.
+    mark: the file beside it that undoes it, when scales were changed in place.
     """
 
     path: Path
     verdict: str
     kept: dict[str, int]
     widened: dict[str, int]
+    rounding: float
     deviation: float
     stored: float
+    mark: Path | None = None
 
 
 def bake_gguf(
     source: str | Path,
     profile: Profile,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
+    in_place: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> GgufResult:
     """Write a copy of a GGUF file whose own attention temperatures are those of `profile`.
@@ -73,19 +87,25 @@ def bake_gguf(
     ----------
     source: a GGUF file whose architecture transformers reads.
     profile: temperatures; layers at T = 1 stay as they are.
-    out: the file to write; it must not exist.
+    out: the file to write; it must not exist. None with `in_place` replaces `source` itself,
+        whole or not at all.
+    in_place: change nothing but scales (weights, in tensors of plain numbers): the file keeps
+        its size to the byte, its types and its integers, and a tensor that can't is refused.
+        How such a file is marked as baked is in `gguf_mark`.
     say: called with one line before each step.
 
-    Raises BakeError (names the layer and the reason), ProfileError, ModelError, CheckError,
-    OutputError. Nothing is written then.
+    Raises BakeError (names the layer or the tensor, and the reason), ProfileError, ModelError,
+    CheckError, OutputError. Nothing is written then.
     """
-    source, out = Path(source).expanduser(), free_place(out)
-    reader = _reader(source)
-    if reader.get_field(MARK) is not None:
+    source = Path(source).expanduser()
+    out = _itself(source) if out is None and in_place else free_place(_given(out))
+    reader = open_gguf(source)
+    if is_baked(reader):
         raise BakeError(
             f"{source} was baked with a temperature profile already; bake the original, or take "
             f"the profile out first: tempering bake {source} --undo --out FILE.gguf"
         )
+    beside = _free_beside(out) if in_place else None
     say("loading the model")
     model, tokenizer = load_gguf(source)
     profile.check_model(model)
@@ -97,6 +117,105 @@ def bake_gguf(
     say("comparing with the controlled model")
     inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
     wanted = controlled_logits(model, bound, inputs)
+    in_file = _located(model, chosen, reader)
+    with folded(model, chosen):
+        exact = deviation(logits_of(model, inputs), wanted)
+        check_deviation(exact, "the baked model")
+        kept_exact = {
+            fold.parameter: model.get_parameter(fold.parameter).detach().clone()
+            for fold, _ in chosen
+        }
+    del model
+    say(f"writing {out}")
+    results: list[GgufResult] = []
+
+    def fill(partial: Path) -> None:
+        mark = make_mark(bound, in_file)
+        if beside is None:
+            written = write_anew(reader, partial, in_file, json.dumps(mark))
+        else:
+            written = write_in_place(reader, source, partial, in_file, ROUNDING)
+        say("loading it back")
+        again, _ = load_gguf(partial)
+        _check_weights(again, chosen, kept_exact)
+        stored = deviation(logits_of(again, inputs), wanted)
+        if not stored <= _STORED:
+            raise CheckError(
+                f"the GGUF file loaded back disagrees with the controlled model: its logits are "
+                f"off by {stored:.2g} of their standard deviation (allowed {_STORED:g}); "
+                "nothing was written"
+            )
+        results.append(GgufResult(out, found.verdict, *written, exact, stored, beside))
+        if beside is not None:
+            write_atomic(beside, json.dumps(sidecar(reader, partial, mark)) + "\n")
+
+    mode = stat.S_IMODE(source.stat().st_mode)
+    try:
+        replace_atomic(out, fill)
+    except BaseException:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise
+    if out == source:
+        out.chmod(mode)
+    return results[0]
+
+
+def undo_gguf(source: str | Path, out: str | Path) -> int:
+    """Write a baked GGUF file's original weights, to rounding; the number of tensors changed."""
+    source, out = Path(source).expanduser(), free_place(out)
+    reader = open_gguf(source)
+    field = reader.get_field(MARK)
+    mark = read_beside(reader, source) if field is None else loaded_mark(reader, source)
+    if mark is None:
+        raise BakeError(f"{source} carries no mark of a bake; only a baked model can be undone")
+    _, folds = read_mark(mark, str(source))
+    inverse = {
+        name: [(fold, beta.reciprocal()) for fold, beta in parts] for name, parts in folds.items()
+    }
+
+    def fill(partial: Path) -> None:
+        if field is None:
+            now = order_of(reader)
+            first = [key for key in mark["order"] if key in now]
+            order = first + [key for key in now if key not in first]
+            write_in_place(reader, source, partial, inverse, math.inf, order)
+        else:
+            write_anew(reader, partial, inverse, None)
+
+    replace_atomic(out, fill)
+    return len(inverse)
+
+
+def _given(out: str | Path | None) -> str | Path:
+    if out is None:
+        raise OutputError("name the file to write; only in_place=True may do without")
+    return out
+
+
+def _itself(source: Path) -> Path:
+    """The file to replace by itself; OutputError where that would do something else."""
+    if source.is_symlink():
+        raise OutputError(
+            f"{source} is a link to {source.resolve()}, which others may use; give --out FILE.gguf"
+        )
+    if source.exists() and not os.access(source, os.W_OK):
+        raise OutputError(f"{source} is read-only; give --out FILE.gguf, or allow writing")
+    return source
+
+
+def _free_beside(out: Path) -> Path:
+    beside = beside_of(out)
+    if beside.exists() or beside.is_symlink():
+        raise OutputError(
+            f"{beside} exists, which undoes an earlier bake of a file with this name; move it to "
+            "that file, or remove it first"
+        )
+    return beside
+
+
+def _located(model: Any, chosen: list[tuple[Fold, Tensor]], reader: Any) -> dict[str, Parts]:
+    """The folds of the file's tensors, by tensor."""
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(map(int, reversed(item.shape))) for name, item in tensors.items()}
     in_file: dict[str, Parts] = {}
@@ -111,144 +230,7 @@ def bake_gguf(
             lambda name: values_of(tensors[name].data, tensors[name].tensor_type),
         ):
             in_file.setdefault(item.parameter, []).append((item, beta))
-    with folded(model, chosen):
-        exact = deviation(logits_of(model, inputs), wanted)
-        check_deviation(exact, "the baked model")
-        kept_exact = {
-            fold.parameter: model.get_parameter(fold.parameter).detach().clone()
-            for fold, _ in chosen
-        }
-    del model
-    say(f"writing {out}")
-    results: list[GgufResult] = []
-
-    def fill(partial: Path) -> None:
-        mark = json.dumps(make_mark(bound, in_file))
-        kept, widened = _write(reader, partial, in_file, mark)
-        say("loading it back")
-        again, _ = load_gguf(partial)
-        _check_weights(again, chosen, kept_exact)
-        stored = deviation(logits_of(again, inputs), wanted)
-        if not stored <= _STORED:
-            raise CheckError(
-                f"the GGUF file loaded back disagrees with the controlled model: its logits are "
-                f"off by {stored:.2g} of their standard deviation (allowed {_STORED:g}); "
-                "nothing was written"
-            )
-        results.append(GgufResult(out, found.verdict, kept, widened, exact, stored))
-
-    replace_atomic(out, fill)
-    return results[0]
-
-
-def undo_gguf(source: str | Path, out: str | Path) -> int:
-    """Write a baked GGUF file's original weights, to rounding; the number of tensors changed."""
-    source, out = Path(source).expanduser(), free_place(out)
-    reader = _reader(source)
-    field = reader.get_field(MARK)
-    if field is None:
-        raise BakeError(f"{source} carries no mark of a bake; only a baked model can be undone")
-    _, folds = read_mark(_mark(field, source), str(source))
-    inverse = {
-        name: [(fold, beta.reciprocal()) for fold, beta in parts] for name, parts in folds.items()
-    }
-    replace_atomic(out, lambda partial: _discard(_write(reader, partial, inverse, None)))
-    return len(inverse)
-
-
-def _mark(field: Any, source: Path) -> Any:
-    try:
-        return json.loads(field.contents())
-    except (TypeError, ValueError) as error:
-        raise BakeError(f"the mark of {source} is damaged: it is not JSON ({error})") from error
-
-
-def _discard(result: object) -> None:
-    return None
-
-
-def _reader(source: Path) -> Any:
-    from gguf import GGUFReader
-
-    if not source.is_file():
-        raise ModelError(f"no GGUF file {source}")
-    try:
-        reader = GGUFReader(source)
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ModelError(f"can't read {source} as a GGUF file: {error}") from error
-    split = reader.get_field("split.count")
-    if split is not None and int(split.contents()) > 1:
-        raise BakeError(
-            f"{source} is one part of a split model; join the parts first: llama-gguf-split --merge"
-        )
-    return reader
-
-
-def embedded_gguf(name: str) -> Path:
-    """The GGUF file that an embedded model comes in."""
-    return embedded._find(embedded.MODELS[name]).path
-
-
-def load_gguf(source: Path) -> tuple[Any, Any]:
-    """Model (float32) and tokenizer of a GGUF file that transformers can read."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, file = str(source.parent), source.name
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=file, dtype=torch.float32
-            )
-        except Exception as error:  # the loaders raise every kind
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"transformers can't read {source}: {reason}") from error
-    if field := _reader(source).get_field(MARK):
-        setattr(model.config, BAKED_MARK, _mark(field, source))
-    return model.eval(), tokenizer
-
-
-def _write(
-    reader: Any, target: Path, folds: Mapping[str, Parts], mark: str | None
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Copy a GGUF file with folds in its tensors; how many kept their type, and how many not."""
-    from gguf import GGUFValueType, GGUFWriter
-
-    architecture = reader.get_field("general.architecture").contents()
-    writer = GGUFWriter(target, architecture, endianess=reader.endianess)
-    writer.data_alignment = reader.alignment
-    for field in reader.fields.values():
-        name = field.name
-        if name in ("general.architecture", MARK) or name.startswith("GGUF."):
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
-    if mark is not None:
-        writer.add_string(MARK, mark)
-    kept: dict[str, int] = {}
-    widened: dict[str, int] = {}
-    changed: dict[str, Any] = {}
-    for tensor in reader.tensors:
-        data, kind = tensor.data, tensor.tensor_type
-        if tensor.name in folds:
-            data, kind = fold_tensor(data, kind, folds[tensor.name], ROUNDING)
-            changed[tensor.name] = data
-            own = kind == tensor.tensor_type
-            text = kind.name if own else f"{tensor.tensor_type.name} -> {kind.name}"
-            count = kept if own else widened
-            count[text] = count.get(text, 0) + 1
-        writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, kind)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in reader.tensors:
-            writer.write_tensor_data(changed.pop(tensor.name, tensor.data))
-    finally:
-        writer.close()
-    return kept, widened
+    return in_file
 
 
 def _check_weights(
