@@ -40,6 +40,7 @@ from tempering.errors import DataError, InputError, ModelError
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.recall import recall
 from tempering.evaluation.returned import Scores, returned, score
+from tempering.evaluation.run_lock import RunLock
 
 # Texts of the package that are learned from by default, and chunks on which support is restored.
 LEARNED, SUPPORT_CHUNKS = ("fiction", "code"), 4
@@ -79,41 +80,60 @@ class Material:
 
 
 def run_repair(request: Request) -> None:
-    """The whole command; files are beside `out`, and go once it is done."""
-    state = state_of(request.out, request.resume)
-    lessons = request.out.with_name(request.out.name + ".lessons")
-    if lessons.exists() and not request.resume:
-        shutil.rmtree(lessons)
+    """The whole command; its files stand beside `out`, and go once it is done."""
+    with RunLock(request.out, "repair"):
+        state = state_of(request.out, request.resume)
+        lessons = request.out.with_name(request.out.name + ".lessons")
+        if lessons.exists() and not request.resume:
+            shutil.rmtree(lessons)
+        config, tokenizer, material, key = prepare(request)
+        with Journal(request.out.parent, "repair", key) as journal:
+            try:
+                _repair(request, config, tokenizer, material, lessons, state, journal)
+            except KeyboardInterrupt:
+                common.note("interrupted; what was done is kept. Add --resume to go on")
+                raise typer.Exit(130) from None
+            journal.finish()
+        shutil.rmtree(lessons, ignore_errors=True)
+        state.unlink(missing_ok=True)
+
+
+def prepare(request: Request) -> tuple[Any, Any, Material, dict[str, Any]]:
+    """Configuration and tokenizer of the compressed model, the texts, and what names the run.
+
+    The model is opened again once the reference is gone: they need not fit in memory together.
+    """
     network, tokenizer = common.open_model(request.compressed, request.device, request.dtype)
     material = gather(request, tokenizer)
-    journal = Journal(request.out.parent, "repair", _key(request, network, material))
-    config = network.config
-    try:
-        with common.staged() as report:
-            known, entropy = None, None
-            if request.reference is not None:
-                del network  # the two models need not fit in memory together
-                goals, known, entropy = ask(
-                    request, config, tokenizer, material, lessons, journal, report
-                )
-                material = replace(material, goals=goals)
-                network, _ = common.open_model(request.compressed, request.device, request.dtype)
-            before = score(
-                network, material.tests, label="compressed", journal=journal, progress=report
+    return network.config, tokenizer, material, _key(request, network, material)
+
+
+def _repair(
+    request: Request,
+    config: Any,
+    tokenizer: Any,
+    material: Material,
+    lessons: Path,
+    state: Path,
+    journal: Journal,
+) -> None:
+    """Ask the reference, learn, test, and write what was found."""
+    with common.staged() as report:
+        known, entropy = None, None
+        if request.reference is not None:
+            goals, known, entropy = ask(
+                request, config, tokenizer, material, lessons, journal, report
             )
-            if known is not None:
-                say_damage(material.tests, known, before)
-            profile, tuned = learn(request, network, material, entropy, state, report)
-            found = after(request, network, material, profile, journal, report)
-    except KeyboardInterrupt:
-        journal.close()
-        common.note("interrupted; what was done is kept. Add --resume to go on")
-        raise typer.Exit(130) from None
-    journal.close()
+            material = replace(material, goals=goals)
+        network, _ = common.open_model(request.compressed, request.device, request.dtype)
+        before = score(
+            network, material.tests, label="compressed", journal=journal, progress=report
+        )
+        if known is not None:
+            say_damage(material.tests, known, before)
+        profile, tuned = learn(request, network, material, entropy, state, report)
+        found = after(request, network, material, profile, journal, report)
     save(request, network, material, profile, tuned, known, before, found)
-    journal.finish()
-    shutil.rmtree(lessons, ignore_errors=True)
-    state.unlink(missing_ok=True)
 
 
 def gather(request: Request, tokenizer: Any) -> Material:
