@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tempering import errors
 from tempering.errors import DataError, InputError, ScheduleError
-from tempering.estimators.arrays import writable
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, in_data_units
 from tempering.estimators.mixture.radial import KERNELS
 from tempering.estimators.mixture.ranks import agreed, gathered
 from tempering.estimators.mixture.rows import Rows
 from tempering.schedules import Schedule, as_schedule
+from tempering.tensors import from_numpy
 
 # A schedule is read at as many temperatures as keep neighbours this far apart, or closer.
 _STEP = math.log(1 / 0.9)
@@ -217,7 +217,7 @@ def _far_row(rows: Rows, alive: Tensor) -> str:
 
 def array_rows(array: np.ndarray) -> Tensor:
     """An array [rows, features] as a tensor of the same memory, finite."""
-    values = torch.from_numpy(writable(array))
+    values = from_numpy(array)
     check_finite(values, "X")
     return values
 
@@ -262,16 +262,43 @@ def check_distinct(rows: Rows, count: int) -> None:
             f"n_components = {count} with n_samples = {len(rows.values)} row(s) of weight above "
             "0; a mixture needs at least as many rows as components: fit fewer components"
         )
-    size = max(1000, 10 * count)
-    while count > 1:
+    if count > 1 and (seen := _distinct(rows, count)) < count:
+        raise DataError(
+            f"n_components = {count}, but X has {seen} distinct row(s) of {rows.count}; "
+            f"fit at most {seen} component(s)"
+        )
+
+
+def warn_of_few_rows(count: int, family: Family, rows: Rows, level: int) -> None:
+    """Warn where a mixture has more free numbers than there are distinct rows.
+
+    One component has one maximum, which its mean and scatter give, so it needs no warning.
+    """
+    free = family.parameters(count, rows.features)
+    if count == 1 or (seen := _distinct(rows, free)) >= free:
+        return
+    kinds = {name: Family(kind(), family.kernel, 0.0) for name, kind in SHAPES.items()}
+    numbers = {name: kind.parameters(count, rows.features) for name, kind in kinds.items()}
+    fitting = [f"{name!r} ({number} numbers)" for name, number in numbers.items() if number <= seen]
+    leaner = f"covariance_type = {' or '.join(fitting)}, " if fitting else ""
+    warnings.warn(
+        f"X has {seen} distinct row(s) for the {free} free numbers of {count} components with "
+        f"covariance_type = {family.shape.name!r}: they do not determine a mixture. Components "
+        "that shrink onto a few rows have a likelihood that only reg_covar bounds, and other "
+        f"starts may find likelier ones. Use {leaner}fewer components, a larger reg_covar, or "
+        "more rows",
+        errors.TemperingWarning,
+        stacklevel=level + 1,
+    )
+
+
+def _distinct(rows: Rows, enough: int) -> int:
+    """The number of distinct rows; where that is `enough` or more, some number from there on."""
+    size = max(1000, 10 * enough)
+    while True:
         seen = len(torch.unique(rows.sample(size).values, dim=0))
-        if seen >= count:
-            return
-        if size >= rows.count:
-            raise DataError(
-                f"n_components = {count}, but X has {seen} distinct row(s) of {rows.count}; "
-                f"fit at most {seen} component(s)"
-            )
+        if seen >= enough or size >= rows.count:
+            return seen
         size = min(rows.count, size * 100)
 
 
@@ -325,8 +352,7 @@ def as_numbers(
     if isinstance(given, Tensor):
         return given.detach().to(device, torch.float64)
     try:
-        array = writable(np.asarray(given, dtype=np.float64))
-        return torch.as_tensor(array, device=device)
+        return from_numpy(np.asarray(given, dtype=np.float64)).to(device)
     except (TypeError, ValueError):
         raise DataError(f"{name} can't be read as numbers; give {expected}") from None
 
