@@ -70,6 +70,15 @@ def test_constant_rows():
         AnnealedMixture(reg_covar=0.0).fit(x)
 
 
+@pytest.mark.parametrize("value", [-1e5, 1e12, 1e148])
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_constant_rows_of_any_size_have_the_ridge_for_variance(kind, value):
+    model = AnnealedMixture(covariance_type=kind).fit(np.full((7, 2), value))
+    np.testing.assert_array_equal(model.means_, [[value, value]])
+    truth = -math.log(2 * math.pi) - math.log(1e-6)
+    assert model.lower_bound_ == pytest.approx(truth, abs=1e-9)
+
+
 def test_more_components_than_rows():
     with pytest.raises(DataError, match=r"n_components = 21 with n_samples = 20"):
         AnnealedMixture(21).fit(X)

@@ -160,8 +160,12 @@ def framed(values: Tensor, weights: Tensor | None, group: Any, ridge: float = 0.
     apart = (sample / largest - pivot / largest).abs()
     spreads = _spreads(apart, drawn.weights)
     spread = float(spreads.amax())
-    if spread == 0:  # of a constant table the numbers themselves are the measure
-        spread = 1.0
+    if spread == 0:
+        gaps = (values.double() - pivot).abs()
+        away = float(plain.greatest(gaps.amax().view(1) if len(values) else pivot.new_zeros(1)))
+        if ridge > 0 and away == 0:  # of rows that all agree the ridge is the measure
+            return Rows(values, weights, group, pivot, 2.0 ** math.frexp(math.sqrt(ridge))[1])
+        spread = 1.0  # else the numbers themselves are
     exponent = math.frexp(spread)[1] + math.frexp(largest)[1] - 1
     exponent = min(max(exponent, least, -_EXTREME), _EXTREME)
     fine = (spreads > 0) & (spreads < spread / _FARTHEST)
