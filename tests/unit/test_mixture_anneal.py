@@ -11,7 +11,8 @@ import torch
 from tempering import posterior
 from tempering.errors import InputError, ScheduleError
 from tempering.estimators import AnnealedMixture
-from tempering.estimators.mixture.anneal import ANNEALED
+from tempering.estimators.mixture.anneal import ANNEALED, anneal
+from tempering.estimators.mixture.checks import framed
 from tempering.estimators.mixture.em import Components, expect, maximise
 from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.survey import survey
@@ -74,6 +75,27 @@ def test_later_splits_are_reported_where_and_along_what_they_happen(fitted):
         np.testing.assert_allclose(split.mean, side.mean(0), atol=0.05)
     # Numbers are for life, and no component is born twice.
     assert sorted(split.child for split in fitted.splits_) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("few", [1, 3])
+@pytest.mark.parametrize("far", [30.0, 1e3, 1e9])
+@pytest.mark.parametrize("features", [1, 2])
+def test_annealing_goes_on_until_a_few_rows_far_away_are_told_apart(features, far, few):
+    x = np.random.default_rng(0).standard_normal((100, features))
+    x[:few] += far
+    rows = framed(torch.tensor(x), None, None)
+    *_, last = anneal(rows, 2)
+    assert sorted(last.survey.mass.tolist()) == pytest.approx([few, 100 - few], rel=1e-9)
+    within = (few * x[:few].var(0) + (100 - few) * x[few:].var(0)).mean() / 100
+    assert last.variance * rows.unit**2 == pytest.approx(within, rel=0.02)
+
+
+def test_two_components_on_one_cluster_end_at_the_variance_within_them():
+    x = np.random.default_rng(1).standard_normal((400, 2)) * [2, 1]
+    model = AnnealedMixture(2, covariance_type="spherical", n_init=1, random_state=0).fit(x)
+    end = model.path_[model.path_["n_components"] == 2]
+    end = end[end["temperature"] == 1][0]
+    assert model.kernel_variance_ == pytest.approx(end["distortion"] / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

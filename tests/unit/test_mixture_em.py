@@ -114,6 +114,18 @@ def test_float32_far_from_the_origin_is_worked_on_in_float64():
     near = torch.tensor(x, dtype=torch.float32)
     assert Rows(near).working_dtype(torch.eye(3, dtype=torch.float64)) == torch.float32
     assert Rows(near).working_dtype(1e3 * torch.eye(3, dtype=torch.float64)) == torch.float64
+    # A row on the mean of a Laplace component weighs 1e6, and so does its rounding.
+    assert Rows(near).working_dtype(torch.eye(3, dtype=torch.float64), 1e6) == torch.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_rows_that_repeat_give_the_same_laplace_fit(kind):
+    x = np.random.default_rng(0).integers(0, 12, (60, 1)).astype(np.float32)
+    settings = {"covariance_type": kind, "kernel": "laplace", "random_state": 0, "reg_covar": 0.1}
+    single = AnnealedMixture(3, **settings).fit(x)
+    double = AnnealedMixture(3, **settings).fit(x.astype(np.float64))
+    np.testing.assert_allclose(single.means_, double.means_, atol=1e-5)
+    np.testing.assert_allclose(single.covariances_, double.covariances_, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 
 from tempering.errors import ConvergenceWarning as OwnConvergenceWarning
+from tempering.errors import TemperingWarning
 from tempering.estimators import AnnealedMixture, MixtureConvergenceWarning
 from tempering.estimators.mixture.rows import Rows
 from tests.unit import mixture_oracle as oracle
@@ -52,6 +53,7 @@ def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
 def test_check_estimator(parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixtureConvergenceWarning)
+        warnings.filterwarnings("ignore", r"X has \d+ distinct row", TemperingWarning)
         results = check_estimator(AnnealedMixture(**parameters), on_skip=None, on_fail=None)
     status = {result["check_name"]: result["status"] for result in results}
     # The array API is checked by scikit-learn only where SCIPY_ARRAY_API is set.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.estimator_checks import check_param_validation
 
-from tempering.errors import DataError, InputError, ScheduleError
+from tempering.errors import DataError, InputError, ScheduleError, TemperingWarning
 from tempering.estimators import AnnealedMixture
 
 X = np.random.default_rng(0).standard_normal((20, 3))
@@ -67,13 +70,23 @@ def test_constant_rows():
         AnnealedMixture(reg_covar=0.0).fit(x)
 
 
+@pytest.mark.parametrize("value", [-1e5, 1e12, 1e148])
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_constant_rows_of_any_size_have_the_ridge_for_variance(kind, value):
+    model = AnnealedMixture(covariance_type=kind).fit(np.full((7, 2), value))
+    np.testing.assert_array_equal(model.means_, [[value, value]])
+    truth = -math.log(2 * math.pi) - math.log(1e-6)
+    assert model.lower_bound_ == pytest.approx(truth, abs=1e-9)
+
+
 def test_more_components_than_rows():
     with pytest.raises(DataError, match=r"n_components = 21 with n_samples = 20"):
         AnnealedMixture(21).fit(X)
     twice = np.repeat(X[:4], 10, 0)
     with pytest.raises(DataError, match=r"4 distinct row\(s\) of 40; fit at most 4"):
         AnnealedMixture(5).fit(twice)
-    assert AnnealedMixture(4, random_state=0).fit(twice).n_components_ == 4
+    with pytest.warns(TemperingWarning, match=r"4 distinct row\(s\) for the 39 free numbers"):
+        assert AnnealedMixture(4, random_state=0).fit(twice).n_components_ == 4
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
@@ -181,6 +194,53 @@ def test_columns_that_depend_on_each_other():
     assert AnnealedMixture(random_state=0).fit(x).converged_
     with pytest.raises(DataError, match="columns that depend on each other"):
         AnnealedMixture(reg_covar=0.0).fit(np.c_[X[:, :1], X[:, :1]])
+
+
+@pytest.mark.parametrize("kind", ["full", "tied"])
+@pytest.mark.parametrize("ratio", [1e-6, 1e-11])
+def test_a_ridge_that_float64_holds_mends_columns_that_depend_on_each_other(kind, ratio):
+    x = np.c_[X[:, 0], 2 * X[:, 0]]
+    variance = X[:, 0].var()
+    model = AnnealedMixture(covariance_type=kind, reg_covar=ratio * variance).fit(x)
+    # The eigenvalues are r and 5 v + r, and the mean squared distance is 5 v / (5 v + r).
+    small, large = ratio * variance, (5 + ratio) * variance
+    truth = -math.log(2 * math.pi) - (math.log(small) + math.log(large) + 5 / (5 + ratio)) / 2
+    assert model.lower_bound_ == pytest.approx(truth, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied"])
+@pytest.mark.parametrize("ratio", [1e-15, 1e-17, 1e-60])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_ridge_that_is_lost_in_rounding_mends_nothing(kind, ratio, count):
+    x = np.c_[X[:, 0], 2 * X[:, 0]]
+    model = AnnealedMixture(count, covariance_type=kind, reg_covar=ratio * X[:, 0].var())
+    with pytest.raises(DataError, match="columns that depend on each other"):
+        model.fit(x)
+    # Each column is scaled by itself: columns of different units are no columns that depend.
+    assert AnnealedMixture(covariance_type=kind, reg_covar=0.0).fit(X * [1, 1e9, 1e-9]).converged_
+
+
+@pytest.mark.parametrize(
+    ("kind", "free", "advice"),
+    [
+        ("full", 29, "'tied' (17 numbers) or 'diag' (20 numbers) or"),
+        ("diag", 20, "'tied' (17 numbers) or 'spherical' (14"),
+        ("tied", 17, None),
+        ("spherical", 14, None),
+    ],
+)
+def test_fewer_rows_than_free_numbers_are_said(kind, free, advice):
+    x = np.random.default_rng(0).standard_normal((free, 3))
+    settings = {"covariance_type": kind, "n_init": 1, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AnnealedMixture(3, **settings).fit(x)
+        AnnealedMixture(1, **settings).fit(x[:5])  # one component has one maximum
+    with pytest.warns(TemperingWarning, match="do not determine a mixture") as caught:
+        AnnealedMixture(3, **settings).fit(np.r_[x[1:], x[1:3]])  # repeats count once
+    message = str(caught[0].message)
+    assert f"{free - 1} distinct row(s) for the {free} free numbers of 3 components" in message
+    assert advice is None or advice in message
 
 
 def test_too_few_rows_to_hold_out():

@@ -29,6 +29,10 @@ COOLING = 0.9
 _PASSES = 100
 _STILL = 1e-2
 _TOGETHER = 0.05
+# Copies are 2 sqrt(lambda - v) apart below their critical lambda, 0.67 deviations after one step.
+# A few rows far away hold them within a quarter of one until v is small enough to tell those rows
+# from the rest: until then the variance within components is that of all rows, and no end.
+_PARTED = 0.5
 # Below this deviation, in units of the largest distance, numbers of float64 are too coarse.
 _NO_SPREAD = 4 * torch.finfo(torch.float64).eps
 # Where lower temperatures would gain this little (dS/dT = C/T; nats), nothing moves on the way.
@@ -95,7 +99,7 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
         following = (
             next(planned, None)
             if temperatures
-            else _cooler(seen, variance, float(values.amax()), complete)
+            else _cooler(seen, variance, float(values.amax()), complete and _parted(state))
         )
         if following is None or following <= (_NO_SPREAD * rows.reach) ** 2:
             return
@@ -151,7 +155,10 @@ def _largest(scatter: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cooler(seen: Survey, variance: float, critical: float, complete: bool) -> float | None:
-    """The next variance; None at the end. `critical` is where the next component would split."""
+    """The next variance; None at the end. `critical` is where the next component would split.
+
+    complete: all components are there and have parted, so v ends at the variance within them.
+    """
     end = pooled_variance(seen) if complete else 0.0
     if complete and variance <= 1.01 * end:
         return None
@@ -185,16 +192,25 @@ def _split(
 
 
 def _together(state: Components) -> tuple[int, int] | None:
-    """The closest two components, i < j, if they have not parted."""
+    """The closest two components, i < j, if they are still one."""
+    nearest, i, j = _closest(state)
+    return None if nearest >= _TOGETHER else (i, j)
+
+
+def _parted(state: Components) -> bool:
+    """Whether every two components are far enough apart for v to be the variance within them."""
+    return _closest(state)[0] >= _PARTED
+
+
+def _closest(state: Components) -> tuple[float, int, int]:
+    """The least distance of two means in deviations of the kernel, and the two, i < j."""
     if len(state.means) < 2:
-        return None
+        return math.inf, 0, 0
     distances = torch.cdist(state.means, state.means)
     distances.fill_diagonal_(math.inf)
-    nearest = float(distances.min())
-    if nearest >= _TOGETHER * math.sqrt(float(state.covariances[0])):
-        return None
+    nearest = distances.min()
     i, j = (distances == nearest).nonzero()[0].tolist()
-    return min(i, j), max(i, j)
+    return float(nearest) / math.sqrt(float(state.covariances[0])), min(i, j), max(i, j)
 
 
 def _joined(state: Components, i: int, j: int) -> Components:

@@ -160,8 +160,12 @@ def framed(values: Tensor, weights: Tensor | None, group: Any, ridge: float = 0.
     apart = (sample / largest - pivot / largest).abs()
     spreads = _spreads(apart, drawn.weights)
     spread = float(spreads.amax())
-    if spread == 0:  # of a constant table the numbers themselves are the measure
-        spread = 1.0
+    if spread == 0:
+        gaps = (values.double() - pivot).abs()
+        away = float(plain.greatest(gaps.amax().view(1) if len(values) else pivot.new_zeros(1)))
+        if ridge > 0 and away == 0:  # of rows that all agree the ridge is the measure
+            return Rows(values, weights, group, pivot, 2.0 ** math.frexp(math.sqrt(ridge))[1])
+        spread = 1.0  # else the numbers themselves are
     exponent = math.frexp(spread)[1] + math.frexp(largest)[1] - 1
     exponent = min(max(exponent, least, -_EXTREME), _EXTREME)
     fine = (spreads > 0) & (spreads < spread / _FARTHEST)
@@ -216,7 +220,7 @@ def _far_row(rows: Rows, alive: Tensor) -> str:
 
 
 def array_rows(array: np.ndarray) -> Tensor:
-    """An array [rows, features] as a tensor, of the same memory where torch can read it."""
+    """An array [rows, features] as a tensor of the same memory, finite."""
     values = from_numpy(array)
     check_finite(values, "X")
     return values
@@ -262,16 +266,43 @@ def check_distinct(rows: Rows, count: int) -> None:
             f"n_components = {count} with n_samples = {len(rows.values)} row(s) of weight above "
             "0; a mixture needs at least as many rows as components: fit fewer components"
         )
-    size = max(1000, 10 * count)
-    while count > 1:
+    if count > 1 and (seen := _distinct(rows, count)) < count:
+        raise DataError(
+            f"n_components = {count}, but X has {seen} distinct row(s) of {rows.count}; "
+            f"fit at most {seen} component(s)"
+        )
+
+
+def warn_of_few_rows(count: int, family: Family, rows: Rows, level: int) -> None:
+    """Warn where a mixture has more free numbers than there are distinct rows.
+
+    One component has one maximum, which its mean and scatter give, so it needs no warning.
+    """
+    free = family.parameters(count, rows.features)
+    if count == 1 or (seen := _distinct(rows, free)) >= free:
+        return
+    kinds = {name: Family(kind(), family.kernel, 0.0) for name, kind in SHAPES.items()}
+    numbers = {name: kind.parameters(count, rows.features) for name, kind in kinds.items()}
+    fitting = [f"{name!r} ({number} numbers)" for name, number in numbers.items() if number <= seen]
+    leaner = f"covariance_type = {' or '.join(fitting)}, " if fitting else ""
+    warnings.warn(
+        f"X has {seen} distinct row(s) for the {free} free numbers of {count} components with "
+        f"covariance_type = {family.shape.name!r}: they do not determine a mixture. Components "
+        "that shrink onto a few rows have a likelihood that only reg_covar bounds, and other "
+        f"starts may find likelier ones. Use {leaner}fewer components, a larger reg_covar, or "
+        "more rows",
+        errors.TemperingWarning,
+        stacklevel=level + 1,
+    )
+
+
+def _distinct(rows: Rows, enough: int) -> int:
+    """The number of distinct rows; where that is `enough` or more, some number from there on."""
+    size = max(1000, 10 * enough)
+    while True:
         seen = len(torch.unique(rows.sample(size).values, dim=0))
-        if seen >= count:
-            return
-        if size >= rows.count:
-            raise DataError(
-                f"n_components = {count}, but X has {seen} distinct row(s) of {rows.count}; "
-                f"fit at most {seen} component(s)"
-            )
+        if seen >= enough or size >= rows.count:
+            return seen
         size = min(rows.count, size * 100)
 
 

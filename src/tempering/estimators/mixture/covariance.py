@@ -18,6 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+# A pivot of a Cholesky factor is off by about eps of its column's variance, and the log density by
+# half of that relative to what is left of it: below this, by more than 1e-3 nats.
+_ROUNDED = 500 * torch.finfo(torch.float64).eps
+
 Moments = tuple[Tensor, ...]
 
 
@@ -312,8 +316,13 @@ def _cholesky(covariances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _not_definite(covariances: Tensor) -> Tensor:
+    """Not positive definite, or only by rounding: a column left with less than `_ROUNDED` of its
+    variance once the columns before it are known, the square of a pivot over the variance."""
     factors, info = torch.linalg.cholesky_ex(covariances)
-    return (info != 0) | ~torch.isfinite(factors).flatten(-2).all(-1)
+    pivots = torch.diagonal(factors, dim1=-2, dim2=-1)
+    root = torch.diagonal(covariances, dim1=-2, dim2=-1).sqrt()
+    apart = (pivots / root).square() > _ROUNDED  # False for NaN too
+    return (info != 0) | ~torch.isfinite(factors).flatten(-2).all(-1) | ~apart.all(-1)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

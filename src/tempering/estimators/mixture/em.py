@@ -70,11 +70,16 @@ class Family:
 
     def measured(self, factor: Factor, reach: float) -> Family:
         """The same, with the quickest class of covariances that is exact enough up to `reach`."""
-        return replace(self, shape=suited(self.shape, factor, reach))
+        return replace(self, shape=suited(self.shape, factor, reach, self.kernel.strongest))
 
     def within(self, unit: float) -> Family:
         """The same for rows that are measured in `unit`."""
         return replace(self, ridge=self.ridge / unit / unit)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the ridge keeps components off rows that agree; one lost in rounding does not."""
+        return self.ridge > _COARSE**2
 
     def parameters(self, components: int, features: int) -> int:
         """Free numbers of a mixture."""
@@ -95,9 +100,9 @@ class Sums(NamedTuple):
 def factor_of(components: Components, family: Family) -> Factor:
     """The covariances made ready; CollapsedError where one is not positive definite."""
     broken = family.shape.broken(components.covariances)
-    if family.ridge == 0:
+    if not family.bounded:
         variances = family.shape.variances(components.covariances, components.means.shape[1])
-        coarse = (_COARSE * components.means).square()
+        coarse = (_COARSE * components.means).square() + 2 * family.ridge
         if len(variances) == 1:
             coarse = coarse.amin(0, keepdim=True)
         broken = broken | (variances <= coarse).any(1)
@@ -163,7 +168,7 @@ def densities(
     """(x, weights, log p, squared distances, middle) of each chunk of `size` rows."""
     factor = factor_of(components, family)
     family = family.measured(factor, rows.reach)
-    dtype = rows.working_dtype(factor.whitener)
+    dtype = rows.working_dtype(factor.whitener, family.kernel.strongest)
     for x, weights in rows.chunks(size or chunk_size(components, family), dtype):
         yield (x, weights, *log_density(x, components, factor, family))
 
@@ -182,7 +187,7 @@ def expect(rows: Rows, components: Components, family: Family, temperature: floa
     total: list[Tensor] | None = None
     factor = factor_of(components, family)
     family = family.measured(factor, rows.reach)
-    dtype = rows.working_dtype(factor.whitener)
+    dtype = rows.working_dtype(factor.whitener, family.kernel.strongest)
     for x, weights in rows.chunks(chunk_size(components, family), dtype):
         logits, pull, middle = _logits(x, components, factor, family, temperature)
         highest = logits.amax(0)

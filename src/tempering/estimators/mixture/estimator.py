@@ -19,6 +19,7 @@ from tempering.estimators.mixture.checks import (
     rows_of,
     temperatures_of,
     warn,
+    warn_of_few_rows,
     warn_of_ridge,
 )
 from tempering.estimators.mixture.density import FittedMixture, like
@@ -158,7 +159,8 @@ class AnnealedMixture(FittedMixture):
         no float64 in the data's units; a row too far from all others. ParameterError (an
         InputError): a setting out of its range. ScheduleError: a schedule that does not end at 1.
         Warns MixtureConvergenceWarning when EM did not converge, or when starts collapsed;
-        TemperingWarning when reg_covar is large for the data. Ctrl-C returns the best so far with
+        TemperingWarning when reg_covar is large for the data, or when two components or more have
+        more free numbers than there are distinct rows. Ctrl-C returns the best so far with
         a warning and `converged_` False.
         """
         self._fit(X, sample_weight, responsibilities)
@@ -201,6 +203,7 @@ class AnnealedMixture(FittedMixture):
             trace.value = sums.objective / rows.total
         self._publish(trace, rows, family, X)
         warn_of_ridge(kept(trace), family, rows, 3)
+        warn_of_few_rows(len(kept(trace).means), family, rows, 3)
         if interrupted:
             warn(
                 "interrupted: this is the best mixture so far, not a converged one; fit again, "
@@ -213,7 +216,7 @@ class AnnealedMixture(FittedMixture):
                 "max_iter, or tol, or scale the columns to similar spreads",
                 3,
             )
-        if trace.collapsed and family.ridge == 0:  # else it was rounding that stopped a start
+        if trace.collapsed and not family.bounded:  # else it was rounding that stopped a start
             warn(
                 f"{trace.collapsed} of {starts} starts put a component on rows that agree, where "
                 "the likelihood grows without bound; the mixture is the best of the others. Raise "

@@ -143,10 +143,13 @@ _EXPANDED: dict[str, Shape] = {
 }
 
 
-def suited(shape: Shape, factor: Factor, reach: float) -> Shape:
-    """The quick class of that kind, or `shape` itself where rounding would show in float64."""
+def suited(shape: Shape, factor: Factor, reach: float, pull: float) -> Shape:
+    """The quick class of that kind, or `shape` itself where rounding would show in float64.
+
+    pull: the largest weight of a row in the moments.
+    """
     largest = float(factor.whitener.abs().amax()) * reach
     rounding = torch.finfo(torch.float64).eps * largest
     if shape.name != "full":
-        rounding *= largest
+        rounding *= largest * max(pull, 1.0)
     return _EXPANDED[shape.name] if rounding < _ROUNDING else shape

@@ -26,6 +26,11 @@ class Radial(ABC):
     least squares; Peel and McLachlan 2000 for Student-t).
     """
 
+    @property
+    def strongest(self) -> float:
+        """The largest pull in one dimension: rounding in a square grows by it in the moments."""
+        return 1.0
+
     @abstractmethod
     def energy(self, squared: Float[Tensor, "..."], features: int) -> Float[Tensor, "..."]:
         """Energy at squared distance m^2; 0 at the mean."""
@@ -80,6 +85,10 @@ class Gaussian(Radial):
 class Laplace(Radial):
     """energy = m: the elliptical Laplace kernel; on the line |x - mu| / b with b^2 = Sigma."""
 
+    @property
+    def strongest(self) -> float:
+        return 1 / math.sqrt(_NEAREST)
+
     def energy(self, squared: Tensor, features: int) -> Tensor:
         return squared.sqrt()
 
@@ -106,6 +115,10 @@ class StudentT(Radial):
     """energy = (nu + D)/2 log(1 + m^2/nu), with nu degrees of freedom."""
 
     nu: float = 4.0
+
+    @property
+    def strongest(self) -> float:
+        return 1 + 1 / self.nu  # in each column
 
     def energy(self, squared: Tensor, features: int) -> Tensor:
         return (self.nu + features) / 2 * torch.log1p(squared / self.nu)

@@ -104,7 +104,7 @@ def _move(
 ) -> Fit | None:
     count, features = fit.components.means.shape
     if count < 3:
-        return None
+        return _split_anew(rows, sample, fit, family, generator, passes) if count == 2 else None
     view = look(sample, fit.components, family)
     splits = [best_split(view, k, fit.components, family, generator) for k in range(count)]
     merges = cheapest_merges(view, fit.components, family, 2 * count)
@@ -138,6 +138,29 @@ def _move(
         if tried.value > fit.value + NEAR / 10:
             return Fit(tried.components, tried.value, fit.passes + spent, fit.moves + 1)
     return None
+
+
+def _split_anew(
+    rows: Rows,
+    sample: Rows,
+    fit: Fit,
+    family: Family,
+    generator: torch.Generator,
+    passes: int,
+) -> Fit | None:
+    """The move of two components, which have no third to split: merge them, and cut elsewhere."""
+    (merge,) = cheapest_merges(look(sample, fit.components, family), fit.components, family, 1)
+    try:
+        whole = look(sample, merge.merged, family)
+        split = best_split(whole, 0, merge.merged, family, generator)
+        if split is None:
+            return None
+        tried = _climb_above(rows, split.children, fit, family, passes)
+    except CollapsedError:
+        return None
+    if tried.value <= fit.value + NEAR / 10:
+        return None
+    return Fit(tried.components, tried.value, fit.passes + tried.passes, fit.moves + 1)
 
 
 def _plans(

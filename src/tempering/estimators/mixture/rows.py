@@ -80,16 +80,16 @@ class Rows:
         """Where the rows are, and where all work on them is done."""
         return self.values.device
 
-    def working_dtype(self, whitener: Tensor) -> torch.dtype:
+    def working_dtype(self, whitener: Tensor, pull: float = 1.0) -> torch.dtype:
         """The rows' own dtype, or float64 where float32 would lose the distances.
 
         Distances are sums of terms as large as (reach / sigma)^2, with sigma the least standard
-        deviation of a component.
+        deviation of a component; pull is the largest weight of one of them in the moments.
         """
         if self.values.dtype == torch.float64 or not _SINGLE[0] <= self.unit <= _SINGLE[1]:
             return torch.float64
         largest = float(whitener.abs().amax()) * self.reach
-        rounding = torch.finfo(self.values.dtype).eps * largest * largest
+        rounding = torch.finfo(self.values.dtype).eps * largest * largest * max(pull, 1.0)
         return self.values.dtype if rounding < _ROUNDING else torch.float64
 
     def chunks(
