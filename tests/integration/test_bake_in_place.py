@@ -14,10 +14,10 @@ from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from tempering.attention import Profile, tempered
+from tempering.attention.baking.comparison import ROUNDING
 from tempering.attention.baking.folds import Fold
 from tempering.attention.profiles.adaptive import adaptive_profile
 from tempering.engines.checkpoints import gguf as engine
-from tempering.engines.checkpoints.bake import ROUNDING
 from tempering.engines.checkpoints.check import check_model
 from tempering.engines.checkpoints.gguf import bake_gguf, undo_gguf
 from tempering.engines.checkpoints.gguf_blocks import _SCALES, fold_in_type

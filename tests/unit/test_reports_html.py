@@ -191,3 +191,23 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path):
     assert save_html(record, tmp_path / "run.html").read_text() == render_html(record)
     with pytest.raises(OutputError, match="can't write"):
         save_html(record, "/proc/run.html")
+
+
+def test_every_figure_has_a_name_of_its_own_for_screen_readers(page):
+    names = [attributes.get("aria-label") for tag, attributes in Page(page).found if tag == "svg"]
+    assert names and all(names)
+    assert len(set(names)) > 1
+    assert any(name.startswith("Cost") for name in names)
+
+
+@pytest.mark.parametrize("field", ["task", "prompt"])
+def test_the_head_shows_what_was_asked(field):
+    asked = "Plan a <b>picnic</b> & say why."
+    record = new({}, settings={field: asked})
+    head = Page(render_html(record)).text.split("The run")[0]
+    assert asked in head
+
+
+def test_details_are_open_in_print(page):
+    rule = re.search(r"@media print\{(.*)\}", page)
+    assert rule is not None and "details:not([open])::details-content" in rule[1]
