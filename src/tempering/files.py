@@ -142,8 +142,11 @@ def _where_not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
     place = f"byte {data[error.start]:#04x} at offset {error.start} (line {line})"
     if error.reason == "unexpected end of data":
         return (
-            f"it ends in the middle of a character ({place}), so it was cut; fetch or write it "
-            "again, or drop the last bytes"
+            f"it ends in the middle of a character ({place}), so it was cut, or written in another "
+            "encoding; fetch or write it again, or convert it, e.g. with: iconv -f latin1 -t utf-8"
+            if data[: error.start].isascii()
+            else f"it ends in the middle of a character ({place}), so it was cut; fetch or write "
+            "it again, or drop the last bytes"
         )
     # Bytes of ISO 8859-1 hardly ever form a character of several bytes: such a text is UTF-8
     # that was damaged, and converting it would garble every other character.
@@ -170,8 +173,10 @@ def read_json(text: str | bytes, what: str, advice: str = "") -> Any:
     except RecursionError as error:
         raise DataError(f"{what} is nested too deeply{end}") from error
     except ValueError as error:  # bytes that are no text, or a number of thousands of digits
-        reason = str(error) if isinstance(error, UnicodeError) else "a number of too many digits"
-        raise DataError(f"{what} is not JSON that can be read ({reason}){end}") from error
+        if isinstance(error, UnicodeError):
+            raise DataError(f"{what} is not JSON: it is not UTF-8 text{end}") from error
+        reason = "it holds a number of too many digits"
+        raise DataError(f"{what} is not JSON that can be read: {reason}{end}") from error
 
 
 def whole_characters(text: str) -> str:

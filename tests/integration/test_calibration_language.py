@@ -162,7 +162,7 @@ def test_questions_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{", r"line 2: not JSON \(.*column 2\)"),
+        ("{", r"line 2 is not JSON \(.*column 2"),
         ("[1]", 'line 2: expected {"prompt": text'),
         ({"choices": ["x", "y"], "answer": 0}, "line 2: expected"),
         ({"prompt": "", "choices": ["x", "y"], "answer": 0}, "none of the texts empty"),

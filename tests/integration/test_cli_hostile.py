@@ -17,6 +17,7 @@ import pytest
 from tempering.cli import _run
 from tempering.cli.shared import common
 from tempering.errors import InputError, OutputError
+from tempering.reports import Record
 from tests.tiny import TEXT, save_tiny_llama
 
 PATTERN = ("--pattern", "throb(12,3,1,12)", "--amplitude", "1.3")
@@ -135,10 +136,11 @@ def test_a_nul_byte_far_into_a_text(model, tmp_path, capsys):
 def test_runs_that_end_in_one_second_keep_their_records(tmp_path):
     found: list[Path] = []
     start = threading.Barrier(8)
+    record = Record.new("measure", settings={}, results={}, seed=0)
 
     def reserve() -> None:
         start.wait()
-        found.append(common._reserve(tmp_path / "new", "measure-1"))
+        found.append(common.reserve(record, tmp_path / "new"))
 
     threads = [threading.Thread(target=reserve) for _ in range(8)]
     for thread in threads:
@@ -151,7 +153,6 @@ def test_runs_that_end_in_one_second_keep_their_records(tmp_path):
 def test_what_was_found_is_shown_where_it_can_not_be_written(
     model, text, tmp_path, capsys, monkeypatch
 ):
-    from tempering.reports import Record
 
     def full(record: Record, path: Path) -> Path:
         raise OutputError(f"can't write {path}: No space left on device")

@@ -17,6 +17,7 @@ from tempering.attention.tuning import (
 )
 from tempering.attention.tuning.objective import text_batches
 from tempering.errors import (
+    CheckError,
     CollapseWarning,
     ConvergenceWarning,
     DataError,
@@ -279,6 +280,6 @@ def test_a_broken_head_is_named(planted):
     with torch.no_grad():  # the values of kv head 1 overflow, which query heads 2 and 3 read
         broken.model.layers[1].self_attn.v_proj.weight[8:] = float("inf")
     with pytest.raises(
-        RefusedError, match=r"step 0.*the loss is nan.*layers\.1\.self_attn, head 2.*data"
+        CheckError, match=r"layers\.1\.self_attn, head 2: its attention is not finite.*weights"
     ):
         tune(broken, planted[0], **FAST)

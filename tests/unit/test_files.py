@@ -51,7 +51,7 @@ def test_the_advice_mends_and_never_garbles(data: bytes, message: str) -> None:
         ("[" * 100_000, "nested too deeply"),
         ('{"a": }', r"not JSON \(line 1, column 7"),
         ("", "not JSON"),
-        (b"\xff{}", "not JSON that can be read"),
+        (b"\xff{}", "is not JSON: it is not UTF-8 text"),
     ],
 )
 def test_json_that_can_t_be_read_is_one_error(text: str | bytes, message: str) -> None:

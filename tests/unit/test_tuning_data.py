@@ -110,7 +110,7 @@ def test_pairs_are_read_line_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"line 2: not JSON"),
+        ("{", r"line 2 is not JSON"),
         ("[1]", r'line 2: expected \{"prompt"'),
         ('{"prompt": "a"}', r'line 2: expected \{"prompt"'),
         ('{"prompt": 1, "answer": "b"}', r'line 2: expected \{"prompt"'),

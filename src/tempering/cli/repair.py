@@ -77,7 +77,9 @@ def repair(
     ] = Path("repaired.json"),
     as_json: common.Json = False,
 ) -> None:
-    """Learn temperatures that bring a compressed model back towards its reference.
+    """Give back what compression took, by temperatures alone.
+
+    They bring a compressed model back towards its reference.
 
     Every weight stays as it is. Ctrl-C keeps what was done; the same command with --resume goes on.
     """

@@ -134,6 +134,15 @@ def try_interface(
 def _untempered(trial: Trial, call: _Call, reference: Reference) -> None:
     """Is the reference one for this function at all?"""
     own, name = reference.output(), call.layer.name
+    bad = ~own.isfinite()
+    if bool(bad.any()):
+        # [batch, queries, heads, values], as the attention interface gives it
+        head = int(bad.any(-1).flatten(0, 1).any(0).nonzero()[0]) if own.ndim == 4 else 0
+        trial.object(
+            f"{name}, head {head}: its attention is not finite on the model as it is; look at "
+            "the weights"
+        )
+        return
     scale = max(reference.norm(own), 1e-300)
     error = reference.norm(reference.eager - own) / scale
     if not error <= reference.noise:

@@ -51,7 +51,12 @@ class Functions(TorchFunctionMode):
 
 
 class Operators(TorchDispatchMode):
-    """Shows a watcher the operators that attend and that no function above announced."""
+    """Shows a watcher the operators that attend and that no function above announced.
+
+    Flex attention is an operator of higher order, which the attention interface announces.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self, watcher: Any) -> None:
         super().__init__()
@@ -61,6 +66,8 @@ class Operators(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not hasattr(func, "_schema"):
+            return func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
         if name in _SOFTMAXES:
             self.watcher.unseen(name, args[0], args[1] if len(args) > 1 else kwargs.get("dim"))

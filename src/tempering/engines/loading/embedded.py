@@ -106,7 +106,7 @@ def embedded_directory(model: EmbeddedModel) -> Path:
     source = _find(model)
     home = cache_directory() / "models"
     # A rounded model is rounded in memory: it shares the files of the one that it is made from.
-    shared = next(known.name for known in MODELS.values() if known.source == model.source)
+    shared = next((m.name for m in MODELS.values() if m.source == model.source), model.name)
     target = home / f"{shared}-{source.sha256[:12]}-{_CONVERSION}"
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(_damage, target, source)
