@@ -272,8 +272,9 @@ def test_each_thread_meets_its_own_in_one_graph():
         for thread in threads:
             thread.join(120)
     assert errors == []
-    # Besides: plain while others hold both layers, or while they are at it and hold one.
-    assert counter.frame_count <= compiled + 3
+    # Besides: T = 1 alone, and plain while others hold both layers or one: a few graphs, where the
+    # threads attach 16 times. Beyond 8 dynamo would give up.
+    assert counter.frame_count < 8
 
 
 def test_a_thread_that_has_set_nothing_is_refused(model):
