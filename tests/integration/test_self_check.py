@@ -14,7 +14,7 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.hooks import interface_route, softmax_route
 from tempering.attention.hooks.ownership import STATE
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError
 from tempering.survey.families import CAUSAL, ENCODER_DECODER, Task

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tempering.attention.visibility import is_causal, is_flash, visible, visible_to_flash
 from tempering.errors import ArchitectureError
 
 # Entries of a slice of logits formed at once: 64 MB in float32.
@@ -46,7 +47,7 @@ class Call:
                 "flex attention hides its mask; load the model with attn_implementation='sdpa' or "
                 "'eager' to measure it"
             )
-        if _is_flash(module) and _is_packed(mask, kwargs):
+        if is_flash(module) and _is_packed(mask, kwargs):
             raise ArchitectureError(
                 "flash attention keeps texts packed in one row apart by itself; give each text a "
                 "row of its own, padded, to measure it or to hold rules on it"
@@ -58,10 +59,11 @@ class Call:
             hiding = True
         else:
             hiding = mask is None
-        causal = hiding and _is_causal(module, kwargs)
+        causal = hiding and is_causal(module, kwargs)
         window = kwargs.get("sliding_window") if hiding else None
-        if _is_flash(module) and (not causal or query.shape[2] != key.shape[2]):
-            seen = _flash_sees(query, key, causal, window)
+        if is_flash(module) and (not causal or query.shape[2] != key.shape[2]):
+            lengths = (query.shape[2], key.shape[2])
+            seen = visible_to_flash(*lengths, causal=causal, window=window, device=query.device)
             mask, causal = seen if mask is None else mask & seen, False
         causal = causal and query.shape[2] > 1
         return cls(
@@ -104,11 +106,8 @@ class Call:
         if self.mask is not None:
             logits = _masked(logits, part.of(self.mask))
         if self.causal:
-            place = torch.arange(part.keys.start, part.keys.stop, device=logits.device)
-            hidden = place > queries[:, None]
-            if self.window is not None:
-                hidden |= place <= queries[:, None] - self.window
-            logits = logits.masked_fill(hidden, float("-inf"))
+            seen = visible(queries, part.keys, causal=True, window=self.window)
+            logits = logits.masked_fill(~seen, float("-inf"))
         floor = torch.finfo(self.query.dtype).min / 2
         return logits.masked_fill(logits <= floor, float("-inf"))
 
@@ -183,16 +182,6 @@ def _sink_column(sinks: Tensor, heads: int, queries: Tensor) -> Tensor:
     return column[:, :, queries] if column.shape[2] > 1 else column
 
 
-def _is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
-    causal = kwargs.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if causal is None else causal)
-
-
-def _is_flash(module: Any) -> bool:
-    config = getattr(module, "config", None)
-    return "flash" in str(getattr(config, "_attn_implementation", None))
-
-
 def _is_packed(mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
     """Whether flash attention is told of several texts in one row: by lengths, or by positions
     that begin anew."""
@@ -200,19 +189,6 @@ def _is_packed(mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
         return True
     places = kwargs.get("position_ids")
     return mask is None and places is not None and bool((places.diff() < 0).any())
-
-
-def _flash_sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
-    """What flash kernels show a query: causality and windows are aligned with the last key."""
-    queries, keys = query.shape[2], key.shape[2]
-    seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
-    if causal:
-        seen = seen.tril(keys - queries)
-    if window is not None and keys > window:
-        seen = seen.triu(keys - queries - window + 1)
-        # Without causality a window reaches as far ahead.
-        seen = seen if causal else seen.tril(keys - queries + window - 1)
-    return seen
 
 
 def _hides(mask: Tensor) -> bool:

@@ -31,7 +31,7 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
 from tempering.attention.hooks import interface_patch
-from tempering.attention.hooks.ownership import is_held
+from tempering.attention.hooks.site import is_held
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, BakeError, RefusedError

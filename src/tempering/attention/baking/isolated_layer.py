@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tempering.attention.control.handle import Tempering
-from tempering.attention.examining.watch import run, sample_inputs
+from tempering.attention.examining.sample import run, sample_inputs
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import has_sinks, sliced_logits
 from tempering.attention.profiles.profile import Profile

@@ -13,8 +13,9 @@ from tempering.attention.control.layer_rule import RuleCount, check_attach, laye
 from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.structure import submodule, walk
 from tempering.attention.hooks import forward, interface_patch, softmax_route
-from tempering.attention.hooks.ownership import LOCK, Hold, Outside, Part, Site
-from tempering.attention.hooks.state import TemperatureState, inverses
+from tempering.attention.hooks.ownership import LOCK, Hold
+from tempering.attention.hooks.site import LayerPart, OutsideProfile, Site
+from tempering.attention.hooks.temperature_state import TemperatureState, inverses
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import Walked
@@ -44,8 +45,8 @@ class Tempering:
         rows = _stack(profiles, plan)
         modules = [submodule(model, layer.name) for layer in plan.layers]
         rules = map(layer_rule, modules, self._rules_of(profiles))
-        places = [forward.place_of(module) for module in modules]
-        parts = map(Part, plan.layers, rows, rules, inverses(rows, places))
+        placements = [forward.placement_of(module) for module in modules]
+        parts = map(LayerPart, plan.layers, rows, rules, inverses(rows, placements))
         outside = [(submodule(model, name), name) for name in plan.outside]
         self._hold = Hold([*modules, *(module for module, _ in outside)], private=private)
         own_softmax = bool(outside) or any(layer.route == "softmax" for layer in plan.layers)
@@ -58,11 +59,11 @@ class Tempering:
         try:
             with LOCK:
                 self._sites = [
-                    forward.hold(module, self._hold, part, place)
-                    for module, part, place in zip(modules, parts, places, strict=True)
+                    forward.hold_module(module, self._hold, part, placement)
+                    for module, part, placement in zip(modules, parts, placements, strict=True)
                 ]
                 for module, name in outside:
-                    forward.hold(module, self._hold, _outside(plan, module, name))
+                    forward.hold_module(module, self._hold, _outside(plan, module, name))
                 self._hold.enter()
                 self._note_moves()
                 self.states()
@@ -86,7 +87,7 @@ class Tempering:
         rules = self._rules_of(profiles)
         with LOCK:
             for site, own in zip(self._sites, rules, strict=True):
-                for state in site.having(self._hold.number):
+                for state in site.states_of(self._hold.number):
                     check_attach(self._hold.number, state, own)
             self.set_rows(_stack(profiles, self._layout))
             self._set_rules(rules)
@@ -182,14 +183,14 @@ def _forget(hold: weakref.ref[Hold]) -> None:
         held.release()
 
 
-def _outside(plan: Layout, module: nn.Module, name: str) -> Outside:
+def _outside(plan: Layout, module: nn.Module, name: str) -> OutsideProfile:
     unreached = name in plan.unreached
     how = (
         "was not reached by the sample that this model was examined with"
         if unreached
         else "called no softmax when this model was examined"
     )
-    return Outside(
+    return OutsideProfile(
         ArchitectureError(
             f"{name} ({type(module).__name__}) attends, but {how}, so the profile has no "
             "temperature for it; give a sample of inputs that makes it attend, "

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.logits import Call, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.rules import Rule
+from tempering.attention.visibility import visible
 from tempering.errors import ProfileError, RefusedError
 
 
@@ -94,25 +95,18 @@ def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     """How many keys each query sees."""
     batch, _, q_seq, _ = call.query.shape
     kv_seq, device = call.key.shape[2], call.query.device
-    place = torch.arange(kv_seq, device=device)
-    at = torch.arange(q_seq, device=device)[:, None]
     seen = torch.ones(1, 1, 1, kv_seq, dtype=torch.bool, device=device)
     if call.mask is not None:
         mask = call.mask[..., :kv_seq]
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     if not call.causal:
         return seen.sum(-1).expand(batch, -1, q_seq)
-    if call.mask is None:
-        within = (
-            (at + 1).clamp(max=kv_seq)
-            if call.window is None
-            else (at + 1).clamp(max=min(call.window, kv_seq))
-        )
-        return within.view(1, 1, q_seq).expand(batch, 1, q_seq)
-    shown = place <= at
-    if call.window is not None:
-        shown &= place > at - call.window
-    return (seen & shown).sum(-1).expand(batch, -1, q_seq)
+    if call.mask is None:  # counted without a table of queries and keys
+        most = kv_seq if call.window is None else min(call.window, kv_seq)
+        count = torch.arange(1, q_seq + 1, device=device).clamp(max=most)
+        return count.expand(batch, 1, q_seq)
+    near = visible(range(q_seq), range(kv_seq), causal=True, window=call.window, device=device)
+    return (seen & near).sum(-1).expand(batch, -1, q_seq)
 
 
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:

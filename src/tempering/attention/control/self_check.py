@@ -21,14 +21,15 @@ from torch import nn
 
 from tempering.attention.control.handle import Tempering
 from tempering.attention.examining.interface_trial import (
-    Trial,
+    Findings,
     random_temperatures,
     row_temperatures,
 )
 from tempering.attention.examining.layout_of import Description, examined
+from tempering.attention.examining.sample import sample_inputs
 from tempering.attention.examining.softmax_trial import SoftmaxTrial
 from tempering.attention.examining.stored import input_device
-from tempering.attention.examining.watch import Observation, observe, sample_inputs
+from tempering.attention.examining.watch import Observation, observe
 from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
@@ -62,7 +63,7 @@ def ensure_checked(model: nn.Module, known: Description, sample: dict[str, Any] 
     if key is None or key not in _VERDICTS:
         self_check(model, sample, known)
     else:
-        _raise(known.observation.trial)
+        _raise(known.observation.findings)
         known.observation.memory = None
     if key is not None:
         _VERDICTS.add(key)
@@ -71,34 +72,37 @@ def ensure_checked(model: nn.Module, known: Description, sample: dict[str, Any] 
 
 def self_check(
     model: nn.Module, sample: dict[str, Any] | None = None, known: Description | None = None
-) -> Trial:
+) -> Findings:
     """Try the model; what the reference made of it, over both forwards.
 
     Raises CheckError that names the first layer that disagrees.
     """
     known = known or examined(model, sample)
     plan, first = known.layout, known.observation
-    _raise(first.trial)
+    _raise(first.findings)
     second = _second(model, plan, first, sample)
     first.memory = None
-    _raise(second.trial)
-    moved = max(first.trial.moved, second.trial.moved)
+    _raise(second.findings)
+    moved = max(first.findings.moved, second.findings.moved)
     if moved < 16 * torch.finfo(torch.float32).eps:
         raise CheckError(
             f"random temperatures did not move the attention of {type(model).__name__} "
             f"(largest relative change {moved:.2g}), so nothing is proven about it"
         )
-    return Trial(
-        share=max(first.trial.share, second.trial.share),
+    return Findings(
+        share=max(first.findings.share, second.findings.share),
         moved=moved,
-        spread=max(first.trial.spread, second.trial.spread),
-        calls={n: first.trial.calls.get(n, 0) + second.trial.calls.get(n, 0) for n in plan.names},
+        spread=max(first.findings.spread, second.findings.spread),
+        calls={
+            name: sum(item.findings.calls.get(name, 0) for item in (first, second))
+            for name in plan.names
+        },
     )
 
 
-def _raise(trial: Trial) -> None:
-    if trial.disagreement is not None:
-        raise CheckError(f"{trial.disagreement}. This model can't be controlled exactly")
+def _raise(findings: Findings) -> None:
+    if findings.disagreement is not None:
+        raise CheckError(f"{findings.disagreement}. This model can't be controlled exactly")
 
 
 def _second(
@@ -117,23 +121,23 @@ def _second(
 
 def _under_a_handle(model: nn.Module, plan: Layout, inputs: dict[str, Any]) -> Observation:
     batch = inputs.get("attention_mask", next(iter(inputs.values()))).shape[0]
-    trial = Trial()
+    findings = Findings()
     neutral = [Profile.neutral(plan)]
     with untempered(), Tempering(model, plan, neutral, private=True) as handle:
         handle.set_rows([row_temperatures(layer, batch) for layer in plan.layers])
         states = handle.states()
         before = handle.calls()
         for state in states:
-            state.trial = SoftmaxTrial(trial)
+            state.trial = SoftmaxTrial(findings)
         try:
-            observation = observe(model, inputs, trial=trial)
+            observation = observe(model, inputs, findings=findings)
         finally:
             for state in states:
                 state.trial = None
         after = handle.calls()
     for layer in plan.layers:
         reached = after[layer.name] - before[layer.name]
-        called = observation.softmaxes[layer.name]
+        called = observation.own_calls[layer.name]
         if reached == 0 or reached < called:
             times = f" in {called - reached} of {called} softmaxes" if reached else ""
             raise CheckError(

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from tempering.attention.examining import watch
 from tempering.attention.examining.stored import check_stored
 from tempering.attention.examining.structure import (
-    Reference,
+    ObjectRef,
     Structure,
     code,
     own_code,
@@ -38,9 +39,9 @@ class Description:
     layout: Layout
     observation: Any
     structure: Structure
-    attention: tuple[Reference, ...]
-    code: tuple[Reference, ...]
-    own_code: tuple[Reference, ...]
+    attention: tuple[ObjectRef, ...]
+    code: tuple[ObjectRef, ...]
+    own_code: tuple[ObjectRef, ...]
     kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -105,11 +106,9 @@ def examined(
     known = _KNOWN.get(model)
     if sample is None and known is not None and known.holds(structure):
         return known
-    from tempering.attention.examining.watch import observe
-
     check_stored(model)
     with untempered():  # whatever is in force
-        observation = observe(model, sample)
+        observation = watch.observe(model, sample)
     plan = _with_outside(model, _arrange(model, observation.layers), observation.reached)
     known = _KNOWN[model] = Description.of(model, plan, observation)
     return known

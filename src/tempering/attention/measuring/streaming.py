@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.attention.logits import Call
+from tempering.attention.visibility import visible
 
 # Entries of a tile. On a CPU a few of them in float32 fit into the cache; elsewhere
 # a tile should be worth the launch of a dozen kernels.
@@ -165,16 +166,17 @@ def _hide(tile: Tensor, call: Call, row: int, heads: slice, queries: range, keys
         tile.masked_fill_(~part[..., keys.start : keys.stop], hidden)
     if not call.causal:
         return
-    at = torch.arange(queries.start, queries.stop, device=tile.device)[:, None]
-    ahead = torch.arange(max(keys.start, queries.start), keys.stop, device=tile.device)
+    at = torch.arange(queries.start, queries.stop, device=tile.device)
+    ahead = range(max(keys.start, queries.start), keys.stop)
     if len(ahead):
-        tile[..., int(ahead[0]) - keys.start :].masked_fill_(ahead > at, hidden)
+        corner = tile[..., ahead.start - keys.start :]
+        corner.masked_fill_(~visible(at, ahead, causal=True), hidden)
     if call.window is None:
         return
-    left = min(keys.stop, queries.stop - call.window) - keys.start
-    if left > 0:
-        gone = torch.arange(keys.start, keys.start + left, device=tile.device) <= at - call.window
-        tile[..., :left].masked_fill_(gone, hidden)
+    left = range(keys.start, min(keys.stop, queries.stop - call.window))
+    if len(left):
+        seen = visible(at, left, causal=True, window=call.window)
+        tile[..., : len(left)].masked_fill_(~seen, hidden)
 
 
 def _finish(tile: Tensor, call: Call, row: int, heads: slice, queries: range, keys: range) -> None:

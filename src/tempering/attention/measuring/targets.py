@@ -22,8 +22,8 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import unwrapped
-from tempering.attention.hooks.ownership import state_of
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.site import state_of
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.logits import sliced_logits

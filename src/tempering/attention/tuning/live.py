@@ -21,7 +21,7 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.subject import without_peft
-from tempering.attention.hooks.ownership import state_of
+from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis
