@@ -1,9 +1,9 @@
 """The self-check on attach: does the model in hand obey softmax(l / T), exactly?
 
 Two short forwards. The first finds the layers and tries every attention call that it makes
-(`probe.py`, `trial.py`); it is the one that gives the layout, so it is seldom run for the check
-alone. The second runs under a real handle, as a step of decoding where the model keeps a cache,
-and tries every call again. What must hold:
+(`examining/`); it is the one that gives the layout, so it is seldom run for the check alone. The
+second runs under a real handle, as a step of decoding where the model keeps a cache, and tries
+every call again. What must hold:
 
 - T = 1 reproduces the original, bit for bit;
 - every layer of the layout is reached by its temperature;
@@ -37,8 +37,8 @@ from tempering.errors import CheckError, TemperingError
 
 __all__ = ["ensure_checked", "random_temperatures", "self_check", "verdict_key"]
 
-# Of models that passed: one of the same class, code, configuration, dtype and device passes too.
-_VERDICTS: set[tuple[Any, ...]] = set()
+# The keys of models that passed (`verdict_key`): a model with the same key passes too.
+_PASSED: set[tuple[Any, ...]] = set()
 
 
 def verdict_key(model: nn.Module, known: Description | None = None) -> tuple[Any, ...] | None:
@@ -47,33 +47,33 @@ def verdict_key(model: nn.Module, known: Description | None = None) -> tuple[Any
     None for a model whose own instances have code of their own: its verdict is its alone.
     """
     known = known or examined(model)
-    own = [item() for item in known.own_code]
-    if known.structure.patches or not all(isinstance(item, FunctionType) for item in own):
+    instances_code = [item() for item in known.own_code]
+    if known.structure.patches or not all(isinstance(f, FunctionType) for f in instances_code):
         return None
-    first = next(model.parameters(), torch.empty(0))
-    place = (first.dtype, input_device(model).type)
-    return (type(model), known.structure.stated, *place, known.code, known.own_code)
+    weights = next(model.parameters(), torch.empty(0))
+    computes = (weights.dtype, input_device(model).type)
+    return (type(model), known.structure.stated, *computes, known.code, known.own_code)
 
 
 def ensure_checked(model: nn.Module, known: Description, sample: dict[str, Any] | None) -> None:
     """Run the self-check unless this model, or one of its kind, has passed it in this process."""
-    if known.kept.get("checked"):
+    if known.passed:
         return
     key = verdict_key(model, known)
-    if key is None or key not in _VERDICTS:
+    if key is None or key not in _PASSED:
         self_check(model, sample, known)
     else:
         _raise(known.observation.findings)
         known.observation.memory = None
     if key is not None:
-        _VERDICTS.add(key)
-    known.kept["checked"] = True
+        _PASSED.add(key)
+    known.passed = True
 
 
 def self_check(
     model: nn.Module, sample: dict[str, Any] | None = None, known: Description | None = None
 ) -> Findings:
-    """Try the model; what the reference made of it, over both forwards.
+    """What the reference made of the model's calls, over both forwards.
 
     Raises CheckError that names the first layer that disagrees.
     """
@@ -114,7 +114,7 @@ def _second(
         except TemperingError:
             raise
         except Exception:
-            # Some architectures decode by rules of their own. What else went wrong does so again.
+            # Some architectures can't be run so. Any other fault shows again in what follows.
             first.memory = None
     return _under_a_handle(model, plan, sample if sample is not None else sample_inputs(model))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -27,13 +27,13 @@ from tempering.attention.layout import AttentionLayer, Layout, attends
 from tempering.errors import ArchitectureError, NoSoftmaxError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Description:
-    """What one examination of a model found, good for as long as its structure stays.
+    """What one examination of a model found; it holds for as long as the structure stays.
 
-    observation: what the layout was read from. attention: the modules of the layout.
-    code: what they ran; own_code: what of it is not their class's. kept: what was found out about
-    this model since, by name (the verdict of the self-check).
+    observation: what the layout was read from. attention: the modules of the layout. code: the
+    functions that they run; own_code: those that belong to an instance and not to its class.
+    passed: whether the model has passed the self-check since.
     """
 
     layout: Layout
@@ -42,11 +42,11 @@ class Description:
     attention: tuple[ObjectRef, ...]
     code: tuple[ObjectRef, ...]
     own_code: tuple[ObjectRef, ...]
-    kept: dict[str, Any] = field(default_factory=dict)
+    passed: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, plan: Layout, observation: Any) -> Description:
-        # A forward may change a model: the next use is compared with what it is made of now.
+        # Read after the forward, which may have changed the model (modules made on first use).
         structure, _ = walk(model)
         attention = [submodule(model, name) for name in plan.names]
         return cls(
@@ -98,7 +98,10 @@ def examined(
     sample: dict[str, Any] | None = None,
     structure: Structure | None = None,
 ) -> Description:
-    """The layout, and what it was read from. structure: of `model` now, if known already."""
+    """The description of a model: the known one while it holds, or else a new one.
+
+    structure: of `model` at this moment, if the caller has it.
+    """
     check_subject(model)
     if sample is not None:
         check_sample(sample)
@@ -107,7 +110,7 @@ def examined(
     if sample is None and known is not None and known.holds(structure):
         return known
     check_stored(model)
-    with untempered():  # whatever is in force
+    with untempered():  # whatever handles hold the model
         observation = watch.observe(model, sample)
     plan = _with_outside(model, _arrange(model, observation.layers), observation.reached)
     known = _KNOWN[model] = Description.of(model, plan, observation)
@@ -116,14 +119,14 @@ def examined(
 
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     if not layers:
-        own = next((name for name, module in model.named_modules() if attends(module)), None)
-        if own is None:
+        unread = next((name for name, module in model.named_modules() if attends(module)), None)
+        if unread is None:
             raise NoSoftmaxError(
                 f"{type(model).__name__} shows no softmax attention in a forward pass, "
                 "so it has no attention temperature"
             )
         raise ArchitectureError(
-            f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
+            f"{unread} ({type(model.get_submodule(unread)).__name__}) attends without calling a "
             "softmax over keys, so its temperature can't be controlled exactly"
         )
     numbered: list[AttentionLayer] = []
