@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.layout import Layout
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.adapted import output_temperature, query_biases, query_lora
-from tempering.attention.tuning.basis import uniform_basis
+from tempering.attention.tuning.adapted_scales import head_scales, norm_weights, together
+from tempering.attention.tuning.basis import make_basis, uniform_basis
 from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.live import live
 from tempering.attention.tuning.moving import Method
@@ -28,6 +31,12 @@ from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import InputError
 
 ALTERNATIVES = ("output temperature", "uniform temperature", "biases of q", "LoRA rank 1 on q")
+# What repair is compared with besides, each also together with temperatures.
+SCALES = ("output scale of heads", "weights of norms")
+WITH_TEMPERATURES = " and temperatures"
+_EVERY = (*ALTERNATIVES, *SCALES, *(f"{n}{WITH_TEMPERATURES}" for n in (*ALTERNATIVES, *SCALES)))
+
+_FEW = ALTERNATIVES[:2]  # numbers, so that Newton's method serves
 
 Opened = Callable[[], AbstractContextManager[Tunable]]
 
@@ -78,8 +87,8 @@ def fit_alternatives(
 
     Parameters
     ----------
-    which: of `ALTERNATIVES`. objectives, constraint, held_out, seed: as for `tune`, so that the
-        data are parted alike.
+    which: of `ALTERNATIVES` and `SCALES`, each also with `WITH_TEMPERATURES` at its end.
+    objectives, constraint, held_out, seed: as for `tune`, so that the data are parted alike.
     passes: over the calibration data, at most. Biases and LoRA step after every piece (Adam); they
         are fitted at each of `rates`, `passes` passes each, and the best held-out one counts, so
         they get more than an equal budget.
@@ -87,9 +96,9 @@ def fit_alternatives(
 
     Raises RefusedError when there is no such layer; the model is left as it was.
     """
-    unknown = [name for name in which if name not in ALTERNATIVES]
+    unknown = [name for name in which if name not in _EVERY]
     if unknown:
-        raise InputError(f"alternatives are {', '.join(ALTERNATIVES)}; not {', '.join(unknown)}")
+        raise InputError(f"alternatives are {', '.join(_EVERY)}; not {', '.join(unknown)}")
     problem = make_problem(objectives, constraint, held_out, seed)
     plan = layout(model)
     uniform: Opened = lambda: live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False)  # noqa: E731
@@ -98,10 +107,14 @@ def fit_alternatives(
         "uniform temperature": uniform,
         "biases of q": lambda: query_biases(model, target),
         "LoRA rank 1 on q": lambda: query_lora(model, target, seed),
+        "output scale of heads": lambda: head_scales(model),
+        "weights of norms": lambda: norm_weights(model),
     }
+    for name, alone in list(ways.items()):
+        ways[name + WITH_TEMPERATURES] = partial(_with_temperatures, model, plan, alone)
     found = []
     for label in which:
-        few = label in ALTERNATIVES[:2]
+        few = label in _FEW
         fits = [
             _fit(label, ways[label], problem, passes, rate, seed, progress)
             for rate in ((None,) if few else rates)
@@ -109,6 +122,15 @@ def fit_alternatives(
         within = [fit for fit in fits if fit.met] or fits
         found.append(min(within, key=lambda fit: fit.after))
     return found
+
+
+def _with_temperatures(
+    model: nn.Module, plan: Layout, alone: Opened
+) -> AbstractContextManager[Tunable]:
+    """One of them and a temperature for each head, learned together."""
+    return together(
+        live(model, make_basis(model, plan, "head"), (0.2, 5.0), checkpoint=False), alone()
+    )
 
 
 def _fit(
