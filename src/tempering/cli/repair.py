@@ -83,7 +83,8 @@ def repair(
 
     Every weight stays as it is. Ctrl-C keeps what was done; the same command with --resume goes on.
     """
-    from tempering.cli.shared.repair_run import Request, run_repair
+    from tempering.cli.shared.repairing.material import RepairOptions
+    from tempering.cli.shared.repairing.run import run_repair
     from tempering.errors import InputError
 
     common.check_file(out, "--out", ".json")
@@ -106,7 +107,7 @@ def repair(
         "within": within if constraint else None,
     }
     run_repair(
-        Request(
+        RepairOptions(
             compressed=compressed,
             reference=reference,
             data=data or [],
