@@ -51,11 +51,9 @@ def test_learning_finds_the_temperatures_that_mend(
         text(reference),
         lessons=tmp_path,
         top=top,
-        steps=16,
-        radius=0.3,
+        passes=60,
         rows=16,
         prior_sd=50.0,
-        damping=0.1,
     )
     found = tuned.profile.temperature
     assert tuned.after < 1e-3 * tuned.before
@@ -69,7 +67,7 @@ def test_the_reference_may_be_opened_when_it_is_needed(tmp_path: Path) -> None:
         opened.append(1)
         return reference
 
-    options: dict[str, Any] = {"steps": 1, "rows": 16}
+    options: dict[str, Any] = {"passes": 1, "rows": 16}
     goal = text(reference, rows=8)
     first = repair(harmed(reference), open_it, goal, lessons=tmp_path / "a", **options)
     second = repair(harmed(reference), reference, goal, lessons=tmp_path / "b", **options)
@@ -79,9 +77,7 @@ def test_the_reference_may_be_opened_when_it_is_needed(tmp_path: Path) -> None:
 
 def test_without_a_reference_the_next_tokens_are_learned(tmp_path: Path) -> None:
     reference = tiny_llama()
-    tuned = repair(
-        harmed(reference), None, text(reference), lessons=tmp_path, steps=4, rows=16, radius=0.3
-    )
+    tuned = repair(harmed(reference), None, text(reference), lessons=tmp_path, passes=4, rows=16)
     assert tuned.after < tuned.before
     assert list(tmp_path.iterdir()) == []
 
@@ -121,7 +117,7 @@ def test_a_repair_leaves_weights_and_models_alone(tmp_path: Path) -> None:
     reference = tiny_llama()
     model = harmed(reference)
     before = {name: item.clone() for name, item in model.state_dict().items()}
-    repair(model, reference, text(reference, 8), lessons=tmp_path, steps=1, rows=16)
+    repair(model, reference, text(reference, 8), lessons=tmp_path, passes=1, rows=16)
     for name, item in model.state_dict().items():
         assert torch.equal(item, before[name])
     assert all(p.requires_grad for p in (*model.parameters(), *reference.parameters()))
@@ -245,9 +241,7 @@ def test_a_rounded_model_is_repaired_a_little_and_its_controls_are_not(tmp_path:
     reference = tiny_llama()
     model = copy.deepcopy(reference)
     round_weights(model, 3, group=8)
-    tuned = repair(
-        model, reference, text(reference), lessons=tmp_path, steps=6, rows=16, radius=0.3
-    )
+    tuned = repair(model, reference, text(reference), lessons=tmp_path, passes=6, rows=16)
     assert tuned.after < tuned.before
     assert not torch.equal(tuned.profile.temperature, torch.ones(LAYERS, HEADS).double())
     with tempered(model, tuned.profile), torch.no_grad():
