@@ -55,7 +55,7 @@ def llamacpp(name: str) -> Callable[[Any, Tensor], None]:
 
 
 def loaded(path: Path) -> Any:
-    from tempering.engines.checkpoints.gguf_files import load_gguf
+    from tempering.engines.loading.gguf_files import load_gguf
 
     return load_gguf(path)[0]
 
@@ -64,7 +64,7 @@ def quantised_file(name: str, folder: Path) -> Path:
     """The embedded model's file, quantised by llama.cpp."""
     from cyllama.llama import llama_cpp as llama
 
-    from tempering.engines.checkpoints.gguf_files import embedded_gguf
+    from tempering.engines.loading.gguf_files import embedded_gguf
 
     out = folder / f"{name}.gguf"
     settings = llama.LlamaModelQuantizeParams()

@@ -22,7 +22,7 @@ from cyllama.llama import llama_cpp as llama
 from tempering.attention import Profile, tempered
 from tempering.data import sample_text
 from tempering.engines.checkpoints.gguf import bake_gguf
-from tempering.engines.checkpoints.gguf_files import embedded_gguf, load_gguf
+from tempering.engines.loading.gguf_files import embedded_gguf, load_gguf
 
 LENGTH = 64
 # llama_ftype of llama.h.

@@ -96,7 +96,7 @@ def norm_weights(model: nn.Module) -> Iterator[Slots]:
 
     Raises RefusedError for a model without norms that have weights.
     """
-    norms = [
+    norms: list[Any] = [
         module
         for module in model.modules()
         if "norm" in type(module).__name__.lower()
