@@ -66,6 +66,7 @@ def quantised_file(name: str, folder: Path) -> Path:
 
     from tempering.engines.loading.gguf_files import embedded_gguf
 
+    llama.disable_logging()
     out = folder / f"{name}.gguf"
     settings = llama.LlamaModelQuantizeParams()
     settings.ftype, settings.nthread, settings.allow_requantize = FTYPES[name], 1, True

@@ -14,7 +14,11 @@ from tempering.attention import layout
 from tempering.attention.tuning import Constraint, from_batches, make_basis, tune
 from tempering.attention.tuning.adapted import query_biases, query_lora
 from tempering.attention.tuning.adapted_scales import head_scales, norm_weights, together
-from tempering.attention.tuning.alternatives import ALTERNATIVES, fit_alternatives
+from tempering.attention.tuning.alternatives import (
+    ALTERNATIVES,
+    WITH_TEMPERATURES,
+    fit_alternatives,
+)
 from tempering.attention.tuning.live import live
 from tempering.attention.tuning.objective import Batch, text_batches
 from tempering.attention.tuning.passes import gradient_pass, loss_pass
@@ -117,6 +121,29 @@ def test_gradients_of_the_alternatives_agree_with_differences(opened, ids):
         ends = [loss_pass(tunable, theta + s * 5e-4 * way, pieces).losses for s in steps]
     slope = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / 6e-3
     assert torch.allclose(found.gradients @ way, slope, rtol=1e-2, atol=1e-3)
+
+
+def test_rivals_learn_beside_temperatures(model, ids):
+    """A temperature in a unit of r moves r times as far as the numbers beside it."""
+    (both,) = fit_alternatives(
+        model,
+        _text(ids[:10], "planted"),
+        which=[f"weights of norms{WITH_TEMPERATURES}"],
+        passes=1,
+        rates=(3e-3,),
+    )
+    norms = sum(len(m.weight) for m in model.modules() if type(m).__name__ == "LlamaRMSNorm")
+    assert both.numbers == LAYERS * HEADS + norms
+    theta = torch.linspace(-0.3, 0.3, LAYERS * HEADS, dtype=torch.float64)
+    basis = make_basis(model, layout(model), "head")
+    logits = []
+    for unit, ends in ((1.0, (theta * 2,)), (2.0, (theta, torch.zeros(norms).double()))):
+        T = live(model, basis, (0.2, 5.0), checkpoint=False)
+        parts = (T, norm_weights(model))[: len(ends)]
+        with together(*parts, units=(unit, 1.0)[: len(ends)]) as some, torch.no_grad():
+            some.set(torch.cat(ends))
+            logits.append(model(input_ids=ids[:2]).logits)
+    assert torch.equal(*logits)
 
 
 def test_scales_are_those_of_the_weights(ids):

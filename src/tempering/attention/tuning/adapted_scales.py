@@ -62,16 +62,19 @@ class HeadScales(Tunable):
 
 
 class Together(Tunable):
-    """Several tunables of one model, their numbers one after the other."""
+    """Several tunables of one model, their numbers one after the other.
 
-    def __init__(self, parts: Sequence[Tunable]) -> None:
+    units: what each part's numbers are multiplied by, so that one rate suits parts of any scale.
+    """
+
+    def __init__(self, parts: Sequence[Tunable], units: Sequence[float]) -> None:
         self.model = parts[0].model
-        self.parts = tuple(parts)
+        self.parts, self.units = tuple(parts), tuple(units)
         self.sizes = [part.size for part in parts]
         self.size = sum(self.sizes)
 
     def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
-        for part, own in zip(self.parts, theta.split(self.sizes, dim=-1), strict=True):
+        for part, own in zip(self.parts, self._own(theta), strict=True):
             part.set(own)
 
     def untempered(self) -> None:
@@ -79,15 +82,20 @@ class Together(Tunable):
             part.untempered()
 
     def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
-        ends = [part.extent(own) for part, own in zip(self.parts, theta.split(self.sizes))]
+        ends = [part.extent(own) for part, own in zip(self.parts, self._own(theta), strict=True)]
         return min(low for low, _ in ends), max(high for _, high in ends)
 
     def moved(self, before: Float[Tensor, "numbers"], after: Float[Tensor, "numbers"]) -> str:
-        pairs = zip(self.parts, before.split(self.sizes), after.split(self.sizes), strict=True)
+        pairs = zip(self.parts, self._own(before), self._own(after), strict=True)
         return "; ".join(part.moved(one, other) for part, one, other in pairs)
 
     def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
         return "; ".join(part.trouble(None, piece, None) for part in self.parts)
+
+    def _own(self, theta: Tensor) -> list[Tensor]:
+        """The numbers of each part, in its units."""
+        apart = theta.split(self.sizes, dim=-1)
+        return [own * unit for own, unit in zip(apart, self.units, strict=True)]
 
 
 @contextlib.contextmanager
@@ -131,7 +139,13 @@ def head_scales(model: nn.Module, target: str = "o_proj") -> Iterator[HeadScales
 
 
 @contextlib.contextmanager
-def together(*ways: contextlib.AbstractContextManager[Tunable]) -> Iterator[Together]:
-    """Several of them in one model, until the end; none may change the same numbers."""
+def together(
+    *ways: contextlib.AbstractContextManager[Tunable], units: Sequence[float] | None = None
+) -> Iterator[Together]:
+    """Several of them in one model, until the end; none may change the same numbers.
+
+    units: see `Together`; 1 without them.
+    """
     with contextlib.ExitStack() as stack:
-        yield Together([stack.enter_context(way) for way in ways])
+        parts = [stack.enter_context(way) for way in ways]
+        yield Together(parts, [1.0] * len(parts) if units is None else units)

@@ -32,11 +32,12 @@ from tempering.errors import InputError
 
 ALTERNATIVES = ("output temperature", "uniform temperature", "biases of q", "LoRA rank 1 on q")
 # What repair is compared with besides, each also together with temperatures.
+T_RATE = 0.1  # of log T, beside any other's rate
 SCALES = ("output scale of heads", "weights of norms")
 WITH_TEMPERATURES = " and temperatures"
 _EVERY = (*ALTERNATIVES, *SCALES, *(f"{n}{WITH_TEMPERATURES}" for n in (*ALTERNATIVES, *SCALES)))
 
-_FEW = ALTERNATIVES[:2]  # numbers, so that Newton's method serves
+_FEW = ALTERNATIVES[:2]
 
 Opened = Callable[[], AbstractContextManager[Tunable]]
 
@@ -102,7 +103,7 @@ def fit_alternatives(
     problem = make_problem(objectives, constraint, held_out, seed)
     plan = layout(model)
     uniform: Opened = lambda: live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False)  # noqa: E731
-    ways: dict[str, Opened] = {
+    alone: dict[str, Opened] = {
         "output temperature": lambda: output_temperature(model),
         "uniform temperature": uniform,
         "biases of q": lambda: query_biases(model, target),
@@ -110,13 +111,18 @@ def fit_alternatives(
         "output scale of heads": lambda: head_scales(model),
         "weights of norms": lambda: norm_weights(model),
     }
-    for name, alone in list(ways.items()):
-        ways[name + WITH_TEMPERATURES] = partial(_with_temperatures, model, plan, alone)
+
+    def way_of(label: str, rate: float | None) -> Opened:
+        name = label.removesuffix(WITH_TEMPERATURES)
+        if name == label:
+            return alone[name]
+        return partial(_with_temperatures, model, plan, alone[name], rate or T_RATE)
+
     found = []
     for label in which:
-        few = label in _FEW
+        few = label in _FEW  # numbers, so that Newton's method serves
         fits = [
-            _fit(label, ways[label], problem, passes, rate, seed, progress)
+            _fit(label, way_of(label, rate), problem, passes, rate, seed, progress)
             for rate in ((None,) if few else rates)
         ]
         within = [fit for fit in fits if fit.met] or fits
@@ -125,12 +131,12 @@ def fit_alternatives(
 
 
 def _with_temperatures(
-    model: nn.Module, plan: Layout, alone: Opened
+    model: nn.Module, plan: Layout, alone: Opened, rate: float
 ) -> AbstractContextManager[Tunable]:
-    """One of them and a temperature for each head, learned together."""
-    return together(
-        live(model, make_basis(model, plan, "head"), (0.2, 5.0), checkpoint=False), alone()
-    )
+    """One of them and a temperature for each head, which learns at a rate of its own."""
+    basis = make_basis(model, plan, "head")
+    temperatures = live(model, basis, (0.2, 5.0), checkpoint=False)
+    return together(temperatures, alone(), units=(T_RATE / rate, 1.0))
 
 
 def _fit(
