@@ -9,9 +9,11 @@ one for all, and by heads' support alone; and under the same temperatures negate
 Shares have 95% intervals of a bootstrap over chunks. A form that loses less than --least is only
 measured.
 
---long: also at 2048 tokens, recall of facts, and greedy tokens. --why: each head's support before,
-after, and after repair. --draw: no form, the figure from the results.
-Writes benchmarks/results/repair.json, form by form, and profiles to --keep.
+--long: also at 2048 tokens, and recall of facts. --why: each head's support before, after, and
+after repair. --foreign: profiles of other forms, as controls. Writes
+benchmarks/results/repair.json, form by form, and profiles to --keep. Without computing anything,
+--draw makes the figure and the table of docs/repair.md from the results, and --gallery puts the
+forms' profiles with their evidence into the package.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import _bench
 import torch
 from _compressed import FORMS, compressed
 from _texts import LONG, SHORT, as_objective, calibration, cut, testing
+from recall_tuning import GALLERY
 from torch import Tensor
 
 from tempering import Profile, load_model, tempered
@@ -41,9 +44,18 @@ from tempering.attention.tuning.repair import repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
 from tempering.evaluation.recall import recall
 from tempering.evaluation.returned import Scores, returned, score
+from tempering.reports import Record, figure_repair, save_figure
 
 LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)  # of the one temperature for all heads
 SUPPORT_CHUNKS = 4
+FIGURE = Path(__file__).parents[1] / "docs/images/repair.svg"
+_QUANTISED = "llama-quantize --allow-requantize SmolLM2-135M-Instruct.Q4_1.gguf OUT.gguf "
+# Forms whose profiles come with the package: their folder there, and how the model is made.
+RECIPES = {
+    "round 3 bits": ("smollm2-3bit", "tempering: --model smollm2-3bit"),
+    "Q2_K": ("smollm2-q2_k", _QUANTISED + "Q2_K"),
+    "Q3_K_S": ("smollm2-q3_k_s", _QUANTISED + "Q3_K_S"),
+}
 
 
 def learned(tokenizer: Any, count: int, seed: int) -> list[Tensor]:
@@ -181,7 +193,7 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
         "history": [[step.step, step.held_out] for step in tuned.history],
     }
     print(f"  learned in {found['learned']['seconds']:.0f} s", found["learned"]["history"])
-    profile.save(options.keep / f"{name.replace(' ', '-').replace('%', '')}.json")
+    profile.save(kept(name, options.keep))
     under = subject.under(profile, list(tests))
     found["per head"] = subject.rows(under)
     for test, row in found["per head"].items():
@@ -226,6 +238,53 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def draw() -> None:
+    """The figure of the docs, and its table on standard output; forms by what they lose."""
+    forms = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"]
+    main = f"text, {SHORT} tokens"
+    order = sorted(forms, key=lambda name: -forms[name]["damage"][main]["damage"])
+    rows = []
+    print("| form | lost | per head | per layer | one T | by support | chunks |")
+    print("|---|---|---|---|---|---|---|")
+    for name in order:
+        found = forms[name]
+        lost = found["damage"][main]["damage"]
+        cells = [name, f"{lost:.3f}"]
+        if "per head" in found:
+            own = found["per head"][main]
+            rows.append({**own, "label": "one temperature a head", "test": f"{name}, {lost:.2f}"})
+            for part in (own, *(found.get(k, {}) for k in ("per layer", "uniform", "by support"))):
+                share = part.get("share")
+                span = (
+                    "" if share is None else f"{share:.2f} [{part['low']:.2f}, {part['high']:.2f}]"
+                )
+                cells.append(span)
+            cells.append(str(found["learned"]["chunks"]))
+        else:
+            cells += ["not learned"] + [""] * 4
+        print("| " + " | ".join(cells) + " |")
+    record = Record.new("repair", settings={}, results={"repair": rows})
+    print(save_figure(figure_repair(record), FIGURE))
+
+
+def to_gallery(name: str, keep: Path) -> Path:
+    """A form's profile, with what it is for and what was measured."""
+    found = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"][name]
+    folder, recipe = RECIPES[name]
+    evidence = {
+        "made by": "benchmarks/repair.py",
+        "tuned for": f"the embedded model's text, {name}: KL from the uncompressed model",
+        "recipe": recipe,
+        "measured": found,
+    }
+    profile = replace(Profile.load(kept(name, keep)), evidence=evidence)
+    return profile.save(GALLERY / folder / "repair.json")
+
+
+def kept(name: str, keep: Path) -> Path:
+    return keep / f"{name.replace(' ', '-').replace('%', '')}.json"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("forms", nargs="*", default=list(FORMS))
@@ -241,7 +300,16 @@ def main() -> None:
     parser.add_argument("--foreign", type=Path, nargs="*", default=[])
     parser.add_argument("--keep", type=Path, default=Path("runs/repair"))
     parser.add_argument("--measure-only", action="store_true")
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--gallery", action="store_true")
     options = parser.parse_args()
+    if options.draw:
+        draw()
+        return
+    if options.gallery:
+        for name in RECIPES:
+            print(to_gallery(name, options.keep))
+        return
     unknown = [name for name in options.forms if name not in FORMS]
     if unknown:
         raise SystemExit(f"no form {', '.join(unknown)}; there are {', '.join(FORMS)}")

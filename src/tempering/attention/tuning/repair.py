@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.measuring.targets import profile_of_entropy
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.fit import tune
+from tempering.attention.tuning.live import frozen
+from tempering.attention.tuning.objective import Batch, target_losses
 from tempering.attention.tuning.outcome import Tuned
 from tempering.attention.tuning.pieces import Objective
 from tempering.attention.tuning.teacher import TOP, teach
@@ -31,8 +34,12 @@ from tempering.errors import InputError, ModelError
 
 # Of T where support is solved for: heads whose support no temperature restores stay within it.
 SUPPORT_BOUNDS = (0.5, 2.0)
-# Times through the text, chunks of each objective in a step, and Adam's rate in log T.
-PASSES, ROWS, RATE = 2, 2, 0.1
+# Times through the text, and chunks of each objective in a step.
+PASSES, ROWS = 2, 2
+# Adam's rate in log T where D = KL(reference || model) is 1 nat. A loss is quadratic near its
+# optimum, so the way there grows as the square root of what is to be gained, and the rate with it.
+RATE, RATES = 0.09, (0.015, 0.12)
+FIRST_PIECES = 2  # of each objective, that D is taken from
 
 
 def repair(
@@ -75,15 +82,30 @@ def repair(
             for goal in goals
         )
         del teacher
-    return tune(model, goals, progress=progress, **learning(goals, passes, rows), **tuning)
+    return tune(model, goals, progress=progress, **learning(model, goals, passes, rows), **tuning)
 
 
-def learning(goals: Sequence[Objective], passes: int, rows: int) -> dict[str, Any]:
-    """What `tune` is asked for a repair: its method, and as many steps as the passes take."""
+def learning(
+    model: nn.Module, goals: Sequence[Objective], passes: int, rows: int
+) -> dict[str, Any]:
+    """What `tune` is asked for a repair: method, rate, and as many steps as the passes take."""
     if passes < 1 or rows < 1:
         raise InputError(f"passes and rows are at least 1; got {passes} and {rows}")
     steps = math.ceil(passes * max(len(goal.pieces) for goal in goals) / rows)
-    return {"method": "adam", "rate": RATE, "rows": rows, "steps": steps, "patience": steps}
+    lowest, highest = RATES
+    rate = min(max(RATE * math.sqrt(_divergence(model, goals)), lowest), highest)
+    return {"method": "adam", "rate": rate, "rows": rows, "steps": steps, "patience": steps}
+
+
+def _divergence(model: nn.Module, goals: Sequence[Objective]) -> float:
+    """From the reference at T = 1, nats per token; a tenth where there is no reference."""
+    total, count = 0.0, 0
+    with frozen(model), torch.no_grad():
+        for piece in (piece for goal in goals for piece in goal.pieces[:FIRST_PIECES]):
+            if isinstance(piece.source, Batch) and piece.source.lessons:
+                total += float(target_losses(model, piece.source).sum())
+                count += piece.count
+    return max(total / count, 0.0) if count else 0.1
 
 
 def repair_by_support(

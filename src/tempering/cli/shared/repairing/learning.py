@@ -41,7 +41,7 @@ def learn(
         per=settings["per"],
         constraint=limit,
         held_out=settings["held_out"],
-        **learning(material.goals, settings["passes"], settings["rows"]),
+        **learning(network, material.goals, settings["passes"], settings["rows"]),
         checkpoint=request.checkpoint,
         seed=request.seed,
         state=state,
