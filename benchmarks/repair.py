@@ -271,11 +271,18 @@ def to_gallery(name: str, keep: Path) -> Path:
     """A form's profile, with what it is for and what was measured."""
     found = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"][name]
     folder, recipe = RECIPES[name]
+    rows = [{"label": "repaired", **row} for row in found["per head"].values()]
+    for kind, row in found["kinds"].items():
+        rows.append({"label": "repaired", **row, "test": f"{kind}, {SHORT} tokens"})
+    for label in ("negated", "shuffled"):
+        rows.append({"label": label, **found[label]})
     evidence = {
         "made by": "benchmarks/repair.py",
-        "tuned for": f"the embedded model's text, {name}: KL from the uncompressed model",
+        "repairs": folder,
         "recipe": recipe,
-        "measured": found,
+        "reference": "smollm2",
+        "learned": found["learned"],
+        "repair": rows,
     }
     profile = replace(Profile.load(kept(name, keep)), evidence=evidence)
     return profile.save(GALLERY / folder / "repair.json")
