@@ -10,7 +10,7 @@ from transformers import StaticCache
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
 from tests.compiled import test_attention as compiled
-from tests.own_attention import OwnAttention, OwnProduct
+from tests.integration.own_attention import OwnAttention, OwnProduct
 
 check, given, logits = compiled.check, compiled.given, compiled.logits
 oracle, IDS = compiled.oracle, compiled.IDS

@@ -11,7 +11,7 @@ from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.attention.profiles.profile import Profile
 from tests.integration import attention_oracle as oracle
-from tests.own_attention import OwnAttention, OwnProduct
+from tests.integration.own_attention import OwnAttention, OwnProduct
 
 LAYERS, HEADS = 2, 4
 IDS = oracle.tokens(1, 2, 9)

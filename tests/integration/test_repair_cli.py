@@ -10,11 +10,11 @@ import torch
 
 from tempering import Profile
 from tempering.cli import _run
-from tempering.cli.shared import repair_run
+from tempering.cli.shared.repairing import reference, run
 from tests.tiny import save_tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:no step lowered")
-QUICK = ("--chunk", 32, "--chunks", 24, "--samples", 2, "--steps", 3, "--rows", 8, "--shuffles", 1)
+QUICK = ("--chunk", 32, "--chunks", 24, "--samples", 2, "--passes", 1, "--rows", 8, "--shuffles", 1)
 QUICK = (*QUICK, "--elsewhere", 0)
 
 
@@ -117,20 +117,20 @@ def test_a_stopped_run_goes_on_to_the_same_result(
 ) -> None:
     whole, out = tmp_path / "whole" / "r.json", tmp_path / "stopped" / "r.json"
     assert repair(pair, files, whole) == 0
-    real = repair_run.after
+    real = run.after
 
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(repair_run, "after", stopped)
+    monkeypatch.setattr(run, "after", stopped)
     assert repair(pair, files, out) == 130
     assert "Add --resume to go on" in capsys.readouterr().err
-    monkeypatch.setattr(repair_run, "after", real)
+    monkeypatch.setattr(run, "after", real)
 
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the reference had written its samples already")
 
-    monkeypatch.setattr(repair_run, "write_samples", never)
+    monkeypatch.setattr(reference, "write_samples", never)
     assert repair(pair, files, out, "--resume") == 0
     assert torch.equal(Profile.load(out).temperature, Profile.load(whole).temperature)
     assert Profile.load(out).evidence["repair"] == Profile.load(whole).evidence["repair"]

@@ -11,8 +11,29 @@ from tempering.cli.shared.evidence import evidence_grids
 from tempering.data.gallery import gallery, gallery_text, names_gallery
 from tempering.errors import DataError
 
+REPAIRS = [name for name in gallery() if name.endswith("/repair")]
 
-@pytest.mark.parametrize("name", gallery())
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_every_repair_loads_with_its_evidence(name):
+    profile = Profile.load(name)
+    assert profile.temperature.shape == (30, 9)
+    evidence = profile.evidence
+    assert evidence["recipe"] and evidence["repairs"] == name.split("/")[0]
+    repaired = [row for row in evidence["repair"] if row["label"] == "repaired"]
+    assert {row["test"].split(",")[0] for row in repaired} >= {"text", "play", "reference"}
+    for row in repaired:
+        assert row["low"] <= row["share"] <= row["high"]
+    first = repaired[0]
+    assert first["low"] > 0
+    for label in ("negated", "shuffled"):
+        (control,) = (row for row in evidence["repair"] if row["label"] == label)
+        assert control["share"] < first["low"]
+    titles = [grid.heading for grid in evidence_grids(evidence)]
+    assert titles == ["How it was found", "Repair, nats per token"]
+
+
+@pytest.mark.parametrize("name", [name for name in gallery() if name not in REPAIRS])
 def test_every_profile_loads_with_its_evidence(name):
     profile = Profile.load(name)
     assert profile.temperature.shape == (30, 9)

@@ -57,10 +57,9 @@ def repair(
         Path | None, typer.Option(help="Text on which no more than --within may be lost.")
     ] = None,
     within: Annotated[float, typer.Option(help="Nats per token that it may lose.")] = 0.01,
-    steps: Annotated[int, typer.Option(help="Newton steps at most.", min=1)] = 4,
-    radius: Annotated[float, typer.Option(help="Largest change of a log T in a step.")] = 0.3,
-    held_out: Annotated[float, typer.Option(help="Share of the data to judge steps by.")] = 0.2,
-    rows: Annotated[int, typer.Option(help="Chunks side by side; more fills a GPU.", min=1)] = 1,
+    passes: Annotated[int, typer.Option(help="Times through the data.", min=1)] = 2,
+    rows: Annotated[int, typer.Option(help="Chunks of each text in a step.", min=1)] = 2,
+    held_out: Annotated[float, typer.Option(help="Share of the data to judge steps by.")] = 0.1,
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="Less memory for a third more time.")
     ] = False,
@@ -83,7 +82,8 @@ def repair(
 
     Every weight stays as it is. Ctrl-C keeps what was done; the same command with --resume goes on.
     """
-    from tempering.cli.shared.repair_run import Request, run_repair
+    from tempering.cli.shared.repairing.material import RepairOptions
+    from tempering.cli.shared.repairing.run import run_repair
     from tempering.errors import InputError
 
     common.check_file(out, "--out", ".json")
@@ -98,15 +98,15 @@ def repair(
         "samples": samples,
         "top": top or None,
         "per": per,
-        "steps": steps,
-        "radius": radius,
+        "passes": passes,
+        "rows": rows,
         "held_out": held_out,
         "chunk": chunk,
         "chunks": limit,
         "within": within if constraint else None,
     }
     run_repair(
-        Request(
+        RepairOptions(
             compressed=compressed,
             reference=reference,
             data=data or [],
@@ -114,7 +114,6 @@ def repair(
             constraint=constraint,
             elsewhere=elsewhere,
             shuffles=shuffles,
-            rows=rows,
             checkpoint=checkpoint,
             resume=resume,
             seed=seed,

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tempering.reports.grids import Grid
+from tempering.reports.grids import Grid, repair_grid
 from tempering.reports.views import shown, signed
 
 _STEPS = 6  # of a fit that are all shown; of a longer fit only the first and the last
 _NEEDED = {"label", "family", "numbers", "test", "metric", "untempered", "value", "change"}
+
+_REPAIR = {"label", "test", "compressed", "repaired"}
 
 
 def evidence_grids(evidence: Mapping[str, Any]) -> list[Grid]:
@@ -20,8 +22,16 @@ def evidence_grids(evidence: Mapping[str, Any]) -> list[Grid]:
         isinstance(row, dict) and row.keys() >= _NEEDED for row in rows
     ):
         rows = []
-    told = [[name, _told(value)] for name, value in evidence.items() if name != "measured"]
+    repairs = evidence.get("repair", [])
+    if not isinstance(repairs, list) or not all(
+        isinstance(row, dict) and row.keys() >= _REPAIR for row in repairs
+    ):
+        repairs = []
+    shown_apart = ("measured", "repair") if repairs else ("measured",)
+    told = [[name, _told(value)] for name, value in evidence.items() if name not in shown_apart]
     grids = [Grid("How it was found", "", ["", ""], told)]
+    if repairs:
+        grids.append(repair_grid(repairs))
     for test, metric in dict.fromkeys((row["test"], row["metric"]) for row in rows):
         own = [row for row in rows if (row["test"], row["metric"]) == (test, metric)]
         grids.append(_measured(test, metric, own))

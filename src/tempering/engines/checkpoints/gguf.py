@@ -31,8 +31,9 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.bake import free_place, real_input
 from tempering.engines.checkpoints.gguf_blocks import Parts, values_of
-from tempering.engines.checkpoints.gguf_files import load_gguf, open_gguf
-from tempering.engines.checkpoints.gguf_mark import (
+from tempering.engines.checkpoints.gguf_write import sidecar, write_anew, write_in_place
+from tempering.engines.loading.gguf_files import load_gguf, open_gguf
+from tempering.engines.loading.gguf_mark import (
     MARK,
     beside_of,
     is_baked,
@@ -40,7 +41,6 @@ from tempering.engines.checkpoints.gguf_mark import (
     order_of,
     read_beside,
 )
-from tempering.engines.checkpoints.gguf_write import sidecar, write_anew, write_in_place
 from tempering.errors import BakeError, CheckError, OutputError
 from tempering.files import replace_atomic, write_atomic
 

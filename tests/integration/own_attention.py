@@ -1,4 +1,4 @@
-"""Attention that models write themselves, for the softmax route."""
+"""Attention that a model computes itself, outside of transformers' interface."""
 
 from __future__ import annotations
 

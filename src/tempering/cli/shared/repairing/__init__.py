@@ -1,0 +1,1 @@
+"""`tempering repair`: what it reads, asks of the reference, learns, and writes."""
