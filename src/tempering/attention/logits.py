@@ -1,6 +1,6 @@
-"""The finished logits of an attention call: all that stands before its softmax, in float32.
+"""The finished logits of an attention call, with all that stands before its softmax, in float32.
 
-Formed for a slice of the queries at a time, so that memory stays linear in the length.
+They are formed for a slice of the queries at a time, so that memory stays linear in the length.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 from tempering.attention.visibility import is_causal, is_flash, visible, visible_to_flash
 from tempering.errors import ArchitectureError
 
-# Entries of a slice of logits formed at once: 64 MB in float32.
+# Entries of the logits that are formed at once: 64 MB in float32.
 _ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class AttentionCall:
     """One attention call: its queries and keys, and all that its logits pass before the softmax.
 
     scaling: factor of the products. cap: l -> cap tanh(l / cap), or None. bias: added to the
@@ -40,7 +40,9 @@ class Call:
     sinks: Tensor | None = None
 
     @classmethod
-    def of(cls, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Call:
+    def of(
+        cls, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+    ) -> AttentionCall:
         """From the arguments of an attention function; ArchitectureError for block masks."""
         if mask is not None and not isinstance(mask, Tensor):
             raise ArchitectureError(
@@ -97,7 +99,7 @@ class Call:
         keys: slice = slice(None),
     ) -> Float[Tensor, "rows heads_part q_part k_part"]:
         """Scaled products of a part of the call -> finished logits, hidden ones -inf."""
-        part = _Part(rows, heads, queries, range(*keys.indices(self.key.shape[2])))
+        part = _CallPart(rows, heads, queries, range(*keys.indices(self.key.shape[2])))
         if self.cap is not None:
             cap = part.of(self.cap) if isinstance(self.cap, Tensor) else self.cap
             logits = torch.tanh(logits / cap) * cap
@@ -119,7 +121,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _CallPart:
     """Which batch rows, heads, queries and keys of a call."""
 
     rows: slice
@@ -149,7 +151,7 @@ def sliced_logits(
     queries: indices of the queries wanted; all by default. Learned sink logits, where the
     architecture has them, are the last key. Raises ArchitectureError for block masks.
     """
-    call = Call.of(module, query, key, mask, kwargs)
+    call = AttentionCall.of(module, query, key, mask, kwargs)
     batch, heads, q_seq, _ = query.shape
     keys = key.to(call.work).repeat_interleave(heads // key.shape[1], dim=1).transpose(-1, -2)
     index = torch.arange(q_seq, device=query.device) if queries is None else queries
@@ -183,12 +185,14 @@ def _sink_column(sinks: Tensor, heads: int, queries: Tensor) -> Tensor:
 
 
 def _is_packed(mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
-    """Whether flash attention is told of several texts in one row: by lengths, or by positions
-    that begin anew."""
+    """Whether flash attention is given several texts in one row.
+
+    It learns so by their lengths, or by positions that begin anew.
+    """
     if kwargs.get("cu_seq_lens_q") is not None:
         return True
-    places = kwargs.get("position_ids")
-    return mask is None and places is not None and bool((places.diff() < 0).any())
+    positions = kwargs.get("position_ids")
+    return mask is None and positions is not None and bool((positions.diff() < 0).any())
 
 
 def _hides(mask: Tensor) -> bool:

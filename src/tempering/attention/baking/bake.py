@@ -64,10 +64,10 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     if reason:
         return Foldable(NO, reason)
     try:
-        plan = layout(model, sample)
+        model_layout = layout(model, sample)
     except ArchitectureError as error:
         return Foldable(NO, str(error))
-    layers = _folds(model, plan, sample)
+    layers = _folds(model, model_layout, sample)
     layers = _without_shared(model, layers)
     for verdict in (NO, PER_LAYER):
         for item in layers:
@@ -131,7 +131,9 @@ def _not_finite(weights: Tensor) -> str:
     return f" holds {value:g} at {places[0].tolist()} (and {len(places) - 1} more)"
 
 
-def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tuple[LayerFold, ...]:
+def _folds(
+    model: nn.Module, model_layout: Layout, sample: dict[str, Any] | None
+) -> tuple[LayerFold, ...]:
     config: Any = model.config
     implementation = config._attn_implementation
     setter: Any = getattr(model, "set_attn_implementation", None)
@@ -140,12 +142,12 @@ def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tup
     if switched:
         setter("eager")
     try:
-        calls = capture_calls(model, list(plan.names), sample)
+        calls = capture_calls(model, list(model_layout.names), sample)
         found = []
         # Wrapped once, and not anew for each trial.
         interface_patch.acquire()
         try:
-            for layer in plan.layers:
+            for layer in model_layout.layers:
                 module = model.get_submodule(layer.name)
                 item = search(Isolated(module, layer, calls.pop(layer.name)))
                 found.append(_named(model, layer.name, item))

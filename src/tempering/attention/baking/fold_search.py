@@ -22,7 +22,7 @@ from tempering.attention.baking.fold_proof import (
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER
 from tempering.attention.baking.folds import ADDS_ONE, PLAIN, Fold
 from tempering.attention.baking.head_labels import Reach, Through, reaches
-from tempering.attention.baking.isolated_layer import Isolated, Seen
+from tempering.attention.baking.isolated_layer import Isolated, SeenLogits
 
 _NO_NUMBERS = "its output is NaN or infinite on a few tokens; mend the weights"
 
@@ -58,7 +58,7 @@ def search(layer: Isolated) -> Found:
     )
 
 
-def _search(layer: Isolated, base: list[Seen]) -> Found:
+def _search(layer: Isolated, base: list[SeenLogits]) -> Found:
     """What folds into a layer with jittered weights, which shows `base` without a fold."""
     found, idle = reaches(layer)
     if idle:

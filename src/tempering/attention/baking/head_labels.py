@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.baking.isolated_layer import Isolated, Seen
+from tempering.attention.baking.isolated_layer import Isolated, SeenLogits
 
 # 1 - cos^2 of the angle between the two gradients of a slice. Rounding in float32 gives about
 # 1e-12; two heads that share a slice equally give (difference of their c / their sum)^2.
@@ -90,7 +90,7 @@ Gradients = list[Tensor | None]
 
 
 def _gradients(
-    layer: Isolated, runs: list[Seen], parameters: list[Tensor]
+    layer: Isolated, runs: list[SeenLogits], parameters: list[Tensor]
 ) -> tuple[dict[Through, tuple[Gradients, Gradients]], Gradients]:
     """Gradients with cotangents G and c G by each path to the logits; those of the outputs."""
     marks = _marks(layer.layer.heads)

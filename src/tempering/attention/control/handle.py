@@ -19,7 +19,7 @@ from tempering.attention.hooks.temperature_state import TemperatureState, invers
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import Walked
-from tempering.attention.profiles.profile import Profile, rules_for
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 
 
@@ -34,22 +34,24 @@ class Tempering:
     def __init__(
         self,
         model: nn.Module,
-        plan: Layout,
+        model_layout: Layout,
         profiles: Sequence[Profile],
         *,
         private: bool = False,
     ) -> None:
         self._model = weakref.ref(model)
-        self._layout = plan
+        self._layout = model_layout
         self._sites: list[Site] = []
-        rows = _stack(profiles, plan)
-        modules = [submodule(model, layer.name) for layer in plan.layers]
+        rows = _stack(profiles, model_layout)
+        modules = [submodule(model, layer.name) for layer in model_layout.layers]
         rules = map(layer_rule, modules, self._rules_of(profiles))
         placements = [forward.placement_of(module) for module in modules]
-        parts = map(LayerPart, plan.layers, rows, rules, inverses(rows, placements))
-        outside = [(submodule(model, name), name) for name in plan.outside]
+        parts = map(LayerPart, model_layout.layers, rows, rules, inverses(rows, placements))
+        outside = [(submodule(model, name), name) for name in model_layout.outside]
         self._hold = Hold([*modules, *(module for module, _ in outside)], private=private)
-        own_softmax = bool(outside) or any(layer.route == "softmax" for layer in plan.layers)
+        own_softmax = bool(outside) or any(
+            layer.route == "softmax" for layer in model_layout.layers
+        )
         for route in (interface_patch, softmax_route) if own_softmax else (interface_patch,):
             route.acquire()
             self._hold.releases.append(route.release)
@@ -63,7 +65,7 @@ class Tempering:
                     for module, part, placement in zip(modules, parts, placements, strict=True)
                 ]
                 for module, name in outside:
-                    forward.hold_module(module, self._hold, _outside(plan, module, name))
+                    forward.hold_module(module, self._hold, _outside(model_layout, module, name))
                 self._hold.enter()
                 self._note_moves()
                 self.states()
@@ -95,7 +97,7 @@ class Tempering:
 
     def _rules_of(self, profiles: Sequence[Profile]) -> list[Sequence[Any]]:
         """For each layer, the rule of every row of the batch."""
-        return list(zip(*[rules_for(item, self._layout) for item in profiles], strict=True))
+        return list(zip(*[item.rules_by_layer(self._layout) for item in profiles], strict=True))
 
     def _set_rules(self, rules: list[Sequence[Any]]) -> None:
         for site, own in zip(self._sites, rules, strict=True):
@@ -183,8 +185,8 @@ def _forget(hold: weakref.ref[Hold]) -> None:
         held.release()
 
 
-def _outside(plan: Layout, module: nn.Module, name: str) -> OutsideProfile:
-    unreached = name in plan.unreached
+def _outside(model_layout: Layout, module: nn.Module, name: str) -> OutsideProfile:
+    unreached = name in model_layout.unreached
     how = (
         "was not reached by the sample that this model was examined with"
         if unreached
@@ -212,18 +214,18 @@ def as_profiles(profile: Any) -> list[Profile]:
 
 
 def check_profiles(
-    profiles: Sequence[Profile], model: nn.Module, plan: Layout, walked: Walked
+    profiles: Sequence[Profile], model: nn.Module, model_layout: Layout, walked: Walked
 ) -> None:
     made_for = {(item.model or {}).get("fingerprint"): item for item in profiles}
     for item in made_for.values():
         item.check_model(model, walked)
     for item in profiles:
-        item.resolve(plan, rules=True)
+        item.resolve(model_layout, rules=True)
 
 
-def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
+def _stack(profiles: Sequence[Profile], model_layout: Layout) -> list[Tensor]:
     """For each layer, Float[Tensor, "rows heads"] over the profiles."""
-    resolved = [profile.resolve(plan, rules=True) for profile in profiles]
+    resolved = [profile.resolve(model_layout, rules=True) for profile in profiles]
     if len(resolved) == 1:
         return [row[None] for row in resolved[0]]
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]

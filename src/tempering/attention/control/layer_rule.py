@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.hooks.temperature_state import TemperatureState
-from tempering.attention.logits import Call, sliced_logits
+from tempering.attention.logits import AttentionCall, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.rules import Rule
 from tempering.attention.visibility import visible
@@ -79,7 +79,7 @@ class LayerRule:
         heads, q_seq = query.shape[1:3]
         count.queries += len(rows) * heads * q_seq
         if item.counts_keys:
-            call = Call.of(self.module, query, key, mask, kwargs)
+            call = AttentionCall.of(self.module, query, key, mask, kwargs)
             return item.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
         parts = []
         for logits in sliced_logits(self.module, query, key, mask, kwargs):
@@ -91,7 +91,7 @@ class LayerRule:
         return torch.cat(parts, dim=2)
 
 
-def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
+def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     """How many keys each query sees."""
     batch, _, q_seq, _ = call.query.shape
     kv_seq, device = call.key.shape[2], call.query.device

@@ -78,9 +78,9 @@ def self_check(
     Raises CheckError that names the first layer that disagrees.
     """
     known = known or examined(model, sample)
-    plan, first = known.layout, known.observation
+    model_layout, first = known.layout, known.observation
     _raise(first.findings)
-    second = _second(model, plan, first, sample)
+    second = _second(model, model_layout, first, sample)
     first.memory = None
     _raise(second.findings)
     moved = max(first.findings.moved, second.findings.moved)
@@ -95,7 +95,7 @@ def self_check(
         spread=max(first.findings.spread, second.findings.spread),
         calls={
             name: sum(item.findings.calls.get(name, 0) for item in (first, second))
-            for name in plan.names
+            for name in model_layout.names
         },
     )
 
@@ -106,25 +106,27 @@ def _raise(findings: Findings) -> None:
 
 
 def _second(
-    model: nn.Module, plan: Layout, first: Observation, sample: dict[str, Any] | None
+    model: nn.Module, model_layout: Layout, first: Observation, sample: dict[str, Any] | None
 ) -> Observation:
     if sample is None and first.memory is not None:
         try:
-            return _under_a_handle(model, plan, _next_inputs(model, first.memory))
+            return _under_a_handle(model, model_layout, _next_inputs(model, first.memory))
         except TemperingError:
             raise
         except Exception:
             # Some architectures can't be run so. Any other fault shows again in what follows.
             first.memory = None
-    return _under_a_handle(model, plan, sample if sample is not None else sample_inputs(model))
+    return _under_a_handle(
+        model, model_layout, sample if sample is not None else sample_inputs(model)
+    )
 
 
-def _under_a_handle(model: nn.Module, plan: Layout, inputs: dict[str, Any]) -> Observation:
+def _under_a_handle(model: nn.Module, model_layout: Layout, inputs: dict[str, Any]) -> Observation:
     batch = inputs.get("attention_mask", next(iter(inputs.values()))).shape[0]
     findings = Findings()
-    neutral = [Profile.neutral(plan)]
-    with untempered(), Tempering(model, plan, neutral, private=True) as handle:
-        handle.set_rows([row_temperatures(layer, batch) for layer in plan.layers])
+    neutral = [Profile.neutral(model_layout)]
+    with untempered(), Tempering(model, model_layout, neutral, private=True) as handle:
+        handle.set_rows([row_temperatures(layer, batch) for layer in model_layout.layers])
         states = handle.states()
         before = handle.calls()
         for state in states:
@@ -135,7 +137,7 @@ def _under_a_handle(model: nn.Module, plan: Layout, inputs: dict[str, Any]) -> O
             for state in states:
                 state.trial = None
         after = handle.calls()
-    for layer in plan.layers:
+    for layer in model_layout.layers:
         reached = after[layer.name] - before[layer.name]
         called = observation.own_calls[layer.name]
         if reached == 0 or reached < called:

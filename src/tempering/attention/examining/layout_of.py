@@ -45,12 +45,12 @@ class Description:
     passed: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, plan: Layout, observation: Any) -> Description:
+    def of(cls, model: nn.Module, model_layout: Layout, observation: Any) -> Description:
         # Read after the forward, which may have changed the model (modules made on first use).
         structure, _ = walk(model)
-        attention = [submodule(model, name) for name in plan.names]
+        attention = [submodule(model, name) for name in model_layout.names]
         return cls(
-            plan,
+            model_layout,
             observation,
             structure,
             tuple(map(weakref.ref, attention)),
@@ -112,8 +112,8 @@ def examined(
     check_stored(model)
     with untempered():  # whatever handles hold the model
         observation = watch.observe(model, sample)
-    plan = _with_outside(model, _arrange(model, observation.layers), observation.reached)
-    known = _KNOWN[model] = Description.of(model, plan, observation)
+    model_layout = _with_outside(model, _arrange(model, observation.layers), observation.reached)
+    known = _KNOWN[model] = Description.of(model, model_layout, observation)
     return known
 
 
@@ -180,14 +180,16 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
     return tuple(missing)
 
 
-def _with_outside(model: nn.Module, plan: Layout, reached: Collection[str]) -> Layout:
+def _with_outside(model: nn.Module, model_layout: Layout, reached: Collection[str]) -> Layout:
     """The layout with the modules that attend by their code and did not on the sample."""
     outside = tuple(
         name
         for name, module in model.named_modules()
-        if attends(module) and not any(_related(name, layer) for layer in plan.names)
+        if attends(module) and not any(_related(name, layer) for layer in model_layout.names)
     )
-    return replace(plan, outside=outside, unreached=tuple(n for n in outside if n not in reached))
+    return replace(
+        model_layout, outside=outside, unreached=tuple(n for n in outside if n not in reached)
+    )
 
 
 def _related(name: str, other: str) -> bool:

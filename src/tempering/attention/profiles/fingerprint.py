@@ -264,20 +264,20 @@ def _rounded(values: torch.Tensor) -> Any:
 
 
 def describe_model(
-    model: nn.Module, plan: Layout | None = None, walked: Walked | None = None
+    model: nn.Module, model_layout: Layout | None = None, walked: Walked | None = None
 ) -> dict[str, Any]:
     """Architecture, shape and fingerprint: what ties a profile or a record to its model.
 
-    plan, walked: its layout, and what `walk` gave, where they are known already.
+    model_layout, walked: its layout, and what `walk` gave, where they are known already.
     """
     model = unwrapped(model)
-    if plan is None:
+    if model_layout is None:
         walked = walk(model)
-        plan = examined(model, None, walked[0]).layout
+        model_layout = examined(model, None, walked[0]).layout
     config: Any = model.config
     return {
         "name": str(getattr(config, "_name_or_path", "") or "").rstrip("/").rsplit("/", 1)[-1],
         "architecture": type(model).__name__,
-        "shape": plan.describe(),
+        "shape": model_layout.describe(),
         "fingerprint": quick_fingerprint(model, walked or walk(model)),
     }
