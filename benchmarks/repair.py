@@ -151,6 +151,12 @@ def why(reference: Tensor, model: Any, profile: Profile, ids: Tensor) -> dict[st
     }
 
 
+def say(stage: str, done: int, total: int) -> None:
+    """A line for every eighth of a stage of the fit."""
+    if done % max(1, total // 8) == 0 and not stage.startswith("held"):
+        print(f"    {stage}: {done} of {total}", flush=True)
+
+
 def show(name: str, row: dict[str, Any]) -> None:
     def plain(value: float | None) -> str:
         return "    ?" if value is None else f"{value:+.3f}"
@@ -181,7 +187,7 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
         passes=options.passes,
         rows=options.rows,
         held_out=options.held_out,
-        progress=None,
+        progress=say,
     )
     profile = tuned.profile
     found["learned"] = {
