@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.alternatives import Alternative
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.objective import Batch, target_logits
+from tempering.attention.tuning.batches import Batch, target_logits
+from tempering.attention.tuning.objectives import Constraint, Objective, Piece
 from tempering.attention.tuning.outcome import Tuned
-from tempering.attention.tuning.pieces import Constraint, Objective, Piece
 from tempering.attention.tuning.split import refuse_overlap
+from tempering.attention.tuning.tunable import frozen
 from tempering.counts import whole_number
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal, Progress

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.objective import Batch, target_logits
-from tempering.attention.tuning.pieces import Objective
+from tempering.attention.tuning.batches import Batch, target_logits
+from tempering.attention.tuning.objectives import Objective
+from tempering.attention.tuning.tunable import frozen
 from tempering.errors import DataError, InputError
 from tempering.evaluation.evidence import cluster_bootstrap
 from tempering.evaluation.journal import Journal
