@@ -21,7 +21,7 @@ from tempering.attention.baking.comparison import (
     refuse_rounding,
     verification_inputs,
 )
-from tempering.attention.baking.fold_search import Found, search
+from tempering.attention.baking.fold_search import FoundFold, search
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable, LayerFold
 from tempering.attention.baking.isolated_layer import Isolated, capture_calls
 from tempering.attention.baking.profile_folds import betas
@@ -159,7 +159,7 @@ def _folds(
     return tuple(found)
 
 
-def _named(model: nn.Module, layer: str, found: Found) -> LayerFold:
+def _named(model: nn.Module, layer: str, found: FoundFold) -> LayerFold:
     """Parameters by their names in the model; the first one, where a parameter has several."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     folds = tuple(

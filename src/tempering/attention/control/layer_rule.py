@@ -55,36 +55,36 @@ class LayerRule:
                 f"(at {state.layer.name}); give one profile, or one for each row"
             )
         rules = self.rules * batch if len(self.rules) == 1 else self.rules
-        own = state.beta.to(query.device)
-        beta = own.new_ones(batch, heads, q_seq)
-        for item, count in self.counts.items():
-            rows = [index for index, other in enumerate(rules) if other == item]
-            found = self._beta(item, count, rows, query, key, mask, kwargs, own)
-            place = torch.tensor(rows, device=query.device)
-            beta = beta.index_copy(0, place, found.to(beta))
-        return own * beta[..., None]
+        of_profile = state.beta.to(query.device)
+        beta = of_profile.new_ones(batch, heads, q_seq)
+        for rule, count in self.counts.items():
+            rows = [index for index, other in enumerate(rules) if other == rule]
+            of_rule = self._beta(rule, count, rows, query, key, mask, kwargs, of_profile)
+            index = torch.tensor(rows, device=query.device)
+            beta = beta.index_copy(0, index, of_rule.to(beta))
+        return of_profile * beta[..., None]
 
     def _beta(
         self,
-        item: Rule,
+        rule: Rule,
         count: RuleCount,
         rows: list[int],
         query: Tensor,
         key: Tensor,
         mask: Any,
         kwargs: dict[str, Any],
-        own: Tensor,
+        of_profile: Tensor,
     ) -> Tensor:
-        """[rows, heads, q_seq]"""
+        """One rule's beta for some rows of the batch, [rows, heads, q_seq]."""
         heads, q_seq = query.shape[1:3]
         count.queries += len(rows) * heads * q_seq
-        if item.counts_keys:
+        if rule.counts_keys:
             call = AttentionCall.of(self.module, query, key, mask, kwargs)
-            return item.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
+            return rule.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
         parts = []
         for logits in sliced_logits(self.module, query, key, mask, kwargs):
-            tempered = (logits * own.to(logits.dtype))[rows]
-            beta, cold, hot = item.beta(tempered.flatten(0, 2))
+            tempered = (logits * of_profile.to(logits.dtype))[rows]
+            beta, cold, hot = rule.beta(tempered.flatten(0, 2))
             count.coldest += int(cold.sum())
             count.hottest += int(hot.sum())
             parts.append(beta.view(tempered.shape[:3]))
@@ -110,7 +110,7 @@ def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
 
 
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:
-    """Raise what `LayerRule.join` would, and change nothing; owner: the number of a hold."""
+    """Raise what `LayerRule.join` would, and change nothing. owner: the number of a hold."""
     if all(item is None for item in rules):
         return
     check_layer(state.layer)
