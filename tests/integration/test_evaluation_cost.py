@@ -14,7 +14,12 @@ from tempering.errors import DataError, InputError, OutputError
 from tempering.evaluation.budget import largest_amplitude
 from tempering.evaluation.cost import Variant, losses_and_divergence, measure_costs
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.paired import Estimate, bootstrap_mean, mean_estimate, paired_difference
+from tempering.evaluation.paired import (
+    IntervalEstimate,
+    bootstrap_mean,
+    mean_estimate,
+    paired_difference,
+)
 from tests.integration import attention_oracle as oracle
 
 LAYERS, HEADS = oracle.LAYERS, oracle.HEADS
@@ -75,8 +80,8 @@ def test_costs_equal_loops(model):
             close(ours[:4], (sum(values) / 4, stats.sem(values), low, high))
             assert ours.n == 4
     assert costs[0].kl.value > 0.01
-    assert costs[3].cost == Estimate(0.0, 0.0, 0.0, 0.0, 4)
-    assert costs[3].kl == Estimate(0.0, 0.0, 0.0, 0.0, 4)
+    assert costs[3].cost == IntervalEstimate(0.0, 0.0, 0.0, 0.0, 4)
+    assert costs[3].kl == IntervalEstimate(0.0, 0.0, 0.0, 0.0, 4)
 
 
 def test_long_chunks_are_summed_in_parts():
@@ -235,7 +240,7 @@ def quadratic(curvature, seen=None):
         if seen is not None:
             seen.append(amplitude)
         value = curvature * math.log(amplitude) ** 2
-        return Estimate(value, 0.0, value, value, 3)
+        return IntervalEstimate(value, 0.0, value, value, 3)
 
     return cost
 
@@ -259,7 +264,7 @@ def test_budget_on_a_quadratic(curvature, budget):
 def shaped(function):
     def cost(amplitude):
         value = function(math.log(amplitude))
-        return Estimate(value, 0.0, value, value, 3)
+        return IntervalEstimate(value, 0.0, value, value, 3)
 
     return cost
 
