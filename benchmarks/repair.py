@@ -38,7 +38,7 @@ from tempering.attention.layout import Layout
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.tuning import Objective, from_pairs
 from tempering.attention.tuning.basis import uniform_basis
-from tempering.attention.tuning.live import live
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import loss_pass
 from tempering.attention.tuning.repair import repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
@@ -129,7 +129,7 @@ class Subject:
 
 def uniform(model: Any, goal: Objective, plan: Layout) -> float:
     """Of LEVELS, the one that is nearest to the teacher on the goal."""
-    with live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False) as tunable:
+    with live_temperatures(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False) as tunable:
         values = {
             T: loss_pass(tunable, torch.tensor([T]).double().log(), goal.pieces).mean
             for T in (1.0, *LEVELS)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.tuning import Objective, from_batches
-from tempering.attention.tuning.objective import text_batches
+from tempering.attention.tuning.batches import text_batches
 from tempering.attention.tuning.repair import check_pair
 from tempering.attention.tuning.teacher import teach
 from tempering.cli.shared import common

@@ -17,7 +17,7 @@ from tempering.files import write_atomic
 VERSION = 3
 
 
-class Kept:
+class SavedRun:
     """A file that holds the state after the last finished step; without a path nothing is kept.
 
     settings: everything the result depends on; a file of other settings is refused.

@@ -1,11 +1,11 @@
-"""What is tuned for: losses of a tempered model on batches of tokens, in nats.
+"""Batches of tokens, and the losses of a tempered model on them, in nats.
 
     next token   -log q(token), mean over all predicted tokens          (plain text)
     answer       -log q(token), mean over the tokens of the answers     (prompt and answer)
     divergence   sum_v p (log p - log q), mean over predicted tokens    (stay near the untempered)
-    lesson       the same with a teacher's p, kept on disk                (be like the teacher)
+    lesson       the divergence from a teacher's p, kept on disk          (be like the teacher)
 
-p is the untempered model's distribution, q the tempered one's.
+p is the untempered model's distribution but in a lesson, q the tempered model's.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def answer_batches(
     for place, (prompt, answer) in enumerate(pairs):
         first = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         both = tokenizer(prompt + answer, add_special_tokens=False, verbose=False).input_ids
-        # Tokens may merge over the seam: what is not common to both belongs to the answer.
+        # A token may span the end of the prompt: it then belongs to the answer.
         start = next(
             (i for i, (a, b) in enumerate(zip(first, both, strict=False)) if a != b),
             min(len(first), len(both)),

@@ -1,4 +1,4 @@
-"""A model whose temperatures are live: gradients reach them, and no weight's is ever formed.
+"""A model whose temperatures are live: gradients reach them, and none is formed for a weight.
 
     log T = b tanh((B theta)/b)      b = log of the highest T where B theta > 0, of the lowest else
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,21 +21,21 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.subject import without_peft
-from tempering.attention.hooks.ownership import state_of
+from tempering.attention.hooks import interface_patch
+from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis
-from tempering.attention.tuning.pieces import Piece
-from tempering.attention.tuning.trouble import locate_nan
-from tempering.attention.tuning.tunable import Tunable
+from tempering.attention.tuning.objectives import Piece
+from tempering.attention.tuning.tunable import Tunable, frozen
 from tempering.errors import RefusedError, TemperatureError
 
-_NAMED = 3  # numbers that are named as having moved most
+_NAMED = 3  # so many of the numbers that moved most are named
 Bounds = tuple[float | int, float | int]
 
 
-class Live(Tunable):
-    """A handle on a model with temperatures of theta; made by `live`."""
+class LiveTemperatures(Tunable):
+    """A model under a handle whose temperatures are those of theta; made by `live_temperatures`."""
 
     def __init__(
         self, model: nn.Module, plan: Layout, handle: Tempering, basis: Basis, bounds: Bounds
@@ -73,7 +73,7 @@ class Live(Tunable):
         )
 
     def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
-        return locate_nan(self, theta, piece, gradient)
+        return _fault(self, theta, piece, gradient)
 
     def _levels(self, theta: Tensor) -> list[Tensor]:
         low, high = (theta.new_tensor(math.log(bound)) for bound in self.bounds)
@@ -95,7 +95,9 @@ def check_bounds(bounds: Bounds) -> None:
 
 
 @contextlib.contextmanager
-def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) -> Iterator[Live]:
+def live_temperatures(
+    model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool
+) -> Iterator[LiveTemperatures]:
     """Freeze the weights and temper the model at T = 1; give everything back at the end.
 
     checkpoint: keep only the input of each layer in a forward pass and run the layer again in the
@@ -119,24 +121,7 @@ def live(model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool) ->
             stack.enter_context(_checkpointed(model, plan))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        yield Live(model, plan, handle, basis, bounds)
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No weight takes a gradient and every module is in eval mode, until the end."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    modes = [(module, module.training) for module in model.modules()]
-    for weight in trained:
-        weight.requires_grad_(False)
-    model.eval()
-    try:
-        yield
-    finally:
-        for weight in trained:
-            weight.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
+        yield LiveTemperatures(model, plan, handle, basis, bounds)
 
 
 @contextlib.contextmanager
@@ -181,3 +166,74 @@ def _in_list(model: nn.Module, name: str) -> str | None:
         if isinstance(around, nn.ModuleList):
             return ".".join(parts[:depth])
     return None
+
+
+def _fault(
+    live: LiveTemperatures, theta: Tensor | None, piece: Piece, gradient: Tensor | None
+) -> str:
+    """Which head makes a loss or a gradient that is no number, and what to try, in words."""
+    if theta is None:
+        return f"the model is untempered there: {_first_bad(live, piece)}; look at the data"
+    named = _boldest(live, theta)
+    with torch.no_grad():
+        live.untempered()
+        before = _first_bad(live, piece)
+        plainly = torch.isfinite(piece.losses(live.model)).all()
+        live.set(theta)
+        after = _first_bad(live, piece)
+    if not bool(plainly):
+        return f"the untempered model fails there too ({before}); look at the data or the dtype"
+    if gradient is not None:
+        wrong = (~gradient.isfinite()).any(0).nonzero()[:, 0].tolist()
+        names = ", ".join(live.basis.names[i] for i in wrong[:3])
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return f"it fails for {names}{more} ({after}; {named}). {_MEND}"
+    return f"{after}; {named}. {_MEND}"
+
+
+_MEND = "Try narrower bounds, a smaller prior_sd or radius, or float32 weights"
+
+
+def _boldest(live: LiveTemperatures, theta: Tensor) -> str:
+    """The head whose temperature is farthest from 1."""
+    rows = live.temperatures(theta.detach())
+    place = int(torch.cat([row.log().abs() for row in rows]).argmax())
+    for layer, row in zip(live.plan.layers, rows, strict=True):
+        if place < len(row):
+            return f"farthest from 1 is T {float(row[place]):.4g} of {layer.name}, head {place}"
+        place -= len(row)
+    return "there is no head"
+
+
+def _first_bad(live: LiveTemperatures, piece: Piece) -> str:
+    """The first head that gives a NaN or an infinity when the piece is run again, in words."""
+    found: list[str] = []
+    names = {id(live.model.get_submodule(layer.name)): layer for layer in live.plan.layers}
+
+    def wrap(function: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
+        def attention(module: Any, *args: Any, **kwargs: Any) -> Any:
+            output = function(module, *args, **kwargs)
+            layer = names.get(id(module))
+            values = output[0] if isinstance(output, tuple) else output
+            # The attention interface of transformers gives [batch, queries, heads, values].
+            if layer is not None and not found and values.ndim == 4:
+                bad = (~values.isfinite()).flatten(0, 1).any(-1).any(0).nonzero()[:, 0]
+                if len(bad):
+                    found.append(f"the first bad values come from {layer.name}, head {int(bad[0])}")
+            return output
+
+        return attention
+
+    def see(module: Any, args: Any, output: Any) -> None:
+        values = output[0] if isinstance(output, tuple) else output
+        if not found and isinstance(values, Tensor) and not bool(values.isfinite().all()):
+            found.append(f"the first bad values come from {names[id(module)].name}")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interface_patch.watched(wrap))
+        for layer in live.plan.layers:
+            module = live.model.get_submodule(layer.name)
+            stack.callback(module.register_forward_hook(see).remove)
+        with torch.no_grad():
+            piece.losses(live.model)
+    return found[0] if found else "no attention head gives a bad value"

@@ -1,4 +1,4 @@
-"""A way of moving the numbers: what Newton and Adam have in common.
+"""What the methods of minimising, Newton and Adam, have in common.
 
 Both minimise  L(theta) + prior/2 |theta|^2  under  c(theta) <= within.
 """
@@ -15,9 +15,9 @@ from tempering.attention.tuning.passes import Report
 
 
 class Move(NamedTuple):
-    """The next point, and what was seen at the last one.
+    """The next point, and what was seen at the one before it.
 
-    loss: of the calibration data at the point left, nats. multiplier: of the constraint.
+    loss: of the calibration data at the point before, nats. multiplier: of the constraint.
     """
 
     theta: Tensor
@@ -26,7 +26,7 @@ class Move(NamedTuple):
 
 
 class Method(ABC):
-    """A way of moving theta, with a state that can be kept."""
+    """A method that moves theta step by step; its state can be saved and restored."""
 
     @abstractmethod
     def advance(
@@ -36,7 +36,10 @@ class Method(ABC):
         held_cost: float | None,
         report: Report | None,
     ) -> Move:
-        """Learn from the data at theta and step on; held_cost: of the watched data there."""
+        """Learn from the data at theta, and give the next point.
+
+        held_cost: of the constraint on watched data at theta, if they were looked at there.
+        """
         ...
 
     @abstractmethod
