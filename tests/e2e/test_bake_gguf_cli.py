@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 
 from tempering.attention import Profile
 from tempering.cli import _run
-from tempering.engines.checkpoints.gguf_files import embedded_gguf
+from tempering.engines.loading.gguf_files import embedded_gguf
 from tests.integration.test_bake_gguf import T, write_llama
 
 

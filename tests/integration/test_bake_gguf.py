@@ -18,7 +18,8 @@ from tempering.engines.checkpoints import gguf as engine
 from tempering.engines.checkpoints.check import check_model
 from tempering.engines.checkpoints.gguf import bake_gguf, undo_gguf
 from tempering.engines.checkpoints.gguf_blocks import _SCALES, fold_tensor
-from tempering.engines.checkpoints.gguf_files import embedded_gguf, load_gguf
+from tempering.engines.loading.gguf_files import embedded_gguf, load_gguf
+from tempering.engines.loading.hub import load_model
 from tempering.errors import (
     BakeError,
     CheckError,
@@ -228,6 +229,23 @@ def test_a_gguf_file_end_to_end(source, tmp_path):
         part = slice(head * DIM, (head + 1) * DIM)
         ratio = np.linalg.norm(new[part]) / np.linalg.norm(own[part])
         assert ratio == pytest.approx(1 / float(T[1, head]), rel=1e-3)
+
+
+def test_a_gguf_file_is_a_model_by_name(source, tmp_path):
+    ids = torch.arange(3, 43)[None]
+    own, _ = load_gguf(source)
+    model, tokenizer = load_model(str(source), attn_implementation="eager")
+    assert (model.config._attn_implementation, tokenizer.padding_side) == ("eager", "left")
+    with torch.no_grad():
+        assert (model(ids).logits - own(ids).logits).abs().max() < 1e-4
+    assert load_model(source, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "plain")  # no mark of a quantised model is left
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(source.read_bytes()[:2000])
+    with pytest.raises(ModelError, match=r"broken\.gguf"):
+        load_model(broken)
+    with pytest.raises(ModelError, match="no model"):
+        load_model(tmp_path / "absent.gguf")
 
 
 def test_metadata_comes_along_with_a_mark(source, tmp_path):

@@ -21,9 +21,9 @@ from tempering.engines.checkpoints import gguf as engine
 from tempering.engines.checkpoints.check import check_model
 from tempering.engines.checkpoints.gguf import bake_gguf, undo_gguf
 from tempering.engines.checkpoints.gguf_blocks import _SCALES, fold_in_type
-from tempering.engines.checkpoints.gguf_files import load_gguf, open_gguf
-from tempering.engines.checkpoints.gguf_mark import beside_of, is_baked
 from tempering.engines.checkpoints.gguf_write import write_in_place
+from tempering.engines.loading.gguf_files import load_gguf, open_gguf
+from tempering.engines.loading.gguf_mark import beside_of, is_baked
 from tempering.errors import BakeError, ModelError, OutputError, ProfileError, RefusedError
 from tests.integration.test_bake_gguf import DIM, HEADS, T, blocks, codes, tensors, write_llama
 

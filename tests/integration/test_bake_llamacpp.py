@@ -12,7 +12,7 @@ import torch
 
 from tempering.attention import Profile, tempered
 from tempering.engines.checkpoints.gguf import bake_gguf
-from tempering.engines.checkpoints.gguf_files import load_gguf
+from tempering.engines.loading.gguf_files import load_gguf
 from tests.integration.test_bake_gguf import T, codes, tensors, write_llama
 
 llama = pytest.importorskip(

@@ -13,7 +13,7 @@ from tempering import Profile, tempered
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.tuning import from_batches, from_functions
 from tempering.attention.tuning.objective import text_batches
-from tempering.attention.tuning.repair import repair, repair_by_support
+from tempering.attention.tuning.repair import learning, repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
 from tempering.engines.loading.rounding import round_weights, rounded
 from tempering.errors import InputError, ModelError
@@ -51,15 +51,39 @@ def test_learning_finds_the_temperatures_that_mend(
         text(reference),
         lessons=tmp_path,
         top=top,
-        steps=16,
-        radius=0.3,
+        passes=60,
         rows=16,
         prior_sd=50.0,
-        damping=0.1,
     )
     found = tuned.profile.temperature
     assert tuned.after < 1e-3 * tuned.before
     torch.testing.assert_close(found.log(), HARM.reciprocal().log(), atol=within, rtol=0)
+
+
+def test_the_rate_is_the_root_of_what_was_taken(tmp_path: Path) -> None:
+    """Twice as far in log T is four times the divergence, near the reference."""
+    reference, rates = tiny_llama(), []
+    for share in (0.25, 0.5):
+        model = copy.deepcopy(reference)
+        with torch.no_grad():
+            for layer, row in zip(model.model.layers, HARM**share, strict=True):
+                weight = layer.self_attn.q_proj.weight
+                weight.div_(row.repeat_interleave(len(weight) // HEADS)[:, None].to(weight.dtype))
+        taught = teach(reference, text(reference, rows=4), tmp_path, top=None)
+        with torch.no_grad():
+            losses = [piece.losses(model) for piece in taught.pieces[:2]]
+        asked = learning(model, [taught], 2, 3)
+        assert asked["steps"] == 3  # twice through 4 pieces, 3 at a time
+        exact = 0.09 * float(torch.cat(losses).mean()) ** 0.5
+        assert asked["rate"] == pytest.approx(min(max(exact, 0.015), 0.12), rel=1e-5)
+        rates.append(exact)
+    assert rates[1] / rates[0] == pytest.approx(2.0, rel=0.15)
+    plain = text(reference, rows=4)
+    assert learning(reference, [plain], 1, 4)["rate"] == pytest.approx(0.09 * 0.1**0.5)
+    taught = teach(reference, plain, tmp_path, top=None)
+    assert learning(reference, [taught], 1, 4)["rate"] == 0.015
+    with pytest.raises(InputError, match="passes and rows are at least 1; got 0 and 4"):
+        learning(reference, [plain], 0, 4)
 
 
 def test_the_reference_may_be_opened_when_it_is_needed(tmp_path: Path) -> None:
@@ -69,7 +93,7 @@ def test_the_reference_may_be_opened_when_it_is_needed(tmp_path: Path) -> None:
         opened.append(1)
         return reference
 
-    options: dict[str, Any] = {"steps": 1, "rows": 16}
+    options: dict[str, Any] = {"passes": 1, "rows": 16}
     goal = text(reference, rows=8)
     first = repair(harmed(reference), open_it, goal, lessons=tmp_path / "a", **options)
     second = repair(harmed(reference), reference, goal, lessons=tmp_path / "b", **options)
@@ -79,9 +103,7 @@ def test_the_reference_may_be_opened_when_it_is_needed(tmp_path: Path) -> None:
 
 def test_without_a_reference_the_next_tokens_are_learned(tmp_path: Path) -> None:
     reference = tiny_llama()
-    tuned = repair(
-        harmed(reference), None, text(reference), lessons=tmp_path, steps=4, rows=16, radius=0.3
-    )
+    tuned = repair(harmed(reference), None, text(reference), lessons=tmp_path, passes=4, rows=16)
     assert tuned.after < tuned.before
     assert list(tmp_path.iterdir()) == []
 
@@ -121,7 +143,7 @@ def test_a_repair_leaves_weights_and_models_alone(tmp_path: Path) -> None:
     reference = tiny_llama()
     model = harmed(reference)
     before = {name: item.clone() for name, item in model.state_dict().items()}
-    repair(model, reference, text(reference, 8), lessons=tmp_path, steps=1, rows=16)
+    repair(model, reference, text(reference, 8), lessons=tmp_path, passes=1, rows=16)
     for name, item in model.state_dict().items():
         assert torch.equal(item, before[name])
     assert all(p.requires_grad for p in (*model.parameters(), *reference.parameters()))
@@ -245,9 +267,7 @@ def test_a_rounded_model_is_repaired_a_little_and_its_controls_are_not(tmp_path:
     reference = tiny_llama()
     model = copy.deepcopy(reference)
     round_weights(model, 3, group=8)
-    tuned = repair(
-        model, reference, text(reference), lessons=tmp_path, steps=6, rows=16, radius=0.3
-    )
+    tuned = repair(model, reference, text(reference), lessons=tmp_path, passes=6, rows=16)
     assert tuned.after < tuned.before
     assert not torch.equal(tuned.profile.temperature, torch.ones(LAYERS, HEADS).double())
     with tempered(model, tuned.profile), torch.no_grad():

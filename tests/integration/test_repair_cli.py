@@ -14,7 +14,7 @@ from tempering.cli.shared.repairing import reference, run
 from tests.tiny import save_tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:no step lowered")
-QUICK = ("--chunk", 32, "--chunks", 24, "--samples", 2, "--steps", 3, "--rows", 8, "--shuffles", 1)
+QUICK = ("--chunk", 32, "--chunks", 24, "--samples", 2, "--passes", 1, "--rows", 8, "--shuffles", 1)
 QUICK = (*QUICK, "--elsewhere", 0)
 
 

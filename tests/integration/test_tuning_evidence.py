@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from tempering import Profile, tempered
-from tempering.attention.tuning import Constraint, from_batches, tune
+from tempering.attention import layout
+from tempering.attention.tuning import Constraint, from_batches, make_basis, tune
 from tempering.attention.tuning.adapted import query_biases, query_lora
-from tempering.attention.tuning.alternatives import ALTERNATIVES, fit_alternatives
+from tempering.attention.tuning.adapted_scales import head_scales, norm_weights, together
+from tempering.attention.tuning.alternatives import (
+    ALTERNATIVES,
+    WITH_TEMPERATURES,
+    fit_alternatives,
+)
+from tempering.attention.tuning.live import live
 from tempering.attention.tuning.objective import Batch, text_batches
 from tempering.attention.tuning.passes import gradient_pass, loss_pass
 from tempering.errors import DataError, InputError, MissingExtraError, RefusedError
@@ -89,7 +96,16 @@ def test_alternatives_lower_the_held_out_loss_that_they_report(model, ids, fitte
     assert by_label["LoRA rank 1 on q"].rate in (1e-3, 3e-3)
 
 
-@pytest.mark.parametrize("opened", [query_biases, query_lora])
+def everything(model):
+    """Temperatures, output scales and norms at once."""
+    basis = make_basis(model, layout(model), "head")
+    T = live(model, basis, (0.2, 5.0), checkpoint=False)
+    return together(T, head_scales(model), norm_weights(model))
+
+
+@pytest.mark.parametrize(
+    "opened", [query_biases, query_lora, head_scales, norm_weights, everything]
+)
 def test_gradients_of_the_alternatives_agree_with_differences(opened, ids):
     model = tiny_llama(dtype=torch.float64)
     pieces = _text(ids[:2], "t").pieces
@@ -101,9 +117,66 @@ def test_gradients_of_the_alternatives_agree_with_differences(opened, ids):
         theta = torch.randn(tunable.size, dtype=torch.float64, generator=generator) * 0.1
         found = gradient_pass(tunable, theta, pieces)
         way = torch.randn(tunable.size, dtype=torch.float64, generator=generator)
-        ends = [loss_pass(tunable, theta + s * 1e-3 * way, pieces).losses for s in (1, -1)]
-    slope = (ends[0] - ends[1]) / 2e-3
+        steps = (1, -1, 2, -2)  # a difference of fourth order; norms compute in float32
+        ends = [loss_pass(tunable, theta + s * 5e-4 * way, pieces).losses for s in steps]
+    slope = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / 6e-3
     assert torch.allclose(found.gradients @ way, slope, rtol=1e-2, atol=1e-3)
+
+
+def test_rivals_learn_beside_temperatures(model, ids):
+    """A temperature in a unit of r moves r times as far as the numbers beside it."""
+    (both,) = fit_alternatives(
+        model,
+        _text(ids[:10], "planted"),
+        which=[f"weights of norms{WITH_TEMPERATURES}"],
+        passes=1,
+        rates=(3e-3,),
+    )
+    norms = sum(len(m.weight) for m in model.modules() if type(m).__name__ == "LlamaRMSNorm")
+    assert both.numbers == LAYERS * HEADS + norms
+    theta = torch.linspace(-0.3, 0.3, LAYERS * HEADS, dtype=torch.float64)
+    basis = make_basis(model, layout(model), "head")
+    logits = []
+    for unit, ends in ((1.0, (theta * 2,)), (2.0, (theta, torch.zeros(norms).double()))):
+        T = live(model, basis, (0.2, 5.0), checkpoint=False)
+        parts = (T, norm_weights(model))[: len(ends)]
+        with together(*parts, units=(unit, 1.0)[: len(ends)]) as some, torch.no_grad():
+            some.set(torch.cat(ends))
+            logits.append(model(input_ids=ids[:2]).logits)
+    assert torch.equal(*logits)
+
+
+def test_scales_are_those_of_the_weights(ids):
+    """Output scales equal columns of o_proj multiplied by hand; factors of norms, their weights."""
+    model = tiny_llama(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    by_hand = copy.deepcopy(model)
+    with together(head_scales(model), norm_weights(model)) as both, torch.no_grad():
+        theta = torch.randn(both.size, dtype=torch.float64, generator=generator) * 0.2
+        both.set(theta)
+        found = model(input_ids=ids[:2]).logits
+        heads = theta[: LAYERS * HEADS].exp().view(LAYERS, HEADS)
+        for layer, scales in zip(by_hand.model.layers, heads, strict=True):
+            weight = layer.self_attn.o_proj.weight
+            weight.mul_(scales.repeat_interleave(weight.shape[1] // HEADS))
+        norms = [m for m in by_hand.modules() if type(m).__name__ == "LlamaRMSNorm"]
+        factors = (1 + theta[LAYERS * HEADS :]).split([len(m.weight) for m in norms])
+        for norm, factor in zip(norms, factors, strict=True):
+            norm.weight.mul_(factor)
+    assert both.size == LAYERS * HEADS + sum(len(m.weight) for m in norms)
+    with torch.no_grad():
+        exact = by_hand(input_ids=ids[:2]).logits
+        assert (found - exact).abs().max() < 1e-10
+        plain = model(input_ids=ids[:2]).logits
+    assert (plain - exact).abs().max() > 0.1
+    assert torch.equal(plain, tiny_llama(dtype=torch.float64)(input_ids=ids[:2]).logits)
+
+
+def test_a_model_without_norms_or_mixers_is_refused(model):
+    with pytest.raises(RefusedError, match="no linear layer 'mixer'"), head_scales(model, "mixer"):
+        pass
+    with pytest.raises(RefusedError, match="no norm"), norm_weights(torch.nn.Linear(2, 2)):
+        pass
 
 
 def test_a_constraint_binds_the_alternatives_too(model, ids):

@@ -17,6 +17,7 @@ from tempering.reports import (
     figure_frontier,
     figure_pattern,
     figure_pattern_heatmap,
+    figure_repair,
     figure_support_by_layer,
     figure_support_change,
     figure_support_heatmap,
@@ -25,7 +26,7 @@ from tempering.reports import (
 )
 from tempering.reports.axes import log_bounds, log_ticks
 from tempering.reports.figures import svg
-from tempering.reports.style import HEAT, LIGHT
+from tempering.reports.style import HEAT, INK, LIGHT, series
 from tempering.reports.views import layer_means
 
 SAMPLE = Path(__file__).with_name("test_reports_sample.json")
@@ -123,6 +124,25 @@ def test_a_cost_without_interval_shows_two_standard_errors():
     assert pytest.approx([0.06, 0.14]) in bars
     assert [0.0, 0.3] in bars
     assert "not measured" in [text.get_text() for text in axes.texts]
+
+
+def test_a_repair_is_drawn_by_test_with_controls_in_ink():
+    rows = [
+        {"label": "repaired", "test": "play", "compressed": 4.0, "repaired": 3.5, "share": 0.5,
+         "low": 0.4, "high": 0.6, "damage": 1.0},
+        {"label": "negated", "test": "play", "compressed": 4.0, "repaired": 4.5, "share": -0.5,
+         "low": -0.6, "high": -0.4, "damage": 1.0},
+    ]  # fmt: skip
+    axes = figure_repair(new(repair=rows)).axes[0]
+    assert [t.get_text() for t in axes.texts][:2] == ["play", "play, negated"]
+    bars = {tuple(line.get_xdata()): line.get_color() for line in axes.lines}
+    assert bars[(0.4, 0.6)] == series(0)["color"] != bars[(-0.6, -0.4)] == INK
+    known = ("share", "damage", "low", "high")
+    own = [{k: v for k, v in row.items() if k not in known} for row in rows]
+    own[0] |= {"returned": 0.5, "returned_low": 0.4, "returned_high": 0.6}
+    axes = figure_repair(new(repair=own)).axes[0]
+    assert (0.4, 0.6) in {tuple(line.get_xdata()) for line in axes.lines}
+    assert "not measured" in [t.get_text() for t in axes.texts]
 
 
 def test_points_of_the_frontier_are_numbered_and_gaps_left_out(sample):

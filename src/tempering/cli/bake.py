@@ -182,6 +182,6 @@ def _gguf_source(model: str, out: Path) -> Path | None:
             f"--out {out} is a GGUF file, and {model} is none; give MODEL.gguf, or a directory "
             "for --out"
         )
-    from tempering.engines.checkpoints.gguf_files import embedded_gguf
+    from tempering.engines.loading.gguf_files import embedded_gguf
 
     return embedded_gguf(model)

@@ -24,13 +24,15 @@ def demo(
 
     A model runs hot and cold by layer beside itself untouched: answers, support, cost.
 
-    A model with a profile for recall in the package answers questions about a long text too.
+    A model with a profile for recall in the package answers questions about a long text too;
+    the embedded one is rounded to 3 bits at the end, and repaired by its profile.
     """
     from tempering.attention.measuring.measure import measure_tokens
     from tempering.attention.profiles.profile import Profile
     from tempering.chunks import token_chunks
     from tempering.cli.generate import side_by_side
     from tempering.cli.shared.answers import answers
+    from tempering.cli.shared.repaired_demo import PROFILE, repaired_rows
     from tempering.cli.shared.sections import (
         benefit_section,
         cost_section,
@@ -90,6 +92,9 @@ def demo(
             results |= answers(
                 network, tokenizer, Profile.load(tuned), tuned, seed=seed, progress=report
             )
+    if model == "smollm2" and PROFILE in gallery():
+        with common.staged() as staged:
+            results["repair"] = repaired_rows(network, tokenizer, progress=staged)
     record = Record.new(
         "demo",
         settings={"pattern": label, "prompt": PROMPT, "text": name, "chunk": 512, "chunks": 8},

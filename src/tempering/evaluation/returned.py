@@ -95,6 +95,7 @@ class Returned:
                 else {}
             ),
             "n": self.n,
+            "level": 0.95,
         }
 
 

@@ -8,6 +8,7 @@ from .figures import figure_frontier as figure_frontier
 from .figures import figure_pattern as figure_pattern
 from .figures import figure_pattern_heatmap as figure_pattern_heatmap
 from .figures import figure_reliability as figure_reliability
+from .figures import figure_repair as figure_repair
 from .figures import figure_stages as figure_stages
 from .figures import figure_support_by_layer as figure_support_by_layer
 from .figures import figure_support_change as figure_support_change

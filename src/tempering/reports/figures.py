@@ -24,6 +24,7 @@ from tempering.reports.figures_results import (
     figure_cost,
     figure_frontier,
     figure_reliability,
+    figure_repair,
     figure_stages,
     figure_training,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "figure_pattern",
     "figure_pattern_heatmap",
     "figure_reliability",
+    "figure_repair",
     "figure_stages",
     "figure_support_by_layer",
     "figure_support_change",
@@ -61,6 +63,7 @@ FIGURES: dict[str, tuple[str, Callable[[Record], Figure]]] = {
     "training": ("training", figure_training),
     "stages": ("stages", figure_stages),
     "depth": ("depth", figure_depth),
+    "repair": ("repair", figure_repair),
 }
 
 _FORMATS = (".png", ".svg", ".pdf")

@@ -62,6 +62,33 @@ def figure_cost(record: Record) -> Figure:
 
 
 @styled
+def figure_repair(record: Record) -> Figure:
+    """The share of the damage that came back, by test, with its interval; controls in grey.
+
+    Without a reference there is no damage: then what came back, in nats per token.
+    """
+    rows = section(record, "repair")
+    shares = any(row.get("share") is not None for row in rows)
+    value, low, high = ("share", "low", "high") if shares else (
+        "returned", "returned_low", "returned_high",
+    )  # fmt: skip
+    first = rows[0]["label"]
+    drawn = []
+    for row in rows:
+        label = row["test"] if row["label"] == first else f"{row['test']}, {row['label']}"
+        drawn.append({"label": label, value: row.get(value), "low": row.get(low),
+                      "high": row.get(high)})  # fmt: skip
+    figure = new(62 + _DOT_ROW * len(drawn))
+    ax = figure.add_subplot()
+    ax.axvline(0, color=QUIET, linewidth=1)
+    colours = {row["label"]: 0 for row, own in zip(drawn, rows) if own["label"] == first}
+    _dots(ax, drawn, value, colours)
+    what = "share of the damage that came back" if shares else "returned, nats per token"
+    title(ax, what, f"0: nothing · bars: {level(rows)}")
+    return figure
+
+
+@styled
 def figure_benefit(record: Record) -> Figure:
     """Every benefit metric by pattern, with intervals; one panel a metric."""
     rows = section(record, "benefit")

@@ -103,6 +103,35 @@ def depth_grid(rows: Sequence[Row]) -> Grid:
     )  # fmt: skip
 
 
+def repair_grid(rows: Sequence[Row]) -> Grid:
+    """What compression took on each test, and what came back under each set of temperatures."""
+    return _grid(
+        "Repair, nats per token",
+        "lost: by compression; share: of it that came back; agreement: with the reference's "
+        "likeliest next token, before and after" + _stated(rows),
+        rows,
+        {
+            "test": lambda row: row["test"],
+            "temperatures": lambda row: row["label"],
+            "reference": lambda row: shown(row.get("reference")),
+            "compressed": lambda row: shown(row["compressed"]),
+            "repaired": lambda row: shown(row["repaired"]),
+            "lost": lambda row: signed(row.get("damage")),
+            "returned": lambda row: signed(row.get("returned")),
+            "its interval": lambda row: interval(row, "returned_low", "returned_high"),
+            "share": lambda row: shown(row.get("share")),
+            "interval": interval,
+            "agreement": lambda row: (
+                f"{shown(row.get('agreement_before'))} to {shown(row.get('agreement_after'))}"
+            ),
+            "n": lambda row: shown(row.get("n")),
+        },
+        {"label", "test", "kind", "reference", "compressed", "repaired", "damage", "returned",
+         "returned_low", "returned_high", "share", "low", "high", "agreement_before",
+         "agreement_after", "n", "level"},
+    )  # fmt: skip
+
+
 def _span(row: Row, low: str = "low", high: str = "high") -> str:
     if row.get(low) is None or row.get(high) is None:
         return "–"

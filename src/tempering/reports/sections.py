@@ -30,6 +30,9 @@ be added under any name and become columns. A trailing ? marks an optional field
                   se?, low?, high?, n?, unit, level?, shuffled, difference?, difference_low?,
                   difference_high?, spread?, spread_low?, spread_high?}]
                   family: "cycles" or "sub-stack"; shuffled: cost of the same values in other orders
+    repair        [row {label, test, compressed, repaired, returned?, returned_low?, returned_high?,
+                  damage?, share?, low?, high?, n?, level?}]
+                  nats per token; share, of the damage, where a reference is known
     training      {history: [row {step, loss, held_out?}], trade_off?: [row {label, objective, cost,
                   chosen?}]}
 """
@@ -208,6 +211,20 @@ SECTIONS = {
                 "unit": a_text,
             },
             {**_interval, "se": _value},
+            extra=a_scalar,
+        )
+    ),
+    "repair": listed(
+        an_object(
+            {"label": a_text, "test": a_text, "compressed": _value, "repaired": _value},
+            {
+                **_interval,
+                "returned": _value,
+                "returned_low": _value,
+                "returned_high": _value,
+                "damage": _value,
+                "share": _value,
+            },
             extra=a_scalar,
         )
     ),

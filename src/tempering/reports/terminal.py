@@ -73,6 +73,7 @@ def _tables(record: Record, console: Console) -> list[Grid]:
         "benefit": grids.benefit_grid,
         "frontier": grids.frontier_grid,
         "depth": grids.depth_grid,
+        "repair": grids.repair_grid,
         "stages": grids.workers_grid,
     }
     tables += [make(results[name]) for name, make in made.items() if results.get(name)]

@@ -59,18 +59,25 @@ class Slots(Tunable):
     """Numbers that stand where parameters stood: each slot holds its start plus its part.
 
     slots: modules, names of their parameters, and the values at theta = 0.
+    relative: parts are shares of the values at theta = 0.
     """
 
     def __init__(
-        self, model: nn.Module, slots: Sequence[tuple[nn.Module, str, Tensor]], what: str
+        self,
+        model: nn.Module,
+        slots: Sequence[tuple[nn.Module, str, Tensor]],
+        what: str,
+        *,
+        relative: bool = False,
     ) -> None:
-        self.model, self.slots, self.what = model, slots, what
+        self.model, self.slots, self.what, self.relative = model, slots, what, relative
         self.size = sum(start.numel() for _, _, start in slots)
 
     def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
         parts = theta.reshape(-1).split([start.numel() for _, _, start in self.slots])
         for (module, name, start), part in zip(self.slots, parts, strict=True):
-            value = start.to(part.dtype).to(part.device) + part.view(start.shape)
+            base = start.to(part.dtype).to(part.device)
+            value = base + part.view(start.shape) * (base if self.relative else 1.0)
             setattr(module, name, value.to(start))
 
     def untempered(self) -> None:
@@ -113,7 +120,7 @@ def query_biases(model: nn.Module, target: str = "q_proj") -> Iterator[Slots]:
             if start is None:
                 start = linear.weight.new_zeros(linear.out_features)
             slots.append((linear, "bias", start.detach().clone()))
-            stack.enter_context(_opened(linear, "bias"))
+            stack.enter_context(opened_parameter(linear, "bias"))
         tunable = Slots(model, slots, f"biases of {target}")
         tunable.untempered()
         yield tunable
@@ -146,7 +153,7 @@ def query_lora(model: nn.Module, target: str = "q_proj", seed: int = 0) -> Itera
             adapted: Any = model.get_submodule(name)
             for part in (adapted.lora_A["default"], adapted.lora_B["default"]):
                 slots.append((part, "weight", part.weight.detach().clone()))
-                stack.enter_context(_opened(part, "weight"))
+                stack.enter_context(opened_parameter(part, "weight"))
         tunable = Slots(model, slots, f"LoRA on {target}")
         tunable.untempered()
         yield tunable
@@ -160,7 +167,7 @@ def _restore(model: nn.Module, names: dict[str, nn.Linear]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(module: nn.Module, name: str) -> Iterator[None]:
+def opened_parameter(module: nn.Module, name: str) -> Iterator[None]:
     """A parameter taken out of a module, so that a tensor with a history can stand there."""
     before = dict(module._parameters)
     del module._parameters[name]
@@ -173,15 +180,19 @@ def _opened(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def _targets(model: nn.Module, target: str) -> dict[str, nn.Linear]:
-    found = {}
-    for layer in layout(model).layers:
-        name = f"{layer.name}.{target}"
-        module = dict(model.get_submodule(layer.name).named_children()).get(target)
-        if not isinstance(module, nn.Linear):
-            have = ", ".join(n for n, _ in model.get_submodule(layer.name).named_children())
-            raise RefusedError(
-                f"{layer.name} has no linear layer '{target}' to adapt; it has {have}. "
-                "Name the one that makes its queries: target=..."
-            )
-        found[name] = module
-    return found
+    return {
+        f"{layer.name}.{target}": linear_in(model, layer.name, target)
+        for layer in layout(model).layers
+    }
+
+
+def linear_in(model: nn.Module, attention: str, target: str) -> nn.Linear:
+    """The linear layer of that name in an attention module; RefusedError without one."""
+    inside = dict(model.get_submodule(attention).named_children())
+    module = inside.get(target)
+    if not isinstance(module, nn.Linear):
+        raise RefusedError(
+            f"{attention} has no linear layer '{target}' to adapt; it has {', '.join(inside)}. "
+            "Name the one that is meant: target=..."
+        )
+    return module

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tempering.attention.examining.layout_of import layout
+from tempering.attention.layout import Layout
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.adapted import output_temperature, query_biases, query_lora
-from tempering.attention.tuning.basis import uniform_basis
+from tempering.attention.tuning.adapted_scales import head_scales, norm_weights, together
+from tempering.attention.tuning.basis import make_basis, uniform_basis
 from tempering.attention.tuning.kept import Kept
 from tempering.attention.tuning.live import live
 from tempering.attention.tuning.moving import Method
@@ -28,6 +31,13 @@ from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import InputError
 
 ALTERNATIVES = ("output temperature", "uniform temperature", "biases of q", "LoRA rank 1 on q")
+# What repair is compared with besides, each also together with temperatures.
+T_RATE = 0.1  # of log T, beside any other's rate
+SCALES = ("output scale of heads", "weights of norms")
+WITH_TEMPERATURES = " and temperatures"
+_EVERY = (*ALTERNATIVES, *SCALES, *(f"{n}{WITH_TEMPERATURES}" for n in (*ALTERNATIVES, *SCALES)))
+
+_FEW = ALTERNATIVES[:2]
 
 Opened = Callable[[], AbstractContextManager[Tunable]]
 
@@ -78,8 +88,8 @@ def fit_alternatives(
 
     Parameters
     ----------
-    which: of `ALTERNATIVES`. objectives, constraint, held_out, seed: as for `tune`, so that the
-        data are parted alike.
+    which: of `ALTERNATIVES` and `SCALES`, each also with `WITH_TEMPERATURES` at its end.
+    objectives, constraint, held_out, seed: as for `tune`, so that the data are parted alike.
     passes: over the calibration data, at most. Biases and LoRA step after every piece (Adam); they
         are fitted at each of `rates`, `passes` passes each, and the best held-out one counts, so
         they get more than an equal budget.
@@ -87,28 +97,46 @@ def fit_alternatives(
 
     Raises RefusedError when there is no such layer; the model is left as it was.
     """
-    unknown = [name for name in which if name not in ALTERNATIVES]
+    unknown = [name for name in which if name not in _EVERY]
     if unknown:
-        raise InputError(f"alternatives are {', '.join(ALTERNATIVES)}; not {', '.join(unknown)}")
+        raise InputError(f"alternatives are {', '.join(_EVERY)}; not {', '.join(unknown)}")
     problem = make_problem(objectives, constraint, held_out, seed)
     plan = layout(model)
     uniform: Opened = lambda: live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False)  # noqa: E731
-    ways: dict[str, Opened] = {
+    alone: dict[str, Opened] = {
         "output temperature": lambda: output_temperature(model),
         "uniform temperature": uniform,
         "biases of q": lambda: query_biases(model, target),
         "LoRA rank 1 on q": lambda: query_lora(model, target, seed),
+        "output scale of heads": lambda: head_scales(model),
+        "weights of norms": lambda: norm_weights(model),
     }
+
+    def way_of(label: str, rate: float | None) -> Opened:
+        name = label.removesuffix(WITH_TEMPERATURES)
+        if name == label:
+            return alone[name]
+        return partial(_with_temperatures, model, plan, alone[name], rate or T_RATE)
+
     found = []
     for label in which:
-        few = label in ALTERNATIVES[:2]
+        few = label in _FEW  # numbers, so that Newton's method serves
         fits = [
-            _fit(label, ways[label], problem, passes, rate, seed, progress)
+            _fit(label, way_of(label, rate), problem, passes, rate, seed, progress)
             for rate in ((None,) if few else rates)
         ]
         within = [fit for fit in fits if fit.met] or fits
         found.append(min(within, key=lambda fit: fit.after))
     return found
+
+
+def _with_temperatures(
+    model: nn.Module, plan: Layout, alone: Opened, rate: float
+) -> AbstractContextManager[Tunable]:
+    """One of them and a temperature for each head, which learns at a rate of its own."""
+    basis = make_basis(model, plan, "head")
+    temperatures = live(model, basis, (0.2, 5.0), checkpoint=False)
+    return together(temperatures, alone(), units=(T_RATE / rate, 1.0))
 
 
 def _fit(

@@ -11,7 +11,7 @@ from tempering.attention.baking.profile_folds import betas
 from tempering.attention.baking.widened import widened
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.bake import open_checkpoint
-from tempering.engines.checkpoints.gguf_files import load_gguf
+from tempering.engines.loading.gguf_files import load_gguf
 from tempering.engines.loading.hub import load_model
 from tempering.errors import BakeError
 

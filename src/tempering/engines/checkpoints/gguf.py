@@ -24,8 +24,10 @@ from tempering.attention.baking.folds import Fold, folded
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.bake import free_place
 from tempering.engines.checkpoints.gguf_blocks import Parts, values_of
-from tempering.engines.checkpoints.gguf_files import load_gguf, open_gguf
-from tempering.engines.checkpoints.gguf_mark import (
+from tempering.engines.checkpoints.gguf_write import sidecar, write_anew, write_in_place
+from tempering.engines.checkpoints.target import bake_target
+from tempering.engines.loading.gguf_files import load_gguf, open_gguf
+from tempering.engines.loading.gguf_mark import (
     MARK,
     beside_of,
     is_baked,
@@ -33,8 +35,6 @@ from tempering.engines.checkpoints.gguf_mark import (
     order_of,
     read_beside,
 )
-from tempering.engines.checkpoints.gguf_write import sidecar, write_anew, write_in_place
-from tempering.engines.checkpoints.target import bake_target
 from tempering.errors import BakeError, CheckError, OutputError
 from tempering.files import replace_atomic, write_atomic
 

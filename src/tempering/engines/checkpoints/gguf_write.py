@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from tempering.attention.baking.comparison import ROUNDING
 from tempering.engines.checkpoints.gguf_blocks import Parts, fold_in_type, fold_tensor
-from tempering.engines.checkpoints.gguf_files import open_gguf
-from tempering.engines.checkpoints.gguf_mark import MARK, digest, header, marked_order, order_of
+from tempering.engines.loading.gguf_files import open_gguf
+from tempering.engines.loading.gguf_mark import MARK, digest, header, marked_order, order_of
 
 
 class Written(NamedTuple):

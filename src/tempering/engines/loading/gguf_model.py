@@ -40,8 +40,12 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(f"can't read {source} as a GGUF model: {error}") from error
-        _restore_pretokenizer(tokenizer, source)
-        _forget_quantization(model)
+        if not restore_pretokenizer(tokenizer, source):
+            raise ModelError(
+                f"{source} names another pre-tokenizer than 'smollm', the only one that is known "
+                "to convert exactly"
+            )
+        forget_quantization(model)
         say("writing (3 of 3)")
         try:
             model.save_pretrained(target)
@@ -50,29 +54,27 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
             raise OSError(str(error)) from error
 
 
-def _restore_pretokenizer(tokenizer: Any, source: Path) -> None:
-    """Split digits as the model's training did; transformers' conversion leaves that out.
+def restore_pretokenizer(tokenizer: Any, source: Path) -> bool:
+    """Split digits as SmolLM2's training did; transformers' conversion leaves that out.
 
     A GGUF names its pre-tokenizer; "smollm" splits off every digit first and then applies
     GPT-2's rule (llama.cpp, llama-vocab.cpp). With GPT-2's rule alone, whitespace before a digit
     groups differently: "\\n\\n1" gives two newlines where the model knows one double newline.
-    Another name is refused, since its rule would have to be checked first.
+    False for a file that names another, whose tokenizer stays as transformers reads it.
     """
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     field = GGUFReader(source).get_field("tokenizer.ggml.pre")
-    name = None if field is None else field.contents()
-    if name != "smollm":
-        raise ModelError(
-            f"{source} names the pre-tokenizer {name!r}; only 'smollm' is known to convert exactly"
-        )
+    if field is None or field.contents() != "smollm":
+        return False
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
+    return True
 
 
-def _forget_quantization(model: Any) -> None:
+def forget_quantization(model: Any) -> None:
     """Take the quantization marks off, now that the weights are plain float32.
 
     `save_pretrained` refuses while they are there, and a reader would look for the GGUF.

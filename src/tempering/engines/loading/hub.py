@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from tempering.engines.loading.embedded import MODELS, EmbeddedModel, embedded_directory
+from tempering.engines.loading.gguf_files import load_gguf
 from tempering.engines.loading.model_files import check_directory
 from tempering.engines.loading.quiet import quiet
 from tempering.engines.loading.rounding import round_weights
@@ -32,8 +33,8 @@ def load_model(
 
     Parameters
     ----------
-    name: a name in `MODELS` ("smollm2"), a directory in transformers' format, or a hub id,
-        looked for in this order.
+    name: a name in `MODELS` ("smollm2"), a directory in transformers' format, a GGUF file, or a
+        hub id, looked for in this order.
     dtype: of the weights in memory.
     device: where to put the model, e.g. "cuda"; None leaves it on the CPU.
     attn_implementation: as transformers takes it, e.g. "eager" or "sdpa"; None is its default.
@@ -52,11 +53,18 @@ def load_model(
     never run.
     """
     _check_device(device)
-    place, bars = find_model(name)  # a download takes a while
     text = str(name)
-    with quiet(bars=bars):
-        model = _model(place, text, dtype, attn_implementation)
-        tokenizer = _tokenizer(place, text)
+    if is_gguf(name):
+        model, tokenizer = load_gguf(Path(text).expanduser())
+        tokenizer.padding_side = "left"
+        model = model.to(dtype)
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
+    else:
+        place, bars = find_model(name)  # a download takes a while
+        with quiet(bars=bars):
+            model = _model(place, text, dtype, attn_implementation)
+            tokenizer = _tokenizer(place, text)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
@@ -65,6 +73,12 @@ def load_model(
         round_weights(model, bits)
         model.config._name_or_path = text
     return model.to(device) if device is not None else model, tokenizer
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether a model's name is that of a GGUF file."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() == ".gguf" and path.is_file()
 
 
 def find_model(name: str | Path) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning import Constraint, Tuned, tune
-from tempering.attention.tuning.repair import repair_by_support
+from tempering.attention.tuning.repair import learning, repair_by_support
 from tempering.cli.shared.repairing.material import Material, RepairOptions, short, support_chunks
 from tempering.cli.shared.tuning_runs import say_step
 from tempering.evaluation.journal import Journal
@@ -40,10 +40,8 @@ def learn(
         material.goals,
         per=settings["per"],
         constraint=limit,
-        steps=settings["steps"],
-        radius=settings["radius"],
         held_out=settings["held_out"],
-        rows=request.rows,
+        **learning(network, material.goals, settings["passes"], settings["rows"]),
         checkpoint=request.checkpoint,
         seed=request.seed,
         state=state,

@@ -33,7 +33,6 @@ class RepairOptions:
     constraint: Path | None
     elsewhere: int
     shuffles: int
-    rows: int
     checkpoint: bool
     resume: bool
     seed: int

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tempering.attention.control.tempered import BAKED_MARK
-from tempering.engines.checkpoints.gguf_mark import loaded_mark
 from tempering.engines.loading import embedded
+from tempering.engines.loading.gguf_mark import loaded_mark
+from tempering.engines.loading.gguf_model import forget_quantization, restore_pretokenizer
 from tempering.engines.loading.quiet import quiet
 from tempering.errors import BakeError, ModelError
 
@@ -56,6 +57,8 @@ def load_gguf(source: Path) -> tuple[Any, Any]:
         except Exception as error:  # the loaders raise every kind
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"transformers can't read {source}: {reason}") from error
+    restore_pretokenizer(tokenizer, source)
+    forget_quantization(model)
     if mark:
         setattr(model.config, BAKED_MARK, dict(mark))
     return model.eval(), tokenizer

@@ -1,0 +1,103 @@
+"""Temperatures beside other small sets of numbers that could repair a compressed model.
+
+    python benchmarks/repair_rivals.py [--form "round 3 bits"] [--chunks 36]
+
+One temperature a head, output temperature, biases of q, rank-1 LoRA on q, one scale for each
+head's output, and the weights of the norms, alone and together with temperatures: learned from
+the uncompressed model on the same chunks, by Adam, once through; biases, LoRA, scales and norms at
+every one of --rates, the best on held-out chunks counts. Share of the damage with its interval,
+numbers, seconds of the fit, and whether they fold into the weights.
+Writes benchmarks/results/repair_rivals.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import _bench
+import torch
+from _compressed import FORMS, compressed
+from _texts import as_objective
+from repair import learned, show, tests_of
+
+from tempering import load_model, tempered
+from tempering.attention.tuning import tune
+from tempering.attention.tuning.alternatives import (
+    ALTERNATIVES,
+    SCALES,
+    T_RATE,
+    WITH_TEMPERATURES,
+    fit_alternatives,
+)
+from tempering.attention.tuning.teacher import teach
+from tempering.evaluation.returned import returned, score
+
+ALONE = ("weights of norms", "output scale of heads", "biases of q", "LoRA rank 1 on q")
+FOLDS = {
+    "temperatures": "into q, and into its scales where it is quantised",
+    "output temperature": "into the head, where it isn't tied",
+    "weights of norms": "they are weights that files keep in full precision",
+    "output scale of heads": "into v or o",
+    "biases of q": "where the format has biases",
+    "LoRA rank 1 on q": "not into quantised weights",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--form", default="round 3 bits", choices=list(FORMS))
+    parser.add_argument("--chunks", type=int, default=36)
+    parser.add_argument("--test-chunks", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--which", nargs="+")
+    parser.add_argument("--keep", type=Path, default=Path("runs/repair"))
+    options = parser.parse_args()
+    which = options.which or [
+        "temperatures",
+        "output temperature",
+        *(name + end for name in ALONE for end in ("", WITH_TEMPERATURES)),
+    ]
+    assert set(FOLDS) <= {"temperatures", *ALTERNATIVES, *SCALES}
+    reference, tokenizer = load_model("smollm2")
+    goal = as_objective("text", learned(tokenizer, options.chunks, 0))
+    goal = teach(reference, goal, options.keep / "lessons")
+    (test,) = tests_of(tokenizer, options.test_chunks, 0).values()
+    known = score(reference, [test], label="reference")[test.name]
+    model = compressed(options.form, reference, torch.stack([p.source.ids[0] for p in goal.pieces]))
+    before = score(model, [test], label="compressed")[test.name]
+    rows = []
+    for label in which:
+        start = time.monotonic()
+        if label == "temperatures":
+            steps = len(goal.pieces)
+            tuned = tune(
+                model, goal, method="adam", rate=T_RATE, steps=steps, held_out=0.12, patience=steps
+            )
+            active, numbers, rate = tempered(model, tuned.profile), len(tuned.theta), T_RATE
+        else:
+            (found,) = fit_alternatives(
+                model, goal, which=[label], held_out=0.12, passes=1, rates=options.rates
+            )
+            active, numbers, rate = found.active(), found.numbers, found.rate
+        seconds = time.monotonic() - start
+        with active:
+            row = returned(test, known, before, score(model, [test], label=label)[test.name]).row()
+        row |= {
+            "label": label,
+            "numbers": numbers,
+            "bytes": 4 * numbers,
+            "rate": rate,
+            "seconds": seconds,
+            "folds": FOLDS[label.removesuffix(WITH_TEMPERATURES)],
+        }
+        show(f"{label}, {numbers} numbers, {seconds:.0f} s", row)
+        rows.append(row)
+        _bench.write(
+            "repair_rivals", {"form": options.form, "chunks": options.chunks, "rows": rows}
+        )
+
+
+if __name__ == "__main__":
+    main()
