@@ -98,7 +98,7 @@ def _resolved(function: Any, hint: Any) -> Any:
     holder.__annotations__ = {"hint": hint}
     try:
         return get_type_hints(holder, function.__globals__, include_extras=True)["hint"]
-    except NameError:
+    except Exception:  # a name, or a type in brackets, that only type checkers know
         return Any
 
 
