@@ -21,7 +21,7 @@ from tempering.cli.shared.repairing.material import Material, RepairOptions, sup
 from tempering.engines.generating.samples import write_samples
 from tempering.errors import ModelError
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.returned import Scores, score
+from tempering.evaluation.returned import AnswerScores, score
 
 
 def ask(
@@ -32,7 +32,7 @@ def ask(
     lessons: Path,
     journal: Journal,
     report: Any,
-) -> tuple[tuple[Objective, ...], dict[str, Scores], Tensor | None]:
+) -> tuple[tuple[Objective, ...], dict[str, AnswerScores], Tensor | None]:
     """Lessons, scores and (by support) entropies of the reference, which is let go afterwards."""
     reference, its_tokenizer = common.open_model(
         request.reference or "", request.device, request.dtype
