@@ -54,14 +54,14 @@ def _random(kind: Any, config: Any, seed: int) -> Any:
 def llama(seed: int = 0, **more: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    settings = _common(rope_parameters=dict(YARN), **more)
+    settings = _common(**{"rope_parameters": dict(YARN), **more})
     return _random(LlamaForCausalLM, LlamaConfig(**settings), seed)
 
 
 def qwen2(seed: int = 0, **more: Any) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    settings = _common(rope_parameters=dict(YARN), **more)
+    settings = _common(**{"rope_parameters": dict(YARN), **more})
     return _random(Qwen2ForCausalLM, Qwen2Config(**settings), seed)
 
 

@@ -15,7 +15,6 @@ from tempering.audit.likelihood import blocks_of, contest, fit, log_likelihoods,
 from tempering.errors import DataError, InputError, RefusedError
 from tests.integration import audit_tiny as tiny
 
-
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 
 

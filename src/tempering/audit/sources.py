@@ -1,13 +1,14 @@
-"""Engines that are audited by name: an address, vllm, llamacpp, a file of log probabilities."""
+"""What an engine says of prompts, as checked log probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tempering.audit.scores import Scored, scored
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What gives log probabilities of prompts."""
 

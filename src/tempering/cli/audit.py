@@ -15,6 +15,8 @@ EPILOG = """Examples:
 
   tempering audit --reference DIR --engine vllm --precision bfloat16
 
+  tempering audit --reference DIR --engine llamacpp --served FILE.gguf --precision q8
+
   tempering audit --reference DIR --engine scores.jsonl
 
   tempering audit --reference DIR --engine vllm --profile tuned.json
@@ -25,13 +27,13 @@ Exit status: 0 the engine is right, 1 it is wrong, 2 it can't be told.
 
 def audit(
     reference: Annotated[
-        str, typer.Option(help="The model that the engine should run: as for --model.")
+        str, typer.Option(help="What the engine should run: as for --model, or a GGUF file.")
     ] = "smollm2",
     engine: Annotated[
         str,
         typer.Option(
             help="The address of an OpenAI-compatible server that echoes log probabilities, vllm "
-            "(started here), or a file of JSON lines."
+            "or llamacpp (started here), or a file of JSON lines."
         ),
     ] = "vllm",
     served: Annotated[
@@ -61,21 +63,16 @@ def audit(
 
     Its log probabilities of a text are compared with those of the reference, run in this process.
     """
-    import torch
-
     from tempering.attention.profiles.profile import Profile
     from tempering.audit.audit import audit as run
     from tempering.audit.rounding import check_precision
-    from tempering.cli.shared.audit_results import audit_sections, prompts_of
+    from tempering.cli.shared.audit_results import audit_sections, open_reference, prompts_of
     from tempering.reports import Record
 
     check_precision(precision)
     common.check_out(out)
     wanted = None if profile is None else Profile.load(profile)
-    # The engine's weights: what it rounds them to belongs to the model, not to its mistakes.
-    weights = "float32" if precision == "q8" else precision
-    network, tokenizer = common.open_model(reference, device, weights)
-    network = network.to(torch.float32)
+    network, tokenizer = open_reference(reference, device, precision)
     section = common.model_section(network, reference)
     with common.staged() as report:
         said, name = prompts_of(

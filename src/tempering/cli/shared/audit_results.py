@@ -50,15 +50,35 @@ def prompts_of(
             if profile is not None:
                 swap_profile(scorer.llm, profile)
             return _asked(network, scorer, ids, "vLLM", profile, report), "vLLM"
+    if engine == "llamacpp":
+        from tempering.cli.shared.llamacpp_runs import gguf_path
+        from tempering.engines.llamacpp.model import LlamaCpp
+
+        with LlamaCpp(gguf_path(served), length=chunk) as llama:
+            return _asked(network, llama, ids, llama.name, profile, report), llama.name
     if engine.startswith(("http://", "https://")):
         from tempering.engines.providers.echo import EchoServer
 
         server = EchoServer(engine, served, tokenizer, timeout=timeout)
         return _asked(network, server, ids, server.name, profile, report), server.name
     raise InputError(
-        f"--engine is vllm, the address of a server such as http://localhost:8000/v1, or a file of "
-        f"log probabilities; {engine!r} is none of these, and there is no such file"
+        "--engine is vllm, llamacpp, the address of a server such as http://localhost:8000/v1, or "
+        f"a file of log probabilities; {engine!r} is none of these, and there is no such file"
     )
+
+
+def open_reference(name: str, device: str | None, precision: str) -> tuple[Any, Any]:
+    """The reference, float32, with the weights that an engine of this precision has."""
+    import torch
+
+    if name.endswith(".gguf"):
+        from tempering.engines.checkpoints.gguf_files import load_gguf
+
+        network, tokenizer = load_gguf(Path(name).expanduser())
+        return (network if device is None else network.to(device)), tokenizer
+    weights = "float32" if precision == "q8" else precision
+    network, tokenizer = common.open_model(name, device, weights)
+    return network.to(torch.float32), tokenizer
 
 
 def _prompts(tokenizer: Any, words: str, chunk: int, limit: int | None) -> list[list[int]]:
