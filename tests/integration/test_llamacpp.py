@@ -17,10 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-llama = pytest.importorskip(
-    "cyllama.llama.llama_cpp", reason="needs llama.cpp: pip install cyllama"
-)
-
 from tempering.attention import Profile, tempered
 from tempering.audit import ask, audit
 from tempering.cli import main
@@ -35,6 +31,10 @@ from tempering.errors import InputError, ModelError, RefusedError
 from tempering.tokens import parse_policy
 from tempering.tokens.engine_check import check_engine
 from tests.integration.llamacpp_tiny import write_gguf
+
+llama = pytest.importorskip(
+    "cyllama.llama.llama_cpp", reason="needs llama.cpp: pip install cyllama"
+)
 
 KINDS = ("llama", "qwen2", "gemma3")
 # llama_ftype of llama.h.
