@@ -393,7 +393,7 @@ def test_an_audit_of_the_engine_and_of_the_server(files, engine, url):
     remote = ask(EchoServer(url, "tiny", tokenizer), prompts)
     for one, other in zip(direct, remote, strict=True):
         assert one.values == pytest.approx(other.values, abs=1e-5)
-    right = audit(network, direct, name="llama.cpp", precision="q8", layers=False)
+    right = audit(network, direct, name="llama.cpp", precision=engine.precision, layers=False)
     assert right.right is True and right.verdict.startswith("llama.cpp runs at T = 1.0")
 
 

@@ -111,6 +111,7 @@ def audit(
     if tokens < _LEAST:
         raise DataError(f"it can't be told from {tokens} tokens; give 2,000")
     reference = Reference(model, profile)
+    reference.check(kept)
     say = progress or (lambda stage, done, total: None)
     known = [*cases(model, mistakes), *_profile_cases(model, profile)]
     with reference.told():
@@ -131,7 +132,7 @@ def audit(
             say("mistakes", done, len(known))
         fitted = _fitted(court, layers, say)
         found += fitted.values()
-        if not any(court.agrees(item) for item in found):
+        if reference.slopes and not any(court.agrees(item) for item in found):
             found.append(court.slope())
         say("temperatures", 1, 1)
         found.sort(key=lambda item: -item.gain)
@@ -158,6 +159,7 @@ def check_kinship(
 ) -> None:
     """`refuse_strangers` by one prompt, before more are asked for."""
     reference = Reference(model, profile)
+    reference.check([prompt])
     with reference.told():
         refuse_strangers(reference, prompt, cases(model), name)
 

@@ -162,10 +162,10 @@ class Court:
             "a temperature that changes with position", "position", found.residuals, 2, rows
         )
 
-    def _few(self) -> list[Scored]:
+    def _few(self, least: int = _FEW) -> list[Scored]:
         chosen: list[Scored] = []
         for item in self.prompts:
-            if sum(len(one.places) for one in chosen) >= _FEW:
+            if sum(len(one.places) for one in chosen) >= least:
                 break
             chosen.append(item)
         return chosen
@@ -207,7 +207,7 @@ class Court:
 
         To first order: its temperature, what its attention adds, and what it adds in all.
         """
-        prompts = self._few()
+        prompts = self._few(_FEW // 2)
         count = sum(len(item.places) for item in prompts)
         y, own = self.y[:count], self.own[:count]
         plan, model = self.reference.plan, self.reference.model

@@ -14,9 +14,10 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
-from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.profile import Profile, rules_for
 from tempering.attention.tuning.basis import Basis, make_basis, uniform_basis
 from tempering.audit.scores import Scored
+from tempering.errors import DataError, RefusedError
 
 # Copies of a prompt with temperatures of their own that run side by side, and tokens in all.
 _ROWS, _TOKENS = 8, 2048
@@ -31,7 +32,34 @@ class Reference:
     def __init__(self, model: nn.Module, profile: Profile | None = None) -> None:
         self.model: Any = model
         self.profile = profile
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise RefusedError(
+                f"{type(model).__name__} has an encoder and a decoder; an audit compares the log "
+                "probabilities of prompts, which decoders alone give"
+            )
         self.plan = layout(model)
+
+    @property
+    def slopes(self) -> bool:
+        """Whether a temperature that changes with position can be put into every layer."""
+        ruled = self.profile is not None and any(rules_for(self.profile, self.plan))
+        return not ruled and all(layer.route == "interface" for layer in self.plan.layers)
+
+    def check(self, prompts: Sequence[Scored]) -> None:
+        """DataError for a prompt that this model can't read."""
+        words = self.model.get_input_embeddings().weight.shape[0]
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for item in prompts:
+            if max(item.tokens) >= words:
+                raise DataError(
+                    f"{item.origin} holds id {max(item.tokens)}, and the reference has {words} "
+                    "tokens: its tokenizer is another one; name the model that the engine serves"
+                )
+            if isinstance(longest, int) and len(item.tokens) > longest:
+                raise DataError(
+                    f"{item.origin} has {len(item.tokens)} tokens, and the reference reads "
+                    f"{longest} at most; give shorter prompts"
+                )
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -119,8 +147,9 @@ def _scores(model: Any, item: Scored, rows: int) -> Tensor:
     places = torch.tensor(item.places, device=logits.device)
     goals = ids[0].to(logits.device)[places]
     # float32 and less: the logits' own rounding is far above that of the softmax.
-    rows_of = logits[:, places - 1].float().log_softmax(-1)
-    return rows_of.gather(2, goals.expand(rows, -1)[..., None])[..., 0].double().cpu()
+    seen = logits[:, places - 1].float()
+    chosen = seen.gather(2, goals.expand(rows, -1)[..., None])[..., 0]
+    return (chosen - seen.logsumexp(-1)).double().cpu()
 
 
 @contextlib.contextmanager

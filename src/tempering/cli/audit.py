@@ -15,7 +15,7 @@ EPILOG = """Examples:
 
   tempering audit --reference DIR --engine vllm --precision bfloat16
 
-  tempering audit --reference DIR --engine llamacpp --served FILE.gguf --precision q8
+  tempering audit --reference DIR --engine llamacpp --served FILE.gguf
 
   tempering audit --reference DIR --engine scores.jsonl
 
@@ -41,9 +41,12 @@ def audit(
         typer.Option(help="What the engine serves, where it isn't --reference: a name or file."),
     ] = None,
     precision: Annotated[
-        str,
-        typer.Option(help="That the engine computes in: float32, bfloat16, float16, or q8."),
-    ] = "float32",
+        str | None,
+        typer.Option(
+            help="That the engine computes in: float32, bfloat16, float16, or q8 (quantised "
+            "weights); float32 by default, with llamacpp as its file says."
+        ),
+    ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="The profile that the engine was given, to be checked.")
     ] = None,
@@ -69,13 +72,14 @@ def audit(
     from tempering.cli.shared.audit_results import audit_sections, open_reference, prompts_of
     from tempering.reports import Record
 
-    check_precision(precision)
+    if precision is not None:
+        check_precision(precision)
     common.check_out(out)
     wanted = None if profile is None else Profile.load(profile)
     network, tokenizer = open_reference(reference, device, precision)
     section = common.model_section(network, reference)
     with common.staged() as report:
-        said, name = prompts_of(
+        said, name, kind = prompts_of(
             network,
             tokenizer,
             engine,
@@ -92,7 +96,7 @@ def audit(
             network,
             said,
             name=name,
-            precision=precision,
+            precision=kind,
             profile=wanted,
             layers=layers,
             seed=seed,
@@ -101,7 +105,7 @@ def audit(
     settings: dict[str, Any] = {
         "engine": name,
         "served": served,
-        "precision": precision,
+        "precision": kind,
         "profile": None if profile is None else profile.name,
         "text": None if text is None else text.name,
         "chunk": chunk,

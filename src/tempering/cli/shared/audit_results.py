@@ -25,11 +25,11 @@ def prompts_of(
     text: Path | None,
     chunk: int,
     limit: int | None,
-    precision: str,
+    precision: str | None,
     timeout: float,
     report: Callable[[str, int, int], None],
-) -> tuple[list[Scored], str]:
-    """What the engine says of a text, and the engine's name for the verdict.
+) -> tuple[list[Scored], str, str]:
+    """What the engine says of a text, its name for the verdict, and its precision.
 
     The first prompt is compared before the others are sent.
     """
@@ -38,7 +38,8 @@ def prompts_of(
     if Path(engine).is_file():
         if text is not None:
             raise InputError("a file of log probabilities has prompts of its own: leave out --text")
-        return read_scores(engine, network.get_input_embeddings().weight.shape[0]), engine
+        words_known = network.get_input_embeddings().weight.shape[0]
+        return read_scores(engine, words_known), engine, precision or "float32"
     words, _ = common.text_of(text)
     ids = _prompts(tokenizer, words, chunk, limit)
     common.check_context(network, chunk, f"--chunk {chunk}")
@@ -46,28 +47,39 @@ def prompts_of(
         from tempering.engines.vllm.scoring import VllmScorer
         from tempering.engines.vllm.swap import swap_profile
 
-        with VllmScorer(served, chunk, dtype=precision) as scorer:
+        if precision == "q8":
+            raise InputError("--precision q8 is llama.cpp's; vLLM's is float32, bfloat16, float16")
+        kind = precision or "float32"
+        with VllmScorer(served, chunk, dtype=kind) as scorer:
             if profile is not None:
                 swap_profile(scorer.llm, profile)
-            return _asked(network, scorer, ids, "vLLM", profile, report), "vLLM"
+            return _asked(network, scorer, ids, "vLLM", profile, report), "vLLM", kind
     if engine == "llamacpp":
         from tempering.cli.shared.llamacpp_runs import gguf_path
         from tempering.engines.llamacpp.model import LlamaCpp
 
         with LlamaCpp(gguf_path(served), length=chunk) as llama:
-            return _asked(network, llama, ids, llama.name, profile, report), llama.name
+            return (
+                _asked(network, llama, ids, llama.name, profile, report),
+                llama.name,
+                precision or llama.precision,
+            )
     if engine.startswith(("http://", "https://")):
         from tempering.engines.providers.echo import EchoServer
 
         server = EchoServer(engine, served, tokenizer, timeout=timeout)
-        return _asked(network, server, ids, server.name, profile, report), server.name
+        return (
+            _asked(network, server, ids, server.name, profile, report),
+            server.name,
+            precision or "float32",
+        )
     raise InputError(
         "--engine is vllm, llamacpp, the address of a server such as http://localhost:8000/v1, or "
         f"a file of log probabilities; {engine!r} is none of these, and there is no such file"
     )
 
 
-def open_reference(name: str, device: str | None, precision: str) -> tuple[Any, Any]:
+def open_reference(name: str, device: str | None, precision: str | None) -> tuple[Any, Any]:
     """The reference, float32, with the weights that an engine of this precision has."""
     import torch
 
@@ -76,7 +88,7 @@ def open_reference(name: str, device: str | None, precision: str) -> tuple[Any, 
 
         network, tokenizer = load_gguf(Path(name).expanduser())
         return (network if device is None else network.to(device)), tokenizer
-    weights = "float32" if precision == "q8" else precision
+    weights = "float32" if precision in (None, "q8") else precision
     network, tokenizer = common.open_model(name, device, weights)
     return network.to(torch.float32), tokenizer
 

@@ -15,6 +15,7 @@ from typing import Any
 from tempering.engines.providers.addresses import checked
 from tempering.engines.providers.bodies import count, first, mapping
 from tempering.engines.providers.keys import key_of
+from tempering.engines.providers.remote import RemoteEngine
 from tempering.engines.providers.replies import MalformedError, opened
 from tempering.engines.providers.retry import Backoff, classify
 from tempering.engines.providers.transport import HTTPStatusError, NoAnswerError, Wire, connected
@@ -53,7 +54,9 @@ class EchoServer:
         Raises RefusedError for a server that doesn't answer, gives none, cuts or lengthens the
         prompt; InputError for one with another tokenizer, which shows the first other token.
         """
-        return asyncio.run(self._all(prompts))
+        found: list[list[list[float | None]]] = []
+        RemoteEngine.blocking(lambda: found.append(asyncio.run(self._all(prompts))))
+        return found[0]
 
     async def _all(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         async with connected(self.address, 1) as wire:
