@@ -88,7 +88,7 @@ def generate(
         if pattern is not None or profile is not None:
             raise InputError(
                 "--pattern and --profile temper attention, which llama.cpp takes from its file "
-                "alone: tempering bake FILE.gguf --profile P --in-place; then leave them out"
+                "alone: tempering bake FILE.gguf --profile P --in-place-scales; then leave them out"
             )
         _on_llamacpp(prompt, model, max_tokens, tokens, sampled, raw, seed, trace, out, as_json)
         return

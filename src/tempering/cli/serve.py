@@ -55,7 +55,7 @@ def serve(
         if profile is not None or named:
             raise InputError(
                 "llama.cpp takes attention temperatures from its file alone: tempering bake "
-                f"{model} --profile P --in-place; then leave out --profile and --named"
+                f"{model} --profile P --in-place-scales; then leave out --profile and --named"
             )
         serve_llamacpp(model, arguments or ())
         return

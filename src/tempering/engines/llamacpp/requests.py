@@ -162,7 +162,7 @@ def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[Sample]:
         if key == "tempering_profile":
             raise InputError(
                 "tempering_profile: llama.cpp has no attention profiles of requests; bake the "
-                "profile into the file: tempering bake FILE.gguf --profile P --in-place"
+                "profile into the file: tempering bake FILE.gguf --profile P --in-place-scales"
             )
         if key not in (*_POLICY, _SAMPLE):
             raise InputError(
