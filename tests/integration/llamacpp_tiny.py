@@ -27,6 +27,8 @@ TEMPLATE = (
 def write_gguf(path: Path, kind: str = "llama", seed: int = 0) -> Path:
     """A float32 file of 2 layers (gemma3: 6, of which the last is global)."""
     layers = 6 if kind == "gemma3" else 2
+    # llama.cpp scales gemma3 by 1/sqrt(size of a head), transformers by 1/sqrt(256).
+    dim = 256 if kind == "gemma3" else DIM
     rng = np.random.default_rng(seed)
     out = GGUFWriter(path, kind)
     out.add_block_count(layers)
@@ -39,9 +41,9 @@ def write_gguf(path: Path, kind: str = "llama", seed: int = 0) -> Path:
     out.add_layer_norm_rms_eps(1e-5)
     out.add_vocab_size(len(VOCABULARY))
     if kind == "llama":
-        out.add_rope_dimension_count(DIM)
-    out.add_key_length(DIM)
-    out.add_value_length(DIM)
+        out.add_rope_dimension_count(dim)
+    out.add_key_length(dim)
+    out.add_value_length(dim)
     if kind == "gemma3":
         out.add_sliding_window(16)
     out.add_tokenizer_model("gpt2")
@@ -57,7 +59,7 @@ def write_gguf(path: Path, kind: str = "llama", seed: int = 0) -> Path:
         values = (start + std * rng.normal(size=shape)).astype(np.float32)
         if kind == "llama" and name.split(".")[-2] in ("attn_q", "attn_k"):
             heads = HEADS if "attn_q" in name else KV  # llama's files pair neighbours
-            values = values.reshape(heads, 2, DIM // 2, WIDTH).swapaxes(1, 2).reshape(shape)
+            values = values.reshape(heads, 2, dim // 2, WIDTH).swapaxes(1, 2).reshape(shape)
         out.add_tensor(name, values)
 
     add("token_embd.weight", len(VOCABULARY), WIDTH, std=1.0 if kind != "gemma3" else 0.3)
@@ -68,13 +70,13 @@ def write_gguf(path: Path, kind: str = "llama", seed: int = 0) -> Path:
         at = f"blk.{layer}."
         add(at + "attn_norm.weight", WIDTH, std=0.1, start=1.0)
         for name, heads in (("attn_q", HEADS), ("attn_k", KV), ("attn_v", KV)):
-            add(f"{at}{name}.weight", heads * DIM, WIDTH)
+            add(f"{at}{name}.weight", heads * dim, WIDTH)
             if kind == "qwen2":
-                add(f"{at}{name}.bias", heads * DIM)
-        add(at + "attn_output.weight", WIDTH, HEADS * DIM)
+                add(f"{at}{name}.bias", heads * dim)
+        add(at + "attn_output.weight", WIDTH, HEADS * dim)
         if kind == "gemma3":
             for name in ("attn_q_norm", "attn_k_norm"):
-                add(f"{at}{name}.weight", DIM, std=0.2, start=1.0)
+                add(f"{at}{name}.weight", dim, std=0.2, start=1.0)
             for name in ("post_attention_norm", "post_ffw_norm"):
                 add(f"{at}{name}.weight", WIDTH, std=0.1, start=1.0)
         add(at + "ffn_norm.weight", WIDTH, std=0.1, start=1.0)

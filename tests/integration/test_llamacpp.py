@@ -27,7 +27,7 @@ from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.server import make_server
 from tempering.engines.llamacpp.writing import Rows, Sample, write
 from tempering.engines.providers.echo import EchoServer
-from tempering.errors import InputError, ModelError, RefusedError
+from tempering.errors import InputError, ModelError, RefusedError, TemperatureError
 from tempering.tokens import parse_policy
 from tempering.tokens.engine_check import check_engine
 from tests.integration.llamacpp_tiny import write_gguf
@@ -96,6 +96,27 @@ def test_a_baked_file_is_the_tempered_model(files, tmp_path, kind, name):
     own = float((said(cold) - untempered).abs().mean())
     assert float((said(warm) - wanted).abs().mean()) <= 1.5 * own
     assert float((untempered - wanted).abs().mean()) > 5 * own
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_one_attention_temperature_without_a_second_file(files, kind, temperature):
+    network, _ = load_gguf(files[kind])
+    untempered = in_process(network)
+    with tempered(network, Profile.from_matrix([[temperature] * 4] * 2)):
+        wanted = in_process(network)
+    with LlamaCpp(files[kind], threads=1, temperature=temperature) as model:
+        got = torch.tensor(model.logprobs([IDS])[0][1:])
+    own = float((said(files[kind]) - untempered).abs().mean())
+    assert float((got - wanted).abs().mean()) <= 1.5 * own
+    assert float((untempered - wanted).abs().mean()) > 20 * own
+
+
+def test_an_attention_temperature_that_the_rotation_does_not_carry_is_refused(files):
+    with pytest.raises(RefusedError, match="architecture gemma3"):
+        LlamaCpp(files["gemma3"], threads=1, temperature=1.5)
+    with pytest.raises(TemperatureError, match="the whole model"):
+        LlamaCpp(files["llama"], threads=1, temperature=0.0)
 
 
 def test_policies_pass_the_contract_of_engines():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -196,7 +197,7 @@ def _profile_cases(model: nn.Module, profile: Profile | None) -> list[Case]:
     if profile is None:
         return []
     return [
-        Case(f"the profile {what}", lambda power=power: tempered(model, profile.scaled(power)))
+        Case(f"the profile {what}", partial(tempered, model, profile.scaled(power)))
         for what, power in (
             ("were not applied", -1.0),
             ("were applied twice", 1.0),
@@ -305,9 +306,12 @@ def _moved(candidate: Candidate) -> str:
 
 
 def _partings(court: Court) -> tuple[Parting, ...]:
-    places = [
-        (item.origin, place, item.tokens[place]) for item in court.prompts for place in item.places
-    ]
+    places = [(item, place) for item in court.prompts for place in item.places]
     far = (court.y - court.own).abs()
     chosen = far.topk(min(_PARTINGS, len(far))).indices.tolist()
-    return tuple(Parting(*places[i], float(court.y[i]), float(court.own[i])) for i in chosen)
+    found = []
+    for i in chosen:
+        item, place = places[i]
+        engine, reference = float(court.y[i]), float(court.own[i])
+        found.append(Parting(item.origin, place, item.tokens[place], engine, reference))
+    return tuple(found)

@@ -27,9 +27,9 @@ def wrong_scale(model: Any) -> Iterator[Case]:
     """1/sqrt(d) from a padded or another head size, or the architecture's own scale ignored."""
     modules = _scaled(model)
     sizes = {getattr(m, "head_dim", None) for m in modules}
-    if not modules or len(sizes) != 1 or None in sizes:
+    size = next(iter(sizes), None)
+    if len(sizes) != 1 or not isinstance(size, int):
         return
-    (size,) = sizes
     own = {m.scaling for m in modules}
     config = text_config(model)
     width = config.hidden_size // config.num_attention_heads

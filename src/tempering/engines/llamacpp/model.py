@@ -13,9 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tempering.attention.limits import check_values
 from tempering.errors import InputError, MissingExtraError, ModelError, RefusedError
 
 _BATCH = 512  # tokens that llama.cpp reads at once
+# Architectures that were compared with the tempered model (tests/integration/test_llamacpp.py):
+# no soft cap, no sinks, no bias of positions, heads rotated whole.
+_ROTATED = ("llama", "qwen2")
 
 
 class LlamaCpp:
@@ -28,6 +32,9 @@ class LlamaCpp:
         8192.
     rows: texts side by side, at most.
     threads: of this engine; as many as this process may use by default.
+    temperature: of attention, relative to the model's own, in all of its heads alike. It needs no
+        second file: cosines and sines of the rotation are multiplied by T^-1/2, and so the scaled
+        products by 1/T. RefusedError where that isn't all that the softmax sees.
 
     Raises MissingExtraError without cyllama, ModelError for a file that llama.cpp can't run.
     """
@@ -41,7 +48,9 @@ class LlamaCpp:
         length: int | None = None,
         rows: int = 1,
         threads: int | None = None,
+        temperature: float = 1.0,
     ) -> None:
+        check_values(torch.tensor([temperature], dtype=torch.float64), "the whole model")
         llama = _llama()
         self.path = Path(path).expanduser()
         if not self.path.is_file():
@@ -68,6 +77,9 @@ class LlamaCpp:
         settings.n_seq_max = rows
         settings.kv_unified = True
         settings.n_batch = settings.n_ubatch = min(_BATCH, settings.n_ctx)
+        if temperature != 1:
+            self._check_rotated()
+            settings.yarn_attn_factor = temperature**-0.5
         cores = threads or len(os.sched_getaffinity(0))
         settings.n_threads = settings.n_threads_batch = cores
         try:
@@ -80,6 +92,27 @@ class LlamaCpp:
         self._batch = llama.LlamaBatch(n_tokens=int(settings.n_batch), embd=0, n_seq_max=1)
         self._at_once = int(settings.n_batch)
         self._tokenizer: Any = None
+
+    def _check_rotated(self) -> None:
+        """RefusedError unless the rotation reaches all that enters the softmax."""
+        known = {str(key): str(value) for key, value in dict(self._model.metadata).items()}
+        kind = known.get("general.architecture", "?")
+        size = known.get(f"{kind}.attention.key_length")
+        rotated = known.get(f"{kind}.rope.dimension_count")
+        scaling = known.get(f"{kind}.rope.scaling.type", "none")
+        why = None
+        if kind not in _ROTATED:
+            why = f"of the architecture {kind} this isn't known (known: {', '.join(_ROTATED)})"
+        elif rotated is not None and size is not None and rotated != size:
+            why = f"only {rotated} of {size} numbers of a head are rotated"
+        elif scaling not in ("none", "linear"):
+            why = f"{scaling} scales the rotation itself"
+        if why is not None:
+            raise RefusedError(
+                f"{self.path}: llama.cpp can't be given an attention temperature without a second "
+                f"file, since {why}; fold it in: tempering bake FILE.gguf --profile P "
+                "--in-place-scales"
+            )
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -222,7 +255,7 @@ def _llama() -> Any:
 
 
 def _sized(llama: Any) -> Any:
-    class Model(llama.LlamaModel):  # type: ignore[misc]
+    class Model(llama.LlamaModel):
         """cyllama 0.2's contexts ask their model for `n_vocab`, which it lacks."""
 
         @property

@@ -47,11 +47,12 @@ def costs(
             )
     rows: list[dict[str, list[float]]] = [{} for _ in range(len(chunks))]
     with tempfile.TemporaryDirectory(prefix="tempering-") as folder:
-        for done, variant in enumerate([None, *variants]):
-            file, label = path, ""
-            if variant is not None and variant.profile is not None:
-                file, label = Path(folder) / "folded.gguf", variant.label
-                bake_gguf(path, variant.profile, file, in_place=True)
+        runs = [("", None), *((item.label, item.profile) for item in variants)]
+        for done, (label, profile) in enumerate(runs):
+            file = path
+            if profile is not None:
+                file = Path(folder) / "folded.gguf"
+                bake_gguf(path, profile, file, in_place=True)
             for row, loss in zip(rows, losses(file, chunks), strict=True):
                 row[label] = [loss, math.nan]
             if file != path:

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -42,7 +42,7 @@ class Written:
         self.finish: list[str | None] = [None] * count
         self.tokens: list[list[tuple[int, float]]] = [[] for _ in range(count)]
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Generator[Piece, None, None]:
         """Pieces as they come; a text that may begin a stop text is held back."""
         request = self.request
         shown = [0] * len(self.texts)
@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         choices = []
         said = self.model.logprobs([request.prompt])[0] if request.echo else []
         for row, text in enumerate(done.texts):
-            tokens = [(token, value) for token, value in done.tokens[row]]
+            tokens: list[tuple[int, float | None]] = [*done.tokens[row]]
             if request.echo:
                 text = self._decoded(request.prompt) + text
                 tokens = [*zip(request.prompt, said, strict=True), *tokens]
