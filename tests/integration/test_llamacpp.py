@@ -444,7 +444,7 @@ def test_the_command_generates_with_a_policy(files, tmp_path, capsys):
     assert sample["label"] == "llama.cpp" and sample["tokens"] <= 5
     assert {row["phase"] for row in sample["trace"]} <= {"thinking", "answer"}
     with pytest.raises(SystemExit) as refused:
-        main([*arguments, "--pattern", "constant(1)"])
+        main([*arguments, "--pattern", "linear(1.2,0.8)"])
     assert refused.value.code == 2 and "tempering bake" in capsys.readouterr().err
 
 
@@ -475,9 +475,11 @@ def test_the_command_compares_folded_files(files, tmp_path, capsys):
     assert row["cost"] == pytest.approx(after - before, abs=0.02)
 
 
-def test_serve_reads_the_arguments_of_vllm(files, capsys):
+def test_serve_reads_the_arguments_of_vllm(files, tmp_path, capsys):
+    profile = tmp_path / "p.json"
+    Profile.from_matrix([[1.2] * 4, [0.8] * 4]).save(profile)
     for more, says in (
-        (["--profile", "p.json"], "tempering bake"),
+        (["--profile", str(profile)], "tempering bake"),
         (["--tensor-parallel-size", "2"], "takes --host, --port"),
         (["--max-num-seqs", "0"], "--max-num-seqs is 1 or more"),
         (["--port", "99999"], "--port is a number"),

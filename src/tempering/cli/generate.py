@@ -51,7 +51,7 @@ def generate(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat turn.")] = False,
     engine: Annotated[
-        str, typer.Option(help="transformers, or llamacpp: --model is a GGUF file; policies only.")
+        str, typer.Option(help="transformers, or llamacpp: --model is a GGUF file, T one for all.")
     ] = "transformers",
     seed: common.Seed = 0,
     device: common.Device = None,
@@ -85,12 +85,11 @@ def generate(
     if engine not in ("transformers", "llamacpp"):
         raise InputError(f"--engine is transformers or llamacpp, not '{engine}'")
     if engine == "llamacpp":
-        if pattern is not None or profile is not None:
-            raise InputError(
-                "--pattern and --profile temper attention, which llama.cpp takes from its file "
-                "alone: tempering bake FILE.gguf --profile P --in-place-scales; then leave them out"
-            )
-        _on_llamacpp(prompt, model, max_tokens, tokens, sampled, raw, seed, trace, out, as_json)
+        from tempering.cli.shared.llamacpp_runs import uniform_temperature
+
+        common.only_patterns(amplitude, reading, layers, heads)
+        plan = (max_tokens, tokens, sampled, uniform_temperature(pattern, profile))
+        _on_llamacpp(prompt, model, plan, raw, seed, trace, out, as_json)
         return
     network, tokenizer = common.open_model(model, device, dtype)
     policy = ConstantPolicy(sampled) if tokens is None else parse_policy(tokens, tokenizer)
@@ -147,22 +146,23 @@ def generate(
 def _on_llamacpp(
     prompt: str,
     model: str,
-    max_tokens: int,
-    tokens: str | None,
-    sampled: float,
+    plan: tuple[int, str | None, float, float],
     raw: bool,
     seed: int,
     trace: Path | None,
     out: Path,
     as_json: bool,
 ) -> None:
-    """One continuation by llama.cpp, under a policy."""
+    """One continuation by llama.cpp; plan: new tokens, policy, temperatures of sampling and of
+    attention."""
     from tempering.cli.shared.llamacpp_runs import generate_llamacpp
     from tempering.reports import Record
 
+    max_tokens, tokens, sampled, attention = plan
     found, tokenizer, policy, section = generate_llamacpp(
         model,
         prompt,
+        attention=attention,
         tokens=max_tokens,
         policy_text=tokens,
         temperature=sampled,
@@ -176,6 +176,7 @@ def _on_llamacpp(
     settings = {
         "prompt": prompt,
         "engine": "llamacpp",
+        "attention temperature": attention,
         "tokens": max_tokens,
         "token policy": policy,
         "chat": not raw,

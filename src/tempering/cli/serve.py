@@ -52,12 +52,9 @@ def serve(
     if model.endswith(".gguf"):
         from tempering.cli.shared.llamacpp_runs import serve_llamacpp
 
-        if profile is not None or named:
-            raise InputError(
-                "llama.cpp takes attention temperatures from its file alone: tempering bake "
-                f"{model} --profile P --in-place-scales; then leave out --profile and --named"
-            )
-        serve_llamacpp(model, arguments or ())
+        if named:
+            raise InputError("llama.cpp has one profile for all requests: leave out --named")
+        serve_llamacpp(model, profile, arguments or ())
         return
     profiles: dict[str, Path] = {}
     for item in named or ():

@@ -23,10 +23,47 @@ def gguf_path(model: str) -> Path:
     return Path(model).expanduser()
 
 
+def uniform_temperature(pattern: str | None, profile: str | Path | None) -> float:
+    """The one attention temperature of a pattern or profile that is the same in all heads.
+
+    llama.cpp takes no other without a second file. 1 without both; InputError for any other.
+    """
+    import torch
+
+    from tempering.attention.profiles.profile import Profile
+    from tempering.attention.profiles.rules import is_rule
+    from tempering.schedules import schedule
+
+    if pattern is not None and profile is not None:
+        raise InputError("give --pattern or --profile, one of the two")
+    if pattern is None and profile is None:
+        return 1.0
+    values = None
+    if pattern is not None:
+        values = None if is_rule(pattern) else schedule(pattern).sample(64)
+    elif profile is not None:
+        kept = Profile.load(profile)
+        values = None if any(kept.rules) else torch.cat([row.flatten() for row in kept.rows])
+    if values is None or not bool((values == values[0]).all()):
+        raise InputError(
+            "llama.cpp takes one attention temperature for the whole model, such as "
+            "'constant(1.2)'; any other is folded into its file: tempering bake FILE.gguf "
+            "--profile P --in-place-scales"
+        )
+    return float(values[0])
+
+
 def generate_llamacpp(
-    model: str, prompt: str, *, tokens: int, policy_text: str | None, temperature: float,
-    chat: bool, seed: int,
-) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:  # fmt: skip
+    model: str,
+    prompt: str,
+    *,
+    attention: float,
+    tokens: int,
+    policy_text: str | None,
+    temperature: float,
+    chat: bool,
+    seed: int,
+) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
     """The section `generations`, the tokenizer, the policy's text, the model's section."""
     from tempering.cli.shared.sections import traced
     from tempering.engines.generating.side_by_side import prompt_text
@@ -35,7 +72,7 @@ def generate_llamacpp(
     from tempering.tokens import parse_policy
     from tempering.tokens.policy import ConstantPolicy
 
-    with LlamaCpp(gguf_path(model)) as engine:
+    with LlamaCpp(gguf_path(model), temperature=attention) as engine:
         tokenizer = engine.tokenizer
         policy = (
             ConstantPolicy(temperature)
@@ -127,7 +164,7 @@ _TAKEN = (
 )
 
 
-def serve_llamacpp(model: str, arguments: Sequence[str]) -> None:
+def serve_llamacpp(model: str, profile: Path | None, arguments: Sequence[str]) -> None:
     """Serve a GGUF file until interrupted; the names of arguments are vLLM's."""
     from tempering.engines.llamacpp.model import LlamaCpp
     from tempering.engines.llamacpp.server import make_server
@@ -150,7 +187,11 @@ def serve_llamacpp(model: str, arguments: Sequence[str]) -> None:
     path = gguf_path(model)
     name = given.served_model_name or (path.name if model.endswith(".gguf") else model)
     with LlamaCpp(
-        path, length=given.max_model_len, rows=given.max_num_seqs, threads=given.threads
+        path,
+        length=given.max_model_len,
+        rows=given.max_num_seqs,
+        threads=given.threads,
+        temperature=uniform_temperature(None, profile),
     ) as engine:
         server = make_server(engine, name, host=given.host, port=given.port, key=given.api_key)
         host, port = server.server_address[:2]
