@@ -36,6 +36,7 @@ COMMANDS = (
     "throb",
     "explore",
     "calibrate",
+    "audit",
     "serve",
     "swap",
     "demo",
