@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.integration.test_attention_compile_softmax import OwnAttention, OwnProduct
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.hooks.state import TemperatureState, fitted
 from tempering.attention.layout import AttentionLayer
 from tempering.attention.profiles.profile import Profile
 from tests.integration import attention_oracle as oracle
-from tests.integration.test_attention_compile_softmax import OwnAttention, OwnProduct
 
 LAYERS, HEADS = 2, 4
 IDS = oracle.tokens(1, 2, 9)

@@ -39,8 +39,11 @@ COMMANDS = (
     "serve",
     "swap",
     "demo",
+    "console",
 )
 GROUPS = ("profile",)
+# Commands whose packages stand above this one.
+ABOVE = {"console": "tempering.console.command"}
 
 EPILOG = """Examples:
 
@@ -82,7 +85,7 @@ def application() -> typer.Typer:
         pass
 
     for name in COMMANDS:
-        module = import_module(f"tempering.cli.{name}")
+        module = import_module(ABOVE.get(name, f"tempering.cli.{name}"))
         app.command(
             name,
             epilog=getattr(module, "EPILOG", None),
