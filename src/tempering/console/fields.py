@@ -35,21 +35,24 @@ class Fields:
             raise InputError(f"{name} is a text, not {found!r:.40}")
         return found
 
-    def number(self, name: str, default: float | int | None = None) -> float | int:
+    def number(self, name: str, default: float | int | None = None) -> float:
         """A finite number."""
+        return float(self._number(name, default))
+
+    def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        """A whole number within bounds; a seed of 63 bits keeps them all."""
+        found = self._number(name, default)
+        if found != int(found) or not low <= found <= high:
+            raise InputError(f"{name} is a whole number from {low} to {high}, not {found}")
+        return int(found)
+
+    def _number(self, name: str, default: float | int | None) -> float | int:
         found = self.data.get(name, default)
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise InputError(f"{name} is a number, not {found!r:.40}")
-        if (isinstance(found, int) and abs(found) > 2**63) or not math.isfinite(found):
+        if (isinstance(found, int) and abs(found) >= 2**63) or not math.isfinite(found):
             raise InputError(f"{name} is a finite number, not {str(found)[:40]}")
         return found
-
-    def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        """A whole number within bounds."""
-        found = self.number(name, default)
-        if found != int(found) or not low <= found <= high:
-            raise InputError(f"{name} is a whole number from {low} to {high}, not {found:g}")
-        return int(found)
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""

@@ -128,7 +128,8 @@ class Turns:
     def _tell(self) -> None:
         """Tell waiting jobs whose turn it is; the lock is held."""
         whose = None if self._running is None else self._running.kind
-        for ahead, job in enumerate(self._waiting, start=int(self._running is not None)):
+        wanted = [job for job in self._waiting if not job.stopped]
+        for ahead, job in enumerate(wanted, start=int(self._running is not None)):
             if ahead:
                 job.send({"type": "waiting", "ahead": ahead, "whose": whose or "another"})
 

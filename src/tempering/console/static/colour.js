@@ -17,7 +17,8 @@ const SEQUENTIAL = {
 
 /** @param {RGB} a @param {RGB} b @param {number} t @returns {RGB} */
 function mix(a, b, t) {
-  return [0, 1, 2].map((i) => Math.round(a[i] + t * (b[i] - a[i])));
+  const at = (/** @type {0|1|2} */ i) => Math.round(a[i] + t * (b[i] - a[i]));
+  return [at(0), at(1), at(2)];
 }
 
 /** @param {RGB[]} stops @param {number} t 0..1 @returns {RGB} */

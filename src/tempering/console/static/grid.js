@@ -44,6 +44,7 @@ export class Grid {
     /** @type {Cell[]|null} a rectangle that is being drawn */
     this.preview = null;
     this.frame = 0;
+    this.cellWidth = this.cellHeight = this.width = this.height = 0;
     this.size();
     this.listen();
   }
