@@ -14,6 +14,7 @@ On the server in this process, over HTTP on loopback, rivals in turns:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -103,7 +104,7 @@ class Rivals:
                         ).start()
                 if event["type"] == "changed":
                     return time.perf_counter() - sent, statistics.median(
-                        b - a for a, b in zip(times, times[1:])
+                        b - a for a, b in itertools.pairwise(times)
                     )
         raise SystemExit("the edit did not arrive")
 
@@ -128,22 +129,20 @@ def main() -> None:
                 act()
                 if turn:
                     times.append(time.perf_counter() - start)
-        print(f"first token, plain stream        {1000 * statistics.median(plain):8.0f} ms")
-        print(f"first token after a touch        {1000 * statistics.median(touched):8.0f} ms")
-        print(
-            f"difference (target 400)          {1000 * (statistics.median(touched) - statistics.median(plain)):8.0f} ms"
-        )  # noqa: E501
+        before, after = (1000 * statistics.median(times) for times in (plain, touched))
+        print(f"first token, plain stream        {before:8.0f} ms")
+        print(f"first token after a touch        {after:8.0f} ms")
+        print(f"difference (target 400)          {after - before:8.0f} ms")
         server.idle()
         edits = []
         for _ in range(given.repeats):
             edits.append(rivals.edit())
             server.idle()
-        print(
-            f"edit to the next token           {1000 * statistics.median(e for e, _ in edits):8.0f} ms"
-        )  # noqa: E501
-        print(
-            f"a token before it                {1000 * statistics.median(t for _, t in edits):8.0f} ms"
-        )  # noqa: E501
+        for name, times in (
+            ("edit to the next token", [e for e, _ in edits]),
+            ("a token before it", [t for _, t in edits]),
+        ):
+            print(f"{name:32} {1000 * statistics.median(times):8.0f} ms")
         found = interleave(
             {
                 "plain": lambda: rivals.plain(TOKENS),
@@ -169,7 +168,7 @@ REPAINT = """
   const canvas = document.createElement('canvas'), box = document.createElement('div');
   document.body.append(box); box.append(canvas);
   const heads = new Array(80).fill(128), no = () => {};
-  const grid = new Grid(canvas, heads.map((_, i) => ({layer: i, index: i, stack: 'decoder'})), heads,
+  const grid = new Grid(canvas, heads.map((_, i) => ({layer: i, index: i, stack: ''})), heads,
     {begin: no, paint: no, end: no, moved: no, chosen: no, key: () => false});
   grid.view = {values: heads.map((n, l) => Array.from({length: n}, (_, h) => Math.sin(l + h))),
     kind: 'diverging', low: -1, high: 1, label: String};

@@ -260,5 +260,7 @@ async def _lines(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
             yield json.dumps(event, allow_nan=False).encode() + b"\n"
     except TemperingError as error:
         yield json.dumps(message(error)).encode() + b"\n"
+    except ValueError as error:  # a number that JSON has not
+        yield json.dumps({"type": "error", "message": f"{error}"}).encode() + b"\n"
     finally:
         await events.aclose()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from tempering.reports import Record, render_html, save_html
 # A name in the folder of results: no separators, no dot in front, so that nothing else is named.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _MOST_LISTED = 500
+_LIMITS = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def safe_name(name: str) -> str:
@@ -83,7 +85,10 @@ def save_record(subject: Subject, given: Fields, out: Path) -> str:
         profiles[label] = subject.profile(item)
     results: dict[str, Any] = {
         "pattern": pattern_section(profiles, Profile.neutral(subject.plan)),
-        "generations": {"prompt": given.text("prompt"), "samples": given.items("samples", 60)},
+        "generations": {
+            "prompt": given.text("prompt"),
+            "samples": _with_limits(given.items("samples", 60)),
+        },
     }
     for name in ("cost", "answers", "answered"):
         if given.data.get(name):
@@ -114,6 +119,16 @@ def save_record(subject: Subject, given: Fields, out: Path) -> str:
     record.save(path)
     save_html(record, path.with_suffix(".html"))
     return path.stem
+
+
+def _with_limits(item: Any) -> Any:
+    """The same with the limits that JSON has no numbers for, such as T = inf."""
+    if isinstance(item, dict):
+        # A token's own text may be such a word.
+        return {k: v if k in ("token", "text") else _with_limits(v) for k, v in item.items()}
+    if isinstance(item, list):
+        return [_with_limits(each) for each in item]
+    return _LIMITS.get(item, item) if isinstance(item, str) else item
 
 
 def _support(subject: Subject, given: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import socket
 import threading
@@ -29,8 +31,9 @@ def bound(host: str, port: int) -> socket.socket:
     last = min(port + _PORTS, 65536) if port else 1
     for tried in range(port, last):
         found = socket.socket(family, socket.SOCK_STREAM)
-        # So that a console that has just ended leaves its port free for the next.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere this option would share a port that is in use
+            # So that a console that has just ended leaves its port free for the next.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((host.strip("[]"), tried))
             found.listen(128)
@@ -40,12 +43,7 @@ def bound(host: str, port: int) -> socket.socket:
             raise InputError(f"--host {host}: no such address on this machine ({error})") from error
         except OSError as error:
             found.close()
-            if error.errno not in (
-                98,
-                48,
-                10048,
-                13,
-            ):  # in use (Linux, macOS, Windows), or not ours
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise InputError(f"--host {host} can't be bound: {error.strerror}") from error
     raise InputError(
         f"none of the ports {port} to {last - 1} is free; end another program, or give --port"

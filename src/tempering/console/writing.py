@@ -133,11 +133,10 @@ def write(subject: Subject, order: Order, job: Job) -> Iterator[Event]:
                 swapped = False
                 yield {"type": "changed"}
             if observer is not None and observer.found:
-                yield {
-                    "type": "heads",
-                    "step": steps[token.row],
-                    "values": packed(observer.statistics(rows)),
-                }
+                step, kept = steps[token.row], observer.statistics(rows)
+                # Rows that have ended stay in the batch, and what they keep means nothing.
+                kept[:, [row for row in range(rows) if steps[row] < step]] = math.nan
+                yield {"type": "heads", "step": step, "values": packed(kept)}
             steps[token.row] += 1
             yield {
                 "type": "token",
@@ -161,7 +160,10 @@ def texts_of(subject: Subject, tokens: Sequence[int]) -> list[str]:
 
 
 def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+    """A number for JSON, which has no limits: those are words that JavaScript reads."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def alternatives(

@@ -158,7 +158,10 @@ export async function restore() {
 export function begin(state) {
   known = state;
   const first = blank("A");
-  if (state.start) Object.assign(first, { profile: state.start, text: "", amplitude: null });
+  if (state.start) {
+    const { rows, rules, pattern } = state.start;
+    Object.assign(first, { profile: { rows, rules, pattern }, amplitude: null });
+  }
   history = new History({ columns: [first], active: 0 });
   for (const id of [...SETTINGS, ...SWITCHES]) at(id).addEventListener("change", keep);
   at("prompt").addEventListener("input", keep);

@@ -164,8 +164,9 @@ function key(event) {
 
 let asked = 0;
 
-/** Read the schedule in the box; its error stands under the column where it is. */
-async function read() {
+/** Read the schedule in the box; its error stands under the column where it is.
+ * @param {boolean} [within] part of a step that was begun */
+async function read(within = false) {
   const column = page.active();
   const text = at("schedule").value.trim();
   const amplitude = at("amplitude-on").checked ? Number(at("amplitude").value) : null;
@@ -179,7 +180,7 @@ async function read() {
     at("curve").hidden = !found.curve;
     if (found.curve) drawCurve(at("curve"), found.curve);
     const profile = { rows: found.rows, rules: found.rules, pattern: found.pattern };
-    page.change({ profile, text: at("schedule").value, amplitude, room: 1 });
+    page.change({ profile, text: at("schedule").value, amplitude, room: 1 }, within);
   } catch (error) {
     if (mine !== asked) return;
     curveOff(error instanceof Refusal ? error.message : String(error));
@@ -330,12 +331,18 @@ export function start() {
     if (!one) grid.move([layer, head], false);
     grid.canvas.focus();
   });
-  const readSoon = calm(120, read);
-  at("schedule").addEventListener("input", readSoon);
+  at("schedule").addEventListener("input", calm(120, () => read()));
+  let stretching = false;
+  const readSoon = calm(60, () => {
+    read(stretching);
+    stretching = true;
+  });
   at("amplitude").addEventListener("input", () => {
     at("amplitude-value").textContent = at("amplitude").value;
     if (at("schedule").value.trim()) readSoon();
   });
+  at("amplitude").addEventListener("pointerdown", () => (stretching = false));
+  at("amplitude").addEventListener("focus", () => (stretching = false));
   at("amplitude-on").addEventListener("change", () => at("schedule").value.trim() && read());
   let sliding = false;
   at("room").addEventListener("input", () => {

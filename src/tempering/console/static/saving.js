@@ -33,7 +33,7 @@ async function record() {
     text: tokens.map((t) => t.text).join(""),
     tokens: tokens.length,
     finish: tokens.length === asked.tokens ? "length" : "end",
-    trace: tokens.map((t) => ({ token: t.text, phase: t.phase, temperature: Number(t.temperature), entropy: t.entropy, support: t.support, token_id: t.id, entropy_before: t.entropy_before, log_probability_raw: Number(t.raw), log_probability: Number(t.log_probability) })),
+    trace: tokens.map((t) => ({ token: t.text, phase: t.phase, temperature: t.temperature, entropy: t.entropy, support: t.support, token_id: t.id, entropy_before: t.entropy_before, log_probability_raw: t.raw, log_probability: t.log_probability })),
   }));
   const found = await ask("record", {
     ...asked,
@@ -48,6 +48,7 @@ async function record() {
 
 async function link() {
   const address = `${location.href.split("#")[0]}#${await packed(page.state())}`;
+  if (!navigator.clipboard) return "this browser copies from secure pages alone; the address bar holds the same link";
   await navigator.clipboard.writeText(address);
   return "copied. The address holds this console's token: it works while this console runs. For another console, put the part from # on behind its address.";
 }

@@ -153,6 +153,7 @@ function before() {
   };
 }
 
+let chosen = 0; // of choices and looks the last one counts: answers to others come too late
 let looked = 0;
 
 /** @param {number} row @param {number} index */
@@ -166,11 +167,11 @@ async function choose(row, index) {
   page.complain("alternatives-error");
   const body = at("alternatives").tBodies[0];
   body.replaceChildren(make("tr", {}, make("td", {}, "asking")));
-  const mine = ++looked;
+  const mine = ++chosen;
   const { tokens, start, profile } = before();
   try {
     for await (const event of stream("alternatives", { tokens, start, profile, policy }, new AbortController().signal)) {
-      if (mine !== looked || event.type !== "alternatives") continue;
+      if (mine !== chosen || event.type !== "alternatives") continue;
       body.replaceChildren(
         ...event.tokens.map((/** @type {any} */ t) =>
           make("tr", {}, make("th", { scope: "row" }, make("code", {}, visible(t.text))), ...[t.before, t.after].map((p) => make("td", { className: "number" }, `${short(100 * p)}%`))),
