@@ -15,12 +15,19 @@ EPILOG = """Examples:
 
   tempering console --model Qwen/Qwen3-0.6B --profile tuned.json
 
+  tempering console --engine vllm:http://localhost:8000 --profile tuned.json
+
   tempering console --no-open --port 8080
 """
 
 
 def console(
+    context: common.Context,
     model: common.Model = "smollm2",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="vllm:ADDRESS of a `tempering serve`, instead of a model here."),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Begin with this profile: file or name.")
     ] = None,
@@ -47,21 +54,29 @@ def console(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(error.name or "starlette", "console") from error
+    from tempering.console.remote import Remote, shape_of
     from tempering.console.routes import Console
     from tempering.console.serving import serve
     from tempering.console.subject import Subject
 
     common.check_out(out)
     given = None if profile is None else Profile.load(profile)
-    network, tokenizer = common.open_model(model, device, dtype)
-    subject = Subject.of(model, network, tokenizer)
+    remote = None if engine is None else Remote.at(engine)
+    if remote is not None and given is not None and "model" not in common.given(context):
+        common.unread(context, ("device", "dtype"), "the model runs on the server")
+        subject = shape_of(given, remote.model)
+    else:
+        # Of a server's model too: the matrix needs its layers, and policies its tokenizer.
+        named = remote is not None and "model" not in common.given(context)
+        chosen = remote.model if remote is not None and named else model
+        subject = Subject.of(chosen, *common.open_model(chosen, device, dtype))
     if subject.refused is not None:
         common.note(f"note: {subject.refused}")
     start = None
     if given is not None and subject.refused is None:
         start = {**subject.read(given.to_json(), profile or ""), "name": Path(profile or "").name}
     serve(
-        Console(subject, out, start),
+        Console(subject, out, start, remote),
         host=host,
         port=port,
         open_browser=not no_open,

@@ -16,10 +16,11 @@ from starlette.routing import Route
 
 from tempering.console import costs, heads, saving, stages, writing
 from tempering.console.fields import Fields
+from tempering.console.remote import Remote, RemoteOrder
 from tempering.console.safety import REPORT_POLICY, Guard, TooMuchError
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job, Turns, Work, message
-from tempering.errors import TemperingError
+from tempering.errors import RefusedError, TemperingError
 from tempering.tokens import parse_policy
 
 _KINDS = {
@@ -34,11 +35,17 @@ Answer = Callable[[Request, Fields], Awaitable[Response]]
 class Console:
     """The application: a subject, the turns on its model, and the folder of results.
 
-    patience: seconds that the server waits for the model's thread when it ends.
+    start: the profile that the page begins with. remote: the server that runs the model, if any.
     """
 
-    def __init__(self, subject: Subject, out: Path, start: dict[str, Any] | None = None) -> None:
-        self.subject, self.out, self.start = subject, out, start
+    def __init__(
+        self,
+        subject: Subject,
+        out: Path,
+        start: dict[str, Any] | None = None,
+        remote: Remote | None = None,
+    ) -> None:
+        self.subject, self.out, self.start, self.remote = subject, out, start, remote
         self.turns = Turns()
         self.orders: dict[str, writing.Order] = {}
         self._files = _static_files()
@@ -65,6 +72,10 @@ class Console:
             "questions": self._questions,
             "throb": self._throb,
         }
+        if self.remote is not None:
+            streams = dict.fromkeys(streams, _elsewhere)
+            streams |= {"write": self._write_remote, "put": self._put}
+            del posts["record"]
         routes = [
             Route("/", self._page),
             Route("/static/{name}", self._static),
@@ -113,6 +124,7 @@ class Console:
 
     async def _state(self, request: Request) -> Response:
         known = {**self.subject.for_page(), "out": str(self.out), "start": self.start}
+        known["engine"] = None if self.remote is None else self.remote.for_page()
         return JSONResponse(known)
 
     async def _records(self, request: Request) -> Response:
@@ -130,6 +142,9 @@ class Console:
         )
 
     def _policy(self, given: Fields) -> Event:
+        if self.remote is not None and self.subject.tokenizer is None:
+            # Phases need a tokenizer, which the server has: it checks the policy of each request.
+            return {"text": given.text("text")}
         return {"text": str(parse_policy(given.text("text"), self.subject.tokenizer))}
 
     def _change(self, given: Fields) -> Event:
@@ -210,17 +225,44 @@ class Console:
         profile, seed = self._profile(given), given.whole("seed", 0, 2**63 - 1, 0)
         return lambda job: costs.questions(self.subject, profile, seed, job), False
 
+    def _write_remote(self, given: Fields) -> tuple[Work, bool]:
+        remote, order = self._server(), RemoteOrder.of(given)
+        return lambda job: remote.write(order, job), False
+
+    def _put(self, given: Fields) -> tuple[Work, bool]:
+        """Swap the server's profile; without one only ask which is in force."""
+        remote = self._server()
+        if given.flag("ask"):
+            return lambda job: iter([remote.in_force()]), False
+        none = given.data.get("profile") is None
+        profile = None if none else self._profile(given)
+        return lambda job: remote.put(profile), False
+
+    def _server(self) -> Remote:
+        if self.remote is None:
+            raise RefusedError("this console has its model in its own process, not on a server")
+        return self.remote
+
     def _throb(self, given: Fields) -> tuple[Work, bool]:
         run = stages.Run.of(self.subject, given, self.out)
         return run.work, False
 
     async def _bake(self, request: Request) -> Response:
         async def answer(request: Request, given: Fields) -> Response:
+            if self.remote is not None:
+                _elsewhere(given)
             profile, name = self._profile(given), saving.safe_name(given.text("name"))
             events = saving.bake(self.subject, profile, self.out, name)
             return StreamingResponse(_lines(events), media_type="application/x-ndjson")
 
         return await _answering(answer)(request)
+
+
+def _elsewhere(given: Fields) -> tuple[Work, bool]:
+    raise RefusedError(
+        "the model runs on a server, which keeps its weights and its attention; open the console "
+        "with --model for this"
+    )
 
 
 def _static_files() -> dict[str, tuple[str, bytes]]:

@@ -28,9 +28,10 @@ _CURVE = 129  # points of the curve that is drawn while one types
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model with what is known of it.
+    """A model with what is known of it.
 
     name: what the user calls it. refused: why its attention can't be tempered, or None.
+    model, tokenizer: None where they are elsewhere, on a server.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Subject:
     @property
     def context(self) -> int | None:
         """The longest text that the model reads, in tokens."""
+        if self.model is None:
+            return None
         found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
@@ -81,14 +84,14 @@ class Subject:
             "name": self.name,
             "refused": self.refused,
             "fingerprint": self.stated.get("fingerprint"),
-            "architecture": type(self.model).__name__,
+            "architecture": self.stated.get("architecture", type(self.model).__name__),
             "rows": _grid_rows(self.plan),
             "layers": [
                 {"name": layer.name, "stack": layer.stack, "index": layer.index, "heads": own}
                 for layer, own in zip(self.plan.layers, self.plan.heads, strict=True)
             ],
             "context": self.context,
-            "chat": bool(self.tokenizer.chat_template),
+            "chat": self.tokenizer is None or bool(self.tokenizer.chat_template),
             "coldest": COLDEST,
             "hottest": HOTTEST,
             "gallery": list(gallery()),

@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import * as costs from "./costs.js";
+import * as engine from "./engine.js";
 import { at } from "./dom.js";
 import * as page from "./page.js";
 import * as painting from "./painting.js";
@@ -53,6 +54,7 @@ async function begin() {
   costs.start();
   stages.start();
   saving.start();
+  if (state.engine) engine.start();
   addEventListener("keydown", keys);
   addEventListener("hashchange", async () => {
     if (!page.addressed()) return;

@@ -7,7 +7,9 @@ import { short } from "./matrix.js";
 /**
  * @typedef {{row: number, id: number, text: string, phase: string, temperature: number|string,
  *   entropy: number, entropy_before: number, support: number, raw: number|string,
- *   log_probability: number|string, kl?: number}} Token
+ *   log_probability: number|string, kl?: number,
+ *   alternatives?: {text: string, after: number}[]}} Token tokens of a server have a text, a log
+ *   probability and alternatives alone
  * @typedef {{kind: "diverging"|"sequential", low: number, high: number, of: (token: Token) => number,
  *   text: [string, string]}} Colouring
  */
@@ -36,6 +38,7 @@ function colour(span, token, by) {
 
 /** What is known of a token, in words. @param {Token} token */
 export function facts(token) {
+  if (token.alternatives) return `log p ${short(Number(token.log_probability))}; its likeliest alternatives as the server tells them`;
   return (
     `T ${short(Number(token.temperature))}${token.phase ? ` (${token.phase})` : ""}, entropy ${short(token.entropy)} nats ` +
     `(${short(token.entropy_before)} at T = 1), support ${short(token.support)} tokens, ` +

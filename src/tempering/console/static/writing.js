@@ -4,6 +4,7 @@ import { ask, floats, stream } from "./api.js";
 import { COLOURINGS, Columns, facts } from "./columns.js";
 import { Context } from "./context.js";
 import { at, calm, make } from "./dom.js";
+import { named, put } from "./engine.js";
 import { drawScale } from "./grid.js";
 import { visible } from "./lines.js";
 import { short } from "./matrix.js";
@@ -29,6 +30,7 @@ export let asked = /** @type {any} */ (null);
 function order() {
   return {
     profiles: page.history.value.columns.map(page.acting),
+    names: named(),
     prompt: at("prompt").value,
     tokens: Number(at("tokens").value),
     seed: Number(at("seed").value),
@@ -36,6 +38,11 @@ function order() {
     policy: at("policy").value,
     watch: at("watch").checked,
   };
+}
+
+/** What stands above the columns. @returns {string[]} */
+function titles() {
+  return page.known.engine ? ["in force", ...named()] : ["untempered", ...page.history.value.columns.map((c) => c.name)];
 }
 
 /** Stop what is written; resolves at once. */
@@ -58,7 +65,7 @@ export async function write() {
   written = page.history.value.columns;
   policy = wanted.policy;
   asked = wanted;
-  columns.reset(["untempered", ...written.map((c) => c.name)], page.history.value.active + 1);
+  columns.reset(titles(), page.known.engine ? 0 : page.history.value.active + 1);
   forget(written.length + 1);
   let ended = "";
   try {
@@ -96,6 +103,11 @@ export async function write() {
 /** After an edit: go on with the new temperatures, or start again. */
 async function edited() {
   if (!at("prompt").value.trim()) return;
+  if (page.known.engine) {
+    stop(); // a swap waits for the requests in flight
+    if (at("auto").checked && (await put())) write();
+    return;
+  }
   if (running && at("edit").value === "on" && page.history.value.columns.length === written.length) {
     const told = await ask("write/change", { run, profiles: page.history.value.columns.map(page.acting) }).catch((error) => {
       page.complain("write-error", error);
@@ -153,6 +165,12 @@ function before() {
   };
 }
 
+/** A row of the table of alternatives. @param {{text: string, before: number|null, after: number}} token */
+function alternative({ text, before, after }) {
+  const shares = [before, after].map((p) => make("td", { className: "number" }, p === null ? "" : `${short(100 * p)}%`));
+  return make("tr", {}, make("th", { scope: "row" }, make("code", {}, visible(text))), ...shares);
+}
+
 let chosen = 0; // of choices and looks the last one counts: answers to others come too late
 let looked = 0;
 
@@ -166,17 +184,17 @@ async function choose(row, index) {
   at("token-facts").textContent = facts(token);
   page.complain("alternatives-error");
   const body = at("alternatives").tBodies[0];
+  if (token.alternatives) {
+    body.replaceChildren(...token.alternatives.map((t) => alternative({ ...t, before: null })));
+    return;
+  }
   body.replaceChildren(make("tr", {}, make("td", {}, "asking")));
   const mine = ++chosen;
   const { tokens, start, profile } = before();
   try {
     for await (const event of stream("alternatives", { tokens, start, profile, policy }, new AbortController().signal)) {
       if (mine !== chosen || event.type !== "alternatives") continue;
-      body.replaceChildren(
-        ...event.tokens.map((/** @type {any} */ t) =>
-          make("tr", {}, make("th", { scope: "row" }, make("code", {}, visible(t.text))), ...[t.before, t.after].map((p) => make("td", { className: "number" }, `${short(100 * p)}%`))),
-        ),
-      );
+      body.replaceChildren(...event.tokens.map(alternative));
     }
   } catch (error) {
     body.replaceChildren();
@@ -186,6 +204,7 @@ async function choose(row, index) {
 
 /** What one head attends to at the chosen token, or at the last one. @param {[number, number]} cell */
 async function look([layer, head]) {
+  if (page.known.engine) return page.say("a server keeps attention in its workers and tells nothing about heads");
   if (!page.shared.token) {
     const row = Math.min(page.history.value.active + 1, columns.columns.length - 1);
     const last = (columns.columns[row]?.tokens.length ?? 0) - 1;
@@ -218,7 +237,7 @@ async function look([layer, head]) {
 
 export function start() {
   columns = new Columns(at("texts"), choose);
-  columns.reset(["untempered", ...page.history.value.columns.map((c) => c.name)], page.history.value.active + 1);
+  columns.reset(titles(), page.known.engine ? 0 : page.history.value.active + 1);
   context = new Context(at("context"), at("attended"));
   recolour();
   at("write").addEventListener("click", write);
@@ -251,7 +270,7 @@ export function start() {
   });
   page.on("look", look);
   page.on("active", () => {
-    columns.box.querySelectorAll(".column").forEach((/** @type {Element} */ c, /** @type {number} */ i) => c.classList.toggle("active", i === page.history.value.active + 1));
+    if (!page.known.engine) columns.box.querySelectorAll(".column").forEach((/** @type {Element} */ c, /** @type {number} */ i) => c.classList.toggle("active", i === page.history.value.active + 1));
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     recolour();
