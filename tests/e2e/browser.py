@@ -106,7 +106,15 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=url)
+        self._load("Page.navigate", url=url)
+
+    def reload(self) -> None:
+        """Load the page again."""
+        self.events.clear()
+        self._load("Page.reload")
+
+    def _load(self, method: str, **parameters: Any) -> None:
+        self.call(method, **parameters)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 

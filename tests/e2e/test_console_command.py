@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 
 import pytest
@@ -125,9 +124,8 @@ def test_an_edit_goes_on_in_its_own_run_alone(server):
         ({"run": "r", "profiles": []}, True),
     ):
         assert json.load(asked(server, "write/change", body)) == {"changed": status}
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        asked(server, "write/change", {"run": "r", "profiles": [{"rows": rows}]})
-    assert "0 columns are being written" in json.load(refused.value)["message"]
+    told = json.load(asked(server, "write/change", {"run": "r", "profiles": [{"rows": rows}]}))
+    assert "0 columns are being written" in told["message"]
     answer.close()
     assert server.idle(20)
     assert server.console.orders == {}
@@ -192,4 +190,4 @@ def test_a_bake_streams_and_a_taken_name_is_refused(server):
         for line in asked(server, "bake", {"profile": {"rows": rows}, "name": "warm"}, timeout=300)
     ]
     assert any("no model 'tiny'" in e.get("text", "") for e in events)
-    assert events[-1]["message"] == "tempering bake ended with code 1; see above"
+    assert "tempering bake ended with code" in events[-1]["message"]

@@ -46,11 +46,13 @@ class Asked:
         found = [json.loads(line) for line in answer.text.splitlines()]
         return [event for event in found if event["type"] not in ("turn", "waiting")]
 
-    def refused(self, path: str, body: Any, status: int = 400) -> dict[str, Any]:
+    def refused(self, path: str, body: Any, status: int = 200) -> dict[str, Any]:
         """The refusal of a request."""
         answer = self.post(path, body)
         assert answer.status_code == status, answer.text
-        return answer.json()
+        told = answer.json()
+        assert told["type"] == "error"
+        return told
 
 
 @contextlib.contextmanager

@@ -177,7 +177,7 @@ def test_too_much_is_refused_as_it_comes(page, monkeypatch):
 )  # fmt: skip
 def test_a_body_that_the_page_never_sends_is_a_refusal(page, body, said):
     answer = page.client.post("/api/pattern", content=body, headers=page.headers)
-    assert answer.status_code == 400
+    assert answer.json()["type"] == "error"
     assert said in answer.json()["message"]
 
 

@@ -282,7 +282,10 @@ def _plain(make: Callable[[Fields], Any]) -> Answer:
 
 
 def _answering(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint whose refusals are JSON that the page shows where they belong."""
+    """An endpoint whose refusals are JSON that the page shows where they belong.
+
+    Their status is 200: half a schedule is no failure of the page, and a browser logs others.
+    """
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -290,7 +293,7 @@ def _answering(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         except TooMuchError as error:
             return JSONResponse(message(error), 413)
         except TemperingError as error:
-            return JSONResponse(message(error), 400)
+            return JSONResponse(message(error))
 
     return endpoint
 

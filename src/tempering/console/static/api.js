@@ -40,7 +40,9 @@ async function fetched(path, body, signal) {
 
 /** @param {string} path @param {unknown} [body] @returns {Promise<any>} */
 export async function ask(path, body) {
-  return (await fetched(path, body)).json();
+  const told = await (await fetched(path, body)).json();
+  if (told.type === "error") throw new Refusal(told.message, told.column);
+  return told;
 }
 
 /** Each event of a stream as it comes; throws a Refusal for an event of the type "error".
@@ -62,6 +64,7 @@ export async function* stream(path, body, signal) {
     rest += decoder.decode(part.value, { stream: !part.done });
     const lines = rest.split("\n");
     rest = /** @type {string} */ (lines.pop());
+    if (part.done && rest) lines.push(rest); // a refusal is a whole answer, without a line's end
     for (const line of lines) {
       const event = JSON.parse(line);
       if (event.type === "error") throw new Refusal(event.message, event.column);
