@@ -78,7 +78,8 @@ def main() -> None:
 
 def save(browser: Browser, name: str) -> None:
     time.sleep(0.5)
-    path = browser.picture(IMAGES / name)
+    path = IMAGES / name
+    path.write_bytes(browser.shot())
     size = path.stat().st_size
     print(f"{path}: {size} bytes")
     if size > MOST:

@@ -174,11 +174,10 @@ class Browser:
         )
         self.drag((box[0], box[1]))
 
-    def picture(self, path: Path, *, whole: bool = False) -> Path:
+    def shot(self) -> bytes:
         """A screenshot as PNG."""
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
-        return path
+        found = self.call("Page.captureScreenshot", format="png")
+        return base64.b64decode(found["data"])
 
     def complaints(self) -> list[str]:
         """Console messages, log entries and uncaught exceptions since `open`."""
