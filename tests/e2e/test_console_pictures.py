@@ -1,8 +1,8 @@
 """The page's main states at three widths, compared with pictures of them.
 
-Compared in blocks of 16 x 16 pixels, so that another version of a font passes and a part of the page
-that moved, vanished or lost its colour does not. `TEMPERING_PICTURES=new pytest ...` takes them anew;
-look at them before they are committed.
+Compared in blocks of 16 x 16 pixels, so that another version of a font passes and a part of the
+page that moved, vanished or lost its colour does not. `TEMPERING_PICTURES=new pytest ...` takes
+them anew; look at them before they are committed.
 """
 
 from __future__ import annotations

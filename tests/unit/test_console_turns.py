@@ -245,3 +245,23 @@ def test_no_free_port_is_said(monkeypatch):
         bound("127.0.0.1", 7861)
     with pytest.raises(InputError, match="none of the ports 65530 to 65535"):
         bound("127.0.0.1", 65530)
+
+
+def test_a_page_that_leaves_before_its_answer_begins_stops_the_job(turns):
+    """The stream is never read then, and so can't notice."""
+    from tempering.console.routes import _Stream
+
+    async def main():
+        held, seen = [], []
+        job = turns.add(Job("a", counting(10**9, held, seen)))
+
+        async def gone(*_):
+            raise OSError("the connection is closed")
+
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "extensions": {}}
+        with pytest.raises(Exception, match="|closed"):
+            await _Stream(job)(scope, gone, gone)
+        assert job.stopped
+        return await all_of(turns.add(Job("b", counting(1))))
+
+    assert run(main())[-1]["type"] == "count"

@@ -19,7 +19,7 @@ from torch import Tensor
 from tempering.attention.axes import STANDARD
 from tempering.attention.examining.stored import input_device
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.logits import Call, has_sinks, sliced_logits
+from tempering.attention.logits import Call
 from tempering.attention.measuring.measure import watching
 from tempering.attention.measuring.statistics import posterior_statistics
 from tempering.attention.profiles.profile import Profile
@@ -47,9 +47,7 @@ class LastQuery:
     ) -> None:
         index = self._places[id(getattr(module, "_module", module))]
         if self.wanted in (None, index):
-            last = torch.tensor([query.shape[2] - 1], device=query.device)
-            (logits,) = sliced_logits(module, query, key, mask, kwargs, last)
-            self._keep(index, logits[:, :, 0], -1 if has_sinks(module, kwargs) else 0)
+            self._keep(index, *_last_logits(Call.of(module, query, key, mask, kwargs)))
 
     def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
         index = self._by_layer[layer.name]
@@ -65,13 +63,8 @@ class LastQuery:
         if self.wanted in (None, index):
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
-            call = Call.of(
-                None, args[0], args[1], mask, {"scaling": kwargs.get("scale"), "is_causal": causal}
-            )
-            last = torch.tensor([call.query.shape[2] - 1], device=call.query.device)
-            keys = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], dim=1)
-            products = call.query[:, :, last].to(call.work) @ keys.to(call.work).transpose(-1, -2)
-            self._keep(index, call.finish(products * call.scaling, last)[:, :, 0], 0)
+            own = {"scaling": kwargs.get("scale"), "is_causal": causal}
+            self._keep(index, *_last_logits(Call.of(None, args[0], args[1], mask, own)))
 
     def _keep(self, index: int, logits: Tensor, sink: int) -> None:
         self.found[index] = (logits, sink)
@@ -93,6 +86,22 @@ class LastQuery:
             table[:, :, layers, : shape[1]] = own.expand(-1, rows, -1, -1)
         self.found = {}
         return table
+
+
+def _last_logits(call: Call) -> tuple[Float[Tensor, "rows heads keys"], int]:
+    """The last query's finished logits, and the place of the sink among them.
+
+    Heads that share keys are multiplied with them together, so that no key is copied.
+    """
+    rows, heads, q_seq, width = call.query.shape
+    kv_heads = call.key.shape[1]
+    last = torch.tensor([q_seq - 1], device=call.query.device)
+    query = call.query[:, :, -1].reshape(rows, kv_heads, heads // kv_heads, width).to(call.work)
+    products = query @ call.key.to(call.work).transpose(-1, -2) * call.scaling
+    logits = call.finish(products.reshape(rows, heads, 1, -1), last)
+    if call.sinks is None:
+        return logits[:, :, 0], 0
+    return torch.cat([logits, call.sink_column(last)], dim=-1)[:, :, 0], -1
 
 
 class _FoundError(Exception):

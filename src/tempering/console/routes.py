@@ -162,8 +162,7 @@ class Console:
     def _streaming(self, kind: str, make: Callable[[Fields], tuple[Work, bool]]) -> Answer:
         async def answer(request: Request, given: Fields) -> Response:
             work, patient = make(given)
-            job = self.turns.add(Job(kind, work, patient=patient))
-            return StreamingResponse(_lines(job.events()), media_type="application/x-ndjson")
+            return _Stream(self.turns.add(Job(kind, work, patient=patient)))
 
         return answer
 
@@ -256,6 +255,20 @@ class Console:
             return StreamingResponse(_lines(events), media_type="application/x-ndjson")
 
         return await _answering(answer)(request)
+
+
+class _Stream(StreamingResponse):
+    """The events of a job, which is stopped when the page has gone, however early."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(_lines(job.events()), media_type="application/x-ndjson")
+        self.job = job
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.stop()
 
 
 def _elsewhere(given: Fields) -> tuple[Work, bool]:

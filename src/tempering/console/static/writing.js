@@ -54,7 +54,8 @@ export function stop() {
 export async function write() {
   stop();
   const mine = (running = new AbortController());
-  run = crypto.randomUUID();
+  // randomUUID is for secure pages alone, and --host may be another machine's address.
+  run = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("-");
   const wanted = order();
   page.complain("write-error");
   page.emit("writing");
