@@ -105,8 +105,8 @@ export function show() {
 
 /** @param {import("./matrix.js").Cell} cell */
 function tell([layer, head]) {
-  if (!page.known.layers.length) return;
-  const found = view();
+  const found = grid?.view; // as it is shown
+  if (!found || !page.known.layers.length) return;
   const value = found.values[layer]?.[head];
   const t = page.active().profile.rows[layer][head] ** page.active().room;
   const rule = page.active().profile.rules[layer];
