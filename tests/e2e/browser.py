@@ -35,7 +35,8 @@ os.dup2(commands, 3)
 os.dup2(answers, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-PATIENCE = 60.0
+# Seconds for the browser, and for what the page does; more of them on a busy machine.
+PATIENCE = float(os.environ.get("TEMPERING_PATIENCE", 60))
 
 
 class Browser:

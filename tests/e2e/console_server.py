@@ -14,6 +14,7 @@ import uvicorn
 
 from tempering.console.routes import Console
 from tempering.console.subject import Subject
+from tests.e2e.browser import PATIENCE
 
 TOKEN = "the-token-of-a-test"
 
@@ -26,7 +27,7 @@ class Served:
         self.base = f"http://127.0.0.1:{port}"
         self.url = f"{self.base}/?token={TOKEN}"
 
-    def idle(self, patience: float = 30.0) -> bool:
+    def idle(self, patience: float = PATIENCE) -> bool:
         """Wait until nothing runs on the model; whether that came."""
         end = time.monotonic() + patience
         turns = self.console.turns
@@ -51,7 +52,7 @@ def served(subject: Subject, out: Path, start: dict[str, Any] | None = None) -> 
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [found]}, daemon=True)
     thread.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not server.started:
         assert time.monotonic() < end, "the server does not start"
         time.sleep(0.01)
@@ -60,6 +61,6 @@ def served(subject: Subject, out: Path, start: dict[str, Any] | None = None) -> 
     finally:
         server.should_exit = True
         console.turns.stop_all()
-        thread.join(30)
+        thread.join(PATIENCE)
         found.close()
         assert not thread.is_alive()

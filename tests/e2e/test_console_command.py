@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 
 import pytest
 
 from tempering.console.subject import Subject
 from tempering.engines.loading.hub import load_model
+from tests.e2e.browser import PATIENCE
 from tests.e2e.console_server import TOKEN, served
 from tests.tiny import save_tiny_llama
 
@@ -37,7 +37,7 @@ def test_it_says_its_address_takes_the_next_port_and_ends_whole(directory, tmp_p
              "--port", str(port), "--out", str(tmp_path / "runs")],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        killer = threading.Timer(400, process.kill)
+        killer = threading.Timer(7 * PATIENCE, process.kill)
         killer.start()
         try:
             said = ""
@@ -48,7 +48,7 @@ def test_it_says_its_address_takes_the_next_port_and_ends_whole(directory, tmp_p
             assert f"port {port} is in use" in said
             url, own = re.search(r"(http://127\.0\.0\.1:(\d+)/\?token=\S{32})", said).groups()
             assert port < int(own) < port + 20
-            page = urllib.request.urlopen(url, timeout=60).read().decode()
+            page = urllib.request.urlopen(url, timeout=PATIENCE).read().decode()
             assert "<title>tempering console</title>" in page
             base, token = url.split("/?token=")
             order = {**ORDER, "tokens": 480}
@@ -56,13 +56,11 @@ def test_it_says_its_address_takes_the_next_port_and_ends_whole(directory, tmp_p
                 f"{base}/api/write", json.dumps(order).encode(),
                 {"authorization": f"token {token}"},
             )  # fmt: skip
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 while json.loads(answer.readline())["type"] != "token":
                     pass
-                began = time.monotonic()
                 process.send_signal(signal.SIGINT)  # while it writes
-                assert process.wait(60) == 0
-                assert time.monotonic() - began < 30
+                assert process.wait(PATIENCE) == 0
             out, err = process.communicate()
             assert out == "" and "Traceback" not in err, err
             assert token not in err.replace(url, "")
@@ -79,7 +77,7 @@ def server(directory, tmp_path_factory):
         yield server
 
 
-def asked(server, path, body, *, timeout=60):
+def asked(server, path, body, *, timeout=PATIENCE):
     request = urllib.request.Request(
         f"{server.base}/api/{path}", json.dumps(body).encode(), {"authorization": f"token {TOKEN}"}
     )
@@ -99,7 +97,7 @@ def test_a_closed_connection_frees_the_model(server):
     running = server.console.turns._running
     assert running is not None and running.kind == "write"
     answer.close()
-    assert server.idle(20)
+    assert server.idle()
     assert running.stopped
     # The model is as it was: no profile is in force in any thread.
     found = [json.loads(line) for line in asked(server, "write", {**ORDER, "tokens": 2})]
@@ -127,7 +125,7 @@ def test_an_edit_goes_on_in_its_own_run_alone(server):
     told = json.load(asked(server, "write/change", {"run": "r", "profiles": [{"rows": rows}]}))
     assert "0 columns are being written" in told["message"]
     answer.close()
-    assert server.idle(20)
+    assert server.idle()
     assert server.console.orders == {}
     assert json.load(asked(server, "write/change", {"run": "r", "profiles": []})) == {
         "changed": False
@@ -156,7 +154,7 @@ def test_the_meter_lets_a_text_pass(server):
     assert events[-1] == "done"
     assert json.loads(meter.readline())["type"] in ("cost", "waiting")  # it goes on
     meter.close()
-    assert server.idle(20)
+    assert server.idle()
 
 
 def test_stages_that_are_left_keep_their_record(server):
@@ -165,7 +163,7 @@ def test_stages_that_are_left_keep_their_record(server):
     while json.loads(answer.readline())["type"] != "row":
         pass
     answer.close()
-    assert server.idle(60)
+    assert server.idle()
     kept = json.load(
         urllib.request.urlopen(
             urllib.request.Request(
@@ -187,7 +185,9 @@ def test_a_bake_streams_and_a_taken_name_is_refused(server):
     # `tiny` is no name of a model, so the command refuses; what it says comes through.
     events = [
         json.loads(line)
-        for line in asked(server, "bake", {"profile": {"rows": rows}, "name": "warm"}, timeout=300)
+        for line in asked(
+            server, "bake", {"profile": {"rows": rows}, "name": "warm"}, timeout=7 * PATIENCE
+        )
     ]
     assert any("no model 'tiny'" in e.get("text", "") for e in events)
     assert "tempering bake ended with code" in events[-1]["message"]
