@@ -87,8 +87,9 @@ def run_tiny(count: int) -> None:
 
 def run_embedded(count: int, chunk: int, chunks: int) -> None:
     """llama.cpp on the embedded GGUF: right, and in contexts that are wrong."""
-    from tempering.data import sample_text
     from tempering.engines.checkpoints.gguf_files import embedded_gguf
+
+    from tempering.data import sample_text
     from tempering.engines.llamacpp.model import LlamaCpp
     from tempering.engines.loading.hub import load_model
 
@@ -132,6 +133,7 @@ def _wrong(network: Any) -> list[tuple[str, Callable[[], Any]]]:
 def run_overhead(tokens: int) -> None:
     """Processor time of decoding with a policy, over that at one temperature: medians of 5."""
     from tempering.engines.checkpoints.gguf_files import embedded_gguf
+
     from tempering.engines.llamacpp.model import LlamaCpp
     from tempering.engines.llamacpp.writing import Sample, write
     from tempering.tokens import parse_policy

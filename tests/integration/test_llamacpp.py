@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from tempering.engines.checkpoints.gguf_files import load_gguf
 
 from tempering.attention import Profile, tempered
 from tempering.audit import ask, audit
 from tempering.cli import main
 from tempering.engines.checkpoints.gguf import bake_gguf
-from tempering.engines.checkpoints.gguf_files import load_gguf
 from tempering.engines.generating.side_by_side import stream
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.server import make_server

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +65,7 @@ def stream(
     tokens: int,
     policy: Policy,
     seed: int = 0,
+    revised: Callable[[], Sequence[Profile] | None] | None = None,
 ) -> Iterator[StreamedToken]:
     """Continue a prompt under each profile, token by token, all rows in one batch.
 
@@ -76,6 +77,8 @@ def stream(
         likeliest token is drawn, and tied tokens share.
     seed: all rows draw the same uniform numbers, so rows differ by their temperatures alone. The
         token is the first whose cumulative probability exceeds the number.
+    revised: asked before every step for the profiles of all rows from then on; None leaves them.
+        Keys and values that are cached stay those of the old profiles.
 
     A row ends at the model's end token, which is not yielded.
     """
@@ -91,8 +94,13 @@ def stream(
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
     texts = [GrowingText(tokenizer) for _ in range(rows)]
     alive = [True] * rows
-    with tempered(model, list(profiles)):
+    with tempered(model, list(profiles)) as handle:
         for _ in range(tokens):
+            changed = None if revised is None else revised()
+            if changed is not None:
+                if len(changed) != rows:
+                    raise InputError(f"{rows} rows are written, {len(changed)} profiles were given")
+                handle.update(changed)
             # Not around the loop, since the caller's code runs between two tokens.
             with torch.no_grad():
                 out = model(input_ids=ids, past_key_values=past, use_cache=True)
