@@ -14,7 +14,7 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
-from tempering.attention.profiles.profile import Profile, rules_for
+from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis, make_basis, uniform_basis
 from tempering.audit.scores import Scored
 from tempering.errors import DataError, RefusedError
@@ -42,7 +42,7 @@ class Reference:
     @property
     def slopes(self) -> bool:
         """Whether a temperature that changes with position can be put into every layer."""
-        ruled = self.profile is not None and any(rules_for(self.profile, self.plan))
+        ruled = self.profile is not None and any(self.profile.rules_by_layer(self.plan))
         return not ruled and all(layer.route == "interface" for layer in self.plan.layers)
 
     def check(self, prompts: Sequence[Scored]) -> None:

@@ -19,7 +19,7 @@ from tempering.data import sample_text
 from tempering.errors import InputError
 from tempering.evaluation.budget import LARGEST, largest_amplitude
 from tempering.evaluation.cost import Variant, cost_rows, summarised
-from tempering.evaluation.paired import Estimate
+from tempering.evaluation.paired import IntervalEstimate
 from tempering.schedules import schedule
 
 CHUNK = 128  # tokens: a turn of the meter is over soon, and a new token waits for no more
@@ -87,7 +87,7 @@ def budget(
             return painted.scaled(math.log(amplitude) / reach)
         return Profile.from_schedule(schedule(pattern).amplitude(amplitude), subject.plan)
 
-    def cost_of(amplitude: float) -> Estimate:
+    def cost_of(amplitude: float) -> IntervalEstimate:
         job.check()
         variants = [Variant(_LABEL, at(amplitude))]
         rows = []
@@ -136,7 +136,7 @@ def questions(subject: Subject, profile: Profile, seed: int, job: Job) -> Iterat
     yield {"type": "answers", "label": _LABEL, **found}
 
 
-def _estimate(found: Estimate) -> dict[str, Any]:
+def _estimate(found: IntervalEstimate) -> dict[str, Any]:
     return {name: _number(value) for name, value in found._asdict().items()}
 
 

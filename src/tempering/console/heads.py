@@ -19,7 +19,7 @@ from torch import Tensor
 from tempering.attention.axes import STANDARD
 from tempering.attention.examining.stored import input_device
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.logits import Call
+from tempering.attention.logits import AttentionCall
 from tempering.attention.measuring.measure import watching
 from tempering.attention.measuring.statistics import posterior_statistics
 from tempering.attention.profiles.profile import Profile
@@ -47,7 +47,7 @@ class LastQuery:
     ) -> None:
         index = self._places[id(getattr(module, "_module", module))]
         if self.wanted in (None, index):
-            self._keep(index, *_last_logits(Call.of(module, query, key, mask, kwargs)))
+            self._keep(index, *_last_logits(AttentionCall.of(module, query, key, mask, kwargs)))
 
     def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
         index = self._by_layer[layer.name]
@@ -64,7 +64,7 @@ class LastQuery:
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
             own = {"scaling": kwargs.get("scale"), "is_causal": causal}
-            self._keep(index, *_last_logits(Call.of(None, args[0], args[1], mask, own)))
+            self._keep(index, *_last_logits(AttentionCall.of(None, args[0], args[1], mask, own)))
 
     def _keep(self, index: int, logits: Tensor, sink: int) -> None:
         self.found[index] = (logits, sink)
@@ -88,7 +88,7 @@ class LastQuery:
         return table
 
 
-def _last_logits(call: Call) -> tuple[Float[Tensor, "rows heads keys"], int]:
+def _last_logits(call: AttentionCall) -> tuple[Float[Tensor, "rows heads keys"], int]:
     """The last query's finished logits, and the place of the sink among them.
 
     Heads that share keys are multiplied with them together, so that no key is copied.

@@ -39,7 +39,7 @@ def module_text() -> str:
     return "\n".join(parts)
 
 
-class MatrixWidget(anywidget.AnyWidget):  # type: ignore[misc]
+class MatrixWidget(anywidget.AnyWidget):
     """The matrix of a model's temperatures; `widget` makes one.
 
     profile: the Profile that is painted; setting it repaints. measured: None, or {"before":

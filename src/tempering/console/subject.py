@@ -16,7 +16,7 @@ from tempering.attention.layout import Layout
 from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.profiles.adaptive import adaptive_profile
 from tempering.attention.profiles.fingerprint import describe_model
-from tempering.attention.profiles.profile import Profile, rules_for
+from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rules import KNOWN, is_rule, rule
 from tempering.data.gallery import gallery
 from tempering.errors import InputError, ProfileError, TemperingError
@@ -135,7 +135,7 @@ class Subject:
         """A profile as the page holds it; ProfileError unless it fits the model's shape."""
         self.require()
         rows = profile.resolve(self.plan, rules=True)
-        rules = rules_for(profile, self.plan)
+        rules = profile.rules_by_layer(self.plan)
         return {
             "rows": [row.tolist() for row in rows],
             "rules": [None if item is None else str(item) for item in rules],
