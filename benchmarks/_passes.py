@@ -9,8 +9,8 @@ import torch
 from _texts import LONG, SHORT, as_objective, calibration, in_lengths
 from torch import Tensor
 
+from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.passes import Pass, gradient_pass
-from tempering.attention.tuning.pieces import Piece
 from tempering.attention.tuning.steps import Quadratic, damped_step, quadratic
 
 # Of the targets of each short chunk, for the Fisher matrix; a long one would tell it no more.

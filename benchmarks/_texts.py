@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tempering import sample_text
 from tempering.attention.tuning import Objective, from_batches
-from tempering.attention.tuning.objective import text_batches
+from tempering.attention.tuning.batches import text_batches
 
 HALVED = ("fiction", "play", "code")
 DOCS_TOKENS = 26_000

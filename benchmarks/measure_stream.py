@@ -131,7 +131,7 @@ def agreement(length: int) -> dict[str, float]:
     import torch
 
     from tempering.attention.examining.layout_of import layout
-    from tempering.attention.logits import Call, sliced_logits
+    from tempering.attention.logits import AttentionCall, sliced_logits
     from tempering.attention.measuring.measure import posteriors, watching
 
     model, ids = sample(length)
@@ -141,7 +141,7 @@ def agreement(length: int) -> dict[str, float]:
             self.worst = {"head mean": 0.0, "query": 0.0}
 
         def see_call(self, module: Any, query: Any, key: Any, mask: Any, kwargs: Any) -> None:
-            found = posteriors(Call.of(module, query, key, mask, kwargs)).entropy
+            found = posteriors(AttentionCall.of(module, query, key, mask, kwargs)).entropy
             exact = []
             for x in sliced_logits(module, query.double(), key.double(), mask, kwargs):
                 log_r = x - x.logsumexp(-1, keepdim=True)

@@ -39,7 +39,7 @@ from _passes import text_pass
 from tempering import Profile, load_model
 from tempering.attention import layout
 from tempering.attention.tuning import make_basis
-from tempering.attention.tuning.live import live
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.evaluation.evidence import contenders
 
 GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
@@ -50,7 +50,7 @@ def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
     """theta and the rows of the fit, and the profile."""
     model, tokenizer = load_model("smollm2", dtype=dtype)
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
+    with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
         text = text_pass(tempering, tokenizer, keep)
         name = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.multiplier:g}.pt"
         state = keep and keep / name

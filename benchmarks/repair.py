@@ -22,6 +22,7 @@ import argparse
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ from tempering.attention.layout import Layout
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.tuning import Objective, from_pairs
 from tempering.attention.tuning.basis import uniform_basis
-from tempering.attention.tuning.live import live
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import loss_pass
 from tempering.attention.tuning.repair import repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
 from tempering.evaluation.recall import recall, recall_pairs
-from tempering.evaluation.returned import Scores, returned, score
+from tempering.evaluation.returned import AnswerScores, returned, score
 from tempering.reports import Record, figure_repair, save_figure
 
 LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)  # of the one temperature for all heads
@@ -94,26 +95,28 @@ def kinds_of(tokenizer: Any, chunks: int) -> dict[str, list[int]]:
 class Subject:
     """One compressed model, with what is known of the reference and of itself."""
 
-    def __init__(self, model: Any, tests: dict[str, Objective], known: dict[str, Scores]) -> None:
+    def __init__(
+        self, model: Any, tests: dict[str, Objective], known: dict[str, AnswerScores]
+    ) -> None:
         self.model, self.tests, self.known = model, tests, known
         self.before = score(model, list(tests.values()), label="compressed")
 
-    def under(self, profile: Profile, names: list[str]) -> dict[str, Scores]:
+    def under(self, profile: Profile, names: list[str]) -> dict[str, AnswerScores]:
         with tempered(self.model, profile):
             return score(self.model, [self.tests[name] for name in names], label="tempered")
 
-    def rows(self, found: dict[str, Scores]) -> dict[str, Any]:
+    def rows(self, found: dict[str, AnswerScores]) -> dict[str, Any]:
         return {
             name: returned(self.tests[name], self.known[name], self.before[name], scores).row()
             for name, scores in found.items()
         }
 
-    def part(self, found: Scores, places: list[int]) -> dict[str, Any]:
+    def part(self, found: AnswerScores, places: list[int]) -> dict[str, Any]:
         """A row of some of the short chunks."""
         name = next(iter(self.tests))
 
-        def taken(scores: Scores) -> Scores:
-            return Scores(*([own[place] for place in places] for own in scores))
+        def taken(scores: AnswerScores) -> AnswerScores:
+            return AnswerScores(*([own[place] for place in places] for own in scores))
 
         some = self.tests[name].having([self.tests[name].pieces[place] for place in places])
         known, before = taken(self.known[name]), taken(self.before[name])
@@ -129,7 +132,7 @@ class Subject:
 
 def uniform(model: Any, goal: Objective, plan: Layout) -> float:
     """Of LEVELS, the one that is nearest to the teacher on the goal."""
-    with live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False) as tunable:
+    with live_temperatures(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False) as tunable:
         values = {
             T: loss_pass(tunable, torch.tensor([T]).double().log(), goal.pieces).mean
             for T in (1.0, *LEVELS)
@@ -206,7 +209,7 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
     for test, row in found["per head"].items():
         show(f"per head, {test}", row)
     found["kinds"] = {
-        kind: subject.part(Scores(*([own[i] for i in places] for own in under[main])), places)
+        kind: subject.part(AnswerScores(*([own[i] for i in places] for own in under[main])), places)
         for kind, places in stock["kinds"].items()
     }
     few = [own[0] for own in stock["kinds"].values()]

@@ -28,7 +28,7 @@ from recall_tuning import GALLERY
 from tempering import Profile, load_model
 from tempering.attention import layout
 from tempering.attention.tuning import make_basis
-from tempering.attention.tuning.live import live
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.steps import weighted_sum
 from tempering.evaluation.evidence import contenders
 
@@ -37,7 +37,7 @@ def tuned(options) -> tuple[Profile, list]:
     """The profile after one Newton step, and what was to be expected of it."""
     model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.fit_dtype))
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
+    with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
         text = text_pass(tempering, tokenizer, options.keep)
         here = text.near()
         if options.kind:

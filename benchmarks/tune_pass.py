@@ -21,8 +21,8 @@ import torch
 
 from tempering import layout, load_model, sample_text
 from tempering.attention.tuning import from_text, make_basis
-from tempering.attention.tuning.live import live
-from tempering.attention.tuning.objective import target_losses
+from tempering.attention.tuning.batches import target_losses
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import gradient_pass, loss_pass
 
 LIMITS = {"gradients": 2.8, "gradients, checkpointed": 3.8}
@@ -80,7 +80,7 @@ def main() -> None:
 
     def under(work, checkpoint=False):
         def run():
-            with live(model, basis, (0.2, 5.0), checkpoint=checkpoint) as tempering:
+            with live_temperatures(model, basis, (0.2, 5.0), checkpoint=checkpoint) as tempering:
                 work(tempering, theta, pieces, rows=rows)
             wait()
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tempering.attention.control.tempered import tempered
-from tempering.attention.hooks.state import TemperatureState, fitted
+from tempering.attention.hooks.dividing import query_over_t
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.attention.profiles.profile import Profile
 from tests.integration import attention_oracle as oracle
@@ -107,7 +108,7 @@ def test_a_profile_of_1_beside_a_cold_one_keeps_its_bits():
     state.set(1, torch.tensor([[1.0, 0.01]]))
     assert state.shift == 128
     query = torch.randn(1, 2, 5, 8).half()
-    moved, shift = fitted(query, state.beta, state.shift)
+    moved, shift = query_over_t(query, state.beta, state.shift)
     assert torch.equal(moved[:, 0] * shift, query[:, 0])
     assert moved.abs().max() <= query.abs().max()
 

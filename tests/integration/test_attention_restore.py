@@ -107,6 +107,34 @@ def test_block_restores(subject):
     assert torch.equal(run(), plain)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_softmax_is_left_alone_where_attention_goes_through_the_interface(implementation):
+    """PyTorch's functions are replaced for models that call them themselves, and for no other."""
+    model = oracle.tiny_llama(attention=implementation)
+    own = tiny_bloom()
+    some, own_profile = some_profile(model), some_profile(own)
+
+    def softmaxes():
+        functional = torch.nn.functional
+        return (
+            functional.softmax,
+            functional.scaled_dot_product_attention,
+            torch.softmax,
+            torch.special.softmax,
+            torch.Tensor.softmax,
+        )
+
+    plain = softmaxes()
+    with tempered(model, some) as handle:
+        assert softmaxes() == plain
+        logits(model, oracle.tokens(0, 2, 9))
+        handle.update(some.scaled(0.5))
+        with tempered(own, own_profile):
+            assert not any(one is other for one, other in zip(softmaxes(), plain, strict=True))
+        assert softmaxes() == plain
+    assert softmaxes() == plain
+
+
 def test_exceptions_restore(subject):
     model, run = subject
     some = some_profile(model)

@@ -242,6 +242,58 @@ def test_the_self_check_touches_nobody():
         assert found and set(found) == {True}
 
 
+def test_the_self_check_draws_no_random_numbers(monkeypatch):
+    """And writes no flag of a model in evaluation mode: both belong to all threads."""
+    models = [oracle.tiny_llama(3, num_hidden_layers=2), tiny_bloom()]
+
+    def touched(*args, **kwargs):
+        raise AssertionError("the generator of all threads was touched")
+
+    before = torch.get_rng_state()
+    for name in ("manual_seed", "set_rng_state", "seed"):
+        monkeypatch.setattr(torch, name, touched)
+    for subject in models:
+        monkeypatch.setattr(type(subject), "train", touched)
+        assert self_check(subject).share < 1e-3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_numbers_of_other_threads_go_on_meanwhile():
+    subject, drawn = oracle.tiny_llama(4, num_hidden_layers=2).train(), []
+    begun, stop = threading.Event(), threading.Event()
+
+    def draw():
+        torch.manual_seed(3)
+        begun.set()
+        while not stop.is_set() or len(drawn) < 9:
+            drawn.append(torch.rand(3))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert begun.wait(60)
+    self_check(subject)
+    stop.set()
+    thread.join(60)
+    torch.manual_seed(3)
+    assert all(torch.equal(numbers, torch.rand(3)) for numbers in drawn)
+
+
+def test_a_model_that_draws_random_numbers_takes_none_from_its_user():
+    subject, drawn = oracle.tiny_llama(4, num_hidden_layers=2), []
+
+    def noise(module, args):
+        drawn.append(torch.rand(3))
+
+    subject.model.layers[0].mlp.register_forward_pre_hook(noise)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    self_check(subject)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(drawn) >= 2
+    # Each forward is seeded alike.
+    assert all(torch.equal(numbers, drawn[0]) for numbers in drawn)
+
+
 def test_threads_that_meet_one_model_for_the_first_time():
     subject = oracle.tiny_llama(7, attention="eager", attention_dropout=0.5, num_hidden_layers=2)
     subject.train()

@@ -12,7 +12,7 @@ import torch
 from tempering import Profile, tempered
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.tuning import from_batches, from_functions
-from tempering.attention.tuning.objective import text_batches
+from tempering.attention.tuning.batches import text_batches
 from tempering.attention.tuning.repair import learning, repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
 from tempering.engines.loading.rounding import round_weights, rounded

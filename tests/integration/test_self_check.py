@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tempering.attention.control.self_check import _VERDICTS as VERDICTS
+from tempering.attention.control.self_check import _PASSED as PASSED
 from tempering.attention.control.self_check import self_check, verdict_key
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.hooks import interface_route, softmax_route
 from tempering.attention.hooks.ownership import STATE
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError
 from tempering.survey.families import CAUSAL, ENCODER_DECODER, Task
@@ -234,7 +234,7 @@ def test_nothing_is_proven_where_nothing_moves():
 
 def test_it_costs_two_forwards_and_later_none():
     model = build("llama")
-    VERDICTS.discard(verdict_key(model))
+    PASSED.discard(verdict_key(model))
     forget(model)
     lengths = []
     model.model.register_forward_pre_hook(
@@ -248,7 +248,7 @@ def test_it_costs_two_forwards_and_later_none():
         pass
     twin = build("llama")
     with tempered(twin, profile):
-        assert verdict_key(twin) in VERDICTS
+        assert verdict_key(twin) in PASSED
     assert lengths == [11, 1]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tempering.attention.logits import Call
+from tempering.attention.logits import AttentionCall
 from tempering.attention.measuring import streaming
 from tempering.attention.measuring.measure import QUANTITIES, measure_tokens, posteriors
 from tempering.attention.profiles.profile import Profile
@@ -112,7 +112,7 @@ def random_call(*, batch=2, heads=4, kv_heads=2, q_seq=17, kv_seq=17, dtype=torc
 
     # As models make them: heads are a view into the tokens' states.
     query = (draw(batch, q_seq, heads, 8) * 2).transpose(1, 2)
-    return Call(query, draw(batch, kv_seq, kv_heads, 8).transpose(1, 2), 0.4, **more)
+    return AttentionCall(query, draw(batch, kv_seq, kv_heads, 8).transpose(1, 2), 0.4, **more)
 
 
 def hiding(kind, dtype=torch.bool):

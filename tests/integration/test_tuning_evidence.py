@@ -19,8 +19,8 @@ from tempering.attention.tuning.alternatives import (
     WITH_TEMPERATURES,
     fit_alternatives,
 )
-from tempering.attention.tuning.live import live
-from tempering.attention.tuning.objective import Batch, text_batches
+from tempering.attention.tuning.batches import Batch, text_batches
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import gradient_pass, loss_pass
 from tempering.errors import DataError, InputError, MissingExtraError, RefusedError
 from tempering.evaluation.evidence import contenders, measure_evidence, with_evidence
@@ -99,7 +99,7 @@ def test_alternatives_lower_the_held_out_loss_that_they_report(model, ids, fitte
 def everything(model):
     """Temperatures, output scales and norms at once."""
     basis = make_basis(model, layout(model), "head")
-    T = live(model, basis, (0.2, 5.0), checkpoint=False)
+    T = live_temperatures(model, basis, (0.2, 5.0), checkpoint=False)
     return together(T, head_scales(model), norm_weights(model))
 
 
@@ -138,7 +138,7 @@ def test_rivals_learn_beside_temperatures(model, ids):
     basis = make_basis(model, layout(model), "head")
     logits = []
     for unit, ends in ((1.0, (theta * 2,)), (2.0, (theta, torch.zeros(norms).double()))):
-        T = live(model, basis, (0.2, 5.0), checkpoint=False)
+        T = live_temperatures(model, basis, (0.2, 5.0), checkpoint=False)
         parts = (T, norm_weights(model))[: len(ends)]
         with together(*parts, units=(unit, 1.0)[: len(ends)]) as some, torch.no_grad():
             some.set(torch.cat(ends))

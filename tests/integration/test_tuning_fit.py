@@ -15,7 +15,7 @@ from tempering.attention.tuning import (
     from_functions,
     tune,
 )
-from tempering.attention.tuning.objective import text_batches
+from tempering.attention.tuning.batches import text_batches
 from tempering.errors import (
     CheckError,
     CollapseWarning,

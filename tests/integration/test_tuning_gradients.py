@@ -10,8 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tempering import Profile, layout, tempered
 from tempering.attention.tuning import from_batches, from_functions, make_basis
-from tempering.attention.tuning.live import live
-from tempering.attention.tuning.objective import (
+from tempering.attention.tuning.batches import (
     Batch,
     answer_batches,
     divergences,
@@ -19,6 +18,7 @@ from tempering.attention.tuning.objective import (
     target_losses,
     text_batches,
 )
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import gradient_pass, grouped, loss_pass
 from tempering.attention.tuning.steps import quadratic
 from tempering.errors import InputError, RefusedError, TemperatureError
@@ -55,7 +55,7 @@ def _loss_by_hand(model, profile, ids):
 def test_losses_are_those_of_the_profile(model):
     pieces, theta = _pieces(), _theta()
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         found = loss_pass(tempering, theta, pieces)
         profile = tempering.profile(theta)
         plain = loss_pass(tempering, None, pieces)
@@ -73,7 +73,7 @@ def test_gradients_agree_with_differences(model, per, kind):
     basis = make_basis(model, layout(model), per)
     size = basis.matrix.shape[1]
     theta = _theta(size=size)
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         found = gradient_pass(tempering, theta, pieces, kind=kind)
         step = 1e-3
         for i in range(size):
@@ -90,7 +90,7 @@ def test_gradients_agree_with_differences(model, per, kind):
 def test_rows_side_by_side_keep_gradients_of_their_own(model):
     pieces, theta = _pieces(5), _theta()
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         one = gradient_pass(tempering, theta, pieces)
         many = gradient_pass(tempering, theta, pieces, rows=3)
     assert torch.allclose(one.losses, many.losses, atol=1e-6)
@@ -108,7 +108,7 @@ def _fisher_by_hand(model, theta, pieces):
         with torch.no_grad():
             return target_logits(tempering.model, piece.source)[0].double().log_softmax(-1)
 
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         for piece in pieces:
             p = log_p(tempering, theta, piece).exp()
             slopes = []
@@ -126,7 +126,7 @@ def _fisher_by_hand(model, theta, pieces):
 def test_drawn_targets_give_the_fisher_matrix(model):
     pieces, theta, draws = _pieces(2, length=12), _theta(), 500
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         plain = gradient_pass(tempering, theta, pieces)
         found = gradient_pass(tempering, theta, pieces, draws=draws, seed=3)
         again = gradient_pass(tempering, theta, pieces, draws=3, seed=3)
@@ -149,7 +149,7 @@ def test_drawn_targets_give_the_fisher_matrix(model):
 def test_a_pass_that_draws_names_a_loss_that_is_no_number():
     model = tiny_llama()
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         with torch.no_grad():
             model.model.layers[1].self_attn.v_proj.weight[0, 0] = float("nan")
         with pytest.raises(RefusedError, match=r"step 0, text, chunk 0: the loss is nan; .*ers\.1"):
@@ -160,7 +160,7 @@ def test_a_function_has_no_targets_to_draw(model):
     objective = from_functions("f", [lambda network: network(torch.tensor([[1, 2]])).logits.mean()])
     basis = make_basis(model, layout(model), "head")
     with (
-        live(model, basis, BOUNDS, checkpoint=False) as tempering,
+        live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering,
         pytest.raises(RefusedError, match="f, part 0 is a function: it has no targets to draw"),
     ):
         gradient_pass(tempering, _theta(), objective.pieces, draws=2)
@@ -177,7 +177,7 @@ def test_a_divergence_is_the_mean_kl_from_the_untempered_model(model):
     piece = _pieces(1)[0]
     basis = make_basis(model, layout(model), "head")
     theta = _theta()
-    with live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         found = loss_pass(tempering, theta, [piece], kind="divergence").mean
         nothing = loss_pass(tempering, torch.zeros_like(theta), [piece], kind="divergence").mean
         profile = tempering.profile(theta)
@@ -229,7 +229,7 @@ def test_no_weight_takes_a_gradient_and_everything_is_given_back():
     basis = make_basis(model, layout(model), "head")
     with (
         pytest.raises(KeyError),
-        live(model, basis, BOUNDS, checkpoint=True) as tempering,
+        live_temperatures(model, basis, BOUNDS, checkpoint=True) as tempering,
     ):
         gradient_pass(tempering, _theta(), from_functions("f", [loss]).pieces)
         raise KeyError
@@ -255,7 +255,7 @@ def _saved_bytes(model, checkpoint):
         return tensor
 
     held = []
-    with live(model, basis, BOUNDS, checkpoint=checkpoint) as tempering:
+    with live_temperatures(model, basis, BOUNDS, checkpoint=checkpoint) as tempering:
         tempering.set(_theta()[None].clone().requires_grad_())
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             held.append(model(input_ids=torch.zeros(1, 64, dtype=torch.long)).logits)
@@ -267,7 +267,7 @@ def test_checkpointing_changes_nothing_but_memory():
     basis = make_basis(model, layout(model), "head")
     found = {}
     for checkpoint in (False, True):
-        with live(model, basis, BOUNDS, checkpoint=checkpoint) as tempering:
+        with live_temperatures(model, basis, BOUNDS, checkpoint=checkpoint) as tempering:
             found[checkpoint] = gradient_pass(tempering, _theta(), _pieces(3), rows=3)
     assert torch.equal(found[False].losses, found[True].losses)
     assert torch.allclose(found[False].gradients, found[True].gradients, atol=1e-7)
@@ -279,14 +279,14 @@ def test_checkpointing_changes_nothing_but_memory():
 def test_an_inference_mode_around_it_does_no_harm():
     model = tiny_llama()
     basis = make_basis(model, layout(model), "layer")
-    with torch.no_grad(), live(model, basis, BOUNDS, checkpoint=False) as tempering:
+    with torch.no_grad(), live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
         found = gradient_pass(tempering, _theta(size=LAYERS), _pieces(1))
     assert bool(found.gradients.any())
 
 
 def test_t_stays_within_its_bounds_and_is_1_at_the_start(model):
     basis = make_basis(model, layout(model), "head")
-    with live(model, basis, (0.5, 3.0), checkpoint=False) as tempering:
+    with live_temperatures(model, basis, (0.5, 3.0), checkpoint=False) as tempering:
         far = torch.cat(tempering.temperatures(torch.linspace(-50, 50, 12).double()))
         assert float(far.min()) == pytest.approx(0.5, rel=1e-14)
         assert float(far.max()) == pytest.approx(3.0, rel=1e-14)
@@ -301,7 +301,7 @@ def test_bounds_hold_the_start(model, bounds):
     basis = make_basis(model, layout(model), "head")
     with (
         pytest.raises(TemperatureError, match="bounds on T are 0 < lowest < 1 < highest"),
-        live(model, basis, bounds, checkpoint=False),
+        live_temperatures(model, basis, bounds, checkpoint=False),
     ):
         pass
 
@@ -312,7 +312,7 @@ def test_a_tempered_model_is_refused():
     with (
         tempered(model, Profile.neutral(model)),
         pytest.raises(RefusedError, match=r"tempered by a handle already.*\.remove\(\)"),
-        live(model, basis, BOUNDS, checkpoint=False),
+        live_temperatures(model, basis, BOUNDS, checkpoint=False),
     ):
         pass
 
@@ -329,7 +329,7 @@ def test_what_is_no_loss_is_refused(model, function, message):
     basis = make_basis(model, layout(model), "head")
     pieces = from_functions("mine", [function]).pieces
     with (
-        live(model, basis, BOUNDS, checkpoint=False) as tempering,
+        live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering,
         pytest.raises(InputError, match=f"mine, part 0 .*{message}|mine, part 0 {message}"),
     ):
         gradient_pass(tempering, _theta(), pieces)

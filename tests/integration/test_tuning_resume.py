@@ -9,7 +9,7 @@ import torch
 
 from tempering import Profile
 from tempering.attention.tuning import Constraint, from_batches, tune
-from tempering.attention.tuning.objective import text_batches
+from tempering.attention.tuning.batches import text_batches
 from tempering.errors import InputError
 from tests.integration.tuning_tiny import HEADS, LAYERS, sampled_text, tiny_llama
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tempering.attention.hooks import state
+from tempering.attention.hooks import dividing
 
 BETAS = torch.tensor([1e-3, 0.7, 1.0, 1e3])[None, :, None, None]
 
@@ -25,8 +25,8 @@ def test_fewer_passes_change_no_bit(dtype, infinite):
     lowest = -math.inf if infinite else torch.finfo(dtype).min
     given, hidden = logits(dtype, lowest)
     floor = torch.finfo(dtype).min / 2
-    quick = state.divided(given, BETAS, floor, lowest)
-    assert torch.equal(quick, state.scaled(given, BETAS, floor))
+    quick = dividing.divided(given, BETAS, floor, lowest)
+    assert torch.equal(quick, dividing.scaled(given, BETAS, floor))
     assert quick.dtype == dtype
     assert bool((quick[:, :, hidden] == lowest).all())
     assert torch.equal(quick[:, 2], given[:, 2])
@@ -34,7 +34,7 @@ def test_fewer_passes_change_no_bit(dtype, infinite):
 
 def test_another_value_of_masking_is_found_entry_by_entry():
     given, hidden = logits(torch.float32, -1e4)
-    quick = state.divided(given, BETAS, -5e3, None)
+    quick = dividing.divided(given, BETAS, -5e3, None)
     assert bool((quick[:, :, hidden] == -1e4).all())
     assert torch.equal(quick[:, 1][:, ~hidden], (given[:, 1] * BETAS[0, 1, 0, 0])[:, ~hidden])
 
@@ -51,9 +51,9 @@ def test_gradients_pass(lowest):
 
     floor = torch.finfo(torch.float64).min / 2
     quick = torch.autograd.grad(
-        weights(lambda x, b: state.divided(x, b, floor, lowest)), (live, beta)
+        weights(lambda x, b: dividing.divided(x, b, floor, lowest)), (live, beta)
     )
-    plain = torch.autograd.grad(weights(lambda x, b: state.scaled(x, b, floor)), (live, beta))
+    plain = torch.autograd.grad(weights(lambda x, b: dividing.scaled(x, b, floor)), (live, beta))
     for own, other in zip(quick, plain, strict=True):
         assert bool(own.isfinite().all())
         torch.testing.assert_close(own, other)

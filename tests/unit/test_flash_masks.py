@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tempering.attention.logits import Call, sliced_logits
+from tempering.attention.logits import AttentionCall, sliced_logits
 from tempering.attention.measuring.streaming import moments
 from tempering.errors import ArchitectureError
 
@@ -38,7 +38,7 @@ def test_the_last_query_stands_at_the_last_key(queries, causal, window, padded):
                 seen[row, :, i, j] = near and real and (j <= place or not causal)
     found = torch.cat(list(sliced_logits(module, query, key, mask, given)), 2)
     assert torch.equal(found > -torch.inf, seen)
-    call = Call.of(module, query, key, mask, given)
+    call = AttentionCall.of(module, query, key, mask, given)
     torch.testing.assert_close(
         moments(call).partition,
         (found - found.amax(-1, keepdim=True)).exp().nan_to_num().sum(-1).double(),
@@ -58,7 +58,7 @@ def test_texts_packed_in_one_row_are_refused(given):
     module = SimpleNamespace(config=config, is_causal=True)
     query = key = torch.zeros(1, 3, KEYS, 8)
     with pytest.raises(ArchitectureError, match="a row of its own"):
-        Call.of(module, query, key, None, given)
-    Call.of(module, query, key, None, {"position_ids": torch.arange(KEYS)[None]})
+        AttentionCall.of(module, query, key, None, given)
+    AttentionCall.of(module, query, key, None, {"position_ids": torch.arange(KEYS)[None]})
     config._attn_implementation = "eager"
-    Call.of(module, query, key, None, given)
+    AttentionCall.of(module, query, key, None, given)

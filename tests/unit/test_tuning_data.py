@@ -17,7 +17,7 @@ from tempering.attention.tuning import (
     read_pairs,
     refuse_overlap,
 )
-from tempering.attention.tuning.objective import Batch, text_batches
+from tempering.attention.tuning.batches import Batch, text_batches
 from tempering.attention.tuning.problem import make_problem
 from tempering.attention.tuning.split import split
 from tempering.errors import DataError, InputError

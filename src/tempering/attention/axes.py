@@ -50,8 +50,8 @@ def rows(pattern: str, shape: Collection[int], heads: int) -> int:
     return sizes[0] // heads if pattern == FOLDED else sizes[0]
 
 
-def spread(table: Tensor, pattern: str, count: int) -> Tensor:
-    """A table [rows, heads] shaped to multiply logits of `count` rows in this pattern."""
+def shaped_for(table: Tensor, pattern: str, count: int) -> Tensor:
+    """A table [rows, heads] in a shape that multiplies logits of `count` rows in this pattern."""
     if pattern == FOLDED:
         return table.expand(count, -1).reshape(-1, 1, 1)
     axes = pattern.split()

@@ -1,6 +1,6 @@
-"""The finished logits of an attention call: all that stands before its softmax, in float32.
+"""The finished logits of an attention call, with all that stands before its softmax, in float32.
 
-Formed for a slice of the queries at a time, so that memory stays linear in the length.
+They are formed for a slice of the queries at a time, so that memory stays linear in the length.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tempering.attention.visibility import is_causal, is_flash, visible, visible_to_flash
 from tempering.errors import ArchitectureError
 
-# Entries of a slice of logits formed at once: 64 MB in float32.
+# Entries of the logits that are formed at once: 64 MB in float32.
 _ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class AttentionCall:
     """One attention call: its queries and keys, and all that its logits pass before the softmax.
 
     scaling: factor of the products. cap: l -> cap tanh(l / cap), or None. bias: added to the
@@ -39,14 +40,16 @@ class Call:
     sinks: Tensor | None = None
 
     @classmethod
-    def of(cls, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Call:
+    def of(
+        cls, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+    ) -> AttentionCall:
         """From the arguments of an attention function; ArchitectureError for block masks."""
         if mask is not None and not isinstance(mask, Tensor):
             raise ArchitectureError(
                 "flex attention hides its mask; load the model with attn_implementation='sdpa' or "
                 "'eager' to measure it"
             )
-        if _is_flash(module) and _is_packed(mask, kwargs):
+        if is_flash(module) and _is_packed(mask, kwargs):
             raise ArchitectureError(
                 "flash attention keeps texts packed in one row apart by itself; give each text a "
                 "row of its own, padded, to measure it or to hold rules on it"
@@ -58,10 +61,11 @@ class Call:
             hiding = True
         else:
             hiding = mask is None
-        causal = hiding and _is_causal(module, kwargs)
+        causal = hiding and is_causal(module, kwargs)
         window = kwargs.get("sliding_window") if hiding else None
-        if _is_flash(module) and (not causal or query.shape[2] != key.shape[2]):
-            seen = _flash_sees(query, key, causal, window)
+        if is_flash(module) and (not causal or query.shape[2] != key.shape[2]):
+            lengths = (query.shape[2], key.shape[2])
+            seen = visible_to_flash(*lengths, causal=causal, window=window, device=query.device)
             mask, causal = seen if mask is None else mask & seen, False
         causal = causal and query.shape[2] > 1
         return cls(
@@ -95,7 +99,7 @@ class Call:
         keys: slice = slice(None),
     ) -> Float[Tensor, "rows heads_part q_part k_part"]:
         """Scaled products of a part of the call -> finished logits, hidden ones -inf."""
-        part = _Part(rows, heads, queries, range(*keys.indices(self.key.shape[2])))
+        part = _CallPart(rows, heads, queries, range(*keys.indices(self.key.shape[2])))
         if self.cap is not None:
             cap = part.of(self.cap) if isinstance(self.cap, Tensor) else self.cap
             logits = torch.tanh(logits / cap) * cap
@@ -104,11 +108,8 @@ class Call:
         if self.mask is not None:
             logits = _masked(logits, part.of(self.mask))
         if self.causal:
-            place = torch.arange(part.keys.start, part.keys.stop, device=logits.device)
-            hidden = place > queries[:, None]
-            if self.window is not None:
-                hidden |= place <= queries[:, None] - self.window
-            logits = logits.masked_fill(hidden, float("-inf"))
+            seen = visible(queries, part.keys, causal=True, window=self.window)
+            logits = logits.masked_fill(~seen, float("-inf"))
         floor = torch.finfo(self.query.dtype).min / 2
         return logits.masked_fill(logits <= floor, float("-inf"))
 
@@ -120,7 +121,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _CallPart:
     """Which batch rows, heads, queries and keys of a call."""
 
     rows: slice
@@ -150,7 +151,7 @@ def sliced_logits(
     queries: indices of the queries wanted; all by default. Learned sink logits, where the
     architecture has them, are the last key. Raises ArchitectureError for block masks.
     """
-    call = Call.of(module, query, key, mask, kwargs)
+    call = AttentionCall.of(module, query, key, mask, kwargs)
     batch, heads, q_seq, _ = query.shape
     keys = key.to(call.work).repeat_interleave(heads // key.shape[1], dim=1).transpose(-1, -2)
     index = torch.arange(q_seq, device=query.device) if queries is None else queries
@@ -183,36 +184,15 @@ def _sink_column(sinks: Tensor, heads: int, queries: Tensor) -> Tensor:
     return column[:, :, queries] if column.shape[2] > 1 else column
 
 
-def _is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
-    causal = kwargs.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if causal is None else causal)
-
-
-def _is_flash(module: Any) -> bool:
-    config = getattr(module, "config", None)
-    return "flash" in str(getattr(config, "_attn_implementation", None))
-
-
 def _is_packed(mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
-    """Whether flash attention is told of several texts in one row: by lengths, or by positions
-    that begin anew."""
+    """Whether flash attention is given several texts in one row.
+
+    It learns so by their lengths, or by positions that begin anew.
+    """
     if kwargs.get("cu_seq_lens_q") is not None:
         return True
-    places = kwargs.get("position_ids")
-    return mask is None and places is not None and bool((places.diff() < 0).any())
-
-
-def _flash_sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
-    """What flash kernels show a query: causality and windows are aligned with the last key."""
-    queries, keys = query.shape[2], key.shape[2]
-    seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
-    if causal:
-        seen = seen.tril(keys - queries)
-    if window is not None and keys > window:
-        seen = seen.triu(keys - queries - window + 1)
-        # Without causality a window reaches as far ahead.
-        seen = seen if causal else seen.tril(keys - queries + window - 1)
-    return seen
+    positions = kwargs.get("position_ids")
+    return mask is None and positions is not None and bool((positions.diff() < 0).any())
 
 
 def _hides(mask: Tensor) -> bool:

@@ -25,7 +25,7 @@ from tempering.attention.modes import evaluation_mode
 from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.paired import Estimate, bootstrap_mean
+from tempering.evaluation.paired import IntervalEstimate, bootstrap_mean
 from tempering.tokens.end_tokens import end_tokens
 
 METRICS = ("distinct-1", "distinct-2", "spread", "nll")
@@ -37,7 +37,7 @@ class Benefit:
 
     label: str
     metric: str
-    estimate: Estimate
+    estimate: IntervalEstimate
     k: int
     tokens: int
     seed: int

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tempering.errors import InputError
-from tempering.evaluation.paired import Estimate
+from tempering.evaluation.paired import IntervalEstimate
 
 LARGEST = 8.0  # the largest amplitude that is tried
 
@@ -21,14 +21,14 @@ class Budget:
     """
 
     amplitude: float
-    cost: Estimate | None
+    cost: IntervalEstimate | None
     nats_per_token: float
-    tried: tuple[tuple[float, Estimate], ...]
+    tried: tuple[tuple[float, IntervalEstimate], ...]
     bounded: bool
 
 
 def largest_amplitude(
-    cost_of: Callable[[float], Estimate],
+    cost_of: Callable[[float], IntervalEstimate],
     nats_per_token: float,
     *,
     evaluations: int = 8,
@@ -50,7 +50,7 @@ def largest_amplitude(
     """
     if not 0 < nats_per_token < math.inf:
         raise InputError(f"a budget is a positive number of nats per token, not {nats_per_token}")
-    tried: list[tuple[float, Estimate]] = []
+    tried: list[tuple[float, IntervalEstimate]] = []
     low, high = 0.0, math.log(LARGEST)
     low_root, high_root = 0.0, math.nan
     goal = math.sqrt(nats_per_token)

@@ -18,13 +18,11 @@ from tempering.errors import InputError
 from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
 from tempering.evaluation.budget import Budget, largest_amplitude
 from tempering.evaluation.cost import Cost, Variant, check_labels, measure_costs
-from tempering.evaluation.journal import Journal
+from tempering.evaluation.journal import Journal, Progress
 from tempering.schedules import Schedule, as_schedule, controls
 
 SAMPLING_CONTROLS = (0.8, 0.9, 1.1, 1.2)
 _SHUFFLES = (0, 1, 2)
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tempering.attention.modes import evaluation_mode
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.paired import Estimate, mean_estimate, paired_difference
+from tempering.evaluation.paired import IntervalEstimate, mean_estimate, paired_difference
 
 # Positions whose distributions over the vocabulary are held at once.
 _POSITIONS = 256
@@ -58,8 +58,8 @@ class Cost:
     """The cost of one variant, in nats per token, paired over chunks of text."""
 
     label: str
-    cost: Estimate
-    kl: Estimate
+    cost: IntervalEstimate
+    kl: IntervalEstimate
     nll: float
     untempered_nll: float
     tokens: int

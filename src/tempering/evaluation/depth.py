@@ -27,11 +27,10 @@ from tempering.counts import whole_number
 from tempering.errors import DepthWarning, InputError, ScheduleError
 from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
 from tempering.evaluation.cost import Cost, Variant, cost_rows, summarised
-from tempering.evaluation.journal import Journal
-from tempering.evaluation.paired import Estimate, mean_estimate, paired_difference
+from tempering.evaluation.journal import Journal, Progress
+from tempering.evaluation.paired import IntervalEstimate, mean_estimate, paired_difference
 from tempering.schedules import Schedule, as_schedule
 
-Progress = Callable[[str, int, int], None]
 PLACES = ("lower", "middle", "upper")
 
 
@@ -82,8 +81,8 @@ class DepthStudy:
 
     cases: tuple[Case, ...]
     costs: tuple[Cost, ...]
-    shuffled: tuple[Estimate, ...]
-    difference: tuple[Estimate, ...]
+    shuffled: tuple[IntervalEstimate, ...]
+    difference: tuple[IntervalEstimate, ...]
     benefits: tuple[Benefit, ...] = field(default=())
     complete: bool = True
 

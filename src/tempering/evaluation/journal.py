@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from tempering.errors import InputError, OutputError
 from tempering.evaluation.run_lock import RunLock
 from tempering.files import whole_characters
+
+# Told of a long run: (stage, pieces that are done, of how many).
+Progress = Callable[[str, int, int], None]
 
 
 class Journal:

@@ -16,7 +16,7 @@ import torch
 
 from tempering.counts import whole_number
 from tempering.errors import InputError
-from tempering.evaluation.paired import Estimate, bootstrap_mean
+from tempering.evaluation.paired import IntervalEstimate, bootstrap_mean
 
 
 def pass_at_k(n: SupportsIndex, c: SupportsIndex, k: SupportsIndex) -> float:
@@ -38,8 +38,8 @@ class Compared(NamedTuple):
 
     label: str
     metric: str
-    estimate: Estimate
-    difference: Estimate | None
+    estimate: IntervalEstimate
+    difference: IntervalEstimate | None
 
 
 def compared(

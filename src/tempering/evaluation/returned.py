@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.objective import Batch, target_logits
-from tempering.attention.tuning.pieces import Objective
+from tempering.attention.tuning.batches import Batch, target_logits
+from tempering.attention.tuning.objectives import Objective
+from tempering.attention.tuning.tunable import frozen
 from tempering.errors import DataError, InputError
-from tempering.evaluation.evidence import cluster_bootstrap
+from tempering.evaluation.clusters import cluster_bootstrap, cluster_ratio
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.paired import Estimate
+from tempering.evaluation.paired import IntervalEstimate
 
 
-class Scores(NamedTuple):
+class AnswerScores(NamedTuple):
     """A model on one test, a value for each piece.
 
     losses: mean -log q of its targets, nats. right: 1 where every target is the likeliest token.
@@ -57,9 +56,9 @@ class Returned:
     reference: float
     compressed: float
     repaired: float
-    damage: Estimate
-    returned: Estimate
-    share: Estimate
+    damage: IntervalEstimate
+    returned: IntervalEstimate
+    share: IntervalEstimate
     agreement: tuple[float, float]
     accuracy: tuple[float, float, float]
     n: int
@@ -68,7 +67,7 @@ class Returned:
     def row(self) -> dict[str, Any]:
         """Plain values for a record; None where there is no interval."""
 
-        def plain(estimate: Estimate) -> list[float | None]:
+        def plain(estimate: IntervalEstimate) -> list[float | None]:
             ends = (estimate.value, estimate.low, estimate.high)
             return [None if math.isnan(end) else end for end in ends]
 
@@ -106,7 +105,7 @@ def score(
     label: str,
     journal: Journal | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, Scores]:
+) -> dict[str, AnswerScores]:
     """A model's scores on every test, by name.
 
     label: names the model in the journal, which keeps finished tests.
@@ -119,9 +118,9 @@ def score(
         for test in tests:
             key = f"{label}:{test.digest}"
             if journal is not None and key in journal:
-                found[test.name] = Scores(**journal[key])
+                found[test.name] = AnswerScores(**journal[key])
                 continue
-            own = Scores([], [], [])
+            own = AnswerScores([], [], [])
             for done, piece in enumerate(test.pieces, 1):
                 if not isinstance(piece.source, Batch):
                     raise DataError(f"'{test.name}' is no text; damage is measured on tokens")
@@ -140,9 +139,9 @@ def score(
 
 def returned(
     test: Objective,
-    reference: Scores,
-    compressed: Scores,
-    repaired: Scores,
+    reference: AnswerScores,
+    compressed: AnswerScores,
+    repaired: AnswerScores,
     *,
     clusters: Sequence[int] | None = None,
     seed: int = 0,
@@ -177,11 +176,11 @@ def returned(
     )
 
 
-def _right(scores: Scores) -> float:
+def _right(scores: AnswerScores) -> float:
     return sum(scores.right) / len(scores.right)
 
 
-def agreement(one: Scores, other: Scores) -> float:
+def agreement(one: AnswerScores, other: AnswerScores) -> float:
     """Share of targets whose likeliest token is the same under both."""
     same = [
         a == b
@@ -189,34 +188,3 @@ def agreement(one: Scores, other: Scores) -> float:
         for a, b in zip(first, second, strict=True)
     ]
     return sum(same) / len(same)
-
-
-def cluster_ratio(
-    tops: Float[Tensor, "pieces"],
-    bottoms: Float[Tensor, "pieces"],
-    clusters: Int[Tensor, "pieces"],
-    *,
-    seed: int,
-    draws: int = 2000,
-) -> Estimate:
-    """sum tops / sum bottoms with a percentile bootstrap over whole clusters.
-
-    NaN where the bottoms sum to 0 or less: of nothing, no share can come back.
-    """
-    _, places = clusters.unique(return_inverse=True)
-    count = int(places.max()) + 1
-    top = torch.zeros(count, dtype=torch.float64).index_add_(0, places, tops)
-    bottom = torch.zeros(count, dtype=torch.float64).index_add_(0, places, bottoms)
-    if not float(bottom.sum()) > 0:
-        return Estimate(math.nan, math.nan, math.nan, math.nan, count)
-    value = float(top.sum() / bottom.sum())
-    if count == 1:
-        return Estimate(value, math.nan, math.nan, math.nan, 1)
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(count, (draws, count), generator=generator)
-    below = bottom[picks].sum(1)
-    # A draw without damage has no share: such draws make the interval endless, not shorter.
-    drawn = torch.where(below > 0, top[picks].sum(1) / below, torch.inf)
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    spread = float(drawn.std()) if bool(drawn.isfinite().all()) else math.inf
-    return Estimate(value, spread, low, high, count)

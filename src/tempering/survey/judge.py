@@ -14,7 +14,7 @@ from tempering.attention.baking.foldable import NO
 from tempering.attention.control.self_check import self_check
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
-from tempering.attention.examining.watch import run, sample_inputs
+from tempering.attention.examining.sample import run, sample_inputs
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError, NoSoftmaxError

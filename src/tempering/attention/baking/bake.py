@@ -21,7 +21,7 @@ from tempering.attention.baking.comparison import (
     refuse_rounding,
     verification_inputs,
 )
-from tempering.attention.baking.fold_search import Found, search
+from tempering.attention.baking.fold_search import FoundFold, search
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable, LayerFold
 from tempering.attention.baking.isolated_layer import Isolated, capture_calls
 from tempering.attention.baking.profile_folds import betas
@@ -31,7 +31,7 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
 from tempering.attention.hooks import interface_patch
-from tempering.attention.hooks.ownership import is_held
+from tempering.attention.hooks.site import is_held
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, BakeError, RefusedError
@@ -64,10 +64,10 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     if reason:
         return Foldable(NO, reason)
     try:
-        plan = layout(model, sample)
+        model_layout = layout(model, sample)
     except ArchitectureError as error:
         return Foldable(NO, str(error))
-    layers = _folds(model, plan, sample)
+    layers = _folds(model, model_layout, sample)
     layers = _without_shared(model, layers)
     for verdict in (NO, PER_LAYER):
         for item in layers:
@@ -131,7 +131,9 @@ def _not_finite(weights: Tensor) -> str:
     return f" holds {value:g} at {places[0].tolist()} (and {len(places) - 1} more)"
 
 
-def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tuple[LayerFold, ...]:
+def _folds(
+    model: nn.Module, model_layout: Layout, sample: dict[str, Any] | None
+) -> tuple[LayerFold, ...]:
     config: Any = model.config
     implementation = config._attn_implementation
     setter: Any = getattr(model, "set_attn_implementation", None)
@@ -140,12 +142,12 @@ def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tup
     if switched:
         setter("eager")
     try:
-        calls = capture_calls(model, list(plan.names), sample)
+        calls = capture_calls(model, list(model_layout.names), sample)
         found = []
         # Wrapped once, and not anew for each trial.
         interface_patch.acquire()
         try:
-            for layer in plan.layers:
+            for layer in model_layout.layers:
                 module = model.get_submodule(layer.name)
                 item = search(Isolated(module, layer, calls.pop(layer.name)))
                 found.append(_named(model, layer.name, item))
@@ -157,7 +159,7 @@ def _folds(model: nn.Module, plan: Layout, sample: dict[str, Any] | None) -> tup
     return tuple(found)
 
 
-def _named(model: nn.Module, layer: str, found: Found) -> LayerFold:
+def _named(model: nn.Module, layer: str, found: FoundFold) -> LayerFold:
     """Parameters by their names in the model; the first one, where a parameter has several."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     folds = tuple(

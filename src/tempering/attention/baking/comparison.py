@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tempering.attention.baking.folds import ADDS_ONE, Fold
 from tempering.attention.baking.isolated_layer import sample_with_types
 from tempering.attention.control.tempered import tempered
-from tempering.attention.examining.watch import run
+from tempering.attention.examining.sample import run
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import BakeError, CheckError
 

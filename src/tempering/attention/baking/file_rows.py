@@ -19,6 +19,9 @@ from tempering.errors import BakeError
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
+# Ten roundings of float32 near 1.
+_NEAR_ONE = 1e-6
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -48,22 +51,22 @@ def locate(
         ambiguous = _ambiguity(fold, weights)
     found = []
     for name in _by_name(names, shapes):
-        own = _in_tensor(fold, weights, name, read(name))
-        if own is None:
+        in_file = _in_tensor(fold, weights, name, read(name))
+        if in_file is None:
             raise BakeError(
                 f"{name} in the file differs from {fold.parameter} of the loaded model; "
                 "load and save the model with transformers, then bake that"
             )
-        found.append(own)
+        found.append(in_file)
     if found:
         return found
     number = _number(fold.parameter)
     for name, shape in shapes.items():
         if _number(name) != number or not _may_hold(weights, fold.axis, shape):
             continue
-        own = _in_tensor(fold, weights, name, read(name))
-        if own is not None:
-            found.append(own)
+        in_file = _in_tensor(fold, weights, name, read(name))
+        if in_file is not None:
+            found.append(in_file)
     if not found and ambiguous:
         raise BakeError(
             f"{ambiguous} in {fold.parameter}, which the file has in another layout, so where each "
@@ -125,8 +128,8 @@ def _in_tensor(fold: Fold, weights: Tensor, name: str, stored: Tensor) -> Fold |
     if stored.shape == weights.shape and torch.equal(stored, weights):
         return replace(fold, parameter=name)
     if fold.form == ADDS_ONE and stored.shape == weights.shape:
-        # Some files keep 1 + w itself.
-        if torch.allclose(stored, weights + 1, rtol=0, atol=1e-6):
+        # Some files keep 1 + w itself, rounded to float32 near 1.
+        if torch.allclose(stored, weights + 1, rtol=0, atol=_NEAR_ONE):
             return replace(fold, parameter=name, form=PLAIN)
         return None
     if weights.ndim == 1:
@@ -149,8 +152,8 @@ def _in_vector(fold: Fold, weights: Tensor, name: str, stored: Tensor) -> Fold |
     if len(places) == 1:
         labels[places[0] : places[0] + size] = fold.labels(size)
         return Fold.of(name, 0, labels, fold.form, fold.per_head)
-    own = _row_labels(fold, weights, stored, 0)
-    return None if own is None else Fold.of(name, 0, own, fold.form, fold.per_head)
+    permuted = _row_labels(fold, weights, stored, 0)
+    return None if permuted is None else Fold.of(name, 0, permuted, fold.form, fold.per_head)
 
 
 def _row_labels(fold: Fold, weights: Tensor, stored: Tensor, axis: int) -> Tensor | None:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.attention.baking.folds import ADDS_ONE, Fold, folded
-from tempering.attention.baking.isolated_layer import Isolated, Seen
+from tempering.attention.baking.isolated_layer import Isolated, SeenLogits
 from tempering.attention.control.self_check import random_temperatures
 
 # Relative to the largest logit of a head; float32 rounding on a few tokens gives about 1e-6.
@@ -53,7 +53,11 @@ class Flaw(Enum):
 
 
 def flaw_of(
-    layer: Isolated, base: list[Seen], folds: tuple[Fold, ...], per_head: bool, explained: bool
+    layer: Isolated,
+    base: list[SeenLogits],
+    folds: tuple[Fold, ...],
+    per_head: bool,
+    explained: bool,
 ) -> Flaw | None:
     """What is wrong with a fold of a layer with jittered weights; None when it is right.
 
@@ -84,14 +88,14 @@ def flaw_of(
     return None
 
 
-def gives_numbers(runs: list[Seen]) -> bool:
+def gives_numbers(runs: list[SeenLogits]) -> bool:
     """Whether each output holds some that are finite (a query that sees padding alone may not)."""
     outputs = [item for seen in runs for item in seen.outputs if item.numel()]
     return all(bool(item.isfinite().any()) for item in outputs)
 
 
 def error_as_it_is(
-    layer: Isolated, folds: tuple[Fold, ...], per_head: bool, jittered: list[Seen]
+    layer: Isolated, folds: tuple[Fold, ...], per_head: bool, jittered: list[SeenLogits]
 ) -> float:
     """How far a fold of the layer's own weights is from its temperatures.
 
@@ -126,14 +130,14 @@ def _floor(layer: Isolated) -> float:
 
 def _folded_run(
     layer: Isolated, folds: tuple[Fold, ...], beta: Float[Tensor, "heads"]
-) -> list[Seen]:
+) -> list[SeenLogits]:
     with folded(layer.module, ((fold, beta) for fold in folds)):
         return layer.run()
 
 
 def _logits_agree(
-    base: list[Seen],
-    runs: list[Seen],
+    base: list[SeenLogits],
+    runs: list[SeenLogits],
     beta: Float[Tensor, "heads"],
     tolerance: float = _TOLERANCE,
 ) -> bool:
@@ -155,7 +159,7 @@ def _logits_agree(
     return found
 
 
-def _affine(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...]) -> bool:
+def _affine(layer: Isolated, base: list[SeenLogits], folds: tuple[Fold, ...]) -> bool:
     """Whether the logits are beta a + b: a part of them is scaled, another is not."""
     heads = layer.layer.heads
     slopes = []
@@ -172,7 +176,10 @@ def _affine(layer: Isolated, base: list[Seen], folds: tuple[Fold, ...]) -> bool:
 
 
 def _output_error(
-    expected: list[Seen], runs: list[Seen], floor: float, others: Sequence[Seen] = ()
+    expected: list[SeenLogits],
+    runs: list[SeenLogits],
+    floor: float,
+    others: Sequence[SeenLogits] = (),
 ) -> float:
     """The largest difference of two runs' outputs, of what rounding allows; infinite for NaN.
 
@@ -207,12 +214,14 @@ def _size(output: Tensor, floor: float) -> float:
     return float(kept.max()) if kept.numel() else 0.0
 
 
-def _largest_logit(seen: Seen) -> float:
+def _largest_logit(seen: SeenLogits) -> float:
     kept = [logits[mask] for logits, mask in zip(seen.logits, seen.visible, strict=True)]
     return max((float(item.abs().max()) for item in kept if item.numel()), default=0.0)
 
 
-def _choices_agree(base: list[Seen], runs: list[Seen], beta: Tensor, floor: float) -> bool:
+def _choices_agree(
+    base: list[SeenLogits], runs: list[SeenLogits], beta: Tensor, floor: float
+) -> bool:
     """Whether ranked tensors are the old ones, or one positive multiple of them."""
     for old, new in zip(base, runs, strict=True):
         for before, after in zip(old.choices, new.choices, strict=True):

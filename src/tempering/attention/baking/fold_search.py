@@ -1,7 +1,7 @@
 """The parameters to fold in one attention layer: candidates are tried, and one is proved.
 
-Candidates come from jittered weights, which hide nothing, and so do the reasons against them.
-The one that is right there is tried on the weights as they are.
+Candidates are found, and refused with a reason, on jittered weights, where no zero and no tie hides
+a dependence. The candidate that is right there is then tried on the weights as they are.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tempering.attention.baking.fold_proof import (
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER
 from tempering.attention.baking.folds import ADDS_ONE, PLAIN, Fold
 from tempering.attention.baking.head_labels import Reach, Through, reaches
-from tempering.attention.baking.isolated_layer import Isolated, Seen
+from tempering.attention.baking.isolated_layer import Isolated, SeenLogits
 
 _NO_NUMBERS = "its output is NaN or infinite on a few tokens; mend the weights"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFold:
     """What folds into one layer: "per head", "per layer" or "no", why, and how."""
 
     verdict: str
@@ -36,10 +36,10 @@ class Found:
     folds: tuple[Fold, ...] = ()
 
 
-def search(layer: Isolated) -> Found:
+def search(layer: Isolated) -> FoundFold:
     """Find and prove the fold of an isolated layer, per head if there is one, else per layer."""
     if not gives_numbers(layer.run()):
-        return Found(NO, _NO_NUMBERS)
+        return FoundFold(NO, _NO_NUMBERS)
     with layer.jittered():
         base = layer.run()
         found = _search(layer, base)
@@ -49,42 +49,43 @@ def search(layer: Isolated) -> Found:
     if error <= 1:
         return found
     if error == math.inf:
-        return Found(NO, _NO_NUMBERS)
+        return FoundFold(NO, _NO_NUMBERS)
     names = " and ".join(fold.parameter for fold in found.folds)
-    return Found(
+    return FoundFold(
         NO,
         f"folded into {names} as it is, temperatures give another output than by themselves: it is "
         f"off by {error:.2g} times what rounding explains",
     )
 
 
-def _search(layer: Isolated, base: list[Seen]) -> Found:
+def _search(layer: Isolated, base: list[SeenLogits]) -> FoundFold:
     """What folds into a layer with jittered weights, which shows `base` without a fold."""
     found, idle = reaches(layer)
     if idle:
         reason = f"{idle[0]} takes no part in a short forward pass, so its part is unknown"
-        return Found(NO, reason)
+        return FoundFold(NO, reason)
     paths = {
         path: {name: reach for name, reach in found.items() if reach.through is path}
         for path in Through
     }
     added = paths[Through.LOGITS]
     if not paths[Through.QUERIES] and not paths[Through.KEYS]:
-        return Found(NO, "no weight of the layer reaches its queries alone")
+        return FoundFold(NO, "no weight of the layer reaches its queries alone")
     flaws: set[Flaw] = set()
     for per_head, path in itertools.product((True, False), (Through.QUERIES, Through.KEYS)):
         for folds in _candidates(paths[path], added, per_head):
             flaw = flaw_of(layer, base, folds, per_head, explained=Flaw.AFFINE in flaws)
             if flaw is None:
                 if per_head:
-                    return Found(PER_HEAD, "", folds)
-                return Found(PER_LAYER, _why_shared(folds), folds)
-            # Why not is read off the queries, without what is added to their products.
+                    return FoundFold(PER_HEAD, "", folds)
+                return FoundFold(PER_LAYER, _why_shared(folds), folds)
+            # The reason is read off folds into the queries; those that also fold what is added to
+            # their products tell only some flaws.
             alone = not any(fold.parameter in added for fold in folds)
             telling = alone or flaw in (Flaw.CLAMPED, Flaw.OUTPUTS, Flaw.CHOICES)
             if path is Through.QUERIES and telling:
                 flaws.add(Flaw.LENT if flaw is Flaw.OUTPUTS and not alone else flaw)
-    return Found(NO, _why_not(layer, flaws, added))
+    return FoundFold(NO, _why_not(layer, flaws, added))
 
 
 def _candidates(
@@ -135,13 +136,13 @@ def _groups(found: dict[str, Reach], per_head: bool) -> list[tuple[str, ...]]:
 
 
 def _beside(added: dict[str, Reach], per_head: bool) -> list[tuple[str, ...]]:
-    """The same of what is added to the products, and each alone: two may be multiplied."""
+    """Groups of what is added to the products, and each parameter alone: two may be multiplied."""
     alone = [(name,) for name in added if _whole(added[name], per_head)]
     return list(dict.fromkeys([*_groups(added, per_head), *alone]))
 
 
 def _whole(reach: Reach, per_head: bool) -> bool:
-    """Whether nothing of a parameter hides: no slice is idle, and heads have equal shares."""
+    """Whether a parameter was seen whole: no slice is idle, and heads have equal shares."""
     if reach.dead or (per_head and not reach.per_head):
         return False
     counts = torch.bincount(reach.heads[reach.heads >= 0])

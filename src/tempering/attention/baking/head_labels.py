@@ -16,11 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.baking.isolated_layer import Isolated, Seen
+from tempering.attention.baking.isolated_layer import Isolated, SeenLogits
 
 # 1 - cos^2 of the angle between the two gradients of a slice. Rounding in float32 gives about
 # 1e-12; two heads that share a slice equally give (difference of their c / their sum)^2.
 _ANGLE = 1e-8
+# How far the ratio of the gradients may be from a head's c, of the distance between two heads' c.
+_NEAR = 0.2
+_TINY = 1e-300  # instead of 0 as a divisor
 
 
 class Through(Enum):
@@ -53,10 +56,9 @@ class Reach:
 def reaches(layer: Isolated) -> tuple[dict[str, Reach], list[str]]:
     """For each parameter of an isolated layer that reaches its logits, how; and its idle ones.
 
-    What reaches queries and keys both, slice by slice, is left out; what reaches keys alone
-    counts as such. Idle are parameters of the layer's own module that take no part in anything:
-    other inputs may bring them in. (Those of a submodule do so where it does, and modules that
-    rank keys give no gradients.)
+    A parameter with a slice that reaches both queries and keys is left out. Idle are parameters of
+    the layer's own module without any gradient: other inputs may bring them in. (A parameter of a
+    submodule takes part where the submodule does, and modules that rank keys give no gradients.)
     """
     parameters = dict(layer.module.named_parameters())
     for parameter in parameters.values():
@@ -70,11 +72,11 @@ def reaches(layer: Isolated) -> tuple[dict[str, Reach], list[str]]:
             parameter.requires_grad_(False)
     found, idle = {}, []
     for index, name in enumerate(parameters):
-        own = {path: (plain[index], marked[index]) for path, (plain, marked) in paths.items()}
-        reach = _reach(own, output[index], _marks(layer.layer.heads))
+        gradients = {path: (plain[index], marked[index]) for path, (plain, marked) in paths.items()}
+        reach = _reach(gradients, output[index], _marks(layer.layer.heads))
         if reach is not None:
             found[name] = reach
-        ends = [*(plain for plain, _ in own.values()), output[index]]
+        ends = [*(plain for plain, _ in gradients.values()), output[index]]
         if "." not in name and not any(end is not None and bool(end.any()) for end in ends):
             idle.append(name)
     return found, idle
@@ -90,7 +92,7 @@ Gradients = list[Tensor | None]
 
 
 def _gradients(
-    layer: Isolated, runs: list[Seen], parameters: list[Tensor]
+    layer: Isolated, runs: list[SeenLogits], parameters: list[Tensor]
 ) -> tuple[dict[Through, tuple[Gradients, Gradients]], Gradients]:
     """Gradients with cotangents G and c G by each path to the logits; those of the outputs."""
     marks = _marks(layer.layer.heads)
@@ -168,18 +170,20 @@ class _Slices:
     def __init__(self, plain: Tensor, marked: Tensor, axis: int) -> None:
         first = plain.movedim(axis, 0).reshape(plain.shape[axis], -1).double().cpu()
         second = marked.movedim(axis, 0).reshape(plain.shape[axis], -1).double().cpu()
-        self.own = first.square().sum(1)
-        self.other = second.square().sum(1)
+        self.first = first.square().sum(1)
+        self.second = second.square().sum(1)
         self.product = (first * second).sum(1)
-        self.alive = self.own > 0
+        self.alive = self.first > 0
 
     def labels(self, marks: Tensor) -> Tensor | None:
         """The head of each slice (-1 where none), or None when slices belong to several."""
-        own, other, product = (item[self.alive] for item in (self.own, self.other, self.product))
-        angle = 1 - product.square() / (own * other).clamp(min=1e-300)
-        distance = (product / own)[:, None] - marks.double()[None]
+        first, second, product = (
+            item[self.alive] for item in (self.first, self.second, self.product)
+        )
+        angle = 1 - product.square() / (first * second).clamp(min=_TINY)
+        distance = (product / first)[:, None] - marks.double()[None]
         nearest = distance.abs().min(dim=1)
-        if bool((angle > _ANGLE).any()) or bool((nearest.values > 0.2 / len(marks)).any()):
+        if bool((angle > _ANGLE).any()) or bool((nearest.values > _NEAR / len(marks)).any()):
             return None
         labels = torch.full(self.alive.shape, -1, dtype=torch.long)
         labels[self.alive] = nearest.indices

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tempering.attention.control.handle import Tempering
-from tempering.attention.examining.watch import run, sample_inputs
+from tempering.attention.examining.sample import run, sample_inputs
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import has_sinks, sliced_logits
 from tempering.attention.profiles.profile import Profile
@@ -37,7 +37,7 @@ def capture_calls(
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name].append((tree_map(_kept, args), tree_map(_kept, kwargs)))
+            calls[name].append((tree_map(_copied, args), tree_map(_copied, kwargs)))
 
         return keep
 
@@ -68,26 +68,26 @@ def sample_with_types(model: Any) -> dict[str, Any]:
     return inputs
 
 
-def _kept(item: Any) -> Any:
+def _copied(item: Any) -> Any:
     if not isinstance(item, Tensor):
-        return _own(item)
+        return _with_own_cache(item)
     item = item.detach().clone()
     if not item.is_floating_point():
         return item
-    # Masking is the lowest number of its dtype.
+    # In float32, masking must be float32's lowest number.
     masked = item <= torch.finfo(item.dtype).min / 2
     return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
 
 
-def _own(item: Any) -> Any:
-    """A cache is written to by the call that it is given to, so each call gets its own."""
+def _with_own_cache(item: Any) -> Any:
+    """A copy of a cache, which the call that it is given to writes to; any other item as it is."""
     from transformers import Cache
 
     return copy.deepcopy(item) if isinstance(item, Cache) else item
 
 
 @dataclass
-class Seen:
+class SeenLogits:
     """What one call of a layer showed.
 
     queries, keys: the operands of the products that the logits are made of.
@@ -143,26 +143,26 @@ class Isolated:
                 for tensor, values in zip(tensors, saved, strict=True):
                     tensor.copy_(values)
 
-    def run(self, beta: Float[Tensor, "heads"] | None = None) -> list[Seen]:
-        """One `Seen` for each call; with `beta`, the layer's logits are multiplied by it."""
+    def run(self, beta: Float[Tensor, "heads"] | None = None) -> list[SeenLogits]:
+        """One `SeenLogits` for each call; with `beta`, the layer's logits are multiplied by it."""
         if beta is None:
             profile = Profile.neutral(self._layout)
         else:
             profile = Profile.from_rows([beta.double().reciprocal()], self._layout)
         return list(self._runs(profile))
 
-    def _runs(self, profile: Profile) -> Iterator[Seen]:
+    def _runs(self, profile: Profile) -> Iterator[SeenLogits]:
         for args, kwargs in self.calls:
-            seen = Seen()
+            seen = SeenLogits()
             # Some layers write into dictionaries that they are given; this makes new ones.
-            args, kwargs = tree_map(_own, (args, kwargs))
+            args, kwargs = tree_map(_with_own_cache, (args, kwargs))
             with (
                 Tempering(self.module, self._layout, [profile]) as handle,
                 torch.random.fork_rng(devices=[]),
             ):
                 torch.manual_seed(0)
                 handle.states()[0].observer = _Observer(seen)
-                with _Products(seen):
+                with _ProductsWatched(seen):
                     output = self.module(*args, **kwargs)
             seen.outputs = [
                 item
@@ -212,7 +212,7 @@ def _varied(item: Any, generator: torch.Generator) -> Any:
 class _Observer:
     """Keeps what reaches the softmax, with its graph."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: SeenLogits) -> None:
         self.seen = seen
 
     def see_call(
@@ -240,7 +240,7 @@ class _Observer:
         self.seen.visible.append(logits.isfinite())
 
 
-class _Products(TorchFunctionMode):
+class _ProductsWatched(TorchFunctionMode):
     """Keeps the operands of batched products (queries and keys, where a model multiplies them
     itself) and what is ranked.
     """
@@ -259,7 +259,7 @@ class _Products(TorchFunctionMode):
         for name in ("topk", "sort", "argsort", "argmax")
     )
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: SeenLogits) -> None:
         super().__init__()
         self.seen = seen
 

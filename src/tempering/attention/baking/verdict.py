@@ -60,8 +60,8 @@ def bake_verdict(model: nn.Module, sample: dict[str, Any] | None = None) -> Bake
     count = sum(layer.verdict != NO for layer in found.plan)
     if count == 0:
         return BakeVerdict(found.verdict, found.reason, 0, len(found.plan), None)
-    plan = layout(model, sample)
-    profile = Profile.from_rows(_temperatures(found, plan.heads), plan)
+    model_layout = layout(model, sample)
+    profile = Profile.from_rows(_temperatures(found, model_layout.heads), model_layout)
     inputs = verification_inputs(model, sample)
     wanted = controlled_logits(model, profile, inputs, sample)
     with folded(model, betas(found, model, profile)):

@@ -13,12 +13,13 @@ from tempering.attention.control.layer_rule import RuleCount, check_attach, laye
 from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.structure import submodule, walk
 from tempering.attention.hooks import forward, interface_patch, softmax_route
-from tempering.attention.hooks.ownership import LOCK, Hold, Outside, Part, Site
-from tempering.attention.hooks.state import TemperatureState, inverses
+from tempering.attention.hooks.ownership import LOCK, Hold
+from tempering.attention.hooks.site import LayerPart, OutsideProfile, Site
+from tempering.attention.hooks.temperature_state import TemperatureState, inverses
 from tempering.attention.layout import Layout
 from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import Walked
-from tempering.attention.profiles.profile import Profile, rules_for
+from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 
 
@@ -33,22 +34,24 @@ class Tempering:
     def __init__(
         self,
         model: nn.Module,
-        plan: Layout,
+        model_layout: Layout,
         profiles: Sequence[Profile],
         *,
         private: bool = False,
     ) -> None:
         self._model = weakref.ref(model)
-        self._layout = plan
+        self._layout = model_layout
         self._sites: list[Site] = []
-        rows = _stack(profiles, plan)
-        modules = [submodule(model, layer.name) for layer in plan.layers]
+        rows = _stack(profiles, model_layout)
+        modules = [submodule(model, layer.name) for layer in model_layout.layers]
         rules = map(layer_rule, modules, self._rules_of(profiles))
-        places = [forward.place_of(module) for module in modules]
-        parts = map(Part, plan.layers, rows, rules, inverses(rows, places))
-        outside = [(submodule(model, name), name) for name in plan.outside]
+        placements = [forward.placement_of(module) for module in modules]
+        parts = map(LayerPart, model_layout.layers, rows, rules, inverses(rows, placements))
+        outside = [(submodule(model, name), name) for name in model_layout.outside]
         self._hold = Hold([*modules, *(module for module, _ in outside)], private=private)
-        own_softmax = bool(outside) or any(layer.route == "softmax" for layer in plan.layers)
+        own_softmax = bool(outside) or any(
+            layer.route == "softmax" for layer in model_layout.layers
+        )
         for route in (interface_patch, softmax_route) if own_softmax else (interface_patch,):
             route.acquire()
             self._hold.releases.append(route.release)
@@ -58,11 +61,11 @@ class Tempering:
         try:
             with LOCK:
                 self._sites = [
-                    forward.hold(module, self._hold, part, place)
-                    for module, part, place in zip(modules, parts, places, strict=True)
+                    forward.hold_module(module, self._hold, part, placement)
+                    for module, part, placement in zip(modules, parts, placements, strict=True)
                 ]
                 for module, name in outside:
-                    forward.hold(module, self._hold, _outside(plan, module, name))
+                    forward.hold_module(module, self._hold, _outside(model_layout, module, name))
                 self._hold.enter()
                 self._note_moves()
                 self.states()
@@ -86,7 +89,7 @@ class Tempering:
         rules = self._rules_of(profiles)
         with LOCK:
             for site, own in zip(self._sites, rules, strict=True):
-                for state in site.having(self._hold.number):
+                for state in site.states_of(self._hold.number):
                     check_attach(self._hold.number, state, own)
             self.set_rows(_stack(profiles, self._layout))
             self._set_rules(rules)
@@ -94,7 +97,7 @@ class Tempering:
 
     def _rules_of(self, profiles: Sequence[Profile]) -> list[Sequence[Any]]:
         """For each layer, the rule of every row of the batch."""
-        return list(zip(*[rules_for(item, self._layout) for item in profiles], strict=True))
+        return list(zip(*[item.rules_by_layer(self._layout) for item in profiles], strict=True))
 
     def _set_rules(self, rules: list[Sequence[Any]]) -> None:
         for site, own in zip(self._sites, rules, strict=True):
@@ -182,14 +185,14 @@ def _forget(hold: weakref.ref[Hold]) -> None:
         held.release()
 
 
-def _outside(plan: Layout, module: nn.Module, name: str) -> Outside:
-    unreached = name in plan.unreached
+def _outside(model_layout: Layout, module: nn.Module, name: str) -> OutsideProfile:
+    unreached = name in model_layout.unreached
     how = (
         "was not reached by the sample that this model was examined with"
         if unreached
         else "called no softmax when this model was examined"
     )
-    return Outside(
+    return OutsideProfile(
         ArchitectureError(
             f"{name} ({type(module).__name__}) attends, but {how}, so the profile has no "
             "temperature for it; give a sample of inputs that makes it attend, "
@@ -211,18 +214,18 @@ def as_profiles(profile: Any) -> list[Profile]:
 
 
 def check_profiles(
-    profiles: Sequence[Profile], model: nn.Module, plan: Layout, walked: Walked
+    profiles: Sequence[Profile], model: nn.Module, model_layout: Layout, walked: Walked
 ) -> None:
     made_for = {(item.model or {}).get("fingerprint"): item for item in profiles}
     for item in made_for.values():
         item.check_model(model, walked)
     for item in profiles:
-        item.resolve(plan, rules=True)
+        item.resolve(model_layout, rules=True)
 
 
-def _stack(profiles: Sequence[Profile], plan: Layout) -> list[Tensor]:
+def _stack(profiles: Sequence[Profile], model_layout: Layout) -> list[Tensor]:
     """For each layer, Float[Tensor, "rows heads"] over the profiles."""
-    resolved = [profile.resolve(plan, rules=True) for profile in profiles]
+    resolved = [profile.resolve(model_layout, rules=True) for profile in profiles]
     if len(resolved) == 1:
         return [row[None] for row in resolved[0]]
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]

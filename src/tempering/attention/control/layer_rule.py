@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tempering.attention.hooks.state import TemperatureState
-from tempering.attention.logits import Call, sliced_logits
+from tempering.attention.hooks.temperature_state import TemperatureState
+from tempering.attention.logits import AttentionCall, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.rules import Rule
+from tempering.attention.visibility import visible
 from tempering.errors import ProfileError, RefusedError
 
 
@@ -54,69 +55,62 @@ class LayerRule:
                 f"(at {state.layer.name}); give one profile, or one for each row"
             )
         rules = self.rules * batch if len(self.rules) == 1 else self.rules
-        own = state.beta.to(query.device)
-        beta = own.new_ones(batch, heads, q_seq)
-        for item, count in self.counts.items():
-            rows = [index for index, other in enumerate(rules) if other == item]
-            found = self._beta(item, count, rows, query, key, mask, kwargs, own)
-            place = torch.tensor(rows, device=query.device)
-            beta = beta.index_copy(0, place, found.to(beta))
-        return own * beta[..., None]
+        of_profile = state.beta.to(query.device)
+        beta = of_profile.new_ones(batch, heads, q_seq)
+        for rule, count in self.counts.items():
+            rows = [index for index, other in enumerate(rules) if other == rule]
+            of_rule = self._beta(rule, count, rows, query, key, mask, kwargs, of_profile)
+            index = torch.tensor(rows, device=query.device)
+            beta = beta.index_copy(0, index, of_rule.to(beta))
+        return of_profile * beta[..., None]
 
     def _beta(
         self,
-        item: Rule,
+        rule: Rule,
         count: RuleCount,
         rows: list[int],
         query: Tensor,
         key: Tensor,
         mask: Any,
         kwargs: dict[str, Any],
-        own: Tensor,
+        of_profile: Tensor,
     ) -> Tensor:
-        """[rows, heads, q_seq]"""
+        """One rule's beta for some rows of the batch, [rows, heads, q_seq]."""
         heads, q_seq = query.shape[1:3]
         count.queries += len(rows) * heads * q_seq
-        if item.counts_keys:
-            call = Call.of(self.module, query, key, mask, kwargs)
-            return item.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
+        if rule.counts_keys:
+            call = AttentionCall.of(self.module, query, key, mask, kwargs)
+            return rule.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
         parts = []
         for logits in sliced_logits(self.module, query, key, mask, kwargs):
-            tempered = (logits * own.to(logits.dtype))[rows]
-            beta, cold, hot = item.beta(tempered.flatten(0, 2))
+            tempered = (logits * of_profile.to(logits.dtype))[rows]
+            beta, cold, hot = rule.beta(tempered.flatten(0, 2))
             count.coldest += int(cold.sum())
             count.hottest += int(hot.sum())
             parts.append(beta.view(tempered.shape[:3]))
         return torch.cat(parts, dim=2)
 
 
-def seen_keys(call: Call) -> Int[Tensor, "batch heads_or_1 q_seq"]:
+def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     """How many keys each query sees."""
     batch, _, q_seq, _ = call.query.shape
     kv_seq, device = call.key.shape[2], call.query.device
-    place = torch.arange(kv_seq, device=device)
-    at = torch.arange(q_seq, device=device)[:, None]
     seen = torch.ones(1, 1, 1, kv_seq, dtype=torch.bool, device=device)
     if call.mask is not None:
         mask = call.mask[..., :kv_seq]
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     if not call.causal:
         return seen.sum(-1).expand(batch, -1, q_seq)
-    if call.mask is None:
-        within = (
-            (at + 1).clamp(max=kv_seq)
-            if call.window is None
-            else (at + 1).clamp(max=min(call.window, kv_seq))
-        )
-        return within.view(1, 1, q_seq).expand(batch, 1, q_seq)
-    shown = place <= at
-    if call.window is not None:
-        shown &= place > at - call.window
-    return (seen & shown).sum(-1).expand(batch, -1, q_seq)
+    if call.mask is None:  # counted without a table of queries and keys
+        most = kv_seq if call.window is None else min(call.window, kv_seq)
+        count = torch.arange(1, q_seq + 1, device=device).clamp(max=most)
+        return count.expand(batch, 1, q_seq)
+    near = visible(range(q_seq), range(kv_seq), causal=True, window=call.window, device=device)
+    return (seen & near).sum(-1).expand(batch, -1, q_seq)
 
 
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:
-    """Raise what `LayerRule.join` would, and change nothing; owner: the number of a hold."""
+    """Raise what `LayerRule.join` would, and change nothing. owner: the number of a hold."""
     if all(item is None for item in rules):
         return
     check_layer(state.layer)

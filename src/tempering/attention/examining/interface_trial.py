@@ -1,11 +1,10 @@
 """Every attention call of a forward pass, tried: is it softmax(l / T) V for random T?
 
-A call is repeated on the same arguments with temperatures 1 in all rows of the batch but the
-last, whose heads have random ones, and compared with the reference (`reference.py`); once more
-with one temperature for all, which reaches the logits through the scaling factor. Since
-each call is judged by its own arguments, nothing adds up over depth, and rounding is all that
-may differ. What can run in float64 does, so that a model in half precision is judged as
-sharply as any.
+A call is repeated on the same arguments and compared with the reference (`reference.py`): once
+with random temperatures of the heads in the last row of the batch, and T = 1 in the others; once
+with one temperature for all, which reaches the logits through the scaling factor. Since each call
+is judged by its own arguments, errors don't add up over depth, and only rounding may differ. What
+can run in float64 does, so a model in half precision is judged as sharply as any.
 """
 
 from __future__ import annotations
@@ -19,22 +18,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.attention.examining.reference import Arguments, Reference, widened
-from tempering.attention.hooks.forward import held
+from tempering.attention.examining.reference import Arguments, ReferenceCall, widened
+from tempering.attention.hooks.forward import module_tempered
 from tempering.attention.hooks.interface_route import widened_sinks
-from tempering.attention.hooks.ownership import state_of, untempered
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.ownership import untempered
+from tempering.attention.hooks.site import state_of
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 
 # Disagreement allowed, as a share of what the temperatures changed; exact control leaves 1e-6,
 # a bias or a sink left undivided 1e-2 and more (measured by the mutations of the tests).
 SHARE = 1e-3
-# What rounding may do besides (`Reference.noise`) for kernels that know half precision alone: a
-# multiple of what it does untempered.
+# For kernels that know half precision alone: rounding may do so many times what it does
+# untempered, and the untempered output may be off from eager attention's by this share.
 FUSED, FUSED_SHARE = 6.0, 0.02
+# Attention functions that run in float64 too.
 _WIDE = ("eager", "sdpa")
-# For all heads and rows alike; any but 1 would do.
+# The one temperature for all heads and rows; any but 1 would do.
 UNIFORM = 0.6
+# Instead of 0 as a divisor.
+_TINY = 1e-300
 
 
 def random_temperatures(name: str, heads: int) -> Float[Tensor, "heads"]:
@@ -65,7 +68,7 @@ def trial_state(layer: AttentionLayer, like: Tensor) -> TemperatureState:
 
 
 @dataclass(eq=False)
-class Trial:
+class Findings:
     """What the reference made of the calls so far.
 
     disagreement: the first one, in words. share: the largest error, as a share of what the
@@ -80,7 +83,7 @@ class Trial:
     spread: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
 
-    def object(self, text: str) -> None:
+    def disagree(self, text: str) -> None:
         """Note a disagreement; the first one stays."""
         if self.disagreement is None:
             self.disagreement = text
@@ -90,19 +93,19 @@ class Trial:
     ) -> None:
         """Note a call whose output is off by `error` where temperatures changed it by `effect`."""
         self.calls[layer.name] = self.calls.get(layer.name, 0) + 1
-        share = error / max(effect, 1e-300)
+        share = error / max(effect, _TINY)
         if not error <= SHARE * effect + noise:
-            self.object(
+            self.disagree(
                 f"{layer.name} disagrees with the reference: its output is off by {share:.2g} of "
                 f"what the temperatures changed (allowed {SHARE:g})"
             )
         if effect > noise:
             self.share = max(self.share, share)
-            self.moved = max(self.moved, effect / max(scale, 1e-300))
+            self.moved = max(self.moved, effect / max(scale, _TINY))
 
 
 def try_interface(
-    trial: Trial,
+    findings: Findings,
     layer: AttentionLayer,
     function: Callable[..., Any],
     eager: Callable[..., Any],
@@ -111,61 +114,63 @@ def try_interface(
     kwargs: dict[str, Any],
 ) -> None:
     """Try a call of the attention interface; temper the module meanwhile if it is untempered."""
-    call = _Call(layer, function, module, arguments, kwargs)
-    reference = Reference(eager, module, arguments, kwargs, layer.mask_floor)
-    trial.spread = max(trial.spread, reference.spread())
+    call = _RepeatedCall(layer, function, module, arguments, kwargs)
+    reference = ReferenceCall(eager, module, arguments, kwargs, layer.mask_floor)
+    findings.spread = max(findings.spread, reference.spread())
     state = state_of(module)
     if state is not None:
         before = state.calls
-        _tempered(trial, call, reference, state)
+        _tempered(findings, call, reference, state)
         state.calls = before
         return
-    _untempered(trial, call, reference)
+    _untempered(findings, call, reference)
     original = call()
-    with held(module, layer) as temper:
+    with module_tempered(module, layer) as temper:
         temper(torch.ones(1, layer.heads, dtype=torch.float64))
         if not torch.equal(call().nan_to_num(), original.nan_to_num()):
-            trial.object(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
+            findings.disagree(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
         one = torch.full((1, layer.heads), UNIFORM, dtype=torch.float64)
         for table in (one, row_temperatures(layer, len(original))):
-            _tempered(trial, call, reference, temper(table))
+            _tempered(findings, call, reference, temper(table))
 
 
-def _untempered(trial: Trial, call: _Call, reference: Reference) -> None:
+def _untempered(findings: Findings, call: _RepeatedCall, reference: ReferenceCall) -> None:
     """Is the reference one for this function at all?"""
-    own, name = reference.output(), call.layer.name
-    bad = ~own.isfinite()
+    plain, name = reference.output(), call.layer.name
+    bad = ~plain.isfinite()
     if bool(bad.any()):
         # [batch, queries, heads, values], as the attention interface gives it
-        head = int(bad.any(-1).flatten(0, 1).any(0).nonzero()[0]) if own.ndim == 4 else 0
-        trial.object(
+        head = int(bad.any(-1).flatten(0, 1).any(0).nonzero()[0]) if plain.ndim == 4 else 0
+        findings.disagree(
             f"{name}, head {head}: its attention is not finite on the model as it is; look at "
             "the weights"
         )
         return
-    scale = max(reference.norm(own), 1e-300)
-    error = reference.norm(reference.eager - own) / scale
+    scale = max(reference.norm(plain), _TINY)
+    error = reference.norm(reference.eager - plain) / scale
     if not error <= reference.noise:
-        trial.object(f"{name}: its eager attention is not softmax(l) V (off by {error:.2g})")
-    error = reference.norm(call(wide=True) - own) / scale
+        findings.disagree(f"{name}: its eager attention is not softmax(l) V (off by {error:.2g})")
+    error = reference.norm(call(wide=True) - plain) / scale
     if not error <= (reference.noise if call.widens else FUSED_SHARE):
-        trial.object(f"{name}: its attention differs from its eager attention by {error:.2g}")
+        findings.disagree(f"{name}: its attention differs from its eager attention by {error:.2g}")
 
 
-def _tempered(trial: Trial, call: _Call, reference: Reference, state: TemperatureState) -> None:
-    own = reference.output()
-    exact = reference.output(in_force(state, len(own)).to(own.device))
-    effect, scale = reference.norm(exact - own), reference.norm(exact)
+def _tempered(
+    findings: Findings, call: _RepeatedCall, reference: ReferenceCall, state: TemperatureState
+) -> None:
+    plain = reference.output()
+    exact = reference.output(in_force(state, len(plain)).to(plain.device))
+    effect, scale = reference.norm(exact - plain), reference.norm(exact)
     error = reference.norm(call(wide=True) - exact)
     noise = reference.noise * scale
     if not call.widens:
         with untempered():
-            noise = FUSED * reference.norm(call() - own)
-    trial.judge(call.layer, error, effect, scale, noise)
+            noise = FUSED * reference.norm(call() - plain)
+    findings.judge(call.layer, error, effect, scale, noise)
 
 
 @dataclass
-class _Call:
+class _RepeatedCall:
     """An attention call that can be repeated, in float64 where the function can."""
 
     layer: AttentionLayer

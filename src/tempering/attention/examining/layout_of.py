@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from tempering.attention.examining import watch
 from tempering.attention.examining.stored import check_stored
 from tempering.attention.examining.structure import (
-    Reference,
+    ObjectRef,
     Structure,
     code,
     own_code,
@@ -26,30 +27,30 @@ from tempering.attention.layout import AttentionLayer, Layout, attends
 from tempering.errors import ArchitectureError, NoSoftmaxError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Description:
-    """What one examination of a model found, good for as long as its structure stays.
+    """What one examination of a model found; it holds for as long as the structure stays.
 
-    observation: what the layout was read from. attention: the modules of the layout.
-    code: what they ran; own_code: what of it is not their class's. kept: what was found out about
-    this model since, by name (the verdict of the self-check).
+    observation: what the layout was read from. attention: the modules of the layout. code: the
+    functions that they run; own_code: those that belong to an instance and not to its class.
+    passed: whether the model has passed the self-check since.
     """
 
     layout: Layout
     observation: Any
     structure: Structure
-    attention: tuple[Reference, ...]
-    code: tuple[Reference, ...]
-    own_code: tuple[Reference, ...]
-    kept: dict[str, Any] = field(default_factory=dict)
+    attention: tuple[ObjectRef, ...]
+    code: tuple[ObjectRef, ...]
+    own_code: tuple[ObjectRef, ...]
+    passed: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, plan: Layout, observation: Any) -> Description:
-        # A forward may change a model: the next use is compared with what it is made of now.
+    def of(cls, model: nn.Module, model_layout: Layout, observation: Any) -> Description:
+        # Read after the forward, which may have changed the model (modules made on first use).
         structure, _ = walk(model)
-        attention = [submodule(model, name) for name in plan.names]
+        attention = [submodule(model, name) for name in model_layout.names]
         return cls(
-            plan,
+            model_layout,
             observation,
             structure,
             tuple(map(weakref.ref, attention)),
@@ -97,7 +98,10 @@ def examined(
     sample: dict[str, Any] | None = None,
     structure: Structure | None = None,
 ) -> Description:
-    """The layout, and what it was read from. structure: of `model` now, if known already."""
+    """The description of a model: the known one while it holds, or else a new one.
+
+    structure: of `model` at this moment, if the caller has it.
+    """
     check_subject(model)
     if sample is not None:
         check_sample(sample)
@@ -105,26 +109,24 @@ def examined(
     known = _KNOWN.get(model)
     if sample is None and known is not None and known.holds(structure):
         return known
-    from tempering.attention.examining.watch import observe
-
     check_stored(model)
-    with untempered():  # whatever is in force
-        observation = observe(model, sample)
-    plan = _with_outside(model, _arrange(model, observation.layers), observation.reached)
-    known = _KNOWN[model] = Description.of(model, plan, observation)
+    with untempered():  # whatever handles hold the model
+        observation = watch.observe(model, sample)
+    model_layout = _with_outside(model, _arrange(model, observation.layers), observation.reached)
+    known = _KNOWN[model] = Description.of(model, model_layout, observation)
     return known
 
 
 def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     if not layers:
-        own = next((name for name, module in model.named_modules() if attends(module)), None)
-        if own is None:
+        unread = next((name for name, module in model.named_modules() if attends(module)), None)
+        if unread is None:
             raise NoSoftmaxError(
                 f"{type(model).__name__} shows no softmax attention in a forward pass, "
                 "so it has no attention temperature"
             )
         raise ArchitectureError(
-            f"{own} ({type(model.get_submodule(own)).__name__}) attends without calling a "
+            f"{unread} ({type(model.get_submodule(unread)).__name__}) attends without calling a "
             "softmax over keys, so its temperature can't be controlled exactly"
         )
     numbered: list[AttentionLayer] = []
@@ -178,14 +180,16 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
     return tuple(missing)
 
 
-def _with_outside(model: nn.Module, plan: Layout, reached: Collection[str]) -> Layout:
+def _with_outside(model: nn.Module, model_layout: Layout, reached: Collection[str]) -> Layout:
     """The layout with the modules that attend by their code and did not on the sample."""
     outside = tuple(
         name
         for name, module in model.named_modules()
-        if attends(module) and not any(_related(name, layer) for layer in plan.names)
+        if attends(module) and not any(_related(name, layer) for layer in model_layout.names)
     )
-    return replace(plan, outside=outside, unreached=tuple(n for n in outside if n not in reached))
+    return replace(
+        model_layout, outside=outside, unreached=tuple(n for n in outside if n not in reached)
+    )
 
 
 def _related(name: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""How a model hides keys: the constants in its masks, and in finished logits."""
+"""The numbers by which a model hides keys, in its masks and in finished logits."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from torch import Tensor
 
 from tempering.errors import ArchitectureError
 
-# A finite masking constant is below this.
+# A logit at or below this is masked: the mildest masking constant in use is -1e4 (GPT-2's first
+# releases). A live logit that is as low is refused by `logits_floor`.
 MASKED = -5e3
 
 
 def mask_floor(mask: Any) -> float:
-    """Half the model's own masking constant (some use -1e4 or -1e9 rather than the minimum)."""
-    natural = float(torch.finfo(torch.float32).min) / 2
+    """The floor at or below which an additive mask hides: half the model's masking constant.
+
+    Some models use -1e4 or -1e9 for it, and most the dtype's minimum.
+    """
+    lowest = float(torch.finfo(torch.float32).min) / 2
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
-        return natural
+        return lowest
     masked = mask[(mask <= MASKED) & (mask > -torch.inf)]
-    return max(natural, masked.max().item() / 2) if masked.numel() else natural
+    return max(lowest, masked.max().item() / 2) if masked.numel() else lowest
 
 
 def logits_floor(name: str, logits: Tensor) -> float:
-    """The same from finished logits [batch, heads, queries, keys]: masking is common to heads."""
+    """`mask_floor`, from finished logits [batch, heads, queries, keys].
+
+    An entry is masked if it is low in every head. ArchitectureError if a live logit is as low.
+    """
     low = logits <= MASKED
     masked = low.all(dim=1, keepdim=True).expand_as(logits)
     floor = mask_floor(logits[masked])
@@ -35,7 +42,8 @@ def logits_floor(name: str, logits: Tensor) -> float:
     return floor
 
 
-def masking(logits: Tensor) -> float | None:
+def masking_value(logits: Tensor) -> float | None:
+    """What all masked logits are, if it is -inf or the dtype's minimum; else None."""
     values = logits[logits <= MASKED].unique().tolist()
     lowest = (-torch.inf, torch.finfo(logits.dtype).min)
     return values[0] if len(values) == 1 and values[0] in lowest else None

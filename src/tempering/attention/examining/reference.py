@@ -2,8 +2,8 @@
 
 For a call of the attention interface, the model's own eager function runs on float64 copies of
 the arguments; the logits l are what arrives at PyTorch's softmax operator. The values are
-weighted here, so nothing of the routes takes part. At T = 1 this must reproduce the eager
-function, which proves that l and the treatment of sinks are read rightly.
+weighted here, without the code of either route. At T = 1 the result must equal what the eager
+function gives, which proves that l and the sinks are read rightly.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tempering.attention.visibility import is_causal, is_flash, visible, visible_to_flash
 from tempering.errors import ArchitectureError
 
-# The first is what arrives in inference mode, where nothing is taken apart before.
+# The first arrives in inference mode, where composite operators are not taken apart.
 _SOFTMAX = ("aten::softmax", "aten::_softmax", "aten::_safe_softmax")
-# Rounding to single precision, in which some models form their softmax whatever they are given.
+# Single precision, in which some models form their softmax whatever they are given; and how many
+# of its roundings, relative to the largest logit, are allowed for.
 _EPS, _FACTOR = torch.finfo(torch.float32).eps, 32
 
 # Query, key, value, mask.
@@ -43,7 +45,7 @@ class _Logits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Reference:
+class ReferenceCall:
     """One call of the attention interface, in float64.
 
     logits: Float[Tensor, "batch heads queries keys"], finished; with `sink_column` the last key
@@ -103,13 +105,18 @@ class Reference:
         return (weights @ self.value).transpose(1, 2)
 
     def norm(self, output: Tensor) -> float:
-        """Of the outputs of queries that see a key."""
+        """The norm of an output, over the queries that see a key."""
         return output[self.visible].double().norm().item()
 
     def spread(self) -> float:
-        """Root mean square over queries of the standard deviation of the logits over keys."""
-        live = self.logits.masked_fill(self.masked, math.nan)
-        return float((live - live.nanmean(-1, keepdim=True)).square().nanmean().sqrt())
+        """`logit_spread` of the call."""
+        return logit_spread(self.logits, self.masked)
+
+
+def logit_spread(logits: Tensor, masked: Tensor) -> float:
+    """Root mean square over queries of the standard deviation of the logits over keys."""
+    live = logits.masked_fill(masked, math.nan)
+    return float((live - live.nanmean(-1, keepdim=True)).square().nanmean().sqrt())
 
 
 def product_logits(
@@ -119,18 +126,19 @@ def product_logits(
 
     args: what follows the mask: dropout_p, is_causal, scale, enable_gqa.
     """
-    given = dict(zip(("dropout_p", "is_causal", "scale", "enable_gqa"), args, strict=False))
-    given |= kwargs
+    options = dict(zip(("dropout_p", "is_causal", "scale", "enable_gqa"), args, strict=False))
+    options |= kwargs
     query, key, _, mask = (widened(item) for item in arguments)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).transpose(-1, -2)
-    factor = query.shape[-1] ** -0.5 if given.get("scale") is None else given["scale"]
+    factor = query.shape[-1] ** -0.5 if options.get("scale") is None else options["scale"]
     logits, size = query @ key * factor, query.abs() @ key.abs() * abs(factor)
     if mask is not None and mask.is_floating_point():
         logits, size = logits + mask, size + mask.abs()
     elif mask is not None:
         logits = logits.masked_fill(~mask, -math.inf)
-    elif given.get("is_causal"):
-        logits = logits.masked_fill(torch.ones_like(logits).tril() == 0, -math.inf)
+    elif options.get("is_causal"):
+        seen = visible(*map(range, logits.shape[-2:]), causal=True, device=logits.device)
+        logits = logits.masked_fill(~seen, -math.inf)
     return logits, size
 
 
@@ -140,7 +148,7 @@ def _hidden(logits: Tensor, mask: Tensor | None, floor: float) -> Tensor:
 
 
 def widened(item: Any) -> Any:
-    """A floating tensor in float64 (masking entries as they are in float32); else the item."""
+    """A floating tensor in float64, its masking entries float32's lowest; else the item itself."""
     if isinstance(item, Tensor) and item.is_floating_point():
         floor = torch.finfo(item.dtype).min / 2
         return torch.where(item > floor, item.double(), torch.finfo(torch.float32).min)
@@ -160,22 +168,22 @@ def dense_mask(
     """The mask of any implementation as float64 numbers to add to [batch, heads, queries, keys]."""
     least = torch.finfo(torch.float32).min
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point():
-        # Half precision has another minimum; the wider one masks as well.
+        # The minimum of half precision would be a live logit here, so float32's takes its place.
         floor = torch.finfo(mask.dtype).min / 2
         return torch.where(mask > floor, mask.double(), least)
     if isinstance(mask, Tensor) and mask.ndim == 4:
-        visible = mask.bool()
+        seen = mask.bool()
     elif mask is not None and not isinstance(mask, Tensor):
-        visible = _block_mask(mask, query, key)
+        seen = _block_mask(mask, query, key)
     else:
         implementation = str(module.config._attn_implementation)  # type: ignore[union-attr]
         if mask is None and implementation == "eager":
             return None
-        found = _implicit_mask(module, query, key, mask, kwargs, "flash" in implementation)
-        if found is None:
+        implicit = _implicit_mask(module, query, key, mask, kwargs)
+        if implicit is None:
             return None
-        visible = found
-    return torch.zeros_like(visible, dtype=torch.float64).masked_fill(~visible, least)
+        seen = implicit
+    return torch.zeros_like(seen, dtype=torch.float64).masked_fill(~seen, least)
 
 
 def _block_mask(mask: Any, query: Tensor, key: Tensor) -> Tensor:
@@ -188,21 +196,18 @@ def _block_mask(mask: Any, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _implicit_mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any], flash: bool
+    module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> Tensor | None:
-    """The causality that fused kernels apply by themselves, and a padding mask [batch, keys]."""
+    """What fused kernels hide by themselves, and a padding mask [batch, keys]; None for neither."""
     queries, keys = query.shape[2], key.shape[2]
-    causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
-    if causal and queries > 1:
-        # Flash kernels align causality with the last key, scaled dot products with the first.
-        visible = visible.tril(keys - queries if flash else 0)
+    flash = is_flash(module)
+    causal = is_causal(module, kwargs)
     window = kwargs.get("sliding_window") if flash else None
-    if window is not None and keys > window:
-        visible = visible.triu(keys - queries - window + 1)
-    if mask is not None:
-        visible = visible & mask.bool()[:, None, None, :keys]
-    elif not causal and window is None:
+    if mask is None and not causal and window is None:
         return None
-    return visible
+    if flash:
+        seen = visible_to_flash(queries, keys, causal=causal, window=window, device=query.device)
+    else:  # scaled dot products put the first query at the first key, and one query at the last
+        causal = causal and queries > 1
+        seen = visible(range(queries), range(keys), causal=causal, device=query.device)[None, None]
+    return seen if mask is None else seen & mask.bool()[:, None, None, :keys]

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tempering.attention.examining.stored import input_device, input_embeddings
 from tempering.attention.modes import evaluation_mode
 from tempering.errors import ArchitectureError
 
-# Lengths that no model is known to have as its number of heads.
+# Numbers of tokens that no model is known to have as its number of heads.
 TOKENS, TARGET_TOKENS, PADDING = 11, 7, 2
 
 
@@ -30,8 +31,8 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
         )
     text = config.get_text_config(decoder=True)
     embedding: Any = input_embeddings(model)
-    rows_of = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
-    vocabulary = int(getattr(text, "vocab_size", 0) or rows_of)
+    embedded = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
+    vocabulary = int(getattr(text, "vocab_size", 0) or embedded)
     if not vocabulary:
         raise ArchitectureError(
             f"{type(model).__name__} doesn't say how many tokens it knows; "
@@ -40,7 +41,7 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
     device = input_device(model)
     # Musicgen reads a row of ids for each of its codebooks.
     books = len(embedding) if isinstance(embedding, nn.ModuleList) else 1
-    parameter = next(item for item in model.parameters() if item.is_floating_point())
+    weights = next(item for item in model.parameters() if item.is_floating_point())
     pad = getattr(text, "pad_token_id", None)
     pad = pad if isinstance(pad, int) and 0 <= pad < vocabulary else 0
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +59,7 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
         mask[:, -PADDING:] = 0
     else:
         # Eager attention of a float64 model gives NaN for a query that sees nothing but padding.
-        first = 1 if parameter.dtype == torch.float64 else 0
+        first = 1 if weights.dtype == torch.float64 else 0
         mask[:, first : first + PADDING] = 0
     inputs = {"input_ids": tokens(TOKENS, mask), "attention_mask": mask.to(device)}
     if config.is_encoder_decoder:
@@ -67,16 +68,57 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
 
 
 def fails_on_sample(model: nn.Module, sample: dict[str, Any] | None, error: Exception) -> str:
-    """What a model said of the sample, and which arguments it takes."""
-    given = "a short sample of tokens" if sample is None else f"the sample ({', '.join(sample)})"
+    """The error that a model raised on the sample, and which arguments it takes."""
+    tried = "a short sample of tokens" if sample is None else f"the sample ({', '.join(sample)})"
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     taken = inspect.signature(model.forward).parameters.values()
     named = ", ".join(item.name for item in taken if item.kind in kinds)
     reason = " ".join(str(error).split()) or type(error).__name__
     return (
-        f"{type(model).__name__} fails on {given}: {reason}. Give what its forward needs to run, "
+        f"{type(model).__name__} fails on {tried}: {reason}. Give what its forward needs to run, "
         f"of {named}: layout(model, sample={{name: tensor, ...}})"
     )
+
+
+class _SeededDraws(TorchDispatchMode):
+    """Seeds a forward that draws random numbers, at its first draw, and takes the draws back.
+
+    PyTorch's generators belong to all threads. Few models draw in evaluation mode; for the others
+    no generator is touched.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seeded = contextlib.ExitStack()
+        self.draws = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.draws and _draws(func, args, kwargs):
+            self.draws = True
+            devices = {p.device.index for p in self.model.parameters() if p.device.type == "cuda"}
+            self.seeded.enter_context(torch.random.fork_rng(devices=sorted(devices)))
+            torch.manual_seed(0)
+        return func(*args, **kwargs)
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self.seeded.close()
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator draws random numbers; fused attention does where it drops out."""
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    return bool((dict(zip(names, args, strict=False)) | kwargs).get("dropout_p"))
 
 
 @contextlib.contextmanager
@@ -86,24 +128,23 @@ def _still(model: nn.Module) -> Iterator[None]:
     Inference mode is left as well: in it, composite operators reach the dispatcher whole, and
     the reference would not see the softmax inside them.
     """
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with (
         evaluation_mode(model),
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.random.fork_rng(devices=devices),
+        _SeededDraws(model),
     ):
-        torch.manual_seed(0)
         yield
 
 
-# The stance of the compiler belongs to the process, and a model's mode to all who run it.
+# One examination at a time: the stance of the compiler belongs to the process, and a model's mode
+# to all threads that run it.
 _ALONE = threading.RLock()
 
 
 @contextlib.contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Compiled code shows no operators: parts that are compiled run as they are written."""
+    """Run compiled parts as they are written: compiled code shows no operators."""
     if any(
         module._compiled_call_impl is not None
         or hasattr(module, "_orig_mod")

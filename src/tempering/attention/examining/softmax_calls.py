@@ -1,8 +1,8 @@
 """The softmaxes that a model calls itself: as functions, and as what reaches PyTorch's operators.
 
 A function can be tempered where it is called. An operator that no such function called is
-attention out of reach (scripted or fused code, a function of PyTorch's that holds a softmax of
-its own, exponentials over their sum), and a watcher is told of it.
+attention out of reach: scripted or fused code, a function of PyTorch's that holds a softmax of
+its own, exponentials over their sum.
 """
 
 from __future__ import annotations
@@ -13,54 +13,59 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tempering.attention.examining.interface_trial import Findings
+from tempering.attention.examining.layer_reader import LayerReader
 from tempering.attention.examining.softmax_trial import SoftmaxTrial
 from tempering.attention.hooks import softmax_route
 
+# Names of operators, or parts of names.
 _SOFTMAXES = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
 _FUSED = ("attention", "attn", "transformer_encoder_layer")
 _EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
 
 
 class Functions(TorchFunctionMode):
-    """Shows a watcher the softmax and scaled dot product calls outside the interface."""
+    """Shows a reader the softmaxes and scaled dot products outside the interface, and tries them.
 
-    def __init__(self, watcher: Any) -> None:
+    findings: where the trials note what the reference made of the calls.
+    """
+
+    def __init__(self, reader: LayerReader, findings: Findings) -> None:
         super().__init__()
-        self.watcher = watcher
+        self.reader, self.findings = reader, findings
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        watcher = self.watcher
         if func in softmax_route.SOFTMAXES and args:
-            with watcher.announce():
+            with self.reader.announce():
                 dim = args[1] if len(args) > 1 else kwargs.get("dim")
-                layer = watcher.own_softmax(args[0], dim)
+                layer = self.reader.softmax(args[0], dim)
                 if layer is not None:
-                    SoftmaxTrial(watcher.trial).try_softmax(layer, args[0], dim)
+                    SoftmaxTrial(self.findings).try_softmax(layer, args[0], dim)
                 return func(*args, **kwargs)
         if func in softmax_route.PRODUCTS and len(args) > 1:
-            with watcher.announce():
+            with self.reader.announce():
                 mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-                layer = watcher.own_product(args[0], args[1], mask)
+                layer = self.reader.product(args[0], args[1], mask)
                 if layer is not None:
-                    SoftmaxTrial(watcher.trial).try_product(layer, args, kwargs)
+                    SoftmaxTrial(self.findings).try_product(layer, args, kwargs)
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 class Operators(TorchDispatchMode):
-    """Shows a watcher the operators that attend and that no function above announced.
+    """Shows a reader the operators that attend; it skips those that a known function called.
 
-    Flex attention is an operator of higher order, which the attention interface announces.
+    Flex attention is an operator of higher order, and the attention interface calls it.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, watcher: Any) -> None:
+    def __init__(self, reader: LayerReader) -> None:
         super().__init__()
-        self.watcher = watcher
+        self.reader = reader
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -70,9 +75,9 @@ class Operators(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
         if name in _SOFTMAXES:
-            self.watcher.unseen(name, args[0], args[1] if len(args) > 1 else kwargs.get("dim"))
+            self.reader.operator(name, args[0], args[1] if len(args) > 1 else kwargs.get("dim"))
         elif any(part in name for part in _FUSED):
-            self.watcher.unseen(name, None, None)
+            self.reader.operator(name, None, None)
         elif name in _EXPONENTIALS and isinstance(args[0], Tensor):
-            self.watcher.by_hand(args[0])
+            self.reader.exponential(args[0])
         return func(*args, **kwargs)

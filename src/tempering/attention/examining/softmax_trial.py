@@ -1,7 +1,7 @@
 """The trial of the softmax route: are the logits that reach the softmax divided by T?
 
-Here the logits are at hand before and after, so they are compared one by one: each to its own
-rounding, and masking to the bit.
+The logits before and after the division are at hand here, so they are compared one by one: live
+ones to within their own rounding, masked ones to the bit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tempering.attention import axes
 from tempering.attention.examining.interface_trial import (
-    Trial,
+    Findings,
     in_force,
     row_temperatures,
     trial_state,
 )
-from tempering.attention.examining.reference import Arguments, product_logits
+from tempering.attention.examining.reference import Arguments, logit_spread, product_logits
 from tempering.attention.hooks import softmax_route
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 
 # Two roundings, of beta and of the product, and as many in the sums of a scaled dot product.
@@ -28,10 +28,13 @@ _ROUNDINGS = 4
 
 
 class SoftmaxTrial:
-    """Shown, by `softmaxes`, what a tempered module does to its logits."""
+    """What the softmax route calls with the logits of a module, before and after it divides them.
 
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
+    findings: where it notes what the reference made of them.
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
 
     def try_softmax(self, layer: AttentionLayer, logits: Tensor, dim: int) -> None:
         """Try a softmax of an untempered module."""
@@ -48,6 +51,7 @@ class SoftmaxTrial:
             softmax_route.tempered_product(state, args[0], args[1], args[2], mask, args[4:], more)
 
     def _states(self, layer: AttentionLayer, like: Tensor) -> list[TemperatureState]:
+        """T = 1, and random temperatures in the last row of the batch."""
         rows = like.shape[0] // layer.heads if like.ndim == 3 else like.shape[0]
         states = []
         for table in (torch.ones(1, layer.heads).double(), row_temperatures(layer, rows)):
@@ -59,10 +63,12 @@ class SoftmaxTrial:
 
     def softmax(self, state: TemperatureState, pattern: str, before: Tensor, after: Tensor) -> None:
         """Called with the logits of a softmax before and after they were divided."""
-        own = axes.standard(before, pattern, state.layer.heads)
-        ours = axes.standard(after, pattern, state.layer.heads)
+        plain = axes.standard(before, pattern, state.layer.heads)
+        over_t = axes.standard(after, pattern, state.layer.heads).double()
         floor = max(state.layer.mask_floor, torch.finfo(before.dtype).min / 2)
-        self._judge(state, own.double(), ours.double(), own <= floor, own.double().abs(), own.dtype)
+        masked, dtype = plain <= floor, plain.dtype
+        plain = plain.double()
+        self._judge(state, plain, over_t, masked, plain.abs(), dtype)
 
     def product(
         self,
@@ -73,43 +79,41 @@ class SoftmaxTrial:
         kwargs: dict[str, Any],
     ) -> None:
         """Called with query, key, value and mask before and after they were divided."""
-        own, size = product_logits(before, args, kwargs)
-        ours, _ = product_logits(after, args, kwargs)
+        plain, size = product_logits(before, args, kwargs)
+        over_t, _ = product_logits(after, args, kwargs)
         floor = max(state.layer.mask_floor, torch.finfo(before[0].dtype).min / 2)
-        self._judge(state, own, ours, own <= floor, size, before[0].dtype)
+        self._judge(state, plain, over_t, plain <= floor, size, before[0].dtype)
 
     def _judge(
         self,
         state: TemperatureState,
-        own: Tensor,
-        ours: Tensor,
+        plain: Tensor,
+        over_t: Tensor,
         masked: Tensor,
         size: Tensor,
         dtype: torch.dtype,
     ) -> None:
-        layer, trial = state.layer, self.trial
-        temperature = in_force(state, len(own)).to(own.device)[:, :, None, None]
-        exact = torch.where(masked, own, own / temperature)
+        """Compare logits over T, as the route made them, with the reference's.
+
+        size: of the summands of each logit, which its rounding is a share of.
+        """
+        layer, findings = state.layer, self.findings
+        temperature = in_force(state, len(plain)).to(plain.device)[:, :, None, None]
+        exact = torch.where(masked, plain, plain / temperature)
         eps = max(torch.finfo(dtype).eps, torch.finfo(state.beta.dtype).eps)
         allowed = (_ROUNDINGS * eps * size / temperature).masked_fill(masked, 0.0)
-        error = (ours - exact).nan_to_num(0.0).abs()
-        trial.calls[layer.name] = trial.calls.get(layer.name, 0) + 1
-        if bool(((error > allowed) | (ours.isnan() & ~own.isnan())).any()):
-            trial.object(
+        error = (over_t - exact).nan_to_num(0.0).abs()
+        findings.calls[layer.name] = findings.calls.get(layer.name, 0) + 1
+        if bool(((error > allowed) | (over_t.isnan() & ~plain.isnan())).any()):
+            findings.disagree(
                 f"{layer.name} disagrees with the reference: a logit of its softmax is off by "
                 f"{error.max().item():.2g} (allowed {allowed.max().item():.2g})"
             )
-        if bool(((ours != exact) & (temperature == 1) & (size > 0)).any()):
-            trial.object(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
+        if bool(((over_t != exact) & (temperature == 1) & (size > 0)).any()):
+            findings.disagree(f"{layer.name}: T = 1 does not reproduce the original bit for bit")
         live = ~masked
-        change = (exact - own)[live].norm().item()
+        change = (exact - plain)[live].norm().item()
         if change > 0:
-            trial.share = max(trial.share, error[live].norm().item() / change)
-            trial.moved = max(trial.moved, change / own[live].norm().item())
-        trial.spread = max(trial.spread, spread(own, masked))
-
-
-def spread(logits: Tensor, masked: Tensor) -> float:
-    """Root mean square over queries of the standard deviation over keys."""
-    live = logits.masked_fill(masked, torch.nan)
-    return float((live - live.nanmean(-1, keepdim=True)).square().nanmean().sqrt())
+            findings.share = max(findings.share, error[live].norm().item() / change)
+            findings.moved = max(findings.moved, change / plain[live].norm().item())
+        findings.spread = max(findings.spread, logit_spread(plain, masked))

@@ -12,6 +12,7 @@ a function that stays the same object.
 
 from __future__ import annotations
 
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,8 @@ from tempering.attention.hooks.forward import own_forward
 UNSTATED = frozenset(
     "_name_or_path _commit_hash transformers_version torch_dtype dtype architectures".split()
 )
-Reference = Callable[[], Any]
+ObjectRef = Callable[[], Any]
+_DTYPE_AND_DEVICE = operator.attrgetter("dtype", "device")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +42,9 @@ class Structure:
     kinds: the classes of the modules. stated: the fields of the configurations.
     """
 
-    parts: tuple[Reference, ...]
+    parts: tuple[ObjectRef, ...]
     marks: tuple[Any, ...]
-    patches: tuple[Reference, ...]
+    patches: tuple[ObjectRef, ...]
     kinds: tuple[type, ...]
     stated: tuple[str, ...]
 
@@ -58,12 +60,12 @@ class Structure:
     __hash__ = None  # type: ignore[assignment]
 
 
-def same(ones: Sequence[Reference], others: Sequence[Reference]) -> bool:
+def same(ones: Sequence[ObjectRef], others: Sequence[ObjectRef]) -> bool:
     """Whether two lists refer to the same objects, all of which are still there."""
     return len(ones) == len(others) and all(map(_same, ones, others))
 
 
-def _same(one: Reference, other: Reference) -> bool:
+def _same(one: ObjectRef, other: ObjectRef) -> bool:
     # A weak reference without a callback is one object for as long as what it refers to lives.
     if one is other:
         return one() is not None
@@ -82,7 +84,7 @@ class _Held:
         return self.value
 
 
-def reference(value: Any) -> Reference:
+def object_ref(value: Any) -> ObjectRef:
     """A weak reference, where there can be one."""
     try:
         return weakref.ref(value)
@@ -91,50 +93,59 @@ def reference(value: Any) -> Reference:
 
 
 def walk(model: nn.Module) -> tuple[Structure, list[Tensor]]:
-    """The structure of a model, and its parameters in the order of `parameters()`."""
-    seen: dict[int, int] = {}
-    parts: list[nn.Module] = []
-    marks: list[Any] = []
+    """The structure of a model, and its parameters in the order of `parameters()`.
+
+    Written for speed: every use of a profile walks over hundreds of modules.
+    """
+    # What was met, in order, and where it stands there by its id.
+    modules: list[nn.Module] = []
+    module_places: dict[int, int] = {}
     parameters: list[Tensor] = []
+    parameter_places: dict[int, int] = {}
+    marks: list[Any] = []
     patches: list[Any] = []
     configs: dict[int, Any] = {}
-    places: dict[int, int] = {}
     stack: list[nn.Module | None] = [model]
     while stack:
         module = stack.pop()
         if module is None:
             marks.append(None)
             continue
-        known = seen.setdefault(id(module), len(parts))
-        if known < len(parts):  # shared: which one it is
-            marks.append(known)
+        key = id(module)
+        if key in module_places:
+            marks.append(module_places[key])  # shared: which one it is
             continue
-        parts.append(module)
+        module_places[key] = len(modules)
+        modules.append(module)
         marks.append(type(module))
-        own = module.__dict__
-        if "forward" in own and (forward := own_forward(module)) is not None:
+        fields = module.__dict__
+        if "forward" in fields and (forward := own_forward(module)) is not None:
             marks.append("a forward of its own")
             patches.append(forward)
-        if "config" in own:
-            configs[id(own["config"])] = own["config"]
-        for key, value in module._parameters.items():
-            if value is None:
-                marks.append(None)
-                continue
-            place = places.setdefault(id(value), len(parameters))
-            marks += (key, place)
-            if place == len(parameters):
-                parameters.append(value)
-        children = module._modules
+        if "config" in fields:
+            configs[id(fields["config"])] = fields["config"]
+        own_parameters = fields["_parameters"]
+        if own_parameters:
+            marks += own_parameters
+            for name, value in own_parameters.items():
+                key = id(value)
+                if value is None:
+                    marks.append((name, None))
+                elif key in parameter_places:
+                    marks.append((name, parameter_places[key]))
+                else:
+                    parameter_places[key] = len(parameters)
+                    parameters.append(value)
+        children = fields["_modules"]
         if children:
             marks += children
             stack += reversed(children.values())
-    marks.append({(value.dtype, value.device) for value in parameters})
+    marks.append(set(map(_DTYPE_AND_DEVICE, parameters)))
     structure = Structure(
-        tuple(map(weakref.ref, parts)),
+        tuple(map(weakref.ref, modules)),
         tuple(marks),
-        tuple(map(reference, patches)),
-        tuple(dict.fromkeys(map(type, parts))),
+        tuple(map(object_ref, patches)),
+        tuple(dict.fromkeys(map(type, modules))),
         tuple(map(stated, configs.values())),
     )
     return structure, parameters
@@ -156,7 +167,7 @@ def stated(config: Any) -> str:
     )
 
 
-def code(kinds: Iterable[type], attention: Sequence[nn.Module]) -> tuple[Reference, ...]:
+def code(kinds: Iterable[type], attention: Sequence[nn.Module]) -> tuple[ObjectRef, ...]:
     """The functions that a model runs: the `forward` of every class, and all that attention runs.
 
     Attention runs the functions of its classes, what these call by name, and what the attention
@@ -171,13 +182,13 @@ def code(kinds: Iterable[type], attention: Sequence[nn.Module]) -> tuple[Referen
         names = {_implementation(module.__dict__.get("config")) for module in attention}
         functions = utils.ALL_ATTENTION_FUNCTIONS
         found += [functions.get(name) for name in sorted(filter(None, names))]
-    return tuple(reference(item) for item in found if item is not None)
+    return tuple(object_ref(item) for item in found if item is not None)
 
 
-def own_code(attention: Iterable[nn.Module]) -> tuple[Reference, ...]:
+def own_code(attention: Iterable[nn.Module]) -> tuple[ObjectRef, ...]:
     """The callables besides `forward` that instances of attention modules have of their own."""
     return tuple(
-        reference(item)
+        object_ref(item)
         for module in attention
         for name, item in module.__dict__.items()
         if callable(item) and name != "forward" and not isinstance(item, Tensor | type)

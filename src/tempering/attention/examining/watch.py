@@ -1,62 +1,43 @@
 """Run a model on a few tokens and watch its softmaxes: which layers have one, in what shape.
 
-Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
-is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
-the module or the configuration states. Every attention call is also tried against a reference
-while it is at hand (`interface_trial.py`, `softmax_trial.py`). What attends and was not read so
-is refused by name: no module that ran is left alone silently.
+`layer_reader.py` reads layers off the calls. Every attention call is also tried against a
+reference while it is at hand (`interface_trial.py`, `softmax_trial.py`). A module that attends
+and was not read as a layer is refused by name: none that ran is left alone silently.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tempering.attention import axes
-from tempering.attention.examining.interface_trial import Trial, try_interface
-from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking
+from tempering.attention.examining.interface_trial import Findings, try_interface
+from tempering.attention.examining.layer_reader import LayerReader
+from tempering.attention.examining.module_stack import ModuleStack
 from tempering.attention.examining.sample import fails_on_sample, run, sample_inputs
 from tempering.attention.examining.softmax_calls import Functions, Operators
-from tempering.attention.hooks import interface_patch, interface_route
-from tempering.attention.hooks.ownership import state_of
-from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
+from tempering.attention.hooks import interface_patch
+from tempering.attention.layout import AttentionLayer
 from tempering.errors import ArchitectureError, TemperingError
-
-__all__ = ["Observation", "observe", "run", "sample_inputs"]
-
-_HEAD_FIELDS = (
-    "num_attention_heads",
-    "num_heads",
-    "n_heads",
-    "n_head",
-    "num_attn_heads",
-    "heads",
-    "decoder_attention_heads",
-    "encoder_attention_heads",
-)
 
 
 @dataclass
 class Observation:
     """What one forward pass showed.
 
-    layers: in the order of their first call. trial: what the reference made of each call.
+    layers: in the order of their first call. findings: what the reference made of each call.
     memory: the model's cache, if it keeps one.
-    softmaxes: how many softmaxes in the shape of its attention a tempered module called itself.
+    own_calls: how many softmaxes in the shape of its attention a tempered module called itself.
     reached: names of the modules that ran.
     """
 
     layers: list[AttentionLayer] = field(default_factory=list)
-    trial: Trial = field(default_factory=Trial)
+    findings: Findings = field(default_factory=Findings)
     memory: Any = None
-    softmaxes: Counter[str] = field(default_factory=Counter)
+    own_calls: Counter[str] = field(default_factory=Counter)
     reached: frozenset[str] = frozenset()
 
 
@@ -64,32 +45,37 @@ def observe(
     model: nn.Module,
     sample: dict[str, Any] | None = None,
     cache: bool = True,
-    trial: Trial | None = None,
+    findings: Findings | None = None,
 ) -> Observation:
-    """Watch one forward pass, and try every attention call that it makes."""
+    """Watch one forward pass, and try every attention call that it makes.
+
+    findings: of a tempered model, where its own trials note theirs.
+    """
     _refuse_known(model)
     inputs = sample if sample is not None else sample_inputs(model)
-    watcher = _Watcher(model, inputs, trial or Trial())
+    modules = ModuleStack(model)
+    reader = LayerReader(model, modules, _rows(inputs))
+    kept = findings or Findings()
     try:
-        observation = watcher.watch(cache)
+        memory = _run_watched(model, inputs, cache, modules, reader, kept)
     except TemperingError:
         raise
     except Exception as error:
         if not cache:
             raise ArchitectureError(fails_on_sample(model, sample, error)) from error
-        # A few architectures can't make a cache; what fails for another reason fails again.
-        return observe(model, sample, cache=False, trial=trial)
-    if watcher.unmasked and trial is None:
+        # A few architectures can't make a cache; a model that fails otherwise fails again.
+        return observe(model, sample, cache=False, findings=findings)
+    if reader.unmasked and findings is None:
         if cache:
-            # A few mask what comes later only where they keep no cache.
+            # A few architectures mask later tokens only where they keep no cache.
             return observe(model, sample, cache=False)
-        name, shape = next(iter(watcher.unmasked.items()))
+        name, shape = next(iter(reader.unmasked.items()))
         raise ArchitectureError(
             f"{name} calls softmax over the last axis of {list(shape)}, like attention, but masks "
             "nothing there, so it can't be told whether it attends to keys"
         )
-    watcher.refuse_unread()
-    return observation
+    reader.refuse_unread()
+    return Observation(reader.layers(), kept, memory, reader.own_calls, frozenset(modules.reached))
 
 
 def _refuse_known(model: nn.Module) -> None:
@@ -102,69 +88,23 @@ def _refuse_known(model: nn.Module) -> None:
             )
 
 
-class _Watcher:
-    def __init__(self, model: nn.Module, inputs: dict[str, Any], trial: Trial) -> None:
-        self.model = model
-        self.inputs = inputs
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.stack: list[nn.Module] = []
-        self.inside: list[nn.Module] = []
-        self.found: dict[str, AttentionLayer] = {}
-        self.others: dict[str, set[tuple[int, bool]]] = {}
-        # Modules with softmaxes in the shape of attention that mask nothing -> the shape.
-        self.unmasked: dict[str, torch.Size] = {}
-        # Modules that attend in a way that was not read -> how.
-        self.unread: dict[str, str] = {}
-        self.announced = 0
-        self.softmaxes: Counter[str] = Counter()
-        self.reached: set[str] = set()
-        self.thread = threading.get_ident()
-        self.trial = trial
-        named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
-        given = [*named, *inputs.values()]
-        self.batch = next(item.shape[0] for item in given if isinstance(item, Tensor))
+def _rows(inputs: dict[str, Any]) -> int:
+    """Rows of the batch, by the inputs that are sure to have one entry a row, or else any."""
+    named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
+    return next(item.shape[0] for item in (*named, *inputs.values()) if isinstance(item, Tensor))
 
-    def watch(self, cache: bool) -> Observation:
-        handles = []
-        for module in self.model.modules():
-            handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            with interface_patch.watched(self._watched), Functions(self), Operators(self):
-                result = run(self.model, self.inputs, cache)
-        finally:
-            for handle in handles:
-                handle.remove()
-        layers = [
-            replace(layer, other_softmaxes=tuple(sorted(self.others.get(layer.name, ()))))
-            for layer in self.found.values()
-        ]
-        memory = getattr(result, "past_key_values", None)
-        return Observation(layers, self.trial, memory, self.softmaxes, frozenset(self.reached))
 
-    def refuse_unread(self) -> None:
-        """ArchitectureError that names a module which attends, and was not read as a layer."""
-        for name, how in self.unread.items():
-            kind = type(self.model.get_submodule(name)).__name__
-            raise ArchitectureError(
-                f"{name} ({kind}) {how}, so its temperature can't be controlled exactly"
-            )
+def _run_watched(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    cache: bool,
+    modules: ModuleStack,
+    reader: LayerReader,
+    findings: Findings,
+) -> Any:
+    """One forward pass whose calls are read and tried; the cache that the model kept, if any."""
 
-    # Another thread may run the model meanwhile.
-    def _enter(self, module: nn.Module, arguments: Any) -> None:
-        if threading.get_ident() == self.thread:
-            self.stack.append(module)
-            self.reached.add(self.names.get(id(module), ""))
-
-    def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if threading.get_ident() == self.thread and self.stack and self.stack[-1] is module:
-            self.stack.pop()
-
-    # -- calls of the attention interface
-
-    def _watched(
-        self, function: Callable[..., Any], eager: Callable[..., Any]
-    ) -> Callable[..., Any]:
+    def watched(function: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
         def attention(
             module: nn.Module,
             query: Tensor,
@@ -174,209 +114,19 @@ class _Watcher:
             **kwargs: Any,
         ) -> Any:
             arguments = (query, key, value, attention_mask)
-            layer = self._record(module, *arguments, kwargs, function)
-            self.inside.append(module)
-            try:
+            layer = reader.interface(module, query, key, attention_mask, kwargs)
+            with reader.inside_interface():
                 output = function(module, *arguments, **kwargs)
-                try_interface(self.trial, layer, function, eager, module, arguments, kwargs)
-            finally:
-                self.inside.pop()
+                try_interface(findings, layer, function, eager, module, arguments, kwargs)
             return output
 
         return attention
 
-    def _record(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-        function: Callable[..., Any],
-    ) -> AttentionLayer:
-        name = self.names.get(id(module))
-        if name is None:
-            raise ArchitectureError(
-                f"{type(module).__name__} calls attention but is no module of "
-                f"{type(self.model).__name__}"
-            )
-        if query.ndim != 4 or key.ndim != 4:
-            raise ArchitectureError(
-                f"{name}: queries of shape {tuple(query.shape)} are not "
-                "[batch, heads, tokens, head_dim]; its heads can't be told apart"
-            )
-        if query.shape[0] != self.batch:
-            raise ArchitectureError(
-                f"{name}: {query.shape[0]} rows of queries for a batch of {self.batch}; "
-                "its rows can't be told apart"
-            )
-        features = {
-            item for item in interface_route.LOGIT_ARGUMENTS if kwargs.get(item) is not None
-        }
-        if "s_aux" in features or interface_route.has_own_sinks(module):
-            features.add("sinks")
-        layer = AttentionLayer(
-            name=name,
-            stack=self._stack_of(module, name, query.shape[2], key.shape[2], kwargs),
-            index=0,
-            heads=query.shape[1],
-            kv_heads=key.shape[1],
-            mask_floor=mask_floor(mask),
-            features=tuple(sorted(features - {"s_aux"})),
-        )
-        return self.found.setdefault(name, layer)
-
-    def _stack_of(
-        self, module: nn.Module, name: str, queries: int, keys: int, kwargs: dict[str, Any]
-    ) -> Stack:
-        if name in self.found:
-            return self.found[name].stack
-        model: Any = self.model
-        if not model.config.is_encoder_decoder:
-            causal = kwargs.get("is_causal")
-            causal = getattr(module, "is_causal", True) if causal is None else causal
-            return "decoder" if causal or model.can_generate() else "encoder"
-        decoder = model.get_decoder()
-        if decoder is None or not any(item is decoder for item in self.stack):
-            return "encoder"
-        # The probe's target is shorter than its source, so keys of the source tell.
-        return "decoder" if queries == keys else "cross"
-
-    # -- softmaxes that models call themselves
-
-    @contextlib.contextmanager
-    def announce(self) -> Iterator[None]:
-        """What PyTorch computes inside is known from the function that was called."""
-        self.announced += 1
-        try:
-            yield
-        finally:
-            self.announced -= 1
-
-    def owner(self) -> nn.Module:
-        """The module that calls a softmax."""
-        modules = (m for m in reversed(self.stack) if not isinstance(m, nn.Softmax))
-        return next(modules, self.stack[-1])
-
-    def unseen(self, operator: str, logits: Any, dim: Any) -> None:
-        """An operator that attends, or may, was met and no function that is known called it."""
-        if self.inside or self.announced or not self.stack:
-            return
-        owner = self.owner()
-        if isinstance(logits, Tensor) and not named_for_attention(owner):
-            # A softmax of some other kind, unless it looks like attention all the same.
-            readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
-            last = dim in (-1, logits.ndim - 1)
-            if not (last and readings and bool((logits <= MASKED).any())):
-                return
-        self.unread.setdefault(
-            self.names.get(id(owner), ""),
-            f"attends by {operator}, out of reach of a temperature (a softmax by hand, or of "
-            "compiled, scripted or fused code; call torch.nn.functional.softmax)",
-        )
-
-    def by_hand(self, logits: Tensor) -> None:
-        """An exponential was met: of masked logits, it is a softmax by hand."""
-        if self.inside or self.announced or not self.stack:
-            return
-        owner = self.owner()
-        if named_for_attention(owner) and bool((logits <= MASKED).any()):
-            readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
-            if readings:
-                self.unseen("exp", None, None)
-
-    def own_softmax(self, logits: Tensor, dim: Any) -> AttentionLayer | None:
-        """The layer that a softmax outside the interface belongs to, if it is attention.
-
-        None as well where the module has a temperature: that one's own trial is told instead.
-        """
-        if self.inside or not self.stack or not isinstance(logits, Tensor):
-            return None
-        owner = self.owner()
-        last = dim in (-1, logits.ndim - 1)
-        state = state_of(owner)
-        if state is not None:
-            own = state.layer
-            if own.route == "softmax" and last:
-                fit = any(axes.fits(pattern, logits.shape, own.heads) for pattern in own.axes)
-                self.softmaxes[own.name] += fit
-            return None
-        name = self.names.get(id(owner), "")
-        readings = axes.candidates(logits.shape, self.batch, self._head_counts(owner))
-        masked = bool((logits <= MASKED).any())
-        if not last or not readings or not masked:
-            if last and readings and (name in self.found or attends(owner)):
-                self.unmasked[name] = logits.shape
-            elif last and not readings and attends(owner) and (masked or _is_square(logits)):
-                self.unread.setdefault(
-                    name,
-                    f"calls softmax over {list(logits.shape)}, whose {self.batch} rows and heads "
-                    "can't be told apart (attention in windows?)",
-                )
-            self.others.setdefault(name, set()).add((logits.ndim, last))
-            return None
-        if len(readings) > 1:
-            raise ArchitectureError(
-                f"{name}: logits of shape {list(logits.shape)} can be read as "
-                f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
-            )
-        pattern, heads = readings[0]
-        known = self.found.get(name)
-        if known is not None and known.route == "interface":
-            raise ArchitectureError(
-                f"{name} calls both the attention interface and a softmax of its own"
-            )
-        if known is None:
-            known = AttentionLayer(
-                name=name,
-                stack=self._stack_of(owner, name, *self._lengths(logits, pattern), {}),
-                index=0,
-                heads=heads,
-                kv_heads=heads,
-                route="softmax",
-                axes=(pattern,),
-                mask_floor=logits_floor(name, axes.standard(logits, pattern, heads)),
-                masking=masking(logits),
-            )
-        elif heads != known.heads:
-            raise ArchitectureError(f"{name} has softmaxes of {known.heads} and of {heads} heads")
-        elif pattern not in known.axes:
-            known = replace(known, axes=(*known.axes, pattern))
-        if known.masking != masking(logits):
-            known = replace(known, masking=None)
-        self.found[name] = known
-        return known
-
-    def own_product(self, query: Tensor, key: Tensor, mask: Any) -> AttentionLayer | None:
-        """The layer that a scaled dot product attention outside the interface belongs to."""
-        if query.ndim != 4:
-            if self.stack and not self.inside:
-                self.unread[self.names.get(id(self.owner()), "")] = (
-                    f"has queries of shape {list(query.shape)} in scaled_dot_product_attention, "
-                    "which are not [batch, heads, tokens, head_dim]"
-                )
-            return None
-        # In the shape of its logits, and masked, as it may be inside.
-        layer = self.own_softmax(query.new_full((*query.shape[:3], key.shape[2]), -torch.inf), -1)
-        if layer is not None:
-            layer = replace(layer, mask_floor=mask_floor(mask), masking=None)
-            self.found[layer.name] = layer
-        return layer
-
-    def _lengths(self, logits: Tensor, pattern: str) -> tuple[int, int]:
-        return (logits.shape[1 if pattern == axes.WINDOWS else -2], logits.shape[-1])
-
-    def _head_counts(self, owner: nn.Module) -> set[int]:
-        own = {getattr(owner, name, None) for name in _HEAD_FIELDS}
-        counts = {item for item in own if type(item) is int and item > 0}
-        if not counts:
-            config: Any = self.model.config
-            stated = {getattr(config.get_text_config(), name, None) for name in _HEAD_FIELDS}
-            counts = {item for item in stated if type(item) is int and item > 0}
-        return counts
-
-
-def _is_square(logits: Tensor) -> bool:
-    """Whether there is a key for every query, as in windows; streams or points are fewer."""
-    return logits.ndim > 1 and logits.shape[-1] == logits.shape[-2] > 1
+    with (
+        modules.followed(),
+        interface_patch.watched(watched),
+        Functions(reader, findings),
+        Operators(reader),
+    ):
+        result = run(model, inputs, cache)
+    return getattr(result, "past_key_values", None)

@@ -1,8 +1,8 @@
-"""The forward of a tempered module: it finds its temperatures, and must have used them.
+"""The forward of a tempered module: it finds the module's temperature, and must have used it.
 
-While a module is held, its `forward` is wrapped. What runs inside is attention that must meet
-its temperature: a forward that ends without one tempered call (it took softmax under a name of
-its own, or by another way than when it was examined) is an error at that moment.
+While a handle holds a module, its `forward` is wrapped. Attention code that runs inside must meet
+the temperature. A forward that ends without having met it (the code calls softmax under a name of
+its own, or attends by another way than when it was examined) raises an error at that moment.
 """
 
 from __future__ import annotations
@@ -15,31 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.hooks.ownership import LOCK, STATE, Hold, Outside, Part, Site
+from tempering.attention.hooks.ownership import LOCK, STATE, Hold
+from tempering.attention.hooks.site import LayerPart, OutsideProfile, Site
 from tempering.attention.hooks.softmax_route import Running
-from tempering.attention.hooks.state import Place, TemperatureState
+from tempering.attention.hooks.temperature_state import Placement, TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.errors import ArchitectureError
 
 
-def hold(module: nn.Module, owner: Hold, given: Part | Outside, place: Place | None = None) -> Site:
-    """Give a module what a hold has for it; `owner.release` takes it back.
+def hold_module(
+    module: nn.Module,
+    hold: Hold,
+    part: LayerPart | OutsideProfile,
+    placement: Placement | None = None,
+) -> Site:
+    """Put the part of a hold in force on a module; `hold.release` takes it back.
 
-    place: that of the module, if it is known already.
+    placement: that of the module, if it is known already.
     """
     with LOCK:
-        own = module.__dict__
-        site = own.get(STATE)
+        fields = module.__dict__
+        site = fields.get(STATE)
         if site is None:
-            site = Site(module, _forward_tempered, place or place_of(module))
+            site = Site(module, _forward_tempered, placement or placement_of(module))
             site.inner = own_forward(module)
-            own[STATE] = site
+            fields[STATE] = site
             # A bound method, so that a deep copy of the model binds it to the copy.
-            own["forward"] = types.MethodType(_forward_tempered, module)
-        if isinstance(given, Part):
-            site.parts[owner.number] = given
+            fields["forward"] = types.MethodType(_forward_tempered, module)
+        if isinstance(part, LayerPart):
+            site.parts[hold.number] = part
         else:
-            site.outside[owner.number] = given
+            site.outside[hold.number] = part
         return site
 
 
@@ -54,24 +60,25 @@ def own_forward(module: nn.Module) -> Any:
 
 
 @contextlib.contextmanager
-def held(
+def module_tempered(
     module: nn.Module, layer: AttentionLayer
 ) -> Iterator[Callable[[Tensor], TemperatureState]]:
     """Temper one module for this thread alone: gives a function that sets T[rows, heads]."""
-    owner = Hold([module], private=True)
+    hold = Hold([module], private=True)
+    ones = torch.ones(1, layer.heads, dtype=torch.float64)
     try:
-        site = hold(module, owner, Part(layer, torch.ones(1, layer.heads, dtype=torch.float64)))
-        owner.enter()
+        site = hold_module(module, hold, LayerPart(layer, ones))
+        hold.enter()
 
         def temper(temperature: Tensor) -> TemperatureState:
-            site.set(owner.number, temperature)
+            site.set(hold.number, temperature)
             state = site.find()
             assert isinstance(state, TemperatureState)
             return state
 
         yield temper
     finally:
-        owner.release()
+        hold.release()
 
 
 def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -79,25 +86,27 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if site is None:
         inner = module.__dict__.get("forward")
         if inner is None or getattr(inner, "__func__", None) is _forward_tempered:
-            # A deep copy: its forward came along, its temperatures did not.
+            # A deep copy: our forward was copied with it, the temperatures were not.
             return type(module).forward(module, *args, **kwargs)
-        return inner(*args, **kwargs)  # given back since this was looked up
-    state = site.here
+        return inner(*args, **kwargs)  # another thread released the module after we were called
+    state = site.current
     if state is None:
-        return _inner(site, module, args, kwargs)
+        return _forward_inside(site, module, args, kwargs)
     if type(state) is TemperatureState:
         with Running(state) as running:
-            output = _inner(site, module, args, kwargs)
+            output = _forward_inside(site, module, args, kwargs)
         if not running.met:
             raise _unmet(state, module)
         return output
-    if isinstance(state, Outside) and not state.entered:
+    if isinstance(state, OutsideProfile) and not state.entered:
         with Running(state):
-            return _inner(site, module, args, kwargs)
+            return _forward_inside(site, module, args, kwargs)
     raise state.error
 
 
-def _inner(site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _forward_inside(
+    site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """What the module would run untempered."""
     if site.inner is not None:
         return site.inner(*args, **kwargs)
@@ -113,27 +122,27 @@ def _unmet(state: TemperatureState, module: nn.Module) -> ArchitectureError:
     )
 
 
-# A pickled method is looked up by name in the module that is loaded: its own forward, there.
+# A pickled method is looked up by its name in the module that is loaded: its own forward there.
 _forward_tempered.__name__ = "forward"
 
 
-def place_of(module: nn.Module) -> Place:
-    """Where a module computes, and float64 for a model that does (else float32)."""
-    tensor = _first_floating(module)
-    if tensor is None:
+def placement_of(module: nn.Module) -> Placement:
+    """The device where a module computes; float64 for a module that does, else float32."""
+    weights = _first_floating(module)
+    if weights is None:
         return torch.device("cpu"), torch.float32
     # Weights that accelerate keeps elsewhere come to a device when they are used.
-    device = torch.device("cpu") if tensor.is_meta else tensor.device
-    return device, torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    device = torch.device("cpu") if weights.is_meta else weights.device
+    return device, torch.float64 if weights.dtype == torch.float64 else torch.float32
 
 
 def _first_floating(module: nn.Module) -> Tensor | None:
-    """The first parameter that is a real number, in the order of `parameters`."""
+    """The first floating-point parameter, in the order of `parameters`."""
     stack = [module]
     while stack:
-        one = stack.pop()
-        for value in one._parameters.values():
+        part = stack.pop()
+        for value in part._parameters.values():
             if value is not None and value.is_floating_point():
                 return value
-        stack.extend(item for item in reversed(one._modules.values()) if item is not None)
+        stack.extend(child for child in reversed(part._modules.values()) if child is not None)
     return None

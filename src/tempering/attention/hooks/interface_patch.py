@@ -1,12 +1,13 @@
 """Transformers' attention interface, wrapped while anyone needs it and then given back.
 
 Models ask an `AttentionInterface` for their attention function at every call. While a handle or
-a probe is at work, what it hands back is wrapped. A tempered module carries its temperatures
-itself; a module without one gets what it asked for.
+an examination is at work, the function that the interface hands back is wrapped: called by a
+tempered module, it applies the temperatures that the module carries; called by any other module,
+it does what it did before.
 
-The method is replaced on the class, which serves every instance, and on the instances at hand
-as well: a model that was compiled before looks, through its guards, at the instance alone, and
-would go on without its temperatures.
+The method is replaced on the class, which serves every instance, and on every instance that
+exists: the guards of a model that was compiled before look at the instance alone, and would let
+it run on without its temperatures.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ import torch
 
 from tempering.attention.hooks.interface_route import attend
 from tempering.attention.hooks.ownership import STATE
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.logits import observe_with
 from tempering.others import check_release
 
-# Reentrant: a forgotten handle may be collected, and so let go, while the lock is held.
+# Reentrant: a forgotten handle may be collected, and so released, while the lock is taken.
 _LOCK = threading.RLock()
 _USERS = 0
+# While wrapped: the class, then the instances.
 _WRAPPED: list[Any] = []
-# What the modules held when they were last read: (what they were, the instances).
-_SCANNED: tuple[Any, list[Any]] | None = None
-# Its names change without an import.
+# When Python's modules were last searched: (which they were, the instances found).
+_SEARCHED: tuple[Any, list[Any]] | None = None
+# Searched every time: in a notebook its names change without an import.
 _MAIN = [sys.modules["__main__"]]
 _ORIGINAL: Any = None
-# Given the function that the interface hands back and the model's own eager one, what is
-# called in place of the first.
+# Takes the function that the interface hands back and the model's own eager one; gives the
+# function that is called in place of the first.
 Wrap = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
-# Thread -> what wraps the attention functions that this thread is handed.
+# Thread id -> what wraps the attention functions that the interface hands to this thread.
 _WATCHERS: dict[int, Wrap] = {}
 
 
@@ -94,35 +96,36 @@ def watched(wrap: Wrap) -> Iterator[None]:
 
 def _instances(interface: type) -> list[Any]:
     """The shared instance, and those of models that keep one of their own."""
-    global _SCANNED
-    # Reading 3,000 modules takes longer than the rest of attaching a profile; whatever was
-    # imported since stands last.
+    global _SEARCHED
+    # Searching 3,000 modules takes longer than the rest of attaching a profile. A module that was
+    # imported since the last search stands last.
     last = next(reversed(sys.modules))
-    state = (len(sys.modules), last, sys.modules.get(last))
-    if _SCANNED is None or _SCANNED[0] != state:
-        _SCANNED = (state, _found(list(sys.modules.values()), interface))
-    return list({id(item): item for item in [*_SCANNED[1], *_found(_MAIN, interface)]}.values())
+    imported = (len(sys.modules), last, sys.modules.get(last))
+    if _SEARCHED is None or _SEARCHED[0] != imported:
+        _SEARCHED = (imported, _instances_in(list(sys.modules.values()), interface))
+    instances = [*_SEARCHED[1], *_instances_in(_MAIN, interface)]
+    return list({id(instance): instance for instance in instances}.values())
 
 
-def _found(modules: list[Any], interface: type) -> list[Any]:
-    found = (getattr(item, "__dict__", {}).get("ALL_ATTENTION_FUNCTIONS") for item in modules)
-    return [item for item in found if item is not None and isinstance(item, interface)]
+def _instances_in(modules: list[Any], interface: type) -> list[Any]:
+    named = (getattr(item, "__dict__", {}).get("ALL_ATTENTION_FUNCTIONS") for item in modules)
+    return [item for item in named if item is not None and isinstance(item, interface)]
 
 
 def _get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Any:
     function = _ORIGINAL(self, implementation, default)
 
-    # module: or a stand-in for one, with other sinks.
+    # `module` may be a stand-in for one, with other sinks.
     def tempered_attention(module: Any, *args: Any, **kwargs: Any) -> Any:
         site = getattr(module, STATE, None)
-        state = None if site is None else site.here
+        state = None if site is None else site.current
         if state is None:
             return function(module, *args, **kwargs)
         if type(state) is not TemperatureState:
             raise state.error
         if state.observer is None:
             return attend(function, state, module, *args, **kwargs)
-        # The observer stands between the temperature and the softmax.
+        # The observer is shown the call after it was tempered.
         observed = observe_with(function, state.observer)
         return attend(observed, state, module, *args, **kwargs)
 

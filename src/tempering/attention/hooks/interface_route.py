@@ -1,52 +1,42 @@
-"""How a temperature reaches a softmax: l -> l / T for all that the architecture puts before it.
+"""The interface route: attention that a model calls through transformers' attention interface.
 
-Two routes. Where a model calls transformers' attention interface, what the interface hands
-back is wrapped: queries (or the scaling factor), finite entries of an additive mask, additive
-position biases, sink logits and the soft cap are multiplied by beta = 1/T, which equals
-dividing the finished logits:
+The finished logits l become l / T, whatever the architecture puts before its softmax: queries (or
+the scaling factor), finite entries of an additive mask, additive position biases, sink logits and
+the soft cap are multiplied by beta = 1/T. For the soft cap this holds because
 
     cap tanh(l / cap) / T = (cap/T) tanh((l/T) / (cap/T))
 
-Where a model has attention code of its own, its softmax (or scaled dot product) calls are
-reached while the module's forward runs (`softmax_route.py`).
+Attention code of a model's own is reached at its softmax instead (`softmax_route.py`).
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.hooks.softmax_route import met
-from tempering.attention.hooks.state import (
-    TemperatureState,
+from tempering.attention.hooks.dividing import (
     adds_too_much,
-    fitted,
     in_float,
+    query_over_t,
     scaled,
     scaled_mask,
     shift_of,
 )
+from tempering.attention.hooks.softmax_route import note_met
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.errors import ArchitectureError
-
-__all__ = [
-    "LOGIT_ARGUMENTS",
-    "NEUTRAL_ARGUMENTS",
-    "TemperatureState",
-    "attend",
-    "check_arguments",
-]
 
 # Keyword arguments of the attention interface that add to the logits or cap them ...
 LOGIT_ARGUMENTS = ("position_bias", "s_aux", "sinks", "softcap")
-# ... and those that leave them alone: every keyword that the modelling files of transformers
-# 5.17 to 5.23 write at a call of the interface, and every parameter of the attention functions
-# that it can hand back, less the ones above. They say what is scaled, dropped out, packed,
-# cached or selected. `check_arguments` says what becomes of any other.
+# ... and those that leave the logits alone, because they say what is scaled, dropped out, packed,
+# cached or selected: every keyword that the modelling files of transformers 5.17 to 5.23 write at
+# a call of the interface, and every parameter of the attention functions that the interface can
+# hand back, less the ones above. Any other goes through `check_arguments`.
 NEUTRAL_ARGUMENTS = frozenset(
     "dropout scaling is_causal sliding_window cu_seq_lens_q cu_seq_lens_k max_length_q "
     "max_length_k output_attentions position_ids indices block_indices deterministic cache "
@@ -54,19 +44,22 @@ NEUTRAL_ARGUMENTS = frozenset(
 )
 
 
-def check_arguments(function: Callable[..., Any], layer: str, names: Any) -> None:
+_KNOWN_ARGUMENTS = NEUTRAL_ARGUMENTS.union(LOGIT_ARGUMENTS)
+
+
+def check_arguments(function: Callable[..., Any], layer: str, names: Iterable[str]) -> None:
     """ArchitectureError for an argument that may change the logits in a way not known here.
 
-    Models pass on every keyword that they were called with, so most never matter: an attention
-    function of transformers reads what its signature names and ignores the rest. A function
-    from elsewhere is given known arguments only.
+    Models pass on every keyword that they were called with, and most don't matter: an attention
+    function of transformers reads the arguments that its signature names and ignores the rest. A
+    function from elsewhere is given known arguments only.
     """
     for name in names:
-        if name in NEUTRAL_ARGUMENTS or name in LOGIT_ARGUMENTS:
+        if name in _KNOWN_ARGUMENTS:
             continue
-        # Of the function inside an observer, which must not be kept alive here.
-        named, known = _signature(inspect.unwrap(function))
-        if name in named or not known:
+        # The cache below must not keep an observer alive, so it is asked about what that wraps.
+        plain = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
+        if _reads(plain, name):
             raise ArchitectureError(
                 f"{layer} passes '{name}' to its attention function "
                 f"({getattr(function, '__name__', function)}), which is not known to leave the "
@@ -74,11 +67,12 @@ def check_arguments(function: Callable[..., Any], layer: str, names: Any) -> Non
             )
 
 
-@functools.lru_cache(maxsize=256)
-def _signature(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Parameters that a function names, and whether it is one of transformers' own."""
-    named = frozenset(inspect.signature(function).parameters)
-    return named, getattr(function, "__module__", "").split(".")[0] == "transformers"
+@functools.lru_cache(maxsize=1024)
+def _reads(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function names an argument, or may read it unnamed: one from elsewhere may."""
+    if getattr(function, "__module__", "").split(".")[0] != "transformers":
+        return True
+    return name in inspect.signature(function).parameters
 
 
 class _ModuleWithSinks:
@@ -118,9 +112,14 @@ def _scaled_sinks(sinks: Tensor, beta: Tensor) -> Tensor:
 
 def has_own_sinks(module: Any) -> bool:
     """Whether sink logits are weights of the attention module."""
-    return any("sink" in name for name in module._parameters) or any(
-        "sink" in name for name in module._buffers
-    )
+    # Loops and no `any`: this is asked at every call, and a generator costs more than the answer.
+    for name in module._parameters:
+        if "sink" in name:
+            return True
+    for name in module._buffers:  # noqa: SIM110
+        if "sink" in name:
+            return True
+    return False
 
 
 def attend(
@@ -135,34 +134,36 @@ def attend(
 ) -> Any:
     """Call an attention function of transformers with its logits divided by T."""
     layer = state.layer
-    if query.shape[1] != layer.heads:
+    batch, heads = query.shape[:2]
+    if heads != layer.heads:
         raise ArchitectureError(
             f"{layer.name} has queries of shape {tuple(query.shape)}; "
             f"axis 1 should hold its {layer.heads} heads"
         )
-    met(state)
+    note_met(state)
     compiling = torch.compiler.is_compiling()
     if not compiling:
         check_arguments(function, layer.name, kwargs)
         state.calls += 1
-        state.meet(query.shape[0], query.device)
+        state.fit_call(batch, query.device)
     if state.rule is None:
         beta, shift = state.beta, state.shift
     else:
         beta = state.rule(state, query, key, attention_mask, kwargs)
         shift = shift_of(float(beta.max())) if query.dtype == torch.float16 else 1
-    biases = (attention_mask, kwargs.get("position_bias"))
-    half = any(adds_too_much(query, item, shift, layer.mask_floor) for item in biases)
+    half = query.dtype == torch.float16 and (
+        adds_too_much(query, attention_mask, shift, layer.mask_floor)
+        or adds_too_much(query, kwargs.get("position_bias"), shift, layer.mask_floor)
+    )
     if half:
         query, key, value = query.float(), key.float(), value.float()
         attention_mask = in_float(attention_mask)
         kwargs = {name: in_float(item) for name, item in kwargs.items()}
     sinks = has_own_sinks(module)
     extras = [name for name in LOGIT_ARGUMENTS if kwargs.get(name) is not None]
-    flat = [name for name in ("s_aux", "sinks") if name in extras and kwargs[name].ndim == 1]
-    if beta.shape[0] > 1 and (sinks or flat):
-        states = (query, key, value)
-        output = _by_row(function, state, beta, shift, module, states, attention_mask, kwargs)
+    if len(beta) > 1 and (sinks or _has_sink_per_head(extras, kwargs)):
+        inputs = (query, key, value)
+        output = _by_row(function, state, beta, shift, module, inputs, attention_mask, kwargs)
         return tuple(None if x is None else x.half() for x in output) if half else output
 
     scaling = kwargs.get("scaling")
@@ -170,7 +171,7 @@ def attend(
     if uniform is not None and isinstance(scaling, float):
         kwargs["scaling"] = scaling * uniform
     else:
-        query, shift = fitted(query, beta, shift)
+        query, shift = query_over_t(query, beta, shift)
         if shift != 1:
             kwargs["scaling"] = shift * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     for name in extras:
@@ -181,6 +182,11 @@ def attend(
     mask = scaled_mask(attention_mask, beta, layer.mask_floor)
     output = function(target, query, key, value, mask, **kwargs)
     return tuple(None if x is None else x.half() for x in output) if half else output
+
+
+def _has_sink_per_head(extras: Sequence[str], kwargs: dict[str, Any]) -> bool:
+    """Whether sink logits are passed that all rows of the batch share."""
+    return any(name in ("s_aux", "sinks") and kwargs[name].ndim == 1 for name in extras)
 
 
 def _scaled_extra(
@@ -213,31 +219,31 @@ def _by_row(
     beta: Tensor,
     shift: int,
     module: Any,
-    states: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
     mask: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    """One call a row, for what can't differ between the rows of one call (sink logits)."""
+    """One call for each row: sink logits can't differ between the rows of one call."""
     if mask is not None and not isinstance(mask, Tensor):
         raise ArchitectureError(
             f"{state.layer.name} has sink logits, which flex attention takes for the whole batch; "
             "give one profile, or load the model with attn_implementation='eager' for a profile "
             "per row"
         )
-    batch = states[0].shape[0]
+    batch = inputs[0].shape[0]
     outputs, weights = [], []
     for row in range(batch):
-        part = slice(row, row + 1)
-        one = TemperatureState(state.layer, states[0].device, state.beta.dtype)
-        one.beta, one.uniform, one.shift = beta[part], None, shift
+        only = slice(row, row + 1)
+        row_state = TemperatureState(state.layer, inputs[0].device, state.beta.dtype)
+        row_state.beta, row_state.uniform, row_state.shift = beta[only], None, shift
 
-        def own(item: Any, part: slice = part) -> Any:
-            split = isinstance(item, Tensor) and item.ndim > 1 and item.shape[0] == batch > 1
-            return item[part] if split else item
+        def of_row(item: Any, only: slice = only) -> Any:
+            per_row = isinstance(item, Tensor) and item.ndim > 1 and item.shape[0] == batch > 1
+            return item[only] if per_row else item
 
-        arguments = {name: own(item) for name, item in kwargs.items()}
-        query, key, value = (item[part] for item in states)
-        output = attend(function, one, module, query, key, value, own(mask), **arguments)
+        arguments = {name: of_row(item) for name, item in kwargs.items()}
+        query, key, value = (item[only] for item in inputs)
+        output = attend(function, row_state, module, query, key, value, of_row(mask), **arguments)
         outputs.append(output[0])
         weights.append(output[1])
     return torch.cat(outputs), None if weights[0] is None else torch.cat(weights)

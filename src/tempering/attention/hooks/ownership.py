@@ -1,14 +1,9 @@
 """Whose temperatures a call sees: those of its own thread or asyncio task, and nobody else's.
 
-A tempered module carries a `Site` as its attribute `_tempering`; a module without one is left
-alone, so models never share state. The site keeps the temperatures of every handle, and a
-`TemperatureState` for each combination of handles that some thread or task runs with. A
-context variable says which handles are one's own, so what is started with a copy of the
-context (an asyncio task, `asyncio.to_thread`, `contextvars.copy_context().run`) has them too.
-
-A thread that has set nothing on a model where another thread has can't be known to want that
-temperature or none: it is refused. One that has tempered the model itself, and has removed
-its handles, is known to want none.
+Each handle makes a `Hold` on the modules that it tempers. A context variable names the holds that
+the running code sees (its `Scope`), so what is started with a copy of the context (an asyncio
+task, `asyncio.to_thread`, `contextvars.copy_context().run`) sees them too. What a module does with
+the holds on it is decided in `site.py`.
 """
 
 from __future__ import annotations
@@ -21,36 +16,32 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tempering.attention.hooks.state import Inverse, Place, TemperatureState
-from tempering.attention.layout import AttentionLayer
-from tempering.errors import RefusedError, TemperingError
-
+# The attribute by which a held module carries its `Site`; a module without one is left alone.
 STATE = "_tempering"
 
-# Reentrant: a forgotten hold may be collected, and so let go, while the lock is held.
+# Reentrant: a forgotten hold may be collected, and so released, while the lock is taken.
 LOCK = threading.RLock()
 _NUMBERS = itertools.count(1)
 _HOLDS: weakref.WeakValueDictionary[int, Hold] = weakref.WeakValueDictionary()
-_SCOPE: ContextVar[Scope | None] = ContextVar("tempering", default=None)
+SCOPE: ContextVar[Scope | None] = ContextVar("tempering", default=None)
 
 
-class _Thread(threading.local):
-    """Keeps the holds that a thread has taken: forgotten, they act until the thread ends."""
+class _HoldsOfThread(threading.local):
+    """Keeps the holds that a thread has taken: a forgotten one acts until its thread ends."""
 
     def __init__(self) -> None:
         self.holds: list[Hold] = []
 
 
-_THREAD = _Thread()
+_THREAD = _HoldsOfThread()
 
 
-def _task() -> Any:
+def _current_task() -> Any:
     try:
         return asyncio.current_task()
     except RuntimeError:  # no event loop runs in this thread
@@ -58,10 +49,11 @@ def _task() -> Any:
 
 
 class Hold:
-    """The claim of one handle: by whom, and on which modules.
+    """The claim of one handle: who made it, and on which modules.
 
-    moves: whether any of its temperatures differs from 1; while none does, nobody can tell.
-    private: what others run is neither tempered nor refused for its sake (the self-check).
+    moves: whether any of its temperatures differs from 1; while none does, other threads are not
+        refused.
+    private: other threads are neither tempered nor refused because of it (the self-check).
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, private: bool = False) -> None:
@@ -69,7 +61,7 @@ class Hold:
         self.private, self.moves, self.active = private, False, True
         self.modules = [weakref.ref(module) for module in modules]
         self.thread = threading.current_thread().name
-        task = _task()
+        task = _current_task()
         self.task = None if task is None else weakref.ref(task)
         self.scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
         self.releases: list[Callable[[], Any]] = []
@@ -77,16 +69,16 @@ class Hold:
         _HOLDS[self.number] = self
 
     def enter(self) -> None:
-        """Join what this thread or task sees."""
+        """Join the scope of this thread or task."""
         with LOCK:
-            scope = _joined(_SCOPE.get())
+            scope = with_holds_of_thread(SCOPE.get())
             before = scope or Scope(())
             known = {ref for ref in before.known if ref() is not None}.union(self.modules)
             self.home.append(self)
-            _SCOPE.set(Scope((*before.holds, self), known, plain=before.plain))
+            SCOPE.set(Scope((*before.holds, self), known, plain=before.plain))
 
     def release(self) -> None:
-        """Give the modules back, wherever this is called; doing it twice is harmless."""
+        """Give the modules back, in whatever thread this is called; a second call does nothing."""
         with LOCK:
             if not self.active:
                 return
@@ -108,10 +100,10 @@ class Hold:
             self.release()
 
     @property
-    def ours(self) -> bool:
-        """Whether the thread that took it may go on with it: no other task of it runs on."""
+    def serves_this_task(self) -> bool:
+        """Whether its thread may go on with it here: the task that made it is this one or over."""
         task = None if self.task is None else self.task()
-        return task is None or task.done() or task is _task()
+        return task is None or task.done() or task is _current_task()
 
     @property
     def owner(self) -> str:
@@ -122,8 +114,8 @@ class Hold:
 class Scope:
     """The holds that one context sees.
 
-    known: references to the modules that it has held. plain: whether nothing else may join, or be
-    refused.
+    key: their numbers. known: references to the modules that this context has held, now or
+    before. plain: whether the code runs untempered, whatever its thread holds (`untempered`).
     """
 
     def __init__(
@@ -141,233 +133,44 @@ class Scope:
         self.key = tuple(other.number for other in self.holds)
 
 
-def _joined(scope: Scope | None) -> Scope | None:
-    """The scope of this context, with what its thread holds from elsewhere.
+def with_holds_of_thread(scope: Scope | None) -> Scope | None:
+    """The scope of this context, joined by what its thread holds from tasks that are over.
 
-    A notebook runs each cell in a task of its own: what a task leaves behind is its thread's.
+    A notebook runs each cell in a task of its own; a handle that one cell made serves the next.
     """
     if scope is not None and scope.plain:
         return scope
-    own = () if scope is None else scope.holds
-    more = [h for h in _THREAD.holds if h.active and h not in own and h.ours]
+    seen = () if scope is None else scope.holds
+    more = [
+        hold for hold in _THREAD.holds if hold.active and hold not in seen and hold.serves_this_task
+    ]
     if not more:
         return scope
-    holds = sorted((*own, *more), key=lambda hold: hold.number)
+    holds = sorted((*seen, *more), key=lambda hold: hold.number)
     scope = Scope(tuple(holds), () if scope is None else scope.known)
-    _SCOPE.set(scope)
+    SCOPE.set(scope)
     return scope
 
 
-def _of_backward() -> Scope | None:
+def scope_of_backward() -> Scope | None:
     """In a thread of autograd's: the scope of the thread that called backward()."""
     if torch._C._current_graph_task_id() == -1 or not torch._C._is_key_in_tls("context"):
         return None
     context = torch._C._get_obj_in_tls("context")
-    return None if context is None else context.get(_SCOPE)
+    return None if context is None else context.get(SCOPE)
+
+
+def holds_numbered(numbers: Iterable[int]) -> list[Hold]:
+    """The holds of these numbers that are still there."""
+    return [hold for hold in map(_HOLDS.get, list(numbers)) if hold is not None]
 
 
 @contextlib.contextmanager
 def untempered() -> Iterator[None]:
-    """What this thread runs inside is untempered, whoever holds what."""
-    before = _SCOPE.get()
-    _SCOPE.set(Scope((), plain=True))
+    """What this thread runs inside is untempered, whoever holds the model."""
+    before = SCOPE.get()
+    SCOPE.set(Scope((), plain=True))
     try:
         yield
     finally:
-        _SCOPE.set(before)
-
-
-@dataclass(eq=False)
-class Part:
-    """What one handle gives one module.
-
-    ready: 1/T, if it is computed already. calls: those of combinations with handles that are gone.
-    """
-
-    layer: AttentionLayer
-    temperature: Tensor
-    rule: Any = None
-    ready: Inverse | None = None
-    calls: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Trouble:
-    """Found in place of a state: why this call can't be made."""
-
-    error: TemperingError
-
-
-@dataclass(frozen=True, eq=False)
-class Outside:
-    """Found in place of a state: the profile has no temperature for what attends here.
-
-    entered: whether running the module is trouble already, or only a softmax in it.
-    """
-
-    error: TemperingError
-    entered: bool
-
-
-Found = TemperatureState | Trouble | Outside | None
-
-
-class _Here(dict[Any, Found]):
-    """Reads `site.here` by a method of C that calls back to Python.
-
-    So torch.compile takes the property for a plain attribute, and reads it anew at every call,
-    in the thread and context of that call: a compiled model sees its caller's temperatures.
-    """
-
-    def __missing__(self, site: Site) -> Found:
-        return site.find()
-
-
-class Site:
-    """What a tempered module carries.
-
-    inner: the `forward` that the instance had of its own, if any; wrapper: the function that
-    stands in its place meanwhile. outside: for each hold, why the module has no temperature.
-    """
-
-    here = property(_Here().__getitem__)
-
-    def __init__(self, module: nn.Module, wrapper: Callable[..., Any], place: Place) -> None:
-        self.module, self.wrapper, self.place = weakref.ref(module), wrapper, place
-        self.inner: Callable[..., Any] | None = None
-        self.parts: dict[int, Part] = {}
-        self.outside: dict[int, Outside] = {}
-        self.states: dict[tuple[int, ...], TemperatureState] = {}
-
-    # A deep copy or a pickle of a tempered model is an untempered model.
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(None), ())
-
-    def find(self) -> Found:
-        """What this thread or task is to run the module with; None for nothing."""
-        scope = _SCOPE.get()
-        if scope is not None:
-            state = self.states.get(scope.key)
-            if state is not None:
-                return state
-        return self._search(scope)
-
-    def _search(self, scope: Scope | None) -> Found:
-        with LOCK:
-            scope = _joined(scope) or _of_backward()
-            own = [] if scope is None else [n for n in scope.key if n in self.parts]
-            if scope is not None and own:
-                return self._state(scope.key, tuple(own))
-            if scope is not None and scope.plain:
-                return None
-            for hold in () if scope is None else scope.holds:
-                if hold.moves and hold.number in self.outside:
-                    return self.outside[hold.number]
-            others = [hold for hold in map(_HOLDS.get, list(self.parts)) if hold is not None]
-            others = [hold for hold in others if hold.moves and not hold.private]
-            if not others or (scope is not None and self.module in scope.known):
-                return None
-            layer = self.parts[others[0].number].layer
-            return Trouble(RefusedError(_refusal(layer.name, others[0])))
-
-    def _state(self, key: tuple[int, ...], own: tuple[int, ...]) -> TemperatureState:
-        if len(self.states) > 64:  # of contexts that hold other models as well
-            self.states = {k: s for k, s in self.states.items() if k == tuple(s.parts)}
-        state = self.states.get(own)
-        if state is None:
-            first = self.parts[own[0]]
-            ready = first.ready if len(own) == 1 else None
-            first.ready = None  # the state changes it in place
-            state = TemperatureState(first.layer, *self.place, ready)
-            for number in own:
-                part = self.parts[number]
-                if part.rule is not None:
-                    part.rule.join(state, number)
-                if ready is None:
-                    state.set(number, part.temperature)
-                else:
-                    state.parts[number] = part.temperature
-            around = self.states.get(own[:-1])
-            if around is not None:
-                state.observer, state.trial = around.observer, around.trial
-            self.states[own] = state
-        self.states[key] = state
-        return state
-
-    def having(self, number: int) -> list[TemperatureState]:
-        """The states that a hold has a part in."""
-        states = {id(state): state for state in list(self.states.values())}
-        return [state for state in states.values() if number in state.parts]
-
-    def check(self, number: int, temperature: Tensor) -> None:
-        """Raise what `set` would, and change nothing."""
-        for state in self.having(number):
-            state.combined(number, temperature)
-
-    def set(self, number: int, temperature: Tensor) -> None:
-        """Change the temperature that a hold gives, for all who share it."""
-        part = self.parts[number]
-        part.temperature, part.ready = temperature, None
-        for state in self.having(number):
-            state.set(number, temperature)
-
-    def set_rule(self, number: int, rule: Any) -> None:
-        """Change the rule that a hold gives, if any."""
-        self.parts[number].rule = rule
-        for state in self.having(number):
-            if state.rule_owner == number:
-                state.rule, state.rule_owner = None, None
-            if rule is not None:
-                rule.join(state, number)
-
-    def calls(self, number: int) -> int:
-        """How often the temperature of a hold acted."""
-        return self.parts[number].calls + sum(state.calls for state in self.having(number))
-
-    def drop(self, number: int) -> None:
-        """Forget a hold; with the last one, the module is as it was."""
-        self.parts.pop(number, None)
-        for state in self.having(number):
-            for other in self.parts.keys() & state.parts.keys():
-                self.parts[other].calls += state.calls
-        self.states = {key: s for key, s in list(self.states.items()) if number not in s.parts}
-        self.outside.pop(number, None)
-        module = self.module()
-        if self.parts or self.outside or module is None:
-            return
-        own = module.__dict__
-        if getattr(own.get("forward"), "__func__", None) is not self.wrapper:
-            return  # something was put around it meanwhile, and calls it
-        # First the forward, so that who is about to call the wrapper still finds the site.
-        if self.inner is None:
-            del own["forward"]
-        else:
-            own["forward"] = self.inner
-        del own[STATE]
-
-
-def _refusal(layer: str, other: Hold) -> str:
-    return (
-        f"{layer} is tempered by {other.owner}, and this thread or task has set no temperature "
-        "on the model, so it can't be known whether it should have that one. Temper the model "
-        "here too, with Profile.neutral(model) for none; or start the work with the setter's "
-        "context: Thread(target=contextvars.copy_context().run, args=(function, ...))"
-    )
-
-
-def state_of(module: nn.Module) -> TemperatureState | None:
-    """The state that this thread or task runs a module with; raises where it is refused."""
-    site = getattr(module, STATE, None)
-    found = None if site is None else site.find()
-    if found is None or isinstance(found, TemperatureState):
-        return found
-    raise found.error
-
-
-def is_held(module: nn.Module) -> bool:
-    """Whether any handle, of any thread, holds the module."""
-    site = getattr(module, STATE, None)
-    return site is not None and bool(site.parts)
+        SCOPE.set(before)

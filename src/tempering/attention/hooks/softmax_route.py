@@ -3,12 +3,13 @@
 While a handle needs it, PyTorch's softmax functions, the method of tensors, and
 `scaled_dot_product_attention` are replaced by functions that do the same, except in a thread
 that runs the forward of a tempered module: there they divide its attention logits by T first.
-A replaced function costs well under a microsecond a call; a TorchFunctionMode, which sees every
-operator, cost 1.1 to 1.9 times the whole decoding step of small models.
+The replacement costs well under a microsecond a call. (A TorchFunctionMode, which sees every
+operator, made the whole decoding step of small models 1.1 to 1.9 times as long.)
 
-`torch.nn.functional.softmax` is written in Python and calls the method, so that it is reached
-under whatever name a model keeps it; the functions written in C are reached where a model looks
-them up in PyTorch at each call. What is not reached is an error (`forward.py`).
+`torch.nn.functional.softmax` is written in Python and calls the method of tensors, so it is reached
+under any name that a model's code has given it. The functions written in C are reached where a
+model looks them up in PyTorch at each call. Attention that is not reached raises an error
+(`forward.py`).
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tempering.attention import axes
-from tempering.attention.hooks.ownership import Outside
-from tempering.attention.hooks.state import (
-    TemperatureState,
+from tempering.attention.hooks.dividing import (
     adds_too_much,
     divided,
-    fitted,
     in_float,
+    query_over_t,
     scaled_mask,
 )
+from tempering.attention.hooks.site import OutsideProfile
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.errors import ArchitectureError
 
 _F_SOFTMAX, _TORCH_SOFTMAX, _SPECIAL = F.softmax, torch.softmax, torch.special.softmax
@@ -40,7 +41,7 @@ class _Current(threading.local):
     """The tempered module whose forward this thread runs, if any."""
 
     def __init__(self) -> None:
-        # On the instance, in every thread, so that a compiled graph finds what it was made with.
+        # Set on the instance of every thread: a compiled graph looks for it there.
         self.running: Running | None = None
 
 
@@ -50,15 +51,15 @@ _USERS = 0
 
 
 class Running:
-    """While active, the attention softmaxes that this thread calls see logits times beta.
+    """While active, the attention softmaxes that this thread calls are given logits times beta.
 
-    Those of a module on the interface route are tempered there (`interface_route.py`), so here it
-    is only noted that it runs. met: whether a call of the module met its temperature.
+    A module on the interface route is tempered there (`interface_route.py`); for it, only `met` is
+    kept. met: whether a call of the module met its temperature. before: the module around it.
     """
 
-    def __init__(self, state: TemperatureState | Outside) -> None:
+    def __init__(self, state: TemperatureState | OutsideProfile) -> None:
         self.state = state
-        self.divides = isinstance(state, Outside) or state.layer.route == "softmax"
+        self.divides = isinstance(state, OutsideProfile) or state.layer.route == "softmax"
         self.met = False
         self.before: Running | None = None
 
@@ -71,8 +72,8 @@ class Running:
         _CURRENT.running = self.before
 
 
-def met(state: TemperatureState) -> None:
-    """Note that a call of the module that runs with `state` meets its temperature."""
+def note_met(state: TemperatureState) -> None:
+    """Note that a call of the module that runs with `state` has met its temperature."""
     running = _CURRENT.running
     while running is not None and running.state is not state:
         running = running.before
@@ -102,7 +103,7 @@ def release() -> None:
             del torch.Tensor.softmax  # the class inherits it
 
 
-def _dividing() -> TemperatureState | Outside | None:
+def _dividing() -> TemperatureState | OutsideProfile | None:
     """The state that divides the softmaxes of this thread at the moment."""
     running = _CURRENT.running
     return running.state if running is not None and running.divides else None
@@ -156,8 +157,11 @@ def _product(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: An
 
 
 def _plain(logits: Tensor, dim: Any, dtype: Any) -> Tensor:
-    """The softmax itself. Under a function mode, as `with torch.device(...)` is one, PyTorch
-    looks the method up again by its name: it must not be tempered once more."""
+    """The softmax itself, never tempered once more.
+
+    Under a function mode (`with torch.device(...)` is one) PyTorch looks the method up by its name
+    again, and so finds the replacement.
+    """
     before = _CURRENT.running
     _CURRENT.running = None
     try:
@@ -166,7 +170,7 @@ def _plain(logits: Tensor, dim: Any, dtype: Any) -> Tensor:
         _CURRENT.running = before
 
 
-# Every function that the models' code may call, as modes that watch it see them.
+# Every function that a model's code may call, as a function mode sees it.
 SOFTMAXES: tuple[Any, ...] = (
     *(F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax),
     *(_f_softmax, _method),
@@ -174,16 +178,16 @@ SOFTMAXES: tuple[Any, ...] = (
 PRODUCTS = (F.scaled_dot_product_attention,)
 
 
-# Logits that are tempered and normalised at a time where all is computed on a CPU: few enough to
-# stay in its cache, since a pass more over 2048 x 2048 logits a head costs a fifth of a layer.
+# On a CPU, so many logits are tempered and normalised at a time. They stay in its cache: one more
+# pass over 2048 x 2048 logits a head, from memory, costs a fifth of a layer.
 _PIECE = 2**18
 
 
 def _tempered_softmax(
-    state: TemperatureState | Outside, logits: Tensor, dim: Any, dtype: Any
+    state: TemperatureState | OutsideProfile, logits: Tensor, dim: Any, dtype: Any
 ) -> Tensor:
-    """What the functions replaced do, of the tempered logits."""
-    if isinstance(state, Outside):
+    """What a replaced function gives: the softmax of the tempered logits."""
+    if isinstance(state, OutsideProfile):
         raise state.error
     learned = torch.is_grad_enabled() and (logits.requires_grad or state.beta.requires_grad)
     watched = state.trial is not None or state.observer is not None
@@ -204,38 +208,43 @@ def _tempered_softmax(
     rows = logits.view(-1, logits.shape[-1])
     betas = beta.expand(*logits.shape[:-1], 1).reshape(-1, 1)
     step = max(1, _PIECE // rows.shape[1])
-    found = None
+    weights = None
     for start in range(0, len(rows), step):
-        own = slice(start, start + step)
-        cool = divided(rows[own], betas[own], floor, state.layer.masking)
-        piece = _plain(cool, -1, dtype)
-        if found is None:  # its dtype is known only now: under autocast it is float32
-            found = piece.new_empty(rows.shape)
-        found[own] = piece
-    assert found is not None
-    return found.view(logits.shape)
+        piece = slice(start, start + step)
+        over_t = divided(rows[piece], betas[piece], floor, state.layer.masking)
+        softmax = _plain(over_t, -1, dtype)
+        if weights is None:  # its dtype is known only now: under autocast it is float32
+            weights = softmax.new_empty(rows.shape)
+        weights[piece] = softmax
+    assert weights is not None
+    return weights.view(logits.shape)
 
 
-def tempered_logits(state: TemperatureState | Outside, logits: Tensor, dim: Any) -> Tensor:
-    """The logits divided by T, if they are attention; ArchitectureError where that is unknown."""
-    if isinstance(state, Outside):
+def tempered_logits(state: TemperatureState | OutsideProfile, logits: Tensor, dim: Any) -> Tensor:
+    """The logits divided by T if they are attention's, as they are if they are known not to be.
+
+    ArchitectureError where it is unknown.
+    """
+    if isinstance(state, OutsideProfile):
         raise state.error
     reading = _read(state, logits, dim)
     if reading is None:
         return logits
     pattern, beta, floor = reading
     layer = state.layer
-    cool = divided(logits, beta, floor, layer.masking)
+    over_t = divided(logits, beta, floor, layer.masking)
     if state.trial is not None:
-        state.trial.softmax(state, pattern, logits, cool)
+        state.trial.softmax(state, pattern, logits, over_t)
     if state.observer is not None:
-        state.observer.see_logits(layer, axes.standard(cool, pattern, layer.heads))
-    return cool
+        state.observer.see_logits(layer, axes.standard(over_t, pattern, layer.heads))
+    return over_t
 
 
 def _read(state: TemperatureState, logits: Tensor, dim: Any) -> tuple[str, Tensor, float] | None:
-    """The axes of attention logits, beta shaped to multiply them, and the floor below which they
-    mask; None if they are known not to be attention."""
+    """The axes of attention's logits, beta shaped to multiply them, and the floor of masking.
+
+    None for a softmax that is known not to be attention's.
+    """
     layer = state.layer
     last = dim in (-1, logits.ndim - 1)
     pattern = next(
@@ -249,18 +258,18 @@ def _read(state: TemperatureState, logits: Tensor, dim: Any) -> tuple[str, Tenso
             f"did not when it was examined ({' or '.join(layer.axes)}, {layer.heads} heads), so "
             "its attention can't be controlled exactly here"
         )
-    met(state)
+    note_met(state)
     count = axes.rows(pattern, logits.shape, layer.heads)
     if not torch.compiler.is_compiling():
         state.calls += 1
-        state.meet(count, logits.device)
-    beta = axes.spread(state.beta[:, :, 0, 0], pattern, count)
+        state.fit_call(count, logits.device)
+    beta = axes.shaped_for(state.beta[:, :, 0, 0], pattern, count)
     floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
     return pattern, beta, floor
 
 
 def tempered_product(
-    state: TemperatureState | Outside,
+    state: TemperatureState | OutsideProfile,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -269,7 +278,7 @@ def tempered_product(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Query, mask and keyword arguments of a scaled dot product attention with logits over T."""
-    if isinstance(state, Outside):
+    if isinstance(state, OutsideProfile):
         raise state.error
     layer = state.layer
     if query.ndim != 4 or query.shape[1] != layer.heads:
@@ -277,12 +286,12 @@ def tempered_product(
             f"{layer.name} has queries of shape {list(query.shape)}; "
             f"axis 1 should hold its {layer.heads} heads"
         )
-    met(state)
+    note_met(state)
     if not torch.compiler.is_compiling():
         state.calls += 1
-        state.meet(query.shape[0], query.device)
+        state.fit_call(query.shape[0], query.device)
     before = (query, key, value, mask)
-    query, shift = fitted(query, state.beta, state.shift)
+    query, shift = query_over_t(query, state.beta, state.shift)
     if shift != 1:
         scale = kwargs.get("scale")
         kwargs = {**kwargs, "scale": shift * (query.shape[-1] ** -0.5 if scale is None else scale)}

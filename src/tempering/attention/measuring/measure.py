@@ -21,14 +21,14 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.logits import Call
+from tempering.attention.logits import AttentionCall
 from tempering.attention.measuring.statistics import (
     OF_DISTANCE,
     OF_SINK,
-    Kept,
-    Sums,
+    QueryStatistics,
+    StatisticSums,
     buckets_of,
-    kept,
+    statistics_of_moments,
 )
 from tempering.attention.measuring.streaming import first_key, moments, moments_of_logits
 from tempering.attention.modes import evaluation_mode
@@ -184,16 +184,21 @@ def measure_tokens(
             f"positions are cut into 1 to {length} parts (the tokens of a chunk), not {buckets}"
         )
     model = unwrapped(model)
-    plan = layout(model)
+    model_layout = layout(model)
     network: Any = model
     device = input_device(network)
-    totals = {layer.name: Sums.zeros(layer.heads, buckets) for layer in plan.layers}
+    totals = {
+        layer.name: StatisticSums.zeros(layer.heads, buckets) for layer in model_layout.layers
+    }
     by_chunk = []
-    with watching(model, plan, profile) as observer:
+    with watching(model, model_layout, profile) as observer:
         for index, ids in enumerate(chunks):
-            observer.sums = {layer.name: Sums.zeros(layer.heads, buckets) for layer in plan.layers}
+            observer.sums = {
+                layer.name: StatisticSums.zeros(layer.heads, buckets)
+                for layer in model_layout.layers
+            }
             _forward(model, ids[None].to(device))
-            by_chunk.append(_table(plan, observer.sums, "entropy"))
+            by_chunk.append(_table(model_layout, observer.sums, "entropy"))
             for name, sums in observer.sums.items():
                 totals[name].merge(sums)
             if progress is not None:
@@ -201,11 +206,11 @@ def measure_tokens(
         rules = observer.rules()
     edges = [int((buckets_of(length, buckets) < bucket).sum()) for bucket in range(buckets + 1)]
     return Measurement(
-        layers=plan.layers,
-        **{name: _table(plan, totals, name) for name in QUANTITIES},
+        layers=model_layout.layers,
+        **{name: _table(model_layout, totals, name) for name in QUANTITIES},
         entropy_by_chunk=torch.stack(by_chunk),
         chunk_length=length,
-        by_position={name: _table(plan, totals, name, buckets) for name in QUANTITIES},
+        by_position={name: _table(model_layout, totals, name, buckets) for name in QUANTITIES},
         positions=tuple((low, high - 1) for low, high in itertools.pairwise(edges)),
         rules=rules,
     )
@@ -222,12 +227,14 @@ def _forward(model: nn.Module, ids: Tensor) -> None:
             body(input_ids=ids, use_cache=False)
 
 
-def _table(plan: Layout, sums: dict[str, Sums], quantity: str, buckets: int = 0) -> Tensor:
+def _table(
+    model_layout: Layout, sums: dict[str, StatisticSums], quantity: str, buckets: int = 0
+) -> Tensor:
     """[layers, heads] of one quantity, or [layers, heads, buckets]."""
-    shape = (len(plan.layers), max(plan.heads), *([buckets] if buckets else []))
+    shape = (len(model_layout.layers), max(model_layout.heads), *([buckets] if buckets else []))
     table = torch.full(shape, math.nan, dtype=torch.float64)
     summed = _EXPONENTIALS.get(quantity, quantity)
-    for index, layer in enumerate(plan.layers):
+    for index, layer in enumerate(model_layout.layers):
         own = sums[layer.name]
         values = own.mean(summed) if buckets else own.overall(summed)
         table[index, : layer.heads] = values.exp() if quantity in _EXPONENTIALS else values
@@ -239,7 +246,7 @@ class Observer:
 
     def __init__(self, layers: dict[int, AttentionLayer]) -> None:
         self.layers = layers
-        self.sums: dict[str, Sums] = {}
+        self.sums: dict[str, StatisticSums] = {}
         self.rules: Callable[[], dict[str, list[RuleCount]]] = dict
 
     def see_call(
@@ -249,7 +256,7 @@ class Observer:
         # A module with tempered sinks comes wrapped; its own identity is inside.
         layer = self.layers[id(getattr(module, "_module", module))]
         with _named(layer.name):
-            call = Call.of(module, query, key, mask, kwargs)
+            call = AttentionCall.of(module, query, key, mask, kwargs)
             self._add(layer, posteriors(call), call.sinks is not None, key.shape[2])
 
     def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
@@ -259,7 +266,7 @@ class Observer:
         before = logits.shape[3] - logits.shape[2]
         with _named(layer.name):
             found = moments_of_logits(logits, floor, 1)
-            statistics = kept(found, first, learned=False, first=before)
+            statistics = statistics_of_moments(found, first, learned=False, first=before)
             self._add(layer, statistics, False, logits.shape[3])
 
     def see_product(
@@ -270,10 +277,12 @@ class Observer:
         causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
         own = {"scaling": kwargs.get("scale"), "is_causal": causal}
         with _named(layer.name):
-            call = Call.of(None, args[0], args[1], mask, own)
+            call = AttentionCall.of(None, args[0], args[1], mask, own)
             self._add(layer, posteriors(call), False, args[1].shape[2])
 
-    def _add(self, layer: AttentionLayer, statistics: Kept, learned: bool, keys: int) -> None:
+    def _add(
+        self, layer: AttentionLayer, statistics: QueryStatistics, learned: bool, keys: int
+    ) -> None:
         of_tokens = keys == statistics.seen.shape[2] and {*layer.axes} <= {STANDARD, FOLDED}
         if layer.stack == "cross":
             statistics = statistics.without(OF_DISTANCE)
@@ -291,27 +300,29 @@ def _named(layer: str) -> Iterator[None]:
         raise EnergyError(f"{layer}, {error}") from None
 
 
-def posteriors(call: Call) -> Kept:
+def posteriors(call: AttentionCall) -> QueryStatistics:
     """The statistics of an attention call; its sink is the learned one, or else the first key."""
     if call.sinks is None:
         before = 0 if call.causal else call.key.shape[2] - call.query.shape[2]
-        return kept(moments(call, 1), first_key(call), learned=False, first=before)
+        return statistics_of_moments(moments(call, 1), first_key(call), learned=False, first=before)
     queries = torch.arange(call.query.shape[2], device=call.query.device)
-    return kept(moments(call), call.sink_column(queries)[..., 0], learned=True)
+    return statistics_of_moments(moments(call), call.sink_column(queries)[..., 0], learned=True)
 
 
 @contextlib.contextmanager
 def watching(
-    model: nn.Module, plan: Layout, profile: Profile | None, observer: Any = None
+    model: nn.Module, model_layout: Layout, profile: Profile | None, observer: Any = None
 ) -> Iterator[Any]:
     """Temper a model and show an observer what reaches its softmaxes."""
-    modules = [model.get_submodule(layer.name) for layer in plan.layers]
+    modules = [model.get_submodule(layer.name) for layer in model_layout.layers]
     if observer is None:
-        observer = Observer({id(m): own for m, own in zip(modules, plan.layers, strict=True)})
+        observer = Observer(
+            {id(m): own for m, own in zip(modules, model_layout.layers, strict=True)}
+        )
     handle = (
         tempered(model, profile)
         if profile is not None
-        else Tempering(model, plan, [Profile.neutral(plan)])
+        else Tempering(model, model_layout, [Profile.neutral(model_layout)])
     )
     with handle, evaluation_mode(model):
         states = handle.states()

@@ -1,4 +1,4 @@
-"""What a softmax kept: entropy, support, peak, sink share and more, for each query and summed."""
+"""Statistics of softmaxes: entropy, support, peak, sink share and more, by query and summed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tempering.attention.measuring.streaming import Moments
 from tempering.errors import EnergyError
 
 
-class Kept(NamedTuple):
+class QueryStatistics(NamedTuple):
     """Statistics of one layer's posteriors; all Float[Tensor, "batch heads q_seq"], float64.
 
     Logits x = -d/T are the finished logits of a softmax, r = softmax(x). Per query:
@@ -47,21 +47,23 @@ class Kept(NamedTuple):
     entropy_without_sink: Tensor
     distance_without_sink: Tensor
 
-    def without(self, names: Iterable[str]) -> Kept:
+    def without(self, names: Iterable[str]) -> QueryStatistics:
         """The same with NaN for some of them."""
         return self._replace(**{name: torch.full_like(self.seen, math.nan) for name in names})
 
 
-# What depends on where the keys stand, and on which of them is the sink.
+# Statistics that depend on where the keys stand, and on which of them is the sink.
 OF_DISTANCE = ("distance", "distance_without_sink")
 OF_SINK = ("sink_share", "entropy_without_sink")
 
 
-def kept(found: Moments, sink: Tensor, *, learned: bool, first: int = 0) -> Kept:
+def statistics_of_moments(
+    found: Moments, sink: Tensor, *, learned: bool, first: int = 0
+) -> QueryStatistics:
     """The statistics of posteriors over the sink and the keys that `found` sums.
 
-    The sink is added in closed form, from the log odds of the other keys against it: no
-    digits are lost where it holds nearly all, as they would be in taking it away from sums.
+    The sink is added in closed form, from the log odds of the other keys against it. Subtracting
+    it from sums over all keys would lose digits where it holds nearly all the weight.
 
     Parameters
     ----------
@@ -93,7 +95,7 @@ def kept(found: Moments, sink: Tensor, *, learned: bool, first: int = 0) -> Kept
     binary = -(share * logs[0] + rest * logs[1]) * both
     simpson = share.square() + rest.square() * squares
     places = torch.arange(first, first + sink.shape[-1], device=sink.device).abs().to(sink)
-    return Kept(
+    return QueryStatistics(
         seen=seen,
         others=others.double(),
         entropy=binary + rest * entropy,
@@ -119,14 +121,15 @@ def _check(log_z: Tensor, sink: Tensor) -> None:
         )
 
 
+# Statistics over all keys but the sink.
 OF_OTHERS = ("entropy_without_sink", "distance_without_sink")
 
 
 @dataclass
-class Sums:
+class StatisticSums:
     """Sums over queries of the statistics of one layer, per head and bucket of positions.
 
-    All are Float[Tensor, "heads buckets"] in float64; see `Kept`.
+    All are Float[Tensor, "heads buckets"] in float64; see `QueryStatistics`.
     """
 
     seen: Tensor
@@ -143,19 +146,19 @@ class Sums:
     distance_without_sink: Tensor
 
     @classmethod
-    def zeros(cls, heads: int, buckets: int = 1) -> Sums:
+    def zeros(cls, heads: int, buckets: int = 1) -> StatisticSums:
         """Nothing summed yet."""
         return cls(*(torch.zeros(heads, buckets, dtype=torch.float64) for _ in fields(cls)))
 
-    def merge(self, other: Sums) -> None:
+    def merge(self, other: StatisticSums) -> None:
         """Add another sum over the same heads and buckets."""
         for field in fields(self):
             getattr(self, field.name).add_(getattr(other, field.name))
 
-    def add(self, statistics: Kept) -> None:
+    def add(self, statistics: QueryStatistics) -> None:
         """Add the statistics of queries; those in the first 1/buckets of the text come first."""
         bucket = buckets_of(statistics.seen.shape[-1], self.seen.shape[1])
-        for name, values in zip(Kept._fields, statistics, strict=True):
+        for name, values in zip(QueryStatistics._fields, statistics, strict=True):
             getattr(self, name).index_add_(1, bucket, values.sum(0).cpu())
 
     def mean(self, name: str) -> Float[Tensor, "heads buckets"]:
@@ -164,7 +167,7 @@ class Sums:
         return getattr(self, name) / count
 
     def overall(self, name: str) -> Float[Tensor, "heads"]:
-        """The same over all buckets."""
+        """`mean` over all buckets."""
         count = self.others if name in OF_OTHERS else self.seen
         return getattr(self, name).sum(1) / count.sum(1)
 

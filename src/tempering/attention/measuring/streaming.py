@@ -1,9 +1,9 @@
 """Moments of a softmax over its keys, one set a query, in memory linear in the length.
 
 Logits are formed for a tile of queries and keys that stays in the processor's cache, reduced to
-six numbers a query, and forgotten. Nothing is weighted with values, so that all six together
-cost less than the attention itself does. `moments` has the signature of one fused kernel: a call
-in, six numbers a query out; a kernel for GPUs can take its place.
+six numbers a query, and dropped. No values are weighted, so all six numbers together cost less
+than the attention itself. `moments` has the signature of one fused kernel, a call in and six
+numbers a query out, so that a kernel for GPUs can take its place.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.logits import Call
+from tempering.attention.logits import AttentionCall
+from tempering.attention.visibility import visible
 
 # Entries of a tile. On a CPU a few of them in float32 fit into the cache; elsewhere
 # a tile should be worth the launch of a dozen kernels.
 _ENTRIES_CPU, _ENTRIES = 1 << 18, 1 << 24
-# Where all keys but the likeliest hold less than this beside its 1, they are summed in float64:
-# small entropies keep their digits.
+# Where all keys but the likeliest have less weight than this (the likeliest has 1), they are summed
+# in float64, so that small entropies keep their digits.
 _PEAKED = 0.02
+# Queries of a tile: fewer make its products slow, and more on a CPU outgrow the cache.
 _MOST_QUERIES, _FEWEST_QUERIES = 128, 32
 
 
@@ -43,10 +45,10 @@ class Moments(NamedTuple):
     distance: Tensor
 
 
-def moments(call: Call, first: int = 0) -> Moments:
+def moments(call: AttentionCall, first: int = 0) -> Moments:
     """The moments of every query of an attention call over its keys from `first` on.
 
-    Learned sink logits are left out: what is known in closed form is added afterwards.
+    Learned sink logits are left out; `statistics_of_moments` adds the sink in closed form.
     """
     batch, heads, q_seq, _ = call.query.shape
     kv_heads = call.key.shape[1]
@@ -75,7 +77,7 @@ def moments(call: Call, first: int = 0) -> Moments:
     return rows.moments()
 
 
-def first_key(call: Call) -> Float[Tensor, "batch heads q_seq"]:
+def first_key(call: AttentionCall) -> Float[Tensor, "batch heads q_seq"]:
     """The finished logits of the first key, -inf where it is hidden."""
     heads, q_seq = call.query.shape[1:3]
     keys = call.key[:, :, 0].to(call.work).repeat_interleave(heads // call.key.shape[1], dim=1)
@@ -87,9 +89,9 @@ def first_key(call: Call) -> Float[Tensor, "batch heads q_seq"]:
 def moments_of_logits(
     logits: Float[Tensor, "batch heads q_seq kv_seq"], floor: float, first: int = 0
 ) -> Moments:
-    """The same of finished logits that a model forms itself; those at or below `floor` are masks.
+    """`moments` of finished logits that a model formed; those at or below `floor` are masked.
 
-    Queries are taken to end where the keys end.
+    The last query is taken to stand at the last key.
     """
     batch, heads, q_seq, kv_seq = logits.shape
     work = torch.promote_types(logits.dtype, torch.float32)
@@ -108,7 +110,10 @@ def moments_of_logits(
 
 
 def _steps(q_seq: int, first_keys: int, entries: int, device: torch.device) -> Iterator[range]:
-    """Consecutive ranges of queries; entries: of a tile for one query, 0 where they grow."""
+    """Consecutive ranges of queries.
+
+    entries: of a tile for one query; 0 for a causal call, where they grow with the query.
+    """
     budget = _ENTRIES_CPU if device.type == "cpu" else _ENTRIES
     most = _MOST_QUERIES if device.type == "cpu" else q_seq
     start = 0
@@ -119,7 +124,7 @@ def _steps(q_seq: int, first_keys: int, entries: int, device: torch.device) -> I
         start += count
 
 
-def _blocks(call: Call, row: int, first: int, group: int) -> Iterator[tuple[range, range]]:
+def _blocks(call: AttentionCall, row: int, first: int, group: int) -> Iterator[tuple[range, range]]:
     """Ranges of queries, each with the range of keys outside which none of them sees any."""
     q_seq, kv_seq = call.query.shape[2], call.key.shape[2]
     dense = 0 if call.causal else group * kv_seq
@@ -144,8 +149,8 @@ def _seen(mask: Tensor, row: int, queries: range, low: int, high: int) -> tuple[
     return low + int(places[0]), low + int(places[-1]) + 1
 
 
-def _distances(call: Call, queries: range, keys: range, dtype: torch.dtype) -> Tensor:
-    """|i - j|; for causal calls its part that all queries share, last query - j."""
+def _distances(call: AttentionCall, queries: range, keys: range, dtype: torch.dtype) -> Tensor:
+    """|i - j|; for causal calls only the part that all queries share, last query - j."""
     device = call.query.device
     place = torch.arange(keys.start, keys.stop, device=device, dtype=dtype)
     if call.causal:
@@ -155,8 +160,10 @@ def _distances(call: Call, queries: range, keys: range, dtype: torch.dtype) -> T
     return (place - at[:, None]).abs_()
 
 
-def _hide(tile: Tensor, call: Call, row: int, heads: slice, queries: range, keys: range) -> None:
-    """Mask a tile of scaled products in place; only its corners, where causality alone hides."""
+def _hide(
+    tile: Tensor, call: AttentionCall, row: int, heads: slice, queries: range, keys: range
+) -> None:
+    """Mask a tile of scaled products in place; causality hides in the tile's corners alone."""
     hidden = _hidden(tile.dtype)
     if call.mask is not None:
         part = call.mask[row if call.mask.shape[0] > 1 else 0]
@@ -165,19 +172,22 @@ def _hide(tile: Tensor, call: Call, row: int, heads: slice, queries: range, keys
         tile.masked_fill_(~part[..., keys.start : keys.stop], hidden)
     if not call.causal:
         return
-    at = torch.arange(queries.start, queries.stop, device=tile.device)[:, None]
-    ahead = torch.arange(max(keys.start, queries.start), keys.stop, device=tile.device)
+    at = torch.arange(queries.start, queries.stop, device=tile.device)
+    ahead = range(max(keys.start, queries.start), keys.stop)
     if len(ahead):
-        tile[..., int(ahead[0]) - keys.start :].masked_fill_(ahead > at, hidden)
+        corner = tile[..., ahead.start - keys.start :]
+        corner.masked_fill_(~visible(at, ahead, causal=True), hidden)
     if call.window is None:
         return
-    left = min(keys.stop, queries.stop - call.window) - keys.start
-    if left > 0:
-        gone = torch.arange(keys.start, keys.start + left, device=tile.device) <= at - call.window
-        tile[..., :left].masked_fill_(gone, hidden)
+    left = range(keys.start, min(keys.stop, queries.stop - call.window))
+    if len(left):
+        seen = visible(at, left, causal=True, window=call.window)
+        tile[..., : len(left)].masked_fill_(~seen, hidden)
 
 
-def _finish(tile: Tensor, call: Call, row: int, heads: slice, queries: range, keys: range) -> None:
+def _finish(
+    tile: Tensor, call: AttentionCall, row: int, heads: slice, queries: range, keys: range
+) -> None:
     """Cap, bias and mask a tile of scaled products, and put it in units of log 2."""
     at = torch.arange(queries.start, queries.stop, device=tile.device)
     finished = call.finish(tile[None], at, slice(row, row + 1), heads, slice(keys.start, keys.stop))
@@ -193,7 +203,7 @@ def _hidden(dtype: torch.dtype) -> float:
 class _Rows:
     """What the tiles were reduced to, and the memory that they share.
 
-    sums: the fields of `Moments` in units of log 2, of partition and squares what they exceed 1 by.
+    sums: the fields of `Moments` in units of log 2; partition and squares less 1.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import unwrapped
-from tempering.attention.hooks.ownership import state_of
-from tempering.attention.hooks.state import TemperatureState
+from tempering.attention.hooks.site import state_of
+from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.logits import sliced_logits
@@ -37,7 +37,14 @@ from tempering.schedules import Schedule, as_schedule
 Reading = Literal["absolute", "relative"]
 # Entries of logits kept while one layer is solved: 128 MB in float32.
 _ENTRIES = 1 << 25
+# Newton takes six steps or so. Bisection alone would narrow the range of log T, 2 log 1000 wide,
+# to the precision of float64 in so many.
 _STEPS = 60
+# In nats: how near every head's entropy must come to its target; and the error below which a head
+# keeps its T while others are solved on, a tenth of that.
+_REACHED, _SETTLED = 1e-6, 1e-7
+# Instead of a heat capacity of 0 as a divisor: the step is then far outside, and bisected.
+_LEAST_CAPACITY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +92,16 @@ def profile_for_support(
     if not (amplitude >= 0 and math.isfinite(amplitude)):
         raise InputError(f"the amplitude of a support pattern is at least 0, not {amplitude}")
     model = unwrapped(model)
-    plan = _solvable(model)
+    model_layout = _solvable(model)
     schedule = as_schedule(pattern)
     measured = own if own is not None else measure_tokens(model, chunks)
     own_entropy = _columns(measured.entropy, per)
-    target = _targets(plan, schedule, own_entropy, reading, amplitude)
-    _check_bounds(plan, target, chunks.shape[1])
-    solver = _Solver(model, plan, target, per)
+    target = _targets(model_layout, schedule, own_entropy, reading, amplitude)
+    _check_bounds(model_layout, target, chunks.shape[1])
+    solver = _Solver(model, model_layout, target, per)
     rows = solver.solve(chunks)
     profile = Profile._for(
-        plan,
+        model_layout,
         rows,
         model,
         pattern=f"{schedule} as {reading} support, amplitude {amplitude:g}, per {per}",
@@ -123,21 +130,21 @@ def profile_of_entropy(
     Raises InputError for another shape than the model's layers and heads.
     """
     model = unwrapped(model)
-    plan = _solvable(model)
-    shape = (len(plan.layers), max(plan.heads))
+    model_layout = _solvable(model)
+    shape = (len(model_layout.layers), max(model_layout.heads))
     if tuple(entropy.shape) != shape:
         raise InputError(
             f"entropies have shape [layers, heads] = {list(shape)}; these have "
             f"{list(entropy.shape)}"
         )
-    solver = _Solver(model, plan, entropy.double(), "head", bounds)
-    return Profile._for(plan, solver.solve(chunks), model, pattern=None)
+    solver = _Solver(model, model_layout, entropy.double(), "head", bounds)
+    return Profile._for(model_layout, solver.solve(chunks), model, pattern=None)
 
 
 def _solvable(model: nn.Module) -> Layout:
-    """The layout; refused where a layer's support can't be solved for in one pass."""
-    plan = layout(model)
-    for layer in plan.layers:
+    """The layout; an error for a model whose supports can't be solved for in one pass."""
+    model_layout = layout(model)
+    for layer in model_layout.layers:
         if layer.route != "interface" or layer.stack == "cross":
             raise ArchitectureError(
                 f"{layer.name}: solving for support needs attention of one stack on the interface "
@@ -148,7 +155,7 @@ def _solvable(model: nn.Module) -> Layout:
                 "this model is tempered at the moment; solve for support on the untempered model "
                 "(remove the handle first)"
             )
-    return plan
+    return model_layout
 
 
 def _columns(entropy: Tensor, per: str) -> Tensor:
@@ -156,21 +163,23 @@ def _columns(entropy: Tensor, per: str) -> Tensor:
 
 
 def _targets(
-    plan: Layout, schedule: Schedule, own: Tensor, reading: str, amplitude: float
+    model_layout: Layout, schedule: Schedule, own: Tensor, reading: str, amplitude: float
 ) -> Tensor:
     """log N_target, [layers, columns]."""
-    values = {stack: schedule.sample(depth).log() for stack, depth in plan.depths.items()}
-    wanted = torch.stack([values[layer.stack][layer.index] for layer in plan.layers])[:, None]
+    values = {stack: schedule.sample(depth).log() for stack, depth in model_layout.depths.items()}
+    wanted = torch.stack([values[layer.stack][layer.index] for layer in model_layout.layers])[
+        :, None
+    ]
     if reading == "absolute":
         return own * (1 - amplitude) + wanted * amplitude
     return own + (wanted - wanted.mean()) * amplitude
 
 
-def _check_bounds(plan: Layout, target: Tensor, length: int) -> None:
-    """Supports below 1 or above the number of keys are out of every temperature's reach."""
+def _check_bounds(model_layout: Layout, target: Tensor, length: int) -> None:
+    """SupportError for a support below 1 or above the mean number of keys: no T reaches it."""
     # Query i sees i + 1 keys in a decoder, all of them in an encoder.
     limits = {"decoder": math.lgamma(length + 1) / length, "encoder": math.log(length)}
-    for index, layer in enumerate(plan.layers):
+    for index, layer in enumerate(model_layout.layers):
         row = target[index][~target[index].isnan()]
         high = limits[layer.stack]
         bad = (row < 0) | (row > high)
@@ -184,19 +193,23 @@ def _check_bounds(plan: Layout, target: Tensor, length: int) -> None:
 
 
 class _Solver:
-    """Observes each attention call before it runs, and sets its temperature."""
+    """Solves for the temperature of each attention call before the call runs.
+
+    target: entropies in nats, [layers, columns]. bounds: where targets out of reach are brought
+    within reach instead of refused. rows: the temperatures found, by layer.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        plan: Layout,
+        model_layout: Layout,
         target: Tensor,
         per: str,
         bounds: tuple[float, float] | None = None,
     ) -> None:
-        self.model, self.plan, self.target, self.per = model, plan, target, per
+        self.model, self.model_layout, self.target, self.per = model, model_layout, target, per
         self.bounds = bounds
-        self.modules = [model.get_submodule(layer.name) for layer in plan.layers]
+        self.modules = [model.get_submodule(layer.name) for layer in model_layout.layers]
         self.index = {id(module): i for i, module in enumerate(self.modules)}
         self.rows: dict[int, Tensor] = {}
 
@@ -204,10 +217,10 @@ class _Solver:
         """One forward pass over all chunks; Float[Tensor, "heads"] for each layer."""
         network: Any = self.model
         device = input_device(network)
-        neutral = [Profile.neutral(self.plan)]
-        # The rules live in the state of this handle, and go with it.
+        neutral = [Profile.neutral(self.model_layout)]
+        # The solver is the rule of each layer; it is gone when the handle is.
         with (
-            Tempering(self.model, self.plan, neutral, private=True) as handle,
+            Tempering(self.model, self.model_layout, neutral, private=True) as handle,
             evaluation_mode(self.model),
         ):
             for state, module in zip(handle.states(), self.modules, strict=True):
@@ -222,7 +235,7 @@ class _Solver:
             state: TemperatureState, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
         ) -> Tensor:
             index = self.index[id(module)]
-            layer = self.plan.layers[index]
+            layer = self.model_layout.layers[index]
             logits = _sample(module, query, key, mask, kwargs)
             temperature = self._temperature(layer, logits, self.target[index])
             self.rows[index] = temperature.cpu()
@@ -250,20 +263,20 @@ class _Solver:
         for _ in range(_STEPS):
             entropy, capacity = self._means(logits, log_t)
             error = entropy - wanted
-            if bool((error.abs() < 1e-6).all()):
+            if bool((error.abs() < _REACHED).all()):
                 return log_t.exp()
             low = torch.where(error < 0, log_t, low)
             high = torch.where(error > 0, log_t, high)
-            newton = log_t - error / capacity.clamp(min=1e-12)
+            newton = log_t - error / capacity.clamp(min=_LEAST_CAPACITY)
             inside = (newton > low) & (newton < high)
             step = torch.where(inside, newton, (low + high) / 2)
-            log_t = torch.where(error.abs() < 1e-7, log_t, step)
+            log_t = torch.where(error.abs() < _SETTLED, log_t, step)
         bottom = self._means(logits, torch.full_like(log_t, math.log(COLDEST)))[0]
         top = self._means(logits, torch.full_like(log_t, math.log(HOTTEST)))[0]
         head = int(error.abs().argmax())
-        place = layer.name if self.per == "layer" else f"{layer.name}, head {head}"
+        where = layer.name if self.per == "layer" else f"{layer.name}, head {head}"
         raise SupportError(
-            f"{place}: no temperature between {COLDEST:g} and {HOTTEST:g} gives a support of "
+            f"{where}: no temperature between {COLDEST:g} and {HOTTEST:g} gives a support of "
             f"{float(wanted[head].exp()):.4g} keys; the reachable range is "
             f"{float(bottom[head].exp()):.4g} to {float(top[head].exp()):.4g}. "
             "Lower the amplitude, or change the pattern"

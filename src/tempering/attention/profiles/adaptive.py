@@ -37,36 +37,38 @@ def adaptive_profile(
     Raises ProfileError for a text that is no rule, a level out of range, or layers that the
     model doesn't have; ArchitectureError where a rule can't be exact.
     """
-    plan = model if isinstance(model, Layout) else layout(model)
+    model_layout = model if isinstance(model, Layout) else layout(model)
     start = base if base is not None else Profile.neutral(model)
     if any(start.rules):
         raise RefusedError(
             f"{text} can't stand on a profile that has rules itself "
             f"({', '.join(sorted({str(item) for item in start.rules if item}))})"
         )
-    rows = start.resolve(plan)
+    rows = start.resolve(model_layout)
     chosen = None if layers is None else set(layers)
-    known = {layer.index for layer in plan.layers}
+    known = {layer.index for layer in model_layout.layers}
     if chosen is not None and (not chosen or chosen - known):
         wrong = ", ".join(str(item) for item in sorted(chosen - known)) or "(none)"
         raise ProfileError(f"layer {wrong}: the model has layers 0 to {max(known)} with a softmax")
-    if stack is not None and stack not in plan.depths:
-        raise ProfileError(f"this model has no stack '{stack}'; it has {', '.join(plan.depths)}")
-    of_layer = _over_depth(text, plan)
+    if stack is not None and stack not in model_layout.depths:
+        raise ProfileError(
+            f"this model has no stack '{stack}'; it has {', '.join(model_layout.depths)}"
+        )
+    of_layer = _over_depth(text, model_layout)
     rules = [
         of_layer(layer)
         if (chosen is None or layer.index in chosen) and stack in (None, layer.stack)
         else None
-        for layer in plan.layers
+        for layer in model_layout.layers
     ]
-    for layer, item in zip(plan.layers, rules, strict=True):
+    for layer, item in zip(model_layout.layers, rules, strict=True):
         if item is not None:
             check_layer(layer)
-    made = Profile._for(plan, rows, model, pattern=text if base is None else None)
+    made = Profile._for(model_layout, rows, model, pattern=text if base is None else None)
     return replace(made, rules=tuple(rules))
 
 
-def _over_depth(text: str, plan: Layout) -> Callable[[AttentionLayer], Rule]:
+def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], Rule]:
     """layer -> its rule, for a text whose level may be a pattern over depth."""
     call = GRAMMAR.read(text)
     if call.name not in KNOWN:
@@ -76,7 +78,7 @@ def _over_depth(text: str, plan: Layout) -> Callable[[AttentionLayer], Rule]:
         same = rule_of(call)
         return lambda layer: same
     pattern = level.made(lambda: schedule_of(level.call(call.name, "pattern")))
-    values = {stack: pattern.sample(depth).tolist() for stack, depth in plan.depths.items()}
+    values = {stack: pattern.sample(depth).tolist() for stack, depth in model_layout.depths.items()}
 
     def of_layer(layer: AttentionLayer) -> Rule:
         own = replace(level, value=values[layer.stack][layer.index])

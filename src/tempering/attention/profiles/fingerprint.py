@@ -15,7 +15,7 @@ from torch import nn
 
 from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.stored import hooks, packed, parts_of
-from tempering.attention.examining.structure import Reference, Structure, reference, same, walk
+from tempering.attention.examining.structure import ObjectRef, Structure, object_ref, same, walk
 from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import Layout
 
@@ -52,18 +52,18 @@ _FLOOR = 2.0**-14
 class _Known(NamedTuple):
     """The last fingerprint of a model, and what it was made from.
 
-    tree: the names of its parameters, as `Structure.marks` holds them.
+    tree: the names of its parameters, as `Structure.marks` holds them. stated: its configurations.
     marks: what changes when a parameter is replaced, moved, or written to in place.
     """
 
     tree: tuple[Any, ...]
-    fields: str
+    stated: tuple[str, ...]
     name: str
     marks: _Marks | None
 
 
 class _Marks(NamedTuple):
-    objects: list[Reference]
+    objects: list[ObjectRef]
     addresses: list[int]
     versions: list[int]
     watched: list[bytes]
@@ -75,6 +75,7 @@ class _Marks(NamedTuple):
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 # So many parameters, spread over the model, tell of a change that leaves no mark.
 _WATCHED = 64
+_PLAIN = {nn.Parameter, torch.Tensor}
 
 
 def quick_fingerprint(model: nn.Module, walked: Walked) -> str:
@@ -84,9 +85,11 @@ def quick_fingerprint(model: nn.Module, walked: Walked) -> str:
     version counter. A write through `.data` leaves all three: it is noticed where it changes one
     of the sampled values of 64 parameters, spread over the model.
     """
+    structure, parameters = walked
     known = _KNOWN.get(model)
-    if known is not None and known.tree == walked[0].marks and known.fields == _fields_of(model):
-        now = _marks(model, walked[1])
+    # The fields that are hashed are among those that the configurations state.
+    if known is not None and known[:2] == (structure.marks, structure.stated):
+        now = _marks(model, parameters)
         if now is not None and known.marks is not None and now.alike(known.marks):
             return known.name
     return _hashed(model, walked)
@@ -94,18 +97,21 @@ def quick_fingerprint(model: nn.Module, walked: Walked) -> str:
 
 def _marks(model: nn.Module, parameters: Sequence[torch.Tensor]) -> _Marks | None:
     """What tells of a change of parameters; None where nothing does."""
-    values = [part for value in parameters for part in packed(value)]
+    values = list(parameters)
+    if not set(map(type, values)) <= _PLAIN:
+        values = [part for value in parameters for part in packed(value)]
     here = [value for value in values if not value.is_meta]
-    objects: list[Any] = here
+    objects: list[ObjectRef] = list(map(weakref.ref, here))
     if len(here) < len(values):  # put onto the meta device anew after every forward
-        objects = [*here, *(hook for module in model.modules() for hook in hooks(module))]
+        offload = (hook for module in model.modules() for hook in hooks(module))
+        objects += map(object_ref, offload)
     try:
         versions = [value._version for value in here]
     except RuntimeError:  # made in inference mode, which keeps no versions
         return None
     watched, _ = _gathered([here[index] for index in _spread(len(here))])
     addresses = [value.data_ptr() for value in here]
-    return _Marks([*map(reference, objects)], addresses, versions, watched)
+    return _Marks(objects, addresses, versions, watched)
 
 
 @functools.lru_cache(maxsize=64)
@@ -153,9 +159,8 @@ def _hashed(model: nn.Module, walked: Walked) -> str:
     for name, source in _tied_elsewhere(model, pieces).items():
         if samples.get(name) == samples.get(source):
             del samples[name]
-    fields = _fields_of(model)
-    name = _digest(fields, samples)
-    _KNOWN[model] = _Known(structure.marks, fields, name, _marks(model, parameters))
+    name = _digest(_fields(getattr(model, "config", None)), samples)
+    _KNOWN[model] = _Known(structure.marks, structure.stated, name, _marks(model, parameters))
     return name
 
 
@@ -180,10 +185,6 @@ def _digest(fields: str, samples: Mapping[str, bytes]) -> str:
     for name, sample in sorted(samples.items()):
         digest.update(name.encode() + sample)
     return digest.hexdigest()[:16]
-
-
-def _fields_of(model: nn.Module) -> str:
-    return _fields(getattr(model, "config", None))
 
 
 def _fields(config: Any) -> str:
@@ -263,20 +264,20 @@ def _rounded(values: torch.Tensor) -> Any:
 
 
 def describe_model(
-    model: nn.Module, plan: Layout | None = None, walked: Walked | None = None
+    model: nn.Module, model_layout: Layout | None = None, walked: Walked | None = None
 ) -> dict[str, Any]:
     """Architecture, shape and fingerprint: what ties a profile or a record to its model.
 
-    plan, walked: its layout, and what `walk` gave, where they are known already.
+    model_layout, walked: its layout, and what `walk` gave, where they are known already.
     """
     model = unwrapped(model)
-    if plan is None:
+    if model_layout is None:
         walked = walk(model)
-        plan = examined(model, None, walked[0]).layout
+        model_layout = examined(model, None, walked[0]).layout
     config: Any = model.config
     return {
         "name": str(getattr(config, "_name_or_path", "") or "").rstrip("/").rsplit("/", 1)[-1],
         "architecture": type(model).__name__,
-        "shape": plan.describe(),
+        "shape": model_layout.describe(),
         "fingerprint": quick_fingerprint(model, walked or walk(model)),
     }

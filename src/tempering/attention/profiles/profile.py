@@ -16,14 +16,20 @@ from torch import Tensor, nn
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.subject import adapters_of, unwrapped
 from tempering.attention.layout import Layout
-from tempering.attention.limits import check_values
 from tempering.attention.profiles.fingerprint import (
     Walked,
     describe_model,
     fingerprint,
     quick_fingerprint,
 )
+from tempering.attention.profiles.fitting import (
+    check_row,
+    describe_rows,
+    rows_by_layer,
+    rules_by_layer,
+)
 from tempering.attention.profiles.format import fields_of, json_of
+from tempering.attention.profiles.making import rows_of_matrix, rows_of_schedule
 from tempering.attention.profiles.rules import Rule, check_rules
 from tempering.counts import whole_number
 from tempering.data.gallery import gallery_text, names_gallery
@@ -68,7 +74,7 @@ class Profile:
                 f"these are {', '.join(self.names)}"
             )
         for index, row in enumerate(self.rows):
-            _check_row(row, self.names[index] if self.names else f"layer {index}")
+            check_row(row, self.names[index] if self.names else f"layer {index}")
         if self.rules:
             check_rules(self.rules, len(self.rows))
 
@@ -96,30 +102,10 @@ class Profile:
         Raises ScheduleError when the pattern has more stages than the stack has layers, and
         ProfileError for layers or heads that the model doesn't have.
         """
-        plan = model if isinstance(model, Layout) else layout(model)
+        model_layout = model if isinstance(model, Layout) else layout(model)
         pattern = as_schedule(schedule)
-        stacks = [stack] if stack else list(plan.depths)
-        for name in stacks:
-            if name not in plan.depths:
-                raise ProfileError(
-                    f"this model has no stack '{name}'; it has {', '.join(plan.depths)}"
-                )
-        values = {name: pattern.sample(plan.depths[name]) for name in stacks}
-        chosen = _chosen(layers, "layer", max(plan.depths.values()))
-        chosen_heads = _chosen(heads, "head", max(plan.heads))
-        rows = []
-        for layer in plan.layers:
-            row = torch.ones(layer.heads, dtype=torch.float64)
-            if layer.stack in values and (chosen is None or layer.index in chosen):
-                value = float(values[layer.stack][layer.index])
-                where = (
-                    slice(None)
-                    if chosen_heads is None
-                    else [h for h in chosen_heads if h < layer.heads]
-                )
-                row[where] = value
-            rows.append(row)
-        return cls._for(plan, rows, model, pattern=str(pattern))
+        rows = rows_of_schedule(pattern, model_layout, layers, heads, stack)
+        return cls._for(model_layout, rows, model, pattern=str(pattern))
 
     @classmethod
     def from_matrix(cls, matrix: Tensor | Sequence[Any], model: nn.Module | None = None) -> Profile:
@@ -142,18 +128,10 @@ class Profile:
             if table.ndim == 1:
                 raise ProfileError("one temperature a layer needs the model: from_matrix(T, model)")
             return cls(tuple(table.clone()))
-        plan = layout(model)
-        if len(table) != len(plan.layers) and len(table) == sum(plan.depths.values()):
-            table = _softmax_rows(table, plan)
-        if len(table) != len(plan.layers):
-            raise ProfileError(f"{len(table)} rows were given, the model has {plan.describe()}")
-        rows = (
-            list(table)
-            if table.ndim == 2
-            else [value.expand(heads) for value, heads in zip(table, plan.heads, strict=True)]
-        )
-        cls(tuple(rows)).resolve(plan)
-        return cls._for(plan, rows, model)
+        model_layout = layout(model)
+        rows = rows_of_matrix(table, model_layout)
+        cls(tuple(rows)).resolve(model_layout)
+        return cls._for(model_layout, rows, model)
 
     @classmethod
     def by_module(cls, temperatures: Mapping[str, Sequence[float] | float]) -> Profile:
@@ -172,24 +150,24 @@ class Profile:
         return cls(tuple(rows), tuple(temperatures), partial=True)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Tensor], plan: Layout) -> Profile:
+    def from_rows(cls, rows: Sequence[Tensor], model_layout: Layout) -> Profile:
         """A profile from one tensor of temperatures for each layer of a layout."""
-        return cls._for(plan, list(rows), plan)
+        return cls._for(model_layout, list(rows), model_layout)
 
     @classmethod
     def neutral(cls, model: nn.Module | Layout) -> Profile:
         """T = 1 everywhere."""
-        plan = model if isinstance(model, Layout) else layout(model)
-        return cls._for(plan, [torch.ones(heads) for heads in plan.heads], model)
+        model_layout = model if isinstance(model, Layout) else layout(model)
+        return cls._for(model_layout, [torch.ones(heads) for heads in model_layout.heads], model)
 
     @classmethod
     def _for(
-        cls, plan: Layout, rows: Sequence[Tensor], model: nn.Module | Layout, **more: Any
+        cls, model_layout: Layout, rows: Sequence[Tensor], model: nn.Module | Layout, **more: Any
     ) -> Profile:
         return cls(
             tuple(row.detach().to("cpu", torch.float64) for row in rows),
-            plan.names,
-            untempered=plan.untempered,
+            model_layout.names,
+            untempered=model_layout.untempered,
             model=None if isinstance(model, Layout) else describe_model(model),
             **more,
         )
@@ -207,68 +185,26 @@ class Profile:
 
     def describe(self) -> str:
         """A short text for messages, e.g. "30 layers x 9 heads"."""
-        counts = sorted({len(row) for row in self.rows})
-        heads = str(counts[0]) if len(counts) == 1 else f"{counts[0]}..{counts[-1]}"
-        return f"{len(self.rows)} layers x {heads} heads"
+        return describe_rows(self.rows)
 
-    def resolve(self, plan: Layout, *, rules: bool = False) -> list[Tensor]:
+    def resolve(self, model_layout: Layout, *, rules: bool = False) -> list[Tensor]:
         """One row for each attention layer of a layout, or a ProfileError with both shapes.
 
-        RefusedError when the profile has rules, unless the caller minds them (rules=True).
+        RefusedError when the profile has rules, unless the caller applies them too (rules=True).
         """
         if not rules:
             self.refuse_rules("temperatures that depend on the query act in transformers alone")
-        if self.names is None:
-            if [len(row) for row in self.rows] != list(plan.heads):
-                raise ProfileError(
-                    f"the profile has {self.describe()}, the model has {plan.describe()}"
-                )
-            return list(self.rows)
-        given = dict(zip(self.names, self.rows, strict=True))
-        unknown = given.keys() - set(plan.names)
-        if unknown:
-            self._refuse_name(next(name for name in given if name in unknown), plan)
-        rows = []
-        for layer in plan.layers:
-            row = given.get(layer.name)
-            if row is None and not self.partial:
-                raise ProfileError(
-                    f"the profile has {self.describe()} and none for {layer.name}; "
-                    f"the model has {plan.describe()}"
-                )
-            if row is None:
-                row = torch.ones(layer.heads, dtype=torch.float64)
-            elif self.partial and len(row) == 1:
-                row = row.expand(layer.heads)
-            if len(row) != layer.heads:
-                raise ProfileError(
-                    f"{layer.name} has {layer.heads} heads, the profile has {len(row)} for it; "
-                    f"the profile has {self.describe()}, the model {plan.describe()}"
-                )
-            rows.append(row)
-        return rows
+        return rows_by_layer(self.rows, self.names, self.partial, model_layout)
+
+    def rules_by_layer(self, model_layout: Layout) -> tuple[Rule | None, ...]:
+        """The rule of each attention layer of a layout; None where it has none."""
+        return rules_by_layer(self.rules, self.names, model_layout)
 
     def refuse_rules(self, why: str) -> None:
         """RefusedError that says why, when the profile has rules."""
         if any(self.rules):
             named = ", ".join(dict.fromkeys(str(item) for item in self.rules if item))
             raise RefusedError(f"this profile has rules ({named}): {why}")
-
-    def _refuse_name(self, name: str, plan: Layout) -> None:
-        if any(name == other or name.startswith(other + ".") for other in plan.untempered):
-            raise ProfileError(
-                f"{name} has no temperature: it has no softmax, or text does not reach it; "
-                "leave it out of the profile"
-            )
-        if not self.partial:
-            raise ProfileError(
-                f"the profile was made for another model: it has {self.describe()} "
-                f"with a module {name}, the model has {plan.describe()} and no such module"
-            )
-        raise ProfileError(
-            f"the model has no attention module '{name}'; its modules are called "
-            f"{plan.names[0]} .. {plan.names[-1]}"
-        )
 
     def check_model(self, model: nn.Module, walked: Walked | None = None) -> None:
         """ProfileError unless `model` is the one that the profile was made for.
@@ -278,8 +214,8 @@ class Profile:
         if self.model is None:
             return
         model = unwrapped(model)
-        found = fingerprint(model) if walked is None else quick_fingerprint(model, walked)
-        if found == self.model.get("fingerprint"):
+        name = fingerprint(model) if walked is None else quick_fingerprint(model, walked)
+        if name == self.model.get("fingerprint"):
             return
         other = f"this model is {_naming(describe_model(model))}{adapters_of(model)}"
         try:
@@ -297,13 +233,13 @@ class Profile:
 
     def adopt(self, model: nn.Module) -> Profile:
         """The same temperatures bound to `model`; ProfileError when the shapes differ."""
-        plan = layout(model)
-        rows = self.resolve(plan, rules=True)
+        model_layout = layout(model)
+        rows = self.resolve(model_layout, rules=True)
         return replace(
-            Profile._for(plan, rows, model),
+            Profile._for(model_layout, rows, model),
             pattern=self.pattern,
             evidence=self.evidence,
-            rules=rules_for(self, plan) if any(self.rules) else (),
+            rules=self.rules_by_layer(model_layout) if any(self.rules) else (),
         )
 
     # -- changing one
@@ -357,46 +293,3 @@ class Profile:
 
 def _naming(model: Mapping[str, Any]) -> str:
     return f"{model.get('architecture')} with {model.get('shape')} ({model.get('fingerprint')})"
-
-
-def _chosen(items: Iterable[int] | None, what: str, count: int) -> set[int] | None:
-    if items is None:
-        return None
-    chosen = set(items)
-    wrong = sorted(item for item in chosen if not 0 <= item < count)
-    if wrong or not chosen:
-        named = ", ".join(map(str, wrong)) or "(none)"
-        raise ProfileError(f"{what} {named}: the model has {what}s 0 to {count - 1}")
-    return chosen
-
-
-def _softmax_rows(table: Tensor, plan: Layout) -> Tensor:
-    keep = {(layer.stack, layer.index) for layer in plan.layers}
-    rows, index = [], 0
-    for stack, depth in plan.depths.items():
-        for layer in range(depth):
-            if (stack, layer) in keep:
-                rows.append(table[index])
-            elif not bool(((table[index] == 1) | table[index].isnan()).all()):
-                raise ProfileError(
-                    f"layer {layer} of the {stack} has no softmax and so no temperature; "
-                    "its row must be 1 or NaN"
-                )
-            index += 1
-    return torch.stack(rows)
-
-
-def _check_row(row: Tensor, where: str) -> None:
-    if row.ndim != 1 or len(row) == 0:
-        raise ProfileError(f"{where}: temperatures have shape [heads]; this has {tuple(row.shape)}")
-    check_values(row, where)
-
-
-def rules_for(profile: Profile, plan: Layout) -> tuple[Rule | None, ...]:
-    """The rule of each attention layer of a layout; None where it has none."""
-    if not profile.rules:
-        return (None,) * len(plan.layers)
-    if profile.names is None:
-        return profile.rules
-    given = dict(zip(profile.names, profile.rules, strict=True))
-    return tuple(given.get(name) for name in plan.names)

@@ -8,16 +8,16 @@ search(model, score)                                   the same for scores witho
 
 from tempering.attention.tuning.basis import Basis, make_basis, pattern_basis, uniform_basis
 from tempering.attention.tuning.fit import tune
-from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, TradeOff, Tuned
-from tempering.attention.tuning.pieces import (
+from tempering.attention.tuning.objectives import (
     Constraint,
     Objective,
     from_batches,
     from_functions,
     from_pairs,
     from_text,
-    read_pairs,
 )
+from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, TradeOff, Tuned
+from tempering.attention.tuning.pairs import read_pairs
 from tempering.attention.tuning.search import Searched, Trial, search
 from tempering.attention.tuning.split import refuse_overlap
 

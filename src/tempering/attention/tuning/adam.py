@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.tuning.moving import Method, Move
+from tempering.attention.tuning.method import Method, Move
+from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.passes import Pass, Report, gradient_pass, loss_pass
-from tempering.attention.tuning.pieces import Piece
 from tempering.attention.tuning.problem import MARGIN, Problem
 from tempering.attention.tuning.tunable import Tunable
 

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tempering.attention.examining.layout_of import layout
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.pieces import Piece
-from tempering.attention.tuning.tunable import Tunable
+from tempering.attention.tuning.objectives import Piece
+from tempering.attention.tuning.tunable import Tunable, frozen
 from tempering.errors import MissingExtraError, RefusedError
 
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import Layout
 from tempering.attention.tuning.adapted import Slots, linear_in, opened_parameter
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.pieces import Piece
-from tempering.attention.tuning.tunable import Tunable
+from tempering.attention.tuning.objectives import Piece
+from tempering.attention.tuning.tunable import Tunable, frozen
 from tempering.errors import RefusedError
 
 

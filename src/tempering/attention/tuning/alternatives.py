@@ -19,14 +19,14 @@ from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.adapted import output_temperature, query_biases, query_lora
 from tempering.attention.tuning.adapted_scales import head_scales, norm_weights, together
 from tempering.attention.tuning.basis import make_basis, uniform_basis
-from tempering.attention.tuning.kept import Kept
-from tempering.attention.tuning.live import live
-from tempering.attention.tuning.moving import Method
+from tempering.attention.tuning.live_temperatures import live_temperatures
+from tempering.attention.tuning.method import Method
 from tempering.attention.tuning.newton import Newton
+from tempering.attention.tuning.objectives import Constraint, Objective
 from tempering.attention.tuning.outcome import INTERRUPTED
-from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.problem import Problem, make_problem
 from tempering.attention.tuning.run import Progress, Run
+from tempering.attention.tuning.saved_run import SavedRun
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import InputError
 
@@ -37,7 +37,13 @@ SCALES = ("output scale of heads", "weights of norms")
 WITH_TEMPERATURES = " and temperatures"
 _EVERY = (*ALTERNATIVES, *SCALES, *(f"{n}{WITH_TEMPERATURES}" for n in (*ALTERNATIVES, *SCALES)))
 
-_FEW = ALTERNATIVES[:2]
+# These have one number each, which Newton's method fits.
+_ONE_NUMBER = ALTERNATIVES[:2]
+# The standard deviation of the prior on log T, and the bounds of T: those of `tune`.
+_PRIOR_SD, _BOUNDS = 0.5, (0.2, 5.0)
+# All the data tell of one number, so its curvature is sure: steps are damped less, and may be
+# longer, than those of `tune` for hundreds of numbers (1.0 and 0.15).
+_DAMPING, _RADIUS = 0.1, 0.2
 
 Opened = Callable[[], AbstractContextManager[Tunable]]
 
@@ -102,10 +108,10 @@ def fit_alternatives(
         raise InputError(f"alternatives are {', '.join(_EVERY)}; not {', '.join(unknown)}")
     problem = make_problem(objectives, constraint, held_out, seed)
     plan = layout(model)
-    uniform: Opened = lambda: live(model, uniform_basis(plan), (0.2, 5.0), checkpoint=False)  # noqa: E731
+    uniform = uniform_basis(plan)
     alone: dict[str, Opened] = {
         "output temperature": lambda: output_temperature(model),
-        "uniform temperature": uniform,
+        "uniform temperature": lambda: live_temperatures(model, uniform, _BOUNDS, checkpoint=False),
         "biases of q": lambda: query_biases(model, target),
         "LoRA rank 1 on q": lambda: query_lora(model, target, seed),
         "output scale of heads": lambda: head_scales(model),
@@ -120,10 +126,9 @@ def fit_alternatives(
 
     found = []
     for label in which:
-        few = label in _FEW  # numbers, so that Newton's method serves
         fits = [
             _fit(label, way_of(label, rate), problem, passes, rate, seed, progress)
-            for rate in ((None,) if few else rates)
+            for rate in ((None,) if label in _ONE_NUMBER else rates)
         ]
         within = [fit for fit in fits if fit.met] or fits
         found.append(min(within, key=lambda fit: fit.after))
@@ -135,7 +140,7 @@ def _with_temperatures(
 ) -> AbstractContextManager[Tunable]:
     """One of them and a temperature for each head, which learns at a rate of its own."""
     basis = make_basis(model, plan, "head")
-    temperatures = live(model, basis, (0.2, 5.0), checkpoint=False)
+    temperatures = live_temperatures(model, basis, _BOUNDS, checkpoint=False)
     return together(temperatures, alone(), units=(T_RATE / rate, 1.0))
 
 
@@ -153,16 +158,21 @@ def _fit(
     with opened() as tunable, torch.enable_grad():
         method: Method
         if rate is None:
-            prior = 1 / (0.25 * problem.targets)
             method = Newton(
-                problem, tunable, prior=prior, damping=0.1, radius=0.2, rows=1, seed=seed
+                problem,
+                tunable,
+                prior=1 / (_PRIOR_SD**2 * problem.targets),
+                damping=_DAMPING,
+                radius=_RADIUS,
+                rows=1,
+                seed=seed,
             )
             count, every = passes, 1
         else:
             count, every = passes * pieces, pieces
             method = Adam(problem, tunable, prior=0.0, rate=rate, steps=count, rows=1, seed=seed)
         named = None if progress is None else _under(progress, label)
-        run = Run(problem, tunable, method, Kept(None, {}), 1, named, None)
+        run = Run(problem, tunable, method, SavedRun(None, {}), 1, named, None)
         run.walk(count, every, patience=passes)
         if run.stopped == INTERRUPTED:
             raise KeyboardInterrupt

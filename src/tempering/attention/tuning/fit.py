@@ -16,10 +16,10 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.basis import Basis, make_basis
-from tempering.attention.tuning.kept import Kept
-from tempering.attention.tuning.live import Bounds, Live, live
-from tempering.attention.tuning.moving import Method
+from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures, live_temperatures
+from tempering.attention.tuning.method import Method
 from tempering.attention.tuning.newton import Newton
+from tempering.attention.tuning.objectives import Constraint, Objective
 from tempering.attention.tuning.outcome import (
     INTERRUPTED,
     ConstraintError,
@@ -28,9 +28,9 @@ from tempering.attention.tuning.outcome import (
     Tuned,
     guard,
 )
-from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.problem import make_problem
 from tempering.attention.tuning.run import Progress, Run
+from tempering.attention.tuning.saved_run import SavedRun
 from tempering.errors import ConvergenceWarning, InputError
 
 STEPS = {"newton": 8, "adam": 100}
@@ -118,7 +118,7 @@ def tune(
         "seed": seed,
     }
     prior = 1 / (float(prior_sd) ** 2 * problem.targets)
-    with live(model, basis, bounds, checkpoint=checkpoint) as tempering:
+    with live_temperatures(model, basis, bounds, checkpoint=checkpoint) as tempering:
         mover: Method
         if method == "newton":
             mover = Newton(
@@ -135,7 +135,7 @@ def tune(
                 problem, tempering, prior=prior, rate=float(rate), steps=count, rows=rows, seed=seed
             )
         every = 1 if method == "newton" else max(1, count // 10)
-        run = Run(problem, tempering, mover, Kept(state, settings), rows, progress, on_step)
+        run = Run(problem, tempering, mover, SavedRun(state, settings), rows, progress, on_step)
         run.walk(count, every, patience)
         tuned = _tuned(run, tempering, float(prior_sd), seed)
     if tuned.stopped_because == INTERRUPTED:
@@ -153,7 +153,7 @@ def tune(
     return tuned
 
 
-def _tuned(run: Run, tempering: Live, prior_sd: float, seed: int) -> Tuned:
+def _tuned(run: Run, tempering: LiveTemperatures, prior_sd: float, seed: int) -> Tuned:
     choice = run.choose()
     problem, start = run.problem, run.trail[0][1]
     profile = tempering.profile(choice.theta)

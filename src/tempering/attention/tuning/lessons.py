@@ -1,12 +1,12 @@
-"""What a teacher says of a row of tokens: its distributions, and a student's divergence from them.
+"""Lessons: a teacher's distributions over a row of tokens, and a student's divergence from them.
 
 A lesson holds, for every target of one row, the k likeliest tokens of the teacher p with their log
 probabilities, and the log probability of all other tokens together. The student q is then judged by
 
     D = sum_{v in top} p_v (log p_v - log q_v) + p_rest (log p_rest - log q_rest)      nats
 
-the divergence KL(p || q) of the two distributions once the tokens outside the top count as one. It
-is at most the full KL (data-processing inequality), and equal to it where k is the vocabulary.
+which is KL(p || q) with all tokens outside the top taken as one. It is at most the full KL, by the
+data-processing inequality, and equal to it where k is the size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Lesson:
             replace_atomic(
                 self.path, lambda path: save_file(tensors, path, {"identity": self.identity})
             )
-        except SafetensorError as error:  # how a full disk shows itself there
+        except SafetensorError as error:  # raised where the disk is full, too
             raise OutputError(
                 f"can't write {self.path}: {error}; free some space. Lessons so far are kept"
             ) from error
@@ -111,13 +111,13 @@ def lesson_losses(
         )
     log_q = torch.log_softmax(logits.float(), -1)
     named = (log_p.exp() * (log_p - log_q.gather(-1, index))).nansum(-1)
-    some = log_rest > -torch.inf
-    if not bool(some.any()):
+    # Where the top is the whole vocabulary, neither distribution has a rest.
+    has_rest = log_rest > -torch.inf
+    if not bool(has_rest.any()):
         return named
-    # Rows whose top is the whole vocabulary have no rest, on either side.
-    rest = log_rest.masked_fill(~some, 0.0)
-    left = _log_rest(log_q, index).masked_fill(~some, 0.0)
-    return named + torch.where(some, rest.exp() * (rest - left), 0.0)
+    log_p_rest = log_rest.masked_fill(~has_rest, 0.0)
+    log_q_rest = _log_rest(log_q, index).masked_fill(~has_rest, 0.0)
+    return named + torch.where(has_rest, log_p_rest.exp() * (log_p_rest - log_q_rest), 0.0)
 
 
 def _log_rest(log_p: Tensor, index: Tensor) -> Float[Tensor, "targets"]:

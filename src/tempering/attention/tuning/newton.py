@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tempering.attention.tuning.moving import Method, Move
+from tempering.attention.tuning.method import Method, Move
+from tempering.attention.tuning.objectives import Objective
 from tempering.attention.tuning.passes import Report, gradient_pass
-from tempering.attention.tuning.pieces import Objective
 from tempering.attention.tuning.problem import MARGIN, Problem, merit
 from tempering.attention.tuning.steps import (
     Quadratic,

@@ -13,9 +13,9 @@ from torch import Tensor
 from tempering.attention.layout import Layout
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.profiles.profile import Profile
-from tempering.attention.tuning.live import Bounds, Live
-from tempering.attention.tuning.objective import Batch
-from tempering.attention.tuning.pieces import Objective
+from tempering.attention.tuning.batches import Batch
+from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures
+from tempering.attention.tuning.objectives import Objective
 from tempering.errors import CollapseWarning, RefusedError
 from tempering.temperature.learned import _AT_BOUND, _FLOOR, Collapse
 
@@ -123,7 +123,7 @@ class ConstraintError(RefusedError):
 
 
 def guard(
-    live: Live, profile: Profile, watched: Sequence[Objective], prior_sd: float
+    live: LiveTemperatures, profile: Profile, watched: Sequence[Objective], prior_sd: float
 ) -> Collapse | None:
     """The collapse guard: heads at a bound of T, or whose support fell under its floor.
 

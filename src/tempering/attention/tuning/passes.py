@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.tuning.objective import Batch, divergences, losses_of, target_logits
-from tempering.attention.tuning.pieces import Piece, row_means
+from tempering.attention.tuning.batches import Batch, divergences, losses_of, target_logits
+from tempering.attention.tuning.objectives import Piece, row_means
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import RefusedError
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tempering.attention.tuning.objectives import Constraint, Objective
 from tempering.attention.tuning.passes import Kind, Report, loss_pass
-from tempering.attention.tuning.pieces import Constraint, Objective
 from tempering.attention.tuning.split import refuse_overlap, split
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import InputError

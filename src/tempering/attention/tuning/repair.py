@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from tempering.attention.measuring.targets import profile_of_entropy
 from tempering.attention.profiles.profile import Profile
+from tempering.attention.tuning.batches import Batch, target_losses
 from tempering.attention.tuning.fit import tune
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.objective import Batch, target_losses
+from tempering.attention.tuning.objectives import Objective
 from tempering.attention.tuning.outcome import Tuned
-from tempering.attention.tuning.pieces import Objective
 from tempering.attention.tuning.teacher import TOP, teach
+from tempering.attention.tuning.tunable import frozen
 from tempering.errors import InputError, ModelError
 
 # Of T where support is solved for: heads whose support no temperature restores stay within it.

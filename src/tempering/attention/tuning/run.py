@@ -9,22 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tempering.attention.tuning.kept import Kept
-from tempering.attention.tuning.moving import Method
+from tempering.attention.tuning.method import Method
 from tempering.attention.tuning.newton import Newton
 from tempering.attention.tuning.outcome import INTERRUPTED, Step, TradeOff
 from tempering.attention.tuning.passes import Report
 from tempering.attention.tuning.problem import Problem, Watched, merit, watch
+from tempering.attention.tuning.saved_run import SavedRun
 from tempering.attention.tuning.steps import LARGEST
 from tempering.attention.tuning.tunable import Tunable
 
 Progress = Callable[[str, int, int], None]
 
-# A change of every log T by less than this is no change: 0.1 % of T.
+# A step that changes every log T by less than this, 0.1 % of T, changes nothing: converged.
 _STILL = 1e-3
-# The longest stretch of a point's temperatures, as a power, that is weighed under a constraint.
+# Under a constraint, a point's temperatures may be stretched to at most this power of them.
 _FARTHEST = 1.5
-_SAFE = 0.95  # of the constraint, which the last stretch aims at
+# The stretch aims at this share of the constraint, so that a small miss stays within it.
+_SAFE = 0.95
 
 
 class Option(NamedTuple):
@@ -72,12 +73,12 @@ class Run:
         problem: Problem,
         tempering: Tunable,
         mover: Method,
-        kept: Kept,
+        saved: SavedRun,
         rows: int,
         progress: Progress | None,
         on_step: Callable[[Step], None] | None,
     ) -> None:
-        self.problem, self.live, self.mover, self.kept = problem, tempering, mover, kept
+        self.problem, self.live, self.mover, self.saved = problem, tempering, mover, saved
         self.rows, self.progress, self.on_step = rows, progress, on_step
         self.theta = torch.zeros(tempering.size, dtype=torch.float64)
         self.step = 0
@@ -121,7 +122,7 @@ class Run:
         within = [o for o in options if o.cost <= self.problem.constraint.within]
         chosen = min(within, key=lambda option: option.seen.value)
         better = [o for o in options if o.seen.value < options[0].seen.value]
-        # All that is better costs too much: the one that comes closest goes into the error.
+        # Where all that is better costs too much, the error shows the one that comes closest.
         met = chosen.step > 0 or not better
         if not met and self.stopped != INTERRUPTED:
             chosen = min(better, key=self._merit)
@@ -228,7 +229,7 @@ class Run:
         return count
 
     def _keep(self) -> None:
-        self.kept.save(
+        self.saved.save(
             {
                 "theta": self.theta,
                 "step": self.step,
@@ -240,7 +241,7 @@ class Run:
         )
 
     def _restore(self) -> None:
-        state = self.kept.load()
+        state = self.saved.load()
         if state is None:
             return
         self.theta, self.step, self.stopped = state["theta"], state["step"], state["stopped"]

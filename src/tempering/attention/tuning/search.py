@@ -23,9 +23,9 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis, make_basis
-from tempering.attention.tuning.kept import Kept
-from tempering.attention.tuning.live import Bounds, Live, live
+from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures, live_temperatures
 from tempering.attention.tuning.outcome import INTERRUPTED
+from tempering.attention.tuning.saved_run import SavedRun
 from tempering.errors import ConvergenceWarning, InputError, MissingExtraError, RefusedError
 
 Score = Callable[[Any], float]
@@ -113,15 +113,15 @@ def search(
         "bounds": bounds,
         "seed": seed,
     }
-    kept = Kept(state, settings)
-    made = [Trial(*item) for item in (kept.load() or {}).get("trials", [])]
+    saved = SavedRun(state, settings)
+    made = [Trial(*item) for item in (saved.load() or {}).get("trials", [])]
     stopped = "all trials made"
-    with live(model, basis, bounds, checkpoint=False) as tempering, torch.no_grad():
+    with live_temperatures(model, basis, bounds, checkpoint=False) as tempering, torch.no_grad():
         try:
             while len(made) < trials:
                 theta = _proposal(made, numbers, bounds, seed)
                 made.append(Trial(tuple(theta.tolist()), _scored(tempering, theta, score, made)))
-                kept.save({"trials": [tuple(item) for item in made]})
+                saved.save({"trials": [tuple(item) for item in made]})
                 if progress is not None:
                     progress("search", len(made), trials)
             best = max(made, key=lambda item: item.score)
@@ -161,7 +161,9 @@ def _vector(trial: Trial) -> Tensor:
     return torch.tensor(trial.theta, dtype=torch.float64)
 
 
-def _scored(tempering: Live, theta: Float[Tensor, "numbers"], score: Score, made: Any) -> float:
+def _scored(
+    tempering: LiveTemperatures, theta: Float[Tensor, "numbers"], score: Score, made: Any
+) -> float:
     tempering.set(theta)
     value = float(score(tempering.model))
     if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""What is held out, and what may not be in two places: calibration and test must not overlap."""
+"""Data held out, and data refused because two sides share them: calibration and test."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 
-from tempering.attention.tuning.objective import Batch
-from tempering.attention.tuning.pieces import Objective, Piece
+from tempering.attention.tuning.batches import Batch
+from tempering.attention.tuning.objectives import Objective, Piece
 from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
 
-# A run of tokens that two texts share by no accident. Blocks of the one are looked for at every
-# place of the other, so any common run of twice this length, less one, is found.
+# Two texts that share a run of so many tokens do so by no accident. Blocks of the one are looked
+# for at every place of the other, so any common run of twice this length, less one, is found.
 _BLOCK = 64
 _ID = 8  # bytes of a token id
 
@@ -47,9 +47,9 @@ def split(objective: Objective, share: float, seed: int) -> tuple[Objective, Obj
         if len(chosen) >= wanted:
             break
         chosen.update(group)
-    kept = [piece for i, piece in enumerate(objective.pieces) if i not in chosen]
-    held = [piece for i, piece in enumerate(objective.pieces) if i in chosen]
-    return objective.having(kept), objective.having(held)
+    calibration = [piece for i, piece in enumerate(objective.pieces) if i not in chosen]
+    held_out = [piece for i, piece in enumerate(objective.pieces) if i in chosen]
+    return objective.having(calibration), objective.having(held_out)
 
 
 def refuse_overlap(first: Sequence[Objective], second: Sequence[Objective], what: str) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from tempering.attention.profiles.fingerprint import fingerprint
+from tempering.attention.tuning.batches import target_logits
 from tempering.attention.tuning.lessons import Lesson, distributions
-from tempering.attention.tuning.live import frozen
-from tempering.attention.tuning.objective import target_logits
-from tempering.attention.tuning.pieces import Objective, Piece
+from tempering.attention.tuning.objectives import Objective, Piece
+from tempering.attention.tuning.tunable import frozen
 from tempering.errors import InputError
 
+# Tokens of each distribution that a lesson keeps by default.
 TOP = 128
 _FORMAT = "tempering-lesson-1"
 

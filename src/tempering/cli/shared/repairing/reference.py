@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempering.attention.measuring.measure import measure_tokens
 from tempering.attention.tuning import Objective, from_batches
-from tempering.attention.tuning.objective import text_batches
+from tempering.attention.tuning.batches import text_batches
 from tempering.attention.tuning.repair import check_pair
 from tempering.attention.tuning.teacher import teach
 from tempering.cli.shared import common
@@ -21,7 +21,7 @@ from tempering.cli.shared.repairing.material import Material, RepairOptions, sup
 from tempering.engines.generating.samples import write_samples
 from tempering.errors import ModelError
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.returned import Scores, score
+from tempering.evaluation.returned import AnswerScores, score
 
 
 def ask(
@@ -32,7 +32,7 @@ def ask(
     lessons: Path,
     journal: Journal,
     report: Any,
-) -> tuple[tuple[Objective, ...], dict[str, Scores], Tensor | None]:
+) -> tuple[tuple[Objective, ...], dict[str, AnswerScores], Tensor | None]:
     """Lessons, scores and (by support) entropies of the reference, which is let go afterwards."""
     reference, its_tokenizer = common.open_model(
         request.reference or "", request.device, request.dtype

@@ -12,11 +12,11 @@ from tempering.attention.tuning import Objective, Tuned
 from tempering.cli.shared import common
 from tempering.cli.shared.repairing.material import Material, RepairOptions
 from tempering.errors import ModelError
-from tempering.evaluation.returned import Scores, returned
+from tempering.evaluation.returned import AnswerScores, returned
 
 
 def say_damage(
-    tests: Sequence[Objective], known: dict[str, Scores], before: dict[str, Scores]
+    tests: Sequence[Objective], known: dict[str, AnswerScores], before: dict[str, AnswerScores]
 ) -> None:
     """One line for every test; ModelError where compression took nothing on the whole."""
     total = 0.0
@@ -41,9 +41,9 @@ def save(
     material: Material,
     profile: Profile,
     tuned: Tuned | None,
-    known: dict[str, Scores] | None,
-    before: dict[str, Scores],
-    found: dict[str, dict[str, Scores]],
+    known: dict[str, AnswerScores] | None,
+    before: dict[str, AnswerScores],
+    found: dict[str, dict[str, AnswerScores]],
 ) -> None:
     """Write the profile with its evidence, and the record with its report."""
     from tempering.cli.shared.sections import pattern_section
@@ -80,9 +80,9 @@ def save(
 
 def compared(
     tests: Sequence[Objective],
-    known: dict[str, Scores] | None,
-    before: dict[str, Scores],
-    found: dict[str, dict[str, Scores]],
+    known: dict[str, AnswerScores] | None,
+    before: dict[str, AnswerScores],
+    found: dict[str, dict[str, AnswerScores]],
     seed: int,
 ) -> list[dict[str, Any]]:
     """A row for every contender and test; without a reference, changes alone."""

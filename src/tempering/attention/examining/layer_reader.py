@@ -1,0 +1,299 @@
+"""Attention layers, read off the calls of softmax and attention functions that a model makes.
+
+Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
+is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
+the module or the configuration states. A module that attends in a way that is not read so is
+noted with the reason, and refused by name (`refuse_unread`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempering.attention import axes
+from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
+from tempering.attention.examining.module_stack import ModuleStack
+from tempering.attention.hooks import interface_route
+from tempering.attention.hooks.site import state_of
+from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
+from tempering.attention.visibility import is_causal
+from tempering.errors import ArchitectureError
+
+# Under these names, modules and configurations state how many heads they have.
+_HEAD_FIELDS = (
+    "num_attention_heads",
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "num_attn_heads",
+    "heads",
+    "decoder_attention_heads",
+    "encoder_attention_heads",
+)
+
+
+class LayerReader:
+    """The attention layers that one forward pass has shown so far.
+
+    batch: rows of the sample. read: the layers by name. others: for each module, (number of axes,
+    whether over the last) of its softmaxes that are no attention. unmasked: modules with softmaxes
+    in the shape of attention that mask nothing, and the shape. unread: modules that attend in a
+    way that was not read, and how. own_calls: how many softmaxes in the shape of its attention a
+    tempered module called itself.
+    """
+
+    def __init__(self, model: nn.Module, modules: ModuleStack, batch: int) -> None:
+        self.model: Any = model
+        self.modules = modules
+        self.batch = batch
+        self.read: dict[str, AttentionLayer] = {}
+        self.others: dict[str, set[tuple[int, bool]]] = {}
+        self.unmasked: dict[str, torch.Size] = {}
+        self.unread: dict[str, str] = {}
+        self.own_calls: Counter[str] = Counter()
+        # Of functions that are known, and that are being computed: the interface's, PyTorch's.
+        self.interface_calls = 0
+        self.announced = 0
+
+    def layers(self) -> list[AttentionLayer]:
+        """The layers in the order of their first call."""
+        return [
+            replace(layer, other_softmaxes=tuple(sorted(self.others.get(layer.name, ()))))
+            for layer in self.read.values()
+        ]
+
+    def refuse_unread(self) -> None:
+        """ArchitectureError that names a module which attends, and was not read as a layer."""
+        for name, how in self.unread.items():
+            kind = type(self.model.get_submodule(name)).__name__
+            raise ArchitectureError(
+                f"{name} ({kind}) {how}, so its temperature can't be controlled exactly"
+            )
+
+    @contextlib.contextmanager
+    def inside_interface(self) -> Iterator[None]:
+        """What is called inside belongs to a call of the attention interface."""
+        self.interface_calls += 1
+        try:
+            yield
+        finally:
+            self.interface_calls -= 1
+
+    @contextlib.contextmanager
+    def announce(self) -> Iterator[None]:
+        """What PyTorch computes inside belongs to a function whose call was seen."""
+        self.announced += 1
+        try:
+            yield
+        finally:
+            self.announced -= 1
+
+    # -- calls of the attention interface
+
+    def interface(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        kwargs: dict[str, Any],
+    ) -> AttentionLayer:
+        """The layer that a call of the attention interface belongs to."""
+        name = self.modules.name_of(module)
+        if name is None:
+            raise ArchitectureError(
+                f"{type(module).__name__} calls attention but is no module of "
+                f"{type(self.model).__name__}"
+            )
+        if query.ndim != 4 or key.ndim != 4:
+            raise ArchitectureError(
+                f"{name}: queries of shape {tuple(query.shape)} are not "
+                "[batch, heads, tokens, head_dim]; its heads can't be told apart"
+            )
+        if query.shape[0] != self.batch:
+            raise ArchitectureError(
+                f"{name}: {query.shape[0]} rows of queries for a batch of {self.batch}; "
+                "its rows can't be told apart"
+            )
+        features = {
+            argument
+            for argument in interface_route.LOGIT_ARGUMENTS
+            if kwargs.get(argument) is not None
+        }
+        if "s_aux" in features or interface_route.has_own_sinks(module):
+            features.add("sinks")
+        layer = AttentionLayer(
+            name=name,
+            stack=self._stack_of(name, query.shape[2], key.shape[2], is_causal(module, kwargs)),
+            index=0,
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            mask_floor=mask_floor(mask),
+            features=tuple(sorted(features - {"s_aux"})),
+        )
+        return self.read.setdefault(name, layer)
+
+    def _stack_of(self, name: str, queries: int, keys: int, causal: bool) -> Stack:
+        if name in self.read:
+            return self.read[name].stack
+        if not self.model.config.is_encoder_decoder:
+            return "decoder" if causal or self.model.can_generate() else "encoder"
+        decoder = self.model.get_decoder()
+        if decoder is None or not self.modules.is_inside(decoder):
+            return "encoder"
+        # The sample's target is shorter than its source: keys of the source are more.
+        return "decoder" if queries == keys else "cross"
+
+    # -- softmaxes that models call themselves
+
+    def softmax(self, logits: Tensor, dim: Any) -> AttentionLayer | None:
+        """The layer that a softmax outside the interface belongs to, if it is attention.
+
+        None too where the module has a temperature, whose own trial sees the call.
+        """
+        if self.interface_calls or not self.modules.running or not isinstance(logits, Tensor):
+            return None
+        module = self.modules.caller()
+        over_last = dim in (-1, logits.ndim - 1)
+        state = state_of(module)
+        if state is not None:
+            layer = state.layer
+            if layer.route == "softmax" and over_last:
+                fits = any(axes.fits(item, logits.shape, layer.heads) for item in layer.axes)
+                self.own_calls[layer.name] += fits
+            return None
+        name = self.modules.name_of(module) or ""
+        readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
+        masked = bool((logits <= MASKED).any())
+        if not over_last or not readings or not masked:
+            self._note_other(module, name, logits, over_last, bool(readings), masked)
+            return None
+        if len(readings) > 1:
+            raise ArchitectureError(
+                f"{name}: logits of shape {list(logits.shape)} can be read as "
+                f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
+            )
+        pattern, heads = readings[0]
+        layer = self.read[name] = self._softmax_layer(module, name, logits, pattern, heads)
+        return layer
+
+    def _note_other(
+        self,
+        module: nn.Module,
+        name: str,
+        logits: Tensor,
+        over_last: bool,
+        readable: bool,
+        masked: bool,
+    ) -> None:
+        """Note a softmax that is not read as attention, though it may be."""
+        if over_last and readable and (name in self.read or attends(module)):
+            self.unmasked[name] = logits.shape
+        elif over_last and not readable and attends(module) and (masked or _is_square(logits)):
+            self.unread.setdefault(
+                name,
+                f"calls softmax over {list(logits.shape)}, whose {self.batch} rows and heads "
+                "can't be told apart (attention in windows?)",
+            )
+        self.others.setdefault(name, set()).add((logits.ndim, over_last))
+
+    def _softmax_layer(
+        self, module: nn.Module, name: str, logits: Tensor, pattern: str, heads: int
+    ) -> AttentionLayer:
+        """The layer as known before, with what this softmax adds to it."""
+        layer = self.read.get(name)
+        if layer is not None and layer.route == "interface":
+            raise ArchitectureError(
+                f"{name} calls both the attention interface and a softmax of its own"
+            )
+        if layer is None:
+            queries = logits.shape[1 if pattern == axes.WINDOWS else -2]
+            layer = AttentionLayer(
+                name=name,
+                stack=self._stack_of(name, queries, logits.shape[-1], is_causal(module, {})),
+                index=0,
+                heads=heads,
+                kv_heads=heads,
+                route="softmax",
+                axes=(pattern,),
+                mask_floor=logits_floor(name, axes.standard(logits, pattern, heads)),
+                masking=masking_value(logits),
+            )
+        elif heads != layer.heads:
+            raise ArchitectureError(f"{name} has softmaxes of {layer.heads} and of {heads} heads")
+        elif pattern not in layer.axes:
+            layer = replace(layer, axes=(*layer.axes, pattern))
+        if layer.masking != masking_value(logits):
+            layer = replace(layer, masking=None)
+        return layer
+
+    def product(self, query: Tensor, key: Tensor, mask: Any) -> AttentionLayer | None:
+        """The layer that a scaled dot product attention outside the interface belongs to."""
+        if query.ndim != 4:
+            if self.modules.running and not self.interface_calls:
+                self.unread[self.modules.name_of(self.modules.caller()) or ""] = (
+                    f"has queries of shape {list(query.shape)} in scaled_dot_product_attention, "
+                    "which are not [batch, heads, tokens, head_dim]"
+                )
+            return None
+        # Read as a softmax of masked logits, since its causality may be inside the function.
+        layer = self.softmax(query.new_full((*query.shape[:3], key.shape[2]), -torch.inf), -1)
+        if layer is not None:
+            layer = replace(layer, mask_floor=mask_floor(mask), masking=None)
+            self.read[layer.name] = layer
+        return layer
+
+    # -- attention that no known function computes
+
+    def operator(self, name: str, logits: Any, dim: Any) -> None:
+        """Note an operator that attends, or may, if no function that is known called it."""
+        if self._accounted_for():
+            return
+        module = self.modules.caller()
+        if isinstance(logits, Tensor) and not named_for_attention(module):
+            # A softmax of some other kind, unless it looks like attention all the same.
+            readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
+            over_last = dim in (-1, logits.ndim - 1)
+            if not (over_last and readings and bool((logits <= MASKED).any())):
+                return
+        self.unread.setdefault(
+            self.modules.name_of(module) or "",
+            f"attends by {name}, out of reach of a temperature (a softmax by hand, or of "
+            "compiled, scripted or fused code; call torch.nn.functional.softmax)",
+        )
+
+    def exponential(self, logits: Tensor) -> None:
+        """Note an exponential of masked logits in attention: it is a softmax by hand."""
+        if self._accounted_for():
+            return
+        module = self.modules.caller()
+        if named_for_attention(module) and bool((logits <= MASKED).any()):
+            readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
+            if readings:
+                self.operator("exp", None, None)
+
+    def _accounted_for(self) -> bool:
+        """Whether what is computed belongs to a known function, or to no module at all."""
+        return bool(self.interface_calls or self.announced or not self.modules.running)
+
+    def _head_counts(self, module: nn.Module) -> set[int]:
+        """The numbers of heads that a module states, or else the configuration."""
+        own = {getattr(module, name, None) for name in _HEAD_FIELDS}
+        counts = {item for item in own if type(item) is int and item > 0}
+        if not counts:
+            config = self.model.config.get_text_config()
+            stated = {getattr(config, name, None) for name in _HEAD_FIELDS}
+            counts = {item for item in stated if type(item) is int and item > 0}
+        return counts
+
+
+def _is_square(logits: Tensor) -> bool:
+    """Whether there is a key for every query, as in windows; streams or points are fewer."""
+    return logits.ndim > 1 and logits.shape[-1] == logits.shape[-2] > 1

@@ -1,0 +1,239 @@
+"""A model whose temperatures are live: gradients reach them, and none is formed for a weight.
+
+    log T = b tanh((B theta)/b)      b = log of the highest T where B theta > 0, of the lowest else
+
+so T is 1 at theta = 0, log T is B theta itself nearby, and T can't leave its bounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from tempering.attention.control.handle import Tempering
+from tempering.attention.control.tempered import tempered
+from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.subject import without_peft
+from tempering.attention.hooks import interface_patch
+from tempering.attention.hooks.site import state_of
+from tempering.attention.layout import Layout
+from tempering.attention.profiles.profile import Profile
+from tempering.attention.tuning.basis import Basis
+from tempering.attention.tuning.objectives import Piece
+from tempering.attention.tuning.tunable import Tunable, frozen
+from tempering.errors import RefusedError, TemperatureError
+
+_NAMED = 3  # so many of the numbers that moved most are named
+Bounds = tuple[float | int, float | int]
+
+
+class LiveTemperatures(Tunable):
+    """A model under a handle whose temperatures are those of theta; made by `live_temperatures`."""
+
+    def __init__(
+        self, model: nn.Module, plan: Layout, handle: Tempering, basis: Basis, bounds: Bounds
+    ) -> None:
+        self.model: Any = model
+        self.plan = plan
+        self.basis = basis
+        self.size = basis.matrix.shape[1]
+        self.bounds = bounds
+        self._handle = handle
+
+    def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
+        self._handle.set_rows([row.exp() for row in self._levels(torch.atleast_2d(theta))])
+
+    def untempered(self) -> None:
+        self._handle.set_rows([torch.ones(1, heads) for heads in self.plan.heads])
+
+    def temperatures(self, theta: Float[Tensor, "numbers"]) -> list[Tensor]:
+        """T of each layer, Float[Tensor, "heads"]."""
+        return [level.exp() for level in self._levels(theta)]
+
+    def profile(self, theta: Float[Tensor, "numbers"]) -> Profile:
+        """T as a profile of this model."""
+        return Profile.from_rows(self.temperatures(theta), self.plan).adopt(self.model)
+
+    def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
+        every = torch.cat(self.temperatures(theta))
+        return float(every.min()), float(every.max())
+
+    def moved(self, before: Float[Tensor, "numbers"], after: Float[Tensor, "numbers"]) -> str:
+        change = (after - before).abs()
+        most = change.topk(min(_NAMED, len(change))).indices.tolist()
+        return "; ".join(
+            f"{self.basis.names[i]}: {float(after[i].exp()):.3f}" for i in most if change[i] > 0
+        )
+
+    def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
+        return _fault(self, theta, piece, gradient)
+
+    def _levels(self, theta: Tensor) -> list[Tensor]:
+        low, high = (theta.new_tensor(math.log(bound)) for bound in self.bounds)
+        levels = []
+        for row in self.basis.rows(theta):
+            bound = torch.where(row > 0, high, low)
+            levels.append(bound * torch.tanh(row / bound))
+        return levels
+
+
+def check_bounds(bounds: Bounds) -> None:
+    """TemperatureError unless 0 < lowest < 1 < highest < inf."""
+    low, high = bounds
+    if not 0 < low < 1 < high < math.inf:
+        raise TemperatureError(
+            f"bounds on T are 0 < lowest < 1 < highest < inf (1 is the start), got {low:g}, "
+            f"{high:g}"
+        )
+
+
+@contextlib.contextmanager
+def live_temperatures(
+    model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool
+) -> Iterator[LiveTemperatures]:
+    """Freeze the weights and temper the model at T = 1; give everything back at the end.
+
+    checkpoint: keep only the input of each layer in a forward pass and run the layer again in the
+    backward pass: less memory, one more forward.
+
+    Raises TemperatureError for bounds, RefusedError for a model that is tempered already.
+    """
+    check_bounds(bounds)
+    model = without_peft(model)
+    plan = layout(model)
+    for layer in plan.layers:
+        if state_of(model.get_submodule(layer.name)) is not None:
+            raise RefusedError(
+                f"{layer.name} is tempered by a handle already, and temperatures found now would "
+                "hold only on top of it; call its .remove() first"
+            )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        handle = stack.enter_context(tempered(model, Profile.neutral(plan)))
+        if checkpoint:
+            stack.enter_context(_checkpointed(model, plan))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield LiveTemperatures(model, plan, handle, basis, bounds)
+
+
+@contextlib.contextmanager
+def _checkpointed(model: nn.Module, plan: Layout) -> Iterator[None]:
+    """Run the modules of the layer lists under activation checkpointing, in eval mode too."""
+    found: dict[str, nn.Module] = {}
+    for layer in plan.layers:
+        name = _in_list(model, layer.name)
+        if name is None:
+            raise RefusedError(
+                f"{layer.name} is in no list of layers, so there is nothing to checkpoint; "
+                "tune this model without checkpoint=True"
+            )
+        found[name] = model.get_submodule(name)
+    before = [(module, module.__dict__.get("forward")) for module in found.values()]
+    try:
+        for module in found.values():
+            module.forward = _replayed(module.forward)
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = own
+
+
+def _replayed(forward: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpointed(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def _in_list(model: nn.Module, name: str) -> str | None:
+    """The outermost entry of a ModuleList around a module: its decoder layer."""
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        around = model.get_submodule(".".join(parts[: depth - 1]))
+        if isinstance(around, nn.ModuleList):
+            return ".".join(parts[:depth])
+    return None
+
+
+def _fault(
+    live: LiveTemperatures, theta: Tensor | None, piece: Piece, gradient: Tensor | None
+) -> str:
+    """Which head makes a loss or a gradient that is no number, and what to try, in words."""
+    if theta is None:
+        return f"the model is untempered there: {_first_bad(live, piece)}; look at the data"
+    named = _boldest(live, theta)
+    with torch.no_grad():
+        live.untempered()
+        before = _first_bad(live, piece)
+        plainly = torch.isfinite(piece.losses(live.model)).all()
+        live.set(theta)
+        after = _first_bad(live, piece)
+    if not bool(plainly):
+        return f"the untempered model fails there too ({before}); look at the data or the dtype"
+    if gradient is not None:
+        wrong = (~gradient.isfinite()).any(0).nonzero()[:, 0].tolist()
+        names = ", ".join(live.basis.names[i] for i in wrong[:3])
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return f"it fails for {names}{more} ({after}; {named}). {_MEND}"
+    return f"{after}; {named}. {_MEND}"
+
+
+_MEND = "Try narrower bounds, a smaller prior_sd or radius, or float32 weights"
+
+
+def _boldest(live: LiveTemperatures, theta: Tensor) -> str:
+    """The head whose temperature is farthest from 1."""
+    rows = live.temperatures(theta.detach())
+    place = int(torch.cat([row.log().abs() for row in rows]).argmax())
+    for layer, row in zip(live.plan.layers, rows, strict=True):
+        if place < len(row):
+            return f"farthest from 1 is T {float(row[place]):.4g} of {layer.name}, head {place}"
+        place -= len(row)
+    return "there is no head"
+
+
+def _first_bad(live: LiveTemperatures, piece: Piece) -> str:
+    """The first head that gives a NaN or an infinity when the piece is run again, in words."""
+    found: list[str] = []
+    names = {id(live.model.get_submodule(layer.name)): layer for layer in live.plan.layers}
+
+    def wrap(function: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
+        def attention(module: Any, *args: Any, **kwargs: Any) -> Any:
+            output = function(module, *args, **kwargs)
+            layer = names.get(id(module))
+            values = output[0] if isinstance(output, tuple) else output
+            # The attention interface of transformers gives [batch, queries, heads, values].
+            if layer is not None and not found and values.ndim == 4:
+                bad = (~values.isfinite()).flatten(0, 1).any(-1).any(0).nonzero()[:, 0]
+                if len(bad):
+                    found.append(f"the first bad values come from {layer.name}, head {int(bad[0])}")
+            return output
+
+        return attention
+
+    def see(module: Any, args: Any, output: Any) -> None:
+        values = output[0] if isinstance(output, tuple) else output
+        if not found and isinstance(values, Tensor) and not bool(values.isfinite().all()):
+            found.append(f"the first bad values come from {names[id(module)].name}")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interface_patch.watched(wrap))
+        for layer in live.plan.layers:
+            module = live.model.get_submodule(layer.name)
+            stack.callback(module.register_forward_hook(see).remove)
+        with torch.no_grad():
+            piece.losses(live.model)
+    return found[0] if found else "no attention head gives a bad value"
