@@ -203,7 +203,7 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
         "history": [[step.step, step.held_out] for step in tuned.history],
     }
     print(f"  learned in {found['learned']['seconds']:.0f} s", found["learned"]["history"])
-    profile.save(kept(name, options.keep))
+    profile.save(kept(name + options.suffix, options.keep))
     under = subject.under(profile, list(tests))
     found["per head"] = subject.rows(under)
     for test, row in found["per head"].items():
@@ -308,6 +308,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=36, help="of 512 tokens to learn from")
     parser.add_argument("--recall", type=int, default=0, help="questions to learn from too")
     parser.add_argument("--recall-weight", type=float, default=0.3)
+    parser.add_argument("--suffix", default="", help="of the form's name in the results")
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--held-out", type=float, default=0.12)
@@ -360,7 +361,7 @@ def main() -> None:
         found = measured(name, options, stock)
         before = json.loads(path.read_text()) if path.exists() else {}
         forms = before.get("forms", {})
-        forms[name] = found | {"settings": {"test chunks": options.test_chunks}}
+        forms[name + options.suffix] = found | {"settings": {"test chunks": options.test_chunks}}
         _bench.write("repair", {"forms": forms})
 
 
