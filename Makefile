@@ -24,6 +24,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/tempering demo
+	@echo "See it and touch it: $(BIN)/tempering console"
 
 test: $(READY)
 	# One thread a worker: small operations on many threads wait for each other.

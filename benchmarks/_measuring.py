@@ -10,7 +10,8 @@ import torch
 from _recall import Packed, answered, pack
 from _texts import cut, shares, testing, token_losses
 
-from tempering.evaluation.evidence import Contender, EvidenceRow, cluster_bootstrap
+from tempering.evaluation.clusters import cluster_bootstrap
+from tempering.evaluation.evidence import Contender, EvidenceRow
 from tempering.evaluation.recall import recall
 from tempering.evaluation.recall_pools import WORDINGS
 

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, expect, maximise
-from tempering.estimators.mixture.radial import Gaussian
+from tempering.estimators.mixture.radial import RadialGaussian
 from tempering.estimators.mixture.rows import Rows
 
 KINDS = ("spherical", "diag", "full", "tied")
@@ -60,7 +60,7 @@ def start(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def ours(x: np.ndarray, kind: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     weights, means, covariances = start(kind)
     rows = Rows(torch.from_numpy(x))
-    family = Family(SHAPES[kind](), Gaussian(), 1e-6)
+    family = Family(SHAPES[kind](), RadialGaussian(), 1e-6)
     state = Components(
         torch.tensor(weights).log(), torch.tensor(means) - rows.pivot, torch.tensor(covariances)
     )

@@ -4,9 +4,9 @@
 
 One temperature a head, output temperature, biases of q, rank-1 LoRA on q, one scale for each
 head's output, and the weights of the norms, alone and together with temperatures: learned from
-the uncompressed model on the same chunks, by Adam, once through; biases, LoRA, scales and norms at
-every one of --rates, the best on held-out chunks counts. Share of the damage with its interval,
-numbers, seconds of the fit, and whether they fold into the weights.
+the uncompressed model on the same chunks, by Adam, once through, each at a rate of its own (or at
+every one of --rates, of which the best on held-out chunks counts). Share of the damage with its
+interval, numbers, seconds of the fit, and whether they fold into the weights.
 Writes benchmarks/results/repair_rivals.json.
 """
 
@@ -35,6 +35,13 @@ from tempering.attention.tuning.teacher import teach
 from tempering.evaluation.returned import returned, score
 
 ALONE = ("weights of norms", "output scale of heads", "biases of q", "LoRA rank 1 on q")
+RATES = {
+    "weights of norms": 1e-2,
+    "output scale of heads": 5e-2,
+    "biases of q": 1e-2,
+    "LoRA rank 1 on q": 3e-3,
+    "output temperature": 0.0,  # by Newton's method
+}
 FOLDS = {
     "temperatures": "into q, and into its scales where it is quantised",
     "output temperature": "into the head, where it isn't tied",
@@ -50,14 +57,14 @@ def main() -> None:
     parser.add_argument("--form", default="round 3 bits", choices=list(FORMS))
     parser.add_argument("--chunks", type=int, default=36)
     parser.add_argument("--test-chunks", type=int, default=3)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--which", nargs="+")
     parser.add_argument("--keep", type=Path, default=Path("runs/repair"))
     options = parser.parse_args()
     which = options.which or [
         "temperatures",
-        "output temperature",
         *(name + end for name in ALONE for end in ("", WITH_TEMPERATURES)),
+        "output temperature",
     ]
     assert set(FOLDS) <= {"temperatures", *ALTERNATIVES, *SCALES}
     reference, tokenizer = load_model("smollm2")
@@ -77,8 +84,9 @@ def main() -> None:
             )
             active, numbers, rate = tempered(model, tuned.profile), len(tuned.theta), T_RATE
         else:
+            rates = options.rates or [RATES[label.removesuffix(WITH_TEMPERATURES)]]
             (found,) = fit_alternatives(
-                model, goal, which=[label], held_out=0.12, passes=1, rates=options.rates
+                model, goal, which=[label], held_out=0.12, passes=1, rates=rates
             )
             active, numbers, rate = found.active(), found.numbers, found.rate
         seconds = time.monotonic() - start

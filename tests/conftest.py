@@ -11,13 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 # Speed is never asserted: a busy machine is no defect.
 settings.register_profile("tempering", deadline=None)
 settings.load_profile("tempering")
 if not os.environ.get("SHAPES_UNCHECKED"):
-    install_import_hook("tempering", "beartype.beartype")
+    from tests import shapes
+
+    shapes.install()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,20 +92,15 @@ def test_an_unknown_name_is_refused_with_a_near_one():
         tasks(["lama"])
 
 
-def test_the_command():
-    program = "from tempering.cli import main; main()"
-    command = [sys.executable, "-c", program, "architectures", "--jobs", "1"]
-    done = subprocess.run(
-        [*command, "--only", "llama", "--json"], capture_output=True, text=True, check=True
-    )
-    (found,) = json.loads(done.stdout)
+def test_the_command(capsys):
+    command = ["architectures", "--jobs", "1", "--only", "llama"]
+    assert _run([*command, "--json"], debug=False) == 0
+    done = capsys.readouterr()
+    (found,) = json.loads(done.out)
     assert (found["model_type"], found["eager"], found["sdpa"]) == ("llama", EXACT, EXACT)
-    assert "[1/1] llama (causal): exact" in done.stderr
-    both = subprocess.run(
-        [*command, "--only", "llama", "--write", "x.md"], capture_output=True, text=True
-    )
-    assert both.returncode == 2
-    assert "leave out --only" in both.stderr
+    assert "[1/1] llama (causal): exact" in done.err
+    assert _run([*command, "--write", "x.md"], debug=False) == 2
+    assert "leave out --only" in capsys.readouterr().err
 
 
 def test_what_is_wrong_in_either_attention_fails_the_command(monkeypatch, capsys):

@@ -30,14 +30,6 @@ from tests.integration.test_bake_gguf import DIM, HEADS, T, blocks, codes, tenso
 PROFILE = Profile.from_matrix(T)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     return write_llama(tmp_path_factory.mktemp("gguf") / "cold.gguf", ["Q4_1", "Q6_K"])

@@ -25,14 +25,6 @@ T = torch.tensor([[0.6, 1.7, 1.0, 2.4], [1.3, 0.4, 3.0, 0.9]], dtype=torch.float
 PROFILE = Profile.from_matrix(T)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("plain"), LAYERS, width=WIDTH, spread=0.1)

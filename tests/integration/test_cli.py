@@ -25,27 +25,19 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
-def call(*arguments: object) -> int:
-    return _run([str(item) for item in arguments], debug=False)
+def call(command: str) -> int:
+    return _run(command.split(), debug=False)
+
+
+def done(command: str) -> None:
+    assert call(command) == 0
 
 
 def test_generate_shows_both_rows_and_writes_a_record(model, tmp_path, capsys):
-    code = call(
-        "generate",
-        "Hot layers",
-        "--raw",
-        "--model",
-        model,
-        "--pattern",
-        PATTERN,
-        "--amplitude",
-        3,
-        "--max-tokens",
-        12,
-        "--out",
-        tmp_path,
+    done(
+        f"generate Hot --raw --model {model} --pattern {PATTERN} --amplitude 3 --max-tokens "
+        f"12 --out {tmp_path}"
     )
-    assert code == 0
     out = capsys.readouterr().out
     assert "--- untempered" in out and "--- throb(12,3,1,12)|amplitude(3)" in out
     record = json.loads(next(tmp_path.glob("generate-*.json")).read_text())
@@ -59,25 +51,11 @@ def test_generate_with_a_policy_of_tokens_and_a_trace(model, tmp_path, capsys):
     from pyarrow import parquet
 
     trace = tmp_path / "trace.parquet"
-    code = call(
-        "generate",
-        "Hot",
-        "--raw",
-        "--model",
-        model,
-        "--pattern",
-        "linear(1.4,0.8)",
-        "--tokens",
-        "schedule(linear(2,0),length=8)",
-        "--max-tokens",
-        8,
-        "--trace",
-        trace,
-        "--out",
-        tmp_path,
-        "--json",
+    done(
+        f"generate Hot --raw --model {model} --pattern linear(1.4,0.8) --tokens "
+        f"schedule(linear(2,0),length=8) --max-tokens 8 --trace {trace} --out {tmp_path} "
+        "--json"
     )
-    assert code == 0
     record = json.loads(capsys.readouterr().out)
     samples = record["results"]["generations"]["samples"]
     assert [round(row["temperature"], 6) for row in samples[0]["trace"]] == pytest.approx(
@@ -90,21 +68,10 @@ def test_generate_with_a_policy_of_tokens_and_a_trace(model, tmp_path, capsys):
 
 
 def test_a_policy_alone_leaves_the_attention_untouched(model, tmp_path, capsys):
-    code = call(
-        "generate",
-        "Hot",
-        "--raw",
-        "--model",
-        model,
-        "--tokens",
-        "support(3)",
-        "--max-tokens",
-        4,
-        "--out",
-        tmp_path,
-        "--json",
+    done(
+        f"generate Hot --raw --model {model} --tokens support(3) --max-tokens 4 --out "
+        f"{tmp_path} --json"
     )
-    assert code == 0
     (sample,) = json.loads(capsys.readouterr().out)["results"]["generations"]["samples"]
     assert [row["support"] for row in sample["trace"]] == pytest.approx([3] * 4, rel=1e-4)
 
@@ -112,21 +79,9 @@ def test_a_policy_alone_leaves_the_attention_untouched(model, tmp_path, capsys):
 def test_generate_is_reproducible_and_json_is_the_record(model, tmp_path, capsys):
     texts = []
     for _ in range(2):
-        call(
-            "generate",
-            "Cold",
-            "--raw",
-            "--model",
-            model,
-            "--pattern",
-            "linear(1.5,0.7)",
-            "--max-tokens",
-            8,
-            "--out",
-            tmp_path,
-            "--seed",
-            5,
-            "--json",
+        done(
+            f"generate Cold --raw --model {model} --pattern linear(1.5,0.7) --max-tokens 8 "
+            f"--out {tmp_path} --seed 5 --json"
         )
         record = json.loads(capsys.readouterr().out)
         texts.append([sample["text"] for sample in record["results"]["generations"]["samples"]])
@@ -136,28 +91,10 @@ def test_generate_is_reproducible_and_json_is_the_record(model, tmp_path, capsys
 
 def test_measure_writes_table_and_heatmap(model, text, tmp_path, capsys):
     table, heatmap = tmp_path / "heads.csv", tmp_path / "map.svg"
-    code = call(
-        "measure",
-        "--model",
-        model,
-        "--text",
-        text,
-        "--chunk",
-        64,
-        "--chunks",
-        2,
-        "--pattern",
-        PATTERN,
-        "--amplitude",
-        2,
-        "--table",
-        table,
-        "--heatmap",
-        heatmap,
-        "--out",
-        tmp_path,
+    done(
+        f"measure --model {model} --text {text} --chunk 64 --chunks 2 --pattern {PATTERN} "
+        f"--amplitude 2 --table {table} --heatmap {heatmap} --out {tmp_path}"
     )
-    assert code == 0
     assert "Support by layer" in capsys.readouterr().out
     lines = table.read_text().splitlines()
     assert any("sink_share" in line for line in lines) and len(lines) > 8 * 4 * 5
@@ -165,25 +102,10 @@ def test_measure_writes_table_and_heatmap(model, text, tmp_path, capsys):
 
 
 def test_measure_reads_a_pattern_as_support(model, text, tmp_path, capsys):
-    code = call(
-        "measure",
-        "--model",
-        model,
-        "--text",
-        text,
-        "--chunk",
-        64,
-        "--chunks",
-        2,
-        "--pattern",
-        "throb(12,6,4,12)",
-        "--read-as",
-        "support",
-        "--out",
-        tmp_path,
-        "--json",
+    done(
+        f"measure --model {model} --text {text} --chunk 64 --chunks 2 --pattern "
+        f"throb(12,6,4,12) --read-as support --out {tmp_path} --json"
     )
-    assert code == 0
     support = json.loads(capsys.readouterr().out)["results"]["support"]
     (after,) = support["after"].values()
     first, coldest = after[0], after[5]
@@ -195,30 +117,11 @@ def test_measure_reads_a_pattern_as_support(model, text, tmp_path, capsys):
 
 
 def test_compare_prices_patterns_and_controls(model, text, tmp_path, capsys):
-    code = call(
-        "compare",
-        "--model",
-        model,
-        "--text",
-        text,
-        "--chunk",
-        64,
-        "--chunks",
-        3,
-        "--pattern",
-        f"{PATTERN}|amplitude(2)",
-        "--controls",
-        "--samples",
-        2,
-        "--prompts",
-        2,
-        "--max-tokens",
-        4,
-        "--out",
-        tmp_path,
-        "--json",
+    done(
+        f"compare --model {model} --text {text} --chunk 64 --chunks 3 --pattern "
+        f"{PATTERN}|amplitude(2) --controls --samples 2 --prompts 2 --max-tokens 4 --out "
+        f"{tmp_path} --json"
     )
-    assert code == 0
     results = json.loads(capsys.readouterr().out)["results"]
     labels = [row["label"] for row in results["cost"]]
     assert labels[0] == "throb(12,3,1,12)|amplitude(2)"
@@ -230,25 +133,10 @@ def test_compare_prices_patterns_and_controls(model, text, tmp_path, capsys):
 
 
 def test_compare_within_a_budget(model, text, tmp_path, capsys):
-    code = call(
-        "compare",
-        "--model",
-        model,
-        "--text",
-        text,
-        "--chunk",
-        64,
-        "--chunks",
-        2,
-        "--pattern",
-        PATTERN,
-        "--budget",
-        0.05,
-        "--out",
-        tmp_path,
-        "--json",
+    done(
+        f"compare --model {model} --text {text} --chunk 64 --chunks 2 --pattern {PATTERN} "
+        f"--budget 0.05 --out {tmp_path} --json"
     )
-    assert code == 0
     (row,) = json.loads(capsys.readouterr().out)["results"]["budget"]
     assert row["amplitude"] >= 1
     assert row["cost"] is None or row["cost"] <= 0.05
@@ -267,35 +155,23 @@ def test_an_interrupted_compare_goes_on(model, text, tmp_path, capsys, monkeypat
         return plain(*arguments)
 
     arguments = (
-        "compare",
-        "--model",
-        model,
-        "--text",
-        text,
-        "--chunk",
-        64,
-        "--chunks",
-        4,
-        "--pattern",
-        "linear(2,0.5)",
-        "--out",
-        tmp_path,
-        "--json",
+        f"compare --model {model} --text {text} --chunk 64 --chunks 4 --pattern "
+        f"linear(2,0.5) --out {tmp_path} --json"
     )
     monkeypatch.setattr(cost, "next_token_logits", interrupted)
-    assert call(*arguments) == 130
+    assert call(arguments) == 130
     partial = json.loads(capsys.readouterr().out)
     assert partial["settings"]["complete"] is False
     assert partial["results"]["cost"][0]["n"] == 2
     assert list(tmp_path.glob("compare-*.partial.jsonl"))
     calls.clear()
     monkeypatch.setattr(cost, "next_token_logits", lambda *a: calls.append(a) or plain(*a))
-    assert call(*arguments) == 0
+    done(arguments)
     resumed = capsys.readouterr()
     assert "resuming: 5 finished pieces" in resumed.err
     assert len(calls) == 4  # chunks 2 (its tempered run) and 3, each with its reference
     whole = json.loads(resumed.out)["results"]["cost"][0]
-    assert call(*arguments) == 0
+    done(arguments)
     assert json.loads(capsys.readouterr().out)["results"]["cost"][0] == whole
     assert not list(tmp_path.glob("*.partial.jsonl"))
 
@@ -306,32 +182,19 @@ def test_profile_show_and_diff(model, tmp_path, capsys):
     network, _ = load_model(model)
     one = Profile.from_schedule("linear(1.2,0.8)", network).save(tmp_path / "one.json")
     two = Profile.from_schedule("linear(1.2,0.9)", network).save(tmp_path / "two.json")
-    assert call("profile", "show", one) == 0
+    done(f"profile show {one}")
     shown = capsys.readouterr().out
     assert "8 layers x 4 heads, T 0.8 to 1.2, linear(1.2,0.8)" in shown
-    assert call("profile", "diff", one, two) == 0
+    done(f"profile diff {one} {two}")
     assert "7 of 8 layers differ" in capsys.readouterr().out
-    code = call(
-        "generate",
-        "x",
-        "--raw",
-        "--model",
-        model,
-        "--profile",
-        one,
-        "--max-tokens",
-        2,
-        "--out",
-        tmp_path,
-    )
-    assert code == 0
+    done(f"generate x --raw --model {model} --profile {one} --max-tokens 2 --out {tmp_path}")
 
 
 def test_models_and_patterns(capsys):
-    assert call("models") == 0
+    done("models")
     assert "smollm2" in capsys.readouterr().out
-    assert call("patterns") == 0
+    done("patterns")
     assert "throb" in capsys.readouterr().out
-    assert call("patterns", PATTERN, "--points", 10, "--json") == 0
+    done(f"patterns {PATTERN} --points 10 --json")
     values = json.loads(capsys.readouterr().out)["values"]
     assert values[::3] == pytest.approx([12, 3, 1, 12])

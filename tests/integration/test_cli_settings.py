@@ -105,15 +105,13 @@ def test_help_has_two_names(
     assert "Usage: tempering" in capsys.readouterr().out
 
 
-def test_summaries_are_whole_sentences_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = subprocess.run(
-        [sys.executable, "-m", "tempering", "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "80"},
-        check=True,
-    ).stdout
-    commands = out.split("Commands:")[1].split("Examples:")[0].strip().splitlines()
+def test_summaries_are_whole_sentences_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _run(["--help"], debug=False) == 0
+    listed = capsys.readouterr().out.split("Commands:")[1].split("Examples:")[0]
+    commands = listed.strip().splitlines()
     assert len(commands) > 15
     for line in commands:
         assert line.endswith(".") and not line.endswith("...") and len(line) <= 80, line
@@ -162,9 +160,10 @@ def test_quiet_leaves_results_and_errors(tmp_path: Path) -> None:
     assert code == 2 and out == "" and err.startswith("tempering: column 1")
 
 
-def test_behind_two_minuses_everything_is_text() -> None:
-    code, _, err = command("patterns", "--", "--quiet")
-    assert code == 2 and "column 1" in err
+def test_behind_two_minuses_everything_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["patterns", "--", "--quiet"])
+    assert left.value.code == 2 and "column 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ import sys
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
 refused = 0
-for turn in range(60):
+for turn in range(30):
     try:
         with Journal(sys.argv[1], "cost", {}) as journal:
             assert not journal.entries, journal.entries

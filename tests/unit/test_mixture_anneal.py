@@ -12,10 +12,10 @@ from tempering import posterior
 from tempering.errors import InputError, ScheduleError
 from tempering.estimators import AnnealedMixture
 from tempering.estimators.mixture.anneal import ANNEALED, anneal
-from tempering.estimators.mixture.checks import framed
 from tempering.estimators.mixture.em import Components, expect, maximise
+from tempering.estimators.mixture.reading import framed
 from tempering.estimators.mixture.rows import Rows
-from tempering.estimators.mixture.survey import survey
+from tempering.estimators.mixture.snapshot import snapshot
 from tempering.schedules import schedule
 from tests.unit import mixture_oracle as oracle
 
@@ -85,7 +85,7 @@ def test_annealing_goes_on_until_a_few_rows_far_away_are_told_apart(features, fa
     x[:few] += far
     rows = framed(torch.tensor(x), None, None)
     *_, last = anneal(rows, 2)
-    assert sorted(last.survey.mass.tolist()) == pytest.approx([few, 100 - few], rel=1e-9)
+    assert sorted(last.snapshot.mass.tolist()) == pytest.approx([few, 100 - few], rel=1e-9)
     within = (few * x[:few].var(0) + (100 - few) * x[few:].var(0)).mean() / 100
     assert last.variance * rows.unit**2 == pytest.approx(within, rel=0.02)
 
@@ -107,7 +107,7 @@ def test_thermodynamics_of_the_path_are_the_posteriors(temperature):
     state = Components(
         torch.tensor(np.log(mass)), torch.tensor(means) - rows.pivot, torch.tensor(variances)
     )
-    seen = survey(rows, state, ANNEALED, temperature)
+    seen = snapshot(rows, state, ANNEALED, temperature)
     density = oracle.log_density(x, means, oracle.full(variances, "spherical", 3, 3), "gaussian")
     energies = torch.tensor(-temperature * np.log(mass) - density)
     w = torch.tensor(weights)

@@ -18,8 +18,8 @@ from tempering.estimators.mixture.em import (
     densities,
     expect,
     maximise,
-    posterior,
-    tempered,
+    responsibilities_of,
+    tempered_logits,
 )
 from tempering.estimators.mixture.radial import radial
 from tempering.estimators.mixture.rows import Rows
@@ -57,7 +57,7 @@ def test_a_pass_is_the_formula(kind, kernel, temperature):
     np.testing.assert_allclose(moved.covariances, step.covariances, atol=1e-11)
 
     parts = [
-        posterior(tempered(density, start.log_mass, temperature))[0]
+        responsibilities_of(tempered_logits(density, start.log_mass, temperature))[0]
         for _, _, density, _, _ in densities(rows, start, family, 7)
     ]
     np.testing.assert_allclose(torch.cat(parts, 1).T, step.responsibilities, atol=1e-13)

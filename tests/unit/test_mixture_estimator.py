@@ -38,13 +38,17 @@ def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
     "parameters",
     [
         {},
-        {"n_components": 2, "covariance_type": "diag", "kernel": "student_t"},
         pytest.param(
             {"n_components": 3, "criterion": "bic", "covariance_type": "tied", "kernel": "laplace"},
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"n_components": 2, "criterion": "held-out", "covariance_type": "spherical"},
+            {
+                "n_components": 2,
+                "criterion": "held-out",
+                "covariance_type": "diag",
+                "kernel": "student_t",
+            },
             marks=pytest.mark.slow,
         ),
     ],
@@ -245,10 +249,10 @@ def test_a_pickle_holds_the_mixture_but_not_the_rows():
 
 
 def test_the_same_seed_gives_the_same_fit():
-    x, _ = oracle.clusters(6, rows=200, gap=1.0)
-    one, other = (AnnealedMixture(5, random_state=7).fit(x) for _ in range(2))
+    x, _ = oracle.clusters(6, rows=100, gap=1.0)
+    one, other = (AnnealedMixture(4, random_state=7) for _ in range(2))
+    np.testing.assert_array_equal(one.fit_predict(x), other.fit(x).predict(x))
     np.testing.assert_array_equal(one.means_, other.means_)
-    np.testing.assert_array_equal(one.fit_predict(x), other.predict(x))
 
 
 def test_parameters_are_kept_as_given():

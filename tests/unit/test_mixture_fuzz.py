@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,12 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def fuzz():
-    sys.path.insert(0, str(FOLDER))  # it imports its neighbour
-    try:
-        spec = importlib.util.spec_from_file_location("mixture_fuzz", FOLDER / "mixture_fuzz.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)  # it imports its neighbour
+        yield importlib.import_module("mixture_fuzz")
 
 
-@pytest.mark.parametrize("first", [0, 12, 24])
+@pytest.mark.parametrize("first", [0, 12])
 def test_fits_hold_warn_or_refuse_truthfully(fuzz, first):
     outcomes = {seed: fuzz.judge(fuzz.draw(seed)) for seed in range(first, first + 12)}
     failed = {seed: found for seed, found in outcomes.items() if found.kind in fuzz.FAILED}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 
 from tempering.errors import DataError, TemperingWarning
@@ -60,13 +62,16 @@ def test_one_row_far_away_is_a_component_and_costs_the_others_no_digit(kind):
     np.testing.assert_allclose(model.means_[1 - body], 1e9, rtol=1e-15)
 
 
+@cache
+def ridgeless(kind: str) -> AnnealedMixture:
+    return AnnealedMixture(2, covariance_type=kind, reg_covar=0.0, random_state=0).fit(two())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("power", [-480, -66, 63, 500])
 def test_a_power_of_two_as_unit_changes_no_bit(kind, power):
-    x, scale = two(), 2.0**power
-    settings = {"covariance_type": kind, "reg_covar": 0.0, "random_state": 0}
-    one = AnnealedMixture(2, **settings).fit(x)
-    other = AnnealedMixture(2, **settings).fit(x * scale)
+    x, scale, one = two(), 2.0**power, ridgeless(kind)
+    other = clone(one).fit(x * scale)
     np.testing.assert_array_equal(other.means_, one.means_ * scale)
     np.testing.assert_array_equal(other.covariances_, one.covariances_ * scale * scale)
     np.testing.assert_array_equal(other.weights_, one.weights_)
@@ -167,11 +172,15 @@ def test_a_start_that_collapses_is_said():
         AnnealedMixture(3, covariance_type="spherical", reg_covar=0.0, random_state=0).fit(x)
 
 
+@cache
+def unweighted() -> AnnealedMixture:
+    return AnnealedMixture(2, random_state=0).fit(two())
+
+
 @pytest.mark.parametrize("weight", [1e308, 1e-300, 5e-324])
 def test_equal_weights_of_any_size_are_no_weights(weight):
-    x = two()
-    one = AnnealedMixture(2, random_state=0).fit(x)
-    other = AnnealedMixture(2, random_state=0).fit(x, sample_weight=np.full(120, weight))
+    x, one = two(), unweighted()
+    other = clone(one).fit(x, sample_weight=np.full(120, weight))
     np.testing.assert_allclose(other.means_, one.means_, atol=1e-9)
     assert other.lower_bound_ == pytest.approx(one.lower_bound_, abs=1e-9)
 

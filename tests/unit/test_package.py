@@ -43,10 +43,14 @@ def test_help_needs_nothing_heavy():
     assert python(code) == "[]"
 
 
-def test_the_scales_do_not_need_transformers():
+def test_scales_and_loader_do_not_need_transformers():
     code = (
         "import sys\n"
         "from tempering import responsibilities, schedule, Learned\n"
+        "import tempering.temperature, tempering.training, tempering.tokens\n"
+        "import torch, tempering.engines.loading.hub\n"
+        "from tempering.attention.profiles.fingerprint import fingerprint\n"
+        "fingerprint(torch.nn.Linear(2, 2))\n"
         "print([m for m in ('transformers', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     assert python(code) == "[]"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempering.cli.shared.evidence import evidence_grids
-from tempering.evaluation.evidence import cluster_bootstrap
+from tempering.evaluation.clusters import cluster_bootstrap
 
 
 def _tensor(values):

@@ -23,7 +23,7 @@ from tempering.kernels import (
 )
 from tempering.posterior import responsibilities
 from tempering.units import STATISTICS, activation, closed_form
-from tempering.units.closed import Between, ReLU, Step
+from tempering.units.closed import Between, ReLU, SignStep
 from tempering.units.fused import Gate, HardTanh, SechSquared, Sigmoid, Tanh
 
 Z = torch.linspace(-4, 4, 81, dtype=torch.float64)
@@ -60,14 +60,14 @@ CASES = [
     (Gaussian(Centred([0.0, 1.0], (1, 3)), 0.9), "mean", 0.7, Sigmoid),
     (Gaussian(Centred([-2.0, 0.5], (1, 3)), 0.9), "mean", 0.7, Between),
     (Gaussian(Centred([2.0, -0.5]), 0.9), "mean", 0.7, Between),
-    (Gaussian(0.8), "mean", 0.0, Step),
-    (Laplace(0.8), "mean", 0.0, Step),
+    (Gaussian(0.8), "mean", 0.0, SignStep),
+    (Laplace(0.8), "mean", 0.0, SignStep),
     (Gaussian(0.8), "gate-mean", 0.0, ReLU),
 ]
 CASES += [
     (kind(0.8), statistic, temperature, form)
     for kind in (Gaussian, Laplace, StudentT, Huber, PseudoHuber, Logistic)
-    for statistic, form in (("mode", Step), ("gate-mode", ReLU))
+    for statistic, form in (("mode", SignStep), ("gate-mode", ReLU))
     for temperature in (0.0, 0.7)
 ]
 

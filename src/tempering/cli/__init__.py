@@ -36,11 +36,15 @@ COMMANDS = (
     "throb",
     "explore",
     "calibrate",
+    "audit",
     "serve",
     "swap",
     "demo",
+    "console",
 )
 GROUPS = ("profile",)
+# Commands whose packages stand above this one.
+ABOVE = {"console": "tempering.console.command"}
 
 EPILOG = """Examples:
 
@@ -82,7 +86,7 @@ def application() -> typer.Typer:
         pass
 
     for name in COMMANDS:
-        module = import_module(f"tempering.cli.{name}")
+        module = import_module(ABOVE.get(name, f"tempering.cli.{name}"))
         app.command(
             name,
             epilog=getattr(module, "EPILOG", None),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common, compare_vllm
+from tempering.cli.shared import common, compare_vllm, llamacpp_runs
 
 EPILOG = """Examples:
 
@@ -50,7 +50,8 @@ def compare(
     device: common.Device = None,
     dtype: common.Dtype = "float32",
     engine: Annotated[
-        str, typer.Option(help="transformers, or vllm: costs only, without KL.")
+        str,
+        typer.Option(help="transformers; or vllm or llamacpp (a GGUF file): costs only, no KL."),
     ] = "transformers",
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
@@ -81,10 +82,10 @@ def compare(
         raise InputError("--budget finds the amplitude of a pattern over depth; a rule has none")
     if budget is not None and (amplitude is not None or reading != "temperature"):
         raise InputError("--budget finds the amplitude itself; leave --amplitude and --read-as out")
-    if engine not in ("transformers", "vllm"):
-        raise InputError(f"--engine is transformers or vllm, not '{engine}'")
-    if engine == "vllm":
-        compare_vllm.only_costs(budget, samples, reading, device)
+    if engine not in ("transformers", "vllm", "llamacpp"):
+        raise InputError(f"--engine is transformers, vllm or llamacpp, not '{engine}'")
+    if engine != "transformers":
+        compare_vllm.only_costs(budget, samples, reading, device, engine)
     common.check_out(out)
     words, name = common.text_of(text)
     settings: dict[str, Any] = {
@@ -113,6 +114,19 @@ def compare(
             chunk=chunk,
             limit=limit,
             dtype=dtype,
+        )
+        common.finish(_record(comparison, settings, section, seed, device), out, as_json)
+        return
+    if engine == "llamacpp":
+        comparison, section = llamacpp_runs.compare_llamacpp(
+            words,
+            list(pattern or ()),
+            list(profile or ()),
+            amplitude,
+            controls,
+            model=model,
+            chunk=chunk,
+            limit=limit,
         )
         common.finish(_record(comparison, settings, section, seed, device), out, as_json)
         return

@@ -16,6 +16,8 @@ EPILOG = """Examples:
 
   tempering generate "Plan a day in Rome" --tokens 'schedule(linear(1.2,0.3),length=60)'
 
+  tempering generate "Why?" --engine llamacpp --model FILE.gguf --tokens 'support(8)'
+
   tempering generate "Once upon a time" --raw --profile hot.json --max-tokens 80 --json
 """
 
@@ -48,6 +50,9 @@ def generate(
         Path | None, typer.Option(help="Write every sampled token to this Parquet file.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat turn.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="transformers, or llamacpp: --model is a GGUF file, T one for all.")
+    ] = "transformers",
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
@@ -77,6 +82,15 @@ def generate(
         common.only_patterns(amplitude, reading, layers, heads)
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
+    if engine not in ("transformers", "llamacpp"):
+        raise InputError(f"--engine is transformers or llamacpp, not '{engine}'")
+    if engine == "llamacpp":
+        from tempering.cli.shared.llamacpp_runs import uniform_temperature
+
+        common.only_patterns(amplitude, reading, layers, heads)
+        plan = (max_tokens, tokens, sampled, uniform_temperature(pattern, profile))
+        _on_llamacpp(prompt, model, plan, raw, seed, trace, out, as_json)
+        return
     network, tokenizer = common.open_model(model, device, dtype)
     policy = ConstantPolicy(sampled) if tokens is None else parse_policy(tokens, tokenizer)
     if policy.samples is not None:
@@ -129,6 +143,48 @@ def generate(
     common.finish(record, out, as_json)
 
 
+def _on_llamacpp(
+    prompt: str,
+    model: str,
+    plan: tuple[int, str | None, float, float],
+    raw: bool,
+    seed: int,
+    trace: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """One continuation by llama.cpp; plan: new tokens, policy, temperatures of sampling and of
+    attention."""
+    from tempering.cli.shared.llamacpp_runs import generate_llamacpp
+    from tempering.reports import Record
+
+    max_tokens, tokens, sampled, attention = plan
+    found, tokenizer, policy, section = generate_llamacpp(
+        model,
+        prompt,
+        attention=attention,
+        tokens=max_tokens,
+        policy_text=tokens,
+        temperature=sampled,
+        chat=not raw,
+        seed=seed,
+    )
+    results = {"generations": found}
+    if trace is not None:
+        token_trace(results, tokenizer).to_parquet(trace)
+        common.note(f"trace: {trace}")
+    settings = {
+        "prompt": prompt,
+        "engine": "llamacpp",
+        "attention temperature": attention,
+        "tokens": max_tokens,
+        "token policy": policy,
+        "chat": not raw,
+    }
+    record = Record.new("generate", settings=settings, results=results, model=section, seed=seed)
+    common.finish(record, out, as_json)
+
+
 def side_by_side(
     network: Any,
     tokenizer: Any,
@@ -147,7 +203,7 @@ def side_by_side(
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.measuring.measure import measure_tokens
     from tempering.attention.profiles.profile import UNTEMPERED, Profile
-    from tempering.cli.shared.sections import pattern_section, support_section
+    from tempering.cli.shared.sections import pattern_section, support_section, traced
     from tempering.engines.generating.side_by_side import prompt_ids, stream
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")
@@ -187,27 +243,12 @@ def side_by_side(
                     "text": text,
                     "tokens": len(own),
                     "finish": "length" if len(own) == tokens else "end",
-                    "trace": [_traced(step) for step in own],
+                    "trace": [traced(step) for step in own],
                 }
                 for name, text, own in zip(labels, texts, found, strict=True)
             ],
         },
         "support": support_section(measure_tokens(network, full), after, ("sink_share",)),
-    }
-
-
-def _traced(step: Any) -> dict[str, Any]:
-    """A sampled token as a row of a record's trace."""
-    return {
-        "token": step.text,
-        "phase": step.known.phase,
-        "temperature": step.known.temperature,
-        "entropy": step.known.entropy_after,
-        "support": step.known.support,
-        "token_id": step.token,
-        "entropy_before": step.known.entropy_before,
-        "log_probability_raw": step.raw,
-        "log_probability": step.tempered,
     }
 
 

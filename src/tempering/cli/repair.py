@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tempering.cli.shared import common
+from tempering.cli.shared import tuning_runs as learning
 
 EPILOG = """Examples:
 
@@ -43,37 +44,23 @@ def repair(
     top: Annotated[
         int, typer.Option(help="Tokens kept of each of the reference's distributions; 0: all.")
     ] = 128,
-    test: Annotated[
-        list[Path] | None, typer.Option(help="Data to test on, never learned from; repeatable.")
-    ] = None,
-    elsewhere: Annotated[
-        int, typer.Option(help="Chunks of each text of the package to test on too.", min=0)
-    ] = 6,
-    shuffles: Annotated[int, typer.Option(help="Shuffled controls on the tests.", min=0)] = 2,
-    per: Annotated[
-        str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
-    ] = "head",
-    constraint: Annotated[
-        Path | None, typer.Option(help="Text on which no more than --within may be lost.")
-    ] = None,
-    within: Annotated[float, typer.Option(help="Nats per token that it may lose.")] = 0.01,
+    test: learning.Tests = None,
+    elsewhere: learning.Elsewhere = 6,
+    shuffles: learning.Shuffles = 2,
+    per: learning.Per = "head",
+    constraint: learning.ConstraintFile = None,
+    within: learning.Within = 0.01,
     passes: Annotated[int, typer.Option(help="Times through the data.", min=1)] = 2,
     rows: Annotated[int, typer.Option(help="Chunks of each text in a step.", min=1)] = 2,
-    held_out: Annotated[float, typer.Option(help="Share of the data to judge steps by.")] = 0.1,
-    checkpoint: Annotated[
-        bool, typer.Option("--checkpoint", help="Less memory for a third more time.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
-    ] = False,
+    held_out: learning.HeldOutShare = 0.1,
+    checkpoint: learning.Checkpointing = False,
+    resume: learning.Resume = False,
     chunk: common.Chunk = 512,
     limit: common.Limit = 24,
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
-    out: Annotated[
-        Path, typer.Option(help="The profile; record and report are put beside it.")
-    ] = Path("repaired.json"),
+    out: learning.ProfileOut = Path("repaired.json"),
     as_json: common.Json = False,
 ) -> None:
     """Give back what compression took, by temperatures alone.

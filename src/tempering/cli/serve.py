@@ -1,4 +1,4 @@
-"""tempering serve: vLLM's OpenAI-compatible server with a profile and token policies."""
+"""tempering serve: an OpenAI-compatible server (vLLM, llama.cpp) with token policies."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ EPILOG = """Examples:
 
   tempering serve Qwen/Qwen3-0.6B --profile tuned.json --port 8000
 
+  tempering serve model-Q4_K_M.gguf --port 8000
+
   tempering serve smollm2 --profile tuned.json --named hot=hot.json --max-model-len 2048
 
 Requests take a policy: extra_body={"vllm_xargs": {"tempering": "phases(thinking=1,answer=0.2)"}}
@@ -23,7 +25,8 @@ CONTEXT = {"ignore_unknown_options": True}
 
 def serve(
     model: Annotated[
-        str, typer.Argument(help="A name of `tempering models`, a directory, or a hub id.")
+        str,
+        typer.Argument(help="A name of `tempering models`, a directory, a hub id, or a GGUF file."),
     ],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="vLLM's own, as `vllm serve` takes them.")
@@ -36,15 +39,23 @@ def serve(
         typer.Option(help="NAME=FILE: a profile for requests that name it; repeatable."),
     ] = None,
 ) -> None:
-    """Start vLLM's server with temperature profiles.
+    """Start vLLM's server with temperature profiles, or llama.cpp on a file that ends in .gguf.
 
-    What isn't listed here goes to `vllm serve`.
+    What isn't listed here goes to `vllm serve`; on a GGUF file the same names are read: --host,
+    --port, --api-key, --max-model-len, --max-num-seqs, --served-model-name; and --threads.
     """
     from tempering.engines.vllm.serve import become_server, server_command
     from tempering.errors import InputError
 
     if model.startswith("-"):
         raise InputError(f"the model comes first: tempering serve MODEL {model} ...")
+    if model.endswith(".gguf"):
+        from tempering.cli.shared.llamacpp_runs import serve_llamacpp
+
+        if named:
+            raise InputError("llama.cpp has one profile for all requests: leave out --named")
+        serve_llamacpp(model, profile, arguments or ())
+        return
     profiles: dict[str, Path] = {}
     for item in named or ():
         name, equals, path = item.rpartition("=")  # a name may be a pattern, with "=" in it

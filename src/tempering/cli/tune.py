@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tempering.cli.shared import common
+from tempering.cli.shared import tuning_runs as learning
 
 EPILOG = """Examples:
 
@@ -31,23 +32,15 @@ def tune(
     weight: Annotated[
         list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
-    per: Annotated[
-        str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
-    ] = "head",
-    constraint: Annotated[
-        Path | None, typer.Option(help="Text that must not lose more than --within.")
-    ] = None,
-    within: Annotated[float, typer.Option(help="Nats per token that it may lose.")] = 0.01,
+    per: learning.Per = "head",
+    constraint: learning.ConstraintFile = None,
+    within: learning.Within = 0.01,
     on: Annotated[
         str, typer.Option(help="What --within bounds: cost (rise of loss) or divergence (KL).")
     ] = "cost",
-    test: Annotated[
-        list[Path] | None, typer.Option(help="Data to test on, never learned from; repeatable.")
-    ] = None,
-    elsewhere: Annotated[
-        int, typer.Option(help="Chunks of each text of the package to measure too.", min=0)
-    ] = 6,
-    shuffles: Annotated[int, typer.Option(help="Shuffled controls on the test.", min=0)] = 5,
+    test: learning.Tests = None,
+    elsewhere: learning.Elsewhere = 6,
+    shuffles: learning.Shuffles = 5,
     alternatives: Annotated[
         bool,
         typer.Option("--alternatives", help="Also fit output and uniform T, biases, LoRA rank 1."),
@@ -58,23 +51,17 @@ def tune(
         float, typer.Option(help="Standard deviation of the prior on log T.")
     ] = 0.5,
     bounds: Annotated[str, typer.Option(help="Lowest and highest T.")] = "0.2,5",
-    held_out: Annotated[float, typer.Option(help="Share of the data to judge steps by.")] = 0.2,
-    rows: Annotated[int, typer.Option(help="Chunks side by side; more fills a GPU.", min=1)] = 1,
-    checkpoint: Annotated[
-        bool, typer.Option("--checkpoint", help="Less memory for a third more time.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
-    ] = False,
+    held_out: learning.HeldOutShare = 0.2,
+    rows: learning.Rows = 1,
+    checkpoint: learning.Checkpointing = False,
+    resume: learning.Resume = False,
     model: common.Model = "smollm2",
     chunk: common.Chunk = 512,
     limit: common.Limit = None,
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
-    out: Annotated[
-        Path, typer.Option(help="The profile; record and report are put beside it.")
-    ] = Path("tuned.json"),
+    out: learning.ProfileOut = Path("tuned.json"),
     as_json: common.Json = False,
 ) -> None:
     """Learn temperatures for a text or task, weights frozen.

@@ -11,9 +11,9 @@ from tempering.estimators.calibration.report import (
 )
 from tempering.estimators.calibration.scaler import TemperatureScaler
 from tempering.estimators.calibration.source import Logits
-from tempering.estimators.mixture.checks import MixtureConvergenceWarning
 from tempering.estimators.mixture.estimator import AnnealedMixture
 from tempering.estimators.mixture.path import MixtureSplit
+from tempering.estimators.mixture.settings import MixtureConvergenceWarning
 
 __all__ = [
     "AnnealedMixture",

@@ -20,8 +20,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
@@ -31,8 +30,8 @@ from tempering.attention.tuning.objectives import Constraint, Objective, Piece
 from tempering.attention.tuning.outcome import Tuned
 from tempering.attention.tuning.split import refuse_overlap
 from tempering.attention.tuning.tunable import frozen
-from tempering.counts import whole_number
 from tempering.errors import InputError
+from tempering.evaluation.clusters import cluster_bootstrap
 from tempering.evaluation.journal import Journal, Progress
 from tempering.evaluation.paired import IntervalEstimate
 
@@ -227,33 +226,6 @@ def _rows(
             )
         )
     return rows
-
-
-def cluster_bootstrap(
-    values: Float[Tensor, "pieces"],
-    weights: Float[Tensor, "pieces"],
-    clusters: Int[Tensor, "pieces"],
-    *,
-    seed: int,
-    draws: int = 2000,
-) -> IntervalEstimate:
-    """A weighted mean with a percentile bootstrap over whole clusters (Efron 1979; Cameron 2008).
-
-    sum w x / sum w, where a draw takes as many clusters as there are, with replacement, each with
-    all its pieces. NaN interval with a single cluster.
-    """
-    _, places = clusters.unique(return_inverse=True)
-    count = int(places.max()) + 1
-    tops = torch.zeros(count, dtype=torch.float64).index_add_(0, places, values * weights)
-    bottoms = torch.zeros(count, dtype=torch.float64).index_add_(0, places, weights)
-    value = float(tops.sum() / bottoms.sum())
-    if count == 1:
-        return IntervalEstimate(value, math.nan, math.nan, math.nan, 1)
-    generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
-    picks = torch.randint(count, (draws, count), generator=generator)
-    means = tops[picks].sum(1) / bottoms[picks].sum(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return IntervalEstimate(value, float(means.std()), low, high, count)
 
 
 def with_evidence(

@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.tuning.batches import Batch, target_logits
 from tempering.attention.tuning.objectives import Objective
 from tempering.attention.tuning.tunable import frozen
 from tempering.errors import DataError, InputError
-from tempering.evaluation.evidence import cluster_bootstrap
+from tempering.evaluation.clusters import cluster_bootstrap, cluster_ratio
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import IntervalEstimate
 
@@ -189,34 +188,3 @@ def agreement(one: AnswerScores, other: AnswerScores) -> float:
         for a, b in zip(first, second, strict=True)
     ]
     return sum(same) / len(same)
-
-
-def cluster_ratio(
-    tops: Float[Tensor, "pieces"],
-    bottoms: Float[Tensor, "pieces"],
-    clusters: Int[Tensor, "pieces"],
-    *,
-    seed: int,
-    draws: int = 2000,
-) -> IntervalEstimate:
-    """sum tops / sum bottoms with a percentile bootstrap over whole clusters.
-
-    NaN where the bottoms sum to 0 or less: of nothing, no share can come back.
-    """
-    _, places = clusters.unique(return_inverse=True)
-    count = int(places.max()) + 1
-    top = torch.zeros(count, dtype=torch.float64).index_add_(0, places, tops)
-    bottom = torch.zeros(count, dtype=torch.float64).index_add_(0, places, bottoms)
-    if not float(bottom.sum()) > 0:
-        return IntervalEstimate(math.nan, math.nan, math.nan, math.nan, count)
-    value = float(top.sum() / bottom.sum())
-    if count == 1:
-        return IntervalEstimate(value, math.nan, math.nan, math.nan, 1)
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(count, (draws, count), generator=generator)
-    below = bottom[picks].sum(1)
-    # A draw without damage has no share: such draws make the interval endless, not shorter.
-    drawn = torch.where(below > 0, top[picks].sum(1) / below, torch.inf)
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    spread = float(drawn.std()) if bool(drawn.isfinite().all()) else math.inf
-    return IntervalEstimate(value, spread, low, high, count)

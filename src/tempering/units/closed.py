@@ -42,7 +42,7 @@ _ODD = (Gaussian, Laplace, StudentT, Huber, PseudoHuber, Logistic)
 
 
 @dataclass(frozen=True)
-class Step:
+class SignStep:
     """sign(z), 0 at 0; NaN stays NaN."""
 
     def __call__(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -104,7 +104,7 @@ def _signed(
     m = known_number(hypotheses.m)
     if type(kernel) in _ODD and fair:
         if statistic == "mode" or (statistic == "mean" and level == 0):
-            return Step()
+            return SignStep()
         if statistic == "gate-mode" or (statistic == "gate-mean" and level == 0):
             return ReLU()
     bias = _bias(hypotheses)

@@ -25,7 +25,7 @@ from tempering.units.family import (
 # without such a scale T means nothing. At 1/100 one hypothesis is left, at 100 all are alive.
 RELATIVE_TEMPERATURES = tuple(10 ** (k / 8) for k in range(-16, 17))
 # A slope under this part of the steepest one counts as saturated: a convention.
-SATURATED = 0.01
+SATURATED_SLOPE = 0.01
 # Statistics are read at this resolution: 8 bits over their range at most, and on average at least
 # 32 inputs to a level, because levels with few inputs tell inputs apart by chance.
 LEVELS = 256
@@ -133,7 +133,7 @@ def report(
         n=len(z),
         noise=noise,
         seed=seed,
-        saturation=float((slopes <= SATURATED * steepest).double().mean()),
+        saturation=float((slopes <= SATURATED_SLOPE * steepest).double().mean()),
         sensitivity=float(slopes.mean()),
         steepest=steepest,
         decisiveness=here.decisiveness[0],

@@ -92,7 +92,7 @@ class Activation(nn.Module):
         if isinstance(self.temperature, Targeted):
             check_input(z)
             return self.temperature(kernel.excess(z), u=u)
-        # Of the energies the other regimes read the dtype only.
+        # The other regimes read only the dtype of the energies.
         work = torch.promote_types(z.dtype, torch.float32)
         return self.temperature(torch.empty(1, dtype=work, device=z.device), u=u)
 

@@ -50,16 +50,18 @@ def compare_vllm(
     return Comparison(tuple(variants), tuple(costs), (), {}, len(chunks), chunk), section
 
 
-def only_costs(budget: float | None, samples: int, reading: str, device: str | None) -> None:
-    """InputError for an option that a vLLM engine can't serve."""
+def only_costs(
+    budget: float | None, samples: int, reading: str, device: str | None, engine: str
+) -> None:
+    """InputError for an option that an engine which only scores prompts can't serve."""
     for asked, option, why in (
         (budget is not None, "--budget", "searches with an engine in process"),
         (samples > 0, "--samples", "samples with an engine in process"),
-        (reading != "temperature", "--read-as", "needs attention weights, which vLLM doesn't show"),
-        (device is not None, "--device", "is vLLM's to choose"),
+        (reading != "temperature", "--read-as", "needs attention weights, which it doesn't show"),
+        (device is not None, "--device", "is the engine's to choose"),
     ):
         if asked:
-            raise InputError(f"{option} {why}; leave it out, or leave out --engine vllm")
+            raise InputError(f"{option} {why}; leave it out, or leave out --engine {engine}")
 
 
 def _model_section(engine: Any, plan: Any, name: str, dtype: str) -> dict[str, Any]:

@@ -65,6 +65,21 @@ def support_section(
     }
 
 
+def traced(step: Any) -> dict[str, Any]:
+    """A sampled token as a row of a record's trace."""
+    return {
+        "token": step.text,
+        "phase": step.known.phase,
+        "temperature": step.known.temperature,
+        "entropy": step.known.entropy_after,
+        "support": step.known.support,
+        "token_id": step.token,
+        "entropy_before": step.known.entropy_before,
+        "log_probability_raw": step.raw,
+        "log_probability": step.tempered,
+    }
+
+
 def rules_section(measured: Measurement) -> list[dict[str, Any]]:
     """For each rule: in how many layers, and the share of queries with T at a bound."""
     found: dict[str, list[Any]] = {}

@@ -23,9 +23,9 @@ from tempering.attention.tuning.alternatives import fit_alternatives
 from tempering.cli.shared import common
 from tempering.data import sample_text, texts
 from tempering.errors import DataError
+from tempering.evaluation.clusters import cluster_bootstrap
 from tempering.evaluation.evidence import (
     EvidenceRow,
-    cluster_bootstrap,
     contenders,
     measure_evidence,
     with_evidence,

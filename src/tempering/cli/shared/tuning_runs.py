@@ -1,15 +1,40 @@
-"""What commands that learn temperatures share: bounds, the file of a stopped run, a line a step."""
+"""What commands that learn temperatures share: options, the file of a stopped run, its lines."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tempering.cli.shared import common
 from tempering.errors import InputError
 
 if TYPE_CHECKING:
     from tempering.attention.tuning import Step
+
+Per = Annotated[
+    str, typer.Option(help="One temperature for each head, layer, kv, type, or spline knot.")
+]
+ConstraintFile = Annotated[
+    Path | None, typer.Option("--constraint", help="Text that must not lose more than --within.")
+]
+Within = Annotated[float, typer.Option(help="Nats per token that it may lose.")]
+Tests = Annotated[
+    list[Path] | None,
+    typer.Option("--test", help="Data to test on, never learned from; repeatable."),
+]
+Elsewhere = Annotated[
+    int, typer.Option(help="Chunks of each text of the package to test on too.", min=0)
+]
+Shuffles = Annotated[int, typer.Option(help="Shuffled controls on the tests.", min=0)]
+HeldOutShare = Annotated[float, typer.Option(help="Share of the data to judge steps by.")]
+Rows = Annotated[int, typer.Option(help="Chunks side by side; more fills a GPU.", min=1)]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpoint", help="Less memory for a third more time.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+ProfileOut = Annotated[Path, typer.Option(help="The profile; record and report are put beside it.")]
 
 
 def read_bounds(text: str) -> tuple[float, float]:

@@ -21,29 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempering.attention.baking.bake import foldable
 from tempering.attention.baking.bake_mark import make_mark, read_mark
 from tempering.attention.baking.comparison import (
     check_deviation,
-    controlled_logits,
     deviation,
     logits_of,
     refuse_rounding,
-    verification_inputs,
 )
 from tempering.attention.baking.file_rows import locate
 from tempering.attention.baking.folds import Fold
-from tempering.attention.baking.profile_folds import betas
 from tempering.attention.baking.widened import folded_copy, widened
 from tempering.attention.control.tempered import BAKED_MARK
-from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.card import model_card
 from tempering.engines.checkpoints.files import Checkpoint
+from tempering.engines.checkpoints.target import bake_target
 from tempering.engines.loading.hub import find_model, load_model
 from tempering.errors import BakeError, ModelError, OutputError
-
-_REAL_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -93,36 +87,33 @@ def bake_checkpoint(
     say("loading the model")
     model, tokenizer = load_model(name, dtype=checkpoint.main_dtype)
     profile.check_model(model)
-    say("finding what folds, layer by layer")
     with widened(model):
-        profile.resolve(layout(model))
-        found = foldable(model)
-        chosen = betas(found, model, profile)
-        bound = profile.adopt(model)
-        say("comparing with the controlled model")
-        inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
-        wanted = controlled_logits(model, bound, inputs)
-    in_files = located(model, checkpoint, chosen)
-    with widened(model, chosen):
-        rounded = logits_of(model, inputs)
-    exact = stored = deviation(rounded, wanted)
+        target = bake_target(model, tokenizer, profile, say)
+    in_files = located(model, checkpoint, target.folds)
+    with widened(model, target.folds):
+        rounded = logits_of(model, target.inputs)
+    exact = stored = deviation(rounded, target.wanted)
     check_deviation(exact, "the baked model")
-    if _rounds(model, checkpoint, chosen, in_files):
-        with widened(model, chosen, rounded=True):
-            rounded = logits_of(model, inputs)
-        stored = deviation(rounded, wanted)
+    if _rounds(model, checkpoint, target.folds, in_files):
+        with widened(model, target.folds, rounded=True):
+            rounded = logits_of(model, target.inputs)
+        stored = deviation(rounded, target.wanted)
     del model
     dtypes = sorted({str(checkpoint.dtype(key)).removeprefix("torch.") for key in in_files})
-    result = BakeResult(out, found.verdict, len(in_files), ", ".join(dtypes), exact, stored)
+    result = BakeResult(out, target.verdict, len(in_files), ", ".join(dtypes), exact, stored)
     say(f"writing {out}")
     with beside(out) as partial:
         checkpoint.write(partial, in_files)
-        write_config(partial, {**checkpoint.config, BAKED_MARK: make_mark(bound, in_files)})
-        write_card(partial, name, bound, result)
+        write_config(
+            partial, {**checkpoint.config, BAKED_MARK: make_mark(target.profile, in_files)}
+        )
+        write_card(partial, name, target.profile, result)
         say("loading it back")
         again, _ = load_model(partial, dtype=checkpoint.main_dtype)
         with widened(again):
-            check_deviation(deviation(logits_of(again, inputs), rounded), "the model loaded back")
+            check_deviation(
+                deviation(logits_of(again, target.inputs), rounded), "the model loaded back"
+            )
     return result
 
 
@@ -224,21 +215,6 @@ def beside(out: Path) -> Iterator[Path]:
     finally:
         if partial is not None and partial.exists():
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def real_input(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """A stretch of real text, as the model reads it."""
-    from tempering.data import sample_text
-
-    ids = tokenizer(sample_text("demo"), return_tensors="pt")["input_ids"]
-    if ids.shape[1] == 0:
-        raise ModelError(
-            "the tokenizer beside the weights makes no tokens of English text, so the result can't "
-            "be compared on any; save the model's own tokenizer there"
-        )
-    limit = int(getattr(model.config, "max_position_embeddings", 0) or 0)
-    # Some count a few positions that are not for tokens.
-    return {"input_ids": ids[:, : min(_REAL_TOKENS, limit // 2) if limit > 1 else _REAL_TOKENS]}
 
 
 def located(

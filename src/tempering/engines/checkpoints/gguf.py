@@ -13,25 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-from tempering.attention.baking.bake import foldable
 from tempering.attention.baking.bake_mark import make_mark, read_mark
 from tempering.attention.baking.comparison import (
     ROUNDING,
     check_deviation,
-    controlled_logits,
-    deviation,
-    logits_of,
     rounding,
-    verification_inputs,
 )
 from tempering.attention.baking.file_rows import locate
 from tempering.attention.baking.folds import Fold, folded
-from tempering.attention.baking.profile_folds import betas
-from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.checkpoints.bake import free_place, real_input
+from tempering.engines.checkpoints.bake import free_place
 from tempering.engines.checkpoints.gguf_blocks import Parts, values_of
 from tempering.engines.checkpoints.gguf_write import sidecar, write_anew, write_in_place
+from tempering.engines.checkpoints.target import bake_target
 from tempering.engines.loading.gguf_files import load_gguf, open_gguf
 from tempering.engines.loading.gguf_mark import (
     MARK,
@@ -43,9 +37,6 @@ from tempering.engines.loading.gguf_mark import (
 )
 from tempering.errors import BakeError, CheckError, OutputError
 from tempering.files import replace_atomic, write_atomic
-
-# Of the standard deviation of the logits, for weights rounded as `ROUNDING` allows.
-_STORED = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,43 +100,30 @@ def bake_gguf(
     say("loading the model")
     model, tokenizer = load_gguf(source)
     profile.check_model(model)
-    profile.resolve(layout(model))
-    say("finding what folds, layer by layer")
-    found = foldable(model)
-    chosen = betas(found, model, profile)
-    bound = profile.adopt(model)
-    say("comparing with the controlled model")
-    inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
-    wanted = controlled_logits(model, bound, inputs)
-    in_file = _located(model, chosen, reader)
-    with folded(model, chosen):
-        exact = deviation(logits_of(model, inputs), wanted)
+    target = bake_target(model, tokenizer, profile, say)
+    in_file = _located(model, target.folds, reader)
+    with folded(model, target.folds):
+        exact = target.deviation(model)
         check_deviation(exact, "the baked model")
         kept_exact = {
             fold.parameter: model.get_parameter(fold.parameter).detach().clone()
-            for fold, _ in chosen
+            for fold, _ in target.folds
         }
     del model
     say(f"writing {out}")
     results: list[GgufResult] = []
 
     def fill(partial: Path) -> None:
-        mark = make_mark(bound, in_file)
+        mark = make_mark(target.profile, in_file)
         if beside is None:
             written = write_anew(reader, partial, in_file, json.dumps(mark))
         else:
             written = write_in_place(reader, source, partial, in_file, ROUNDING)
         say("loading it back")
         again, _ = load_gguf(partial)
-        _check_weights(again, chosen, kept_exact)
-        stored = deviation(logits_of(again, inputs), wanted)
-        if not stored <= _STORED:
-            raise CheckError(
-                f"the GGUF file loaded back disagrees with the controlled model: its logits are "
-                f"off by {stored:.2g} of their standard deviation (allowed {_STORED:g}); "
-                "nothing was written"
-            )
-        results.append(GgufResult(out, found.verdict, *written, exact, stored, beside))
+        _check_weights(again, target.folds, kept_exact)
+        stored = target.check_stored(again, "GGUF file")
+        results.append(GgufResult(out, target.verdict, *written, exact, stored, beside))
         if beside is not None:
             write_atomic(beside, json.dumps(sidecar(reader, partial, mark)) + "\n")
 

@@ -17,22 +17,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tempering.attention.baking.bake import foldable
 from tempering.attention.baking.bake_mark import make_mark
 from tempering.attention.baking.comparison import (
     ROUNDING,
     check_deviation,
-    controlled_logits,
-    deviation,
-    logits_of,
     rounding,
-    verification_inputs,
 )
 from tempering.attention.baking.folds import PLAIN, Fold
-from tempering.attention.baking.profile_folds import betas
 from tempering.attention.baking.widened import widened
 from tempering.attention.control.tempered import BAKED_MARK
-from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.checkpoints.bake import (
     BakeResult,
@@ -40,18 +33,15 @@ from tempering.engines.checkpoints.bake import (
     free_place,
     located,
     open_checkpoint,
-    real_input,
     refuse_baked_checkpoint,
     write_card,
     write_config,
 )
 from tempering.engines.checkpoints.files import Checkpoint, copy_settings
 from tempering.engines.checkpoints.quantised import Quantised, reader_of
+from tempering.engines.checkpoints.target import bake_target
 from tempering.engines.loading.hub import load_model
-from tempering.errors import BakeError, CheckError
-
-# As for GGUF files: of the standard deviation of the logits.
-_STORED = 0.1
+from tempering.errors import BakeError
 
 Parts = dict[str, list[tuple[Fold, Tensor]]]
 
@@ -83,18 +73,11 @@ def bake_scales(
     with _plain(checkpoint, str(name), out) as (plain, weights):
         model, tokenizer = load_model(plain)
         profile.check_model(model)
-        profile.resolve(layout(model))
-        say("finding what folds, layer by layer")
-        found = foldable(model)
-        chosen = betas(found, model, profile)
-        bound = profile.adopt(model)
-        say("comparing with the controlled model")
-        inputs = [*verification_inputs(model, None), real_input(model, tokenizer)]
-        wanted = controlled_logits(model, bound, inputs)
+        target = bake_target(model, tokenizer, profile, say)
         own = Checkpoint(plain)
-        in_plain = located(model, own, chosen)
-        with widened(model, chosen):
-            exact = deviation(logits_of(model, inputs), wanted)
+        in_plain = located(model, own, target.folds)
+        with widened(model, target.folds):
+            exact = target.deviation(model)
         check_deviation(exact, "the baked model")
         del model
         in_files: Parts = {}
@@ -106,24 +89,18 @@ def bake_scales(
         say(f"writing {out}")
         with beside(out) as partial:
             checkpoint.write(partial, in_files)
-            mark = make_mark(bound, in_files)
+            mark = make_mark(target.profile, in_files)
             write_config(partial, {**checkpoint.config, BAKED_MARK: mark})
             say("loading it back")
             with _plain(Checkpoint(partial), str(name), out) as (again, _):
                 lost = _lost(own, Checkpoint(again), in_plain)
                 model, _ = load_model(again)
-                stored = deviation(logits_of(model, inputs), wanted)
-            if not stored <= _STORED:
-                raise CheckError(
-                    f"the checkpoint loaded back disagrees with the controlled model: its logits "
-                    f"are off by {stored:.2g} of their standard deviation (allowed {_STORED:g}); "
-                    "nothing was written"
-                )
+                stored = target.check_stored(model, "checkpoint")
             kinds = sorted({checkpoint.tensors[key].dtype for key in in_files})
             result = BakeResult(
-                out, found.verdict, len(in_files), ", ".join(kinds), exact, stored, lost
+                out, target.verdict, len(in_files), ", ".join(kinds), exact, stored, lost
             )
-            write_card(partial, name, bound, result)
+            write_card(partial, name, target.profile, result)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,9 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
 from tempering.counts import whole_number
+from tempering.engines.generating.drawing import draw_tokens
 from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
-from tempering.posterior import responsibilities
 from tempering.tokens import Policy, temper_logits
 from tempering.tokens.end_tokens import end_tokens
 from tempering.tokens.trace import TraceStep, trace_steps
@@ -39,14 +39,21 @@ class StreamedToken(NamedTuple):
 
 def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool = True) -> Int[Tensor, "length"]:
     """Token ids of a prompt, as a chat turn when the tokenizer has a template and `chat` asks."""
+    text, plain = prompt_text(tokenizer, prompt, chat=chat)
+    found = tokenizer(text, add_special_tokens=plain, return_tensors="pt")
+    return found.input_ids[0]
+
+
+def prompt_text(tokenizer: Any, prompt: str, *, chat: bool = True) -> tuple[str, bool]:
+    """A prompt as the model reads it, and whether the tokenizer is to add its BOS: no chat turn."""
     if not prompt.strip():
         raise DataError("the prompt is empty; give some text to continue")
     check_utf8(prompt, "the prompt")
     if chat and tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-    return tokenizer(prompt, return_tensors="pt").input_ids[0]
+        return str(text), False
+    return prompt, True
 
 
 def stream(
@@ -58,6 +65,7 @@ def stream(
     tokens: int,
     policy: Policy,
     seed: int = 0,
+    revised: Callable[[], Sequence[Profile] | None] | None = None,
 ) -> Iterator[StreamedToken]:
     """Continue a prompt under each profile, token by token, all rows in one batch.
 
@@ -69,6 +77,8 @@ def stream(
         likeliest token is drawn, and tied tokens share.
     seed: all rows draw the same uniform numbers, so rows differ by their temperatures alone. The
         token is the first whose cumulative probability exceeds the number.
+    revised: asked before every step for the profiles of all rows from then on; None leaves them.
+        Keys and values that are cached stay those of the old profiles.
 
     A row ends at the model's end token, which is not yielded.
     """
@@ -82,10 +92,15 @@ def stream(
     ends = end_tokens(model.generation_config)
     ids, past = prompt.to(device).expand(rows, -1), None
     states = [policy.state(prompt.tolist(), [], sample=row) for row in range(rows)]
-    texts = [_Text(tokenizer) for _ in range(rows)]
+    texts = [GrowingText(tokenizer) for _ in range(rows)]
     alive = [True] * rows
-    with tempered(model, list(profiles)):
+    with tempered(model, list(profiles)) as handle:
         for _ in range(tokens):
+            changed = None if revised is None else revised()
+            if changed is not None:
+                if len(changed) != rows:
+                    raise InputError(f"{rows} rows are written, {len(changed)} profiles were given")
+                handle.update(changed)
             # Not around the loop, since the caller's code runs between two tokens.
             with torch.no_grad():
                 out = model(input_ids=ids, past_key_values=past, use_cache=True)
@@ -93,15 +108,11 @@ def stream(
                 logits = out.logits[:, -1]
                 cooled, temperature = temper_logits(policy, logits, states)
                 known = trace_steps(-logits.to(cooled.dtype), temperature, states)
-                weights = responsibilities(-cooled)
                 draw = torch.rand((), generator=generator, dtype=torch.float64).to(device)
-                cumulative = weights.double().cumsum(-1)
-                # Rounding may leave the last sum below 1; then the last live token is drawn.
-                last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-                index = torch.searchsorted(cumulative, draw.repeat(rows, 1), right=True)
-                ids = torch.minimum(index, last)
+                drawn = draw_tokens(cooled, draw.repeat(rows))
+                ids = drawn.tokens[:, None]
                 raw = torch.log_softmax(logits.float(), -1).gather(1, ids)[:, 0].tolist()
-                own = weights.gather(1, ids)[:, 0].log().tolist()
+                own = drawn.logprobs.tolist()
             for row, token in enumerate(ids[:, 0].tolist()):
                 if not alive[row]:
                     continue
@@ -115,7 +126,7 @@ def stream(
                 return
 
 
-class _Text:
+class GrowingText:
     """The text of a growing row, handed out in whole characters."""
 
     def __init__(self, tokenizer: Any) -> None:

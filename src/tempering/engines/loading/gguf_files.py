@@ -8,7 +8,7 @@ from typing import Any
 from tempering.attention.control.tempered import BAKED_MARK
 from tempering.engines.loading import embedded
 from tempering.engines.loading.gguf_mark import loaded_mark
-from tempering.engines.loading.gguf_model import forget_quantization, restore_pretokenizer
+from tempering.engines.loading.gguf_model import forget_quantization, gguf_tokenizer
 from tempering.engines.loading.quiet import quiet
 from tempering.errors import BakeError, ModelError
 
@@ -44,20 +44,18 @@ def embedded_gguf(name: str) -> Path:
 def load_gguf(source: Path) -> tuple[Any, Any]:
     """Model (float32) and tokenizer of a GGUF file that transformers can read."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     mark = loaded_mark(open_gguf(source), source)
-    folder, file = str(source.parent), source.name
+    tokenizer = gguf_tokenizer(source)
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
             model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=file, dtype=torch.float32
+                str(source.parent), gguf_file=source.name, dtype=torch.float32
             )
         except Exception as error:  # the loaders raise every kind
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"transformers can't read {source}: {reason}") from error
-    restore_pretokenizer(tokenizer, source)
     forget_quantization(model)
     if mark:
         setattr(model.config, BAKED_MARK, dict(mark))

@@ -54,6 +54,26 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
             raise OSError(str(error)) from error
 
 
+def gguf_tokenizer(source: Path) -> Any:
+    """The tokenizer of a GGUF file, with transformers' interface.
+
+    Where transformers converts the splitting of texts otherwise than llama.cpp does, ids still mean
+    the same tokens. Raises ModelError for a vocabulary that transformers can't read.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            found = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+        except Exception as error:  # the loaders raise every kind
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"transformers can't read the vocabulary of {source}: {reason}"
+            ) from error
+    restore_pretokenizer(found, source)
+    return found
+
+
 def restore_pretokenizer(tokenizer: Any, source: Path) -> bool:
     """Split digits as SmolLM2's training did; transformers' conversion leaves that out.
 

@@ -124,10 +124,10 @@ class RemoteEngine:
     def run(self, calls: Sequence[Call], done: Done, progress: Progress, stop: Stop) -> None:
         """Run the calls; see `Engine.run`. What fails for good is a reply with its error."""
         self.check(calls)
-        self._blocking(lambda: asyncio.run(self._run(calls, done, progress, stop)))
+        self.blocking(lambda: asyncio.run(self._run(calls, done, progress, stop)))
 
     @staticmethod
-    def _blocking(work: Callable[[], None]) -> None:
+    def blocking(work: Callable[[], None]) -> None:
         """Run `work`, in a thread of its own where this one runs an event loop (a notebook)."""
         try:
             asyncio.get_running_loop()

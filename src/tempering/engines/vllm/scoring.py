@@ -81,21 +81,26 @@ class VllmScorer:
         depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
         return Layout(tuple(layers), (), {"decoder": depth})
 
-    def losses(self, chunks: Int[Tensor, "chunks length"]) -> list[float]:
-        """Mean -log q of the tokens after the first of each chunk, nats per token."""
+    def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """log q of every token of every prompt, nats; None for the first."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-        prompts = [{"prompt_token_ids": ids} for ids in chunks.tolist()]
-        outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        losses = []
-        for output, ids in zip(outputs, chunks.tolist(), strict=True):
+        asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        outputs = self.llm.generate(asked, params, use_tqdm=False)
+        found: list[list[float | None]] = []
+        for output, ids in zip(outputs, prompts, strict=True):
             rows = output.prompt_logprobs
             if rows is None or len(rows) != len(ids):
                 raise ModelError("vLLM gave no log probabilities of its prompt")
             scores = [row[token].logprob for row, token in zip(rows[1:], ids[1:], strict=True)]
-            losses.append(-math.fsum(scores) / len(scores))
-        return losses
+            found.append([None, *scores])
+        return found
+
+    def losses(self, chunks: Int[Tensor, "chunks length"]) -> list[float]:
+        """Mean -log q of the tokens after the first of each chunk, nats per token."""
+        rows = self.logprobs(chunks.tolist())
+        return [-math.fsum(x for x in row if x is not None) / (len(row) - 1) for row in rows]
 
     def costs(
         self,

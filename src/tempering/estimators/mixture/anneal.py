@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tempering.estimators.mixture.covariance import Spherical
 from tempering.estimators.mixture.em import Components, Family, expect, maximise
-from tempering.estimators.mixture.radial import Gaussian
+from tempering.estimators.mixture.radial import RadialGaussian
 from tempering.estimators.mixture.rows import Rows
-from tempering.estimators.mixture.survey import Survey, survey
+from tempering.estimators.mixture.snapshot import Snapshot, snapshot
 
 # Chosen once, on 2-D sets of 15 to 100 components, and the same for all data: cooling by 10% a
 # step finds all of them; passes stop when no mean moves by 1% of the kernel's deviation. Copies
@@ -29,18 +29,21 @@ COOLING = 0.9
 _PASSES = 100
 _STILL = 1e-2
 _TOGETHER = 0.05
-# Copies are 2 sqrt(lambda - v) apart below their critical lambda, 0.67 deviations after one step.
-# A few rows far away hold them within a quarter of one until v is small enough to tell those rows
-# from the rest: until then the variance within components is that of all rows, and no end.
+# Two copies that split are 2 sqrt(lambda - v) apart: 0.67 deviations, one step of cooling later. A
+# few rows far away keep them within a quarter of a deviation until v is small enough to tell those
+# rows from the rest. Until then the variance within components is that of all rows, at which
+# annealing must not end. Half a deviation lies between the two.
 _PARTED = 0.5
-# Below this deviation, in units of the largest distance, numbers of float64 are too coarse.
+# A deviation below this part of the largest distance is a few float64 spacings of that distance.
 _NO_SPREAD = 4 * torch.finfo(torch.float64).eps
-# Where lower temperatures would gain this little (dS/dT = C/T; nats), nothing moves on the way.
+# Below this heat capacity (nats; dS/dT = C/T) cooling by 10% moves responsibilities by less than EM
+# can resolve, so the next critical temperature is gone to at once.
 _FROZEN = 1e-9
-# The first variance is the first critical one, to rounding; which side it fell on is no one's.
+# An eigenvalue within this part of the variance counts as critical: annealing begins at the first
+# critical variance, which rounding may put on either side.
 _ROUNDING = 1e-9
 
-ANNEALED = Family(Spherical(), Gaussian(), 0.0)
+ANNEALED = Family(Spherical(), RadialGaussian(), 0.0)
 
 
 class Break(NamedTuple):
@@ -56,27 +59,29 @@ class Break(NamedTuple):
     mean: Tensor  # of the parent, from the pivot
 
 
-class Stage(NamedTuple):
-    """A settled variance: what was surveyed there, and the passes it took."""
+class AnnealingStep(NamedTuple):
+    """A variance at which EM has settled: the mixture there, a snapshot, the passes it took."""
 
     variance: float
     components: Components
-    survey: Survey
+    snapshot: Snapshot
     passes: int
-    breaks: tuple[Break, ...]  # all so far of components that have parted for good
+    breaks: tuple[Break, ...]  # all so far, but for those whose two components became one again
 
 
-def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) -> Iterator[Stage]:
+def anneal(
+    rows: Rows, count: int, temperatures: Sequence[float] | None = None
+) -> Iterator[AnnealingStep]:
     """Cool from the first critical variance on, splitting up to `count` components.
 
     temperatures: to go through, the first of them at the first critical variance; None follows
     the critical ones, until there are `count` components and v is the variance within them.
     """
     state = _single(rows)
-    start = survey(rows, state, ANNEALED)
+    start = snapshot(rows, state, ANNEALED)
     first = float(torch.linalg.eigvalsh(start.scatter)[0, -1])
     if first <= 0:
-        yield Stage(0.0, state, start, 1, ())
+        yield AnnealingStep(0.0, state, start, 1, ())
         return
     planned = iter([first * t / temperatures[0] for t in temperatures] if temperatures else [])
     variance = next(planned, first)
@@ -89,9 +94,9 @@ def anneal(rows: Rows, count: int, temperatures: Sequence[float] | None = None) 
         while (pair := _together(state)) is not None:
             state, gone = _joined(state, *pair), born.pop(pair[1])
             breaks = [parting for parting in breaks if parting.child != gone]
-        seen = survey(rows, state, ANNEALED)
+        seen = snapshot(rows, state, ANNEALED)
         values, vectors = _largest(seen.scatter)
-        yield Stage(variance, state, seen, passes, tuple(breaks))
+        yield AnnealingStep(variance, state, seen, passes, tuple(breaks))
         order = torch.argsort(values, descending=True).tolist()
         critical = variance * (1 - _ROUNDING)
         hot = [k for k in order if float(values[k]) >= critical][: count - len(born)]
@@ -128,7 +133,7 @@ def settle(rows: Rows, state: Components) -> tuple[Components, int]:
     return state, _PASSES
 
 
-def pooled_variance(seen: Survey) -> float:
+def pooled_variance(seen: Snapshot) -> float:
     """The mean variance within the components, over all columns."""
     each = torch.diagonal(seen.scatter, dim1=1, dim2=2).mean(1)
     return float((seen.mass * each).sum() / seen.mass.sum())
@@ -146,7 +151,7 @@ def _at(state: Components, variance: float) -> Components:
 def _largest(scatter: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalue of each matrix, and its eigenvector; the largest entry is positive.
 
-    The sign decides which of two components keeps the number, so it mustn't be left to rounding.
+    The sign decides which of two components keeps the number, so rounding must not choose it.
     """
     values, vectors = torch.linalg.eigh(scatter)
     top = vectors[:, :, -1]
@@ -154,10 +159,10 @@ def _largest(scatter: Tensor) -> tuple[Tensor, Tensor]:
     return values[:, -1], top * torch.sign(entry)
 
 
-def _cooler(seen: Survey, variance: float, critical: float, complete: bool) -> float | None:
+def _cooler(seen: Snapshot, variance: float, critical: float, complete: bool) -> float | None:
     """The next variance; None at the end. `critical` is where the next component would split.
 
-    complete: all components are there and have parted, so v ends at the variance within them.
+    complete: there are `count` components, all apart, so v ends at the variance within them.
     """
     end = pooled_variance(seen) if complete else 0.0
     if complete and variance <= 1.01 * end:
@@ -174,7 +179,7 @@ def _crossing(
     """The critical variance: where the eigenvalue met v since the last step, in logarithms."""
     (warm, largest), (cold, eigenvalue) = before, now
     if eigenvalue <= cold or number not in largest or largest[number] >= warm:
-        return min(eigenvalue, warm)  # met just now, or already as it was born
+        return min(eigenvalue, warm)  # met at this step, or when the component was born
     above, below = math.log(eigenvalue / cold), math.log(warm / largest[number])
     return cold * (warm / cold) ** (above / (above + below))
 

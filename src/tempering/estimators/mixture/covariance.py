@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-# A pivot of a Cholesky factor is off by about eps of its column's variance, and the log density by
-# half of that relative to what is left of it: below this, by more than 1e-3 nats.
+# A squared pivot of a Cholesky factor is off by about eps of its column's variance, and the log
+# density by half of the pivot's relative error: by more than 1e-3 nats where the squared pivot is
+# below this part of the variance.
 _ROUNDED = 500 * torch.finfo(torch.float64).eps
 
 Moments = tuple[Tensor, ...]

@@ -14,13 +14,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_n_features, check_is_fitted, validate_data
 from torch import Tensor
 
-from tempering.estimators.mixture.checks import array_rows, check_tensor, whole
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, as_measured
 from tempering.estimators.mixture.radial import radial
 from tempering.estimators.mixture.ranks import process_group
+from tempering.estimators.mixture.reading import array_rows, check_tensor
 from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.rowwise import evaluate
+from tempering.estimators.mixture.settings import whole
 
 
 class FittedMixture(DensityMixin, BaseEstimator):

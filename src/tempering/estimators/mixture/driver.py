@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tempering.estimators.mixture.anneal import Break, Stage, anneal
+from tempering.estimators.mixture.anneal import AnnealingStep, Break, anneal
 from tempering.estimators.mixture.em import (
     CollapsedError,
     Components,
@@ -19,24 +19,26 @@ from tempering.estimators.mixture.em import (
 )
 from tempering.estimators.mixture.refine import NEAR, Fit, fill, refine
 from tempering.estimators.mixture.rows import Rows
+from tempering.estimators.mixture.snapshot import Snapshot, snapshot
 from tempering.estimators.mixture.start import from_clusters
-from tempering.estimators.mixture.survey import Survey, survey
 
-# From the last variance of the annealing the covariances are set free, and cool on.
+# Temperatures above 1 at which covariances are free for a few passes each, so that components can
+# still share rows while they take their shapes; as warm as the lower reheats (`refine.REHEATS`).
 RELEASE = (1.2, 1.1)
 _PASSES = 5
-# Moves are sought on at most this many rows, more where a component would get too few of them.
+# Moves are sought on at most this many rows, which fit in memory, and on more where that leaves a
+# component fewer than 20 for each number of its mean and mass.
 _SAMPLE = 20_000
-_STARTS_REFINED = 4  # one in so many of the starts: moves take longer than all climbs
 _SAMPLE_PER_COMPONENT = 20
+_STARTS_REFINED = 4  # one start in four is refined, because moves take longer than all climbs
 
 
-class Trace:
-    """What a fit has come to, also where it is interrupted."""
+class FitProgress:
+    """What a fit has come to so far; an interrupted fit is made of it."""
 
     def __init__(self) -> None:
-        self.stages: list[Stage] = []
-        self.freed: list[tuple[float, Survey]] = []  # (temperature, survey)
+        self.steps: list[AnnealingStep] = []
+        self.freed: list[tuple[float, Snapshot]] = []  # (temperature, snapshot)
         self.components: Components | None = None
         self.value = -math.inf
         self.converged = False
@@ -46,6 +48,13 @@ class Trace:
         self._passes = self._moving = 0
 
     @property
+    def reached(self) -> Components:
+        """The components so far, of which there are some once annealing has begun."""
+        if self.components is None:
+            raise RuntimeError("a fit is asked for components before it has any")
+        return self.components
+
+    @property
     def passes(self) -> int:
         """Passes over the rows so far."""
         return self._passes + self._moving
@@ -53,17 +62,17 @@ class Trace:
     @property
     def breaks(self) -> tuple[Break, ...]:
         """The splits of the annealing."""
-        return self.stages[-1].breaks if self.stages else ()
+        return self.steps[-1].breaks if self.steps else ()
 
     @property
     def unit(self) -> float:
         """The kernel's variance at T = 1; 1 where no annealing set it."""
-        return self.stages[-1].variance or 1.0 if self.stages else 1.0
+        return self.steps[-1].variance or 1.0 if self.steps else 1.0
 
-    def settled(self, stage: Stage, components: Components) -> None:
-        """A stage of the annealing."""
-        self.stages.append(stage)
-        self.spent(stage.passes + 1)
+    def settled(self, step: AnnealingStep, components: Components) -> None:
+        """Take down a step of the annealing, and the components that it leads to."""
+        self.steps.append(step)
+        self.spent(step.passes + 1)
         self.components = components
 
     def spent(self, passes: int) -> None:
@@ -85,9 +94,9 @@ class Trace:
             self.keep(fit)
             self.start = start
 
-    def path(self) -> tuple[list[float], list[Survey]]:
+    def path(self) -> tuple[list[float], list[Snapshot]]:
         """Temperatures, and what was surveyed there."""
-        cooling = [(stage.variance / self.unit, stage.survey) for stage in self.stages]
+        cooling = [(step.variance / self.unit, step.snapshot) for step in self.steps]
         both = cooling + self.freed
         return [t for t, _ in both], [seen for _, seen in both]
 
@@ -99,15 +108,15 @@ def grow(
     generator: torch.Generator,
     temperatures: Sequence[float] | None,
     max_iter: int,
-    trace: Trace,
+    progress: FitProgress,
 ) -> None:
     """Anneal up to `count` components, set their covariances free, and move."""
-    for stage in anneal(rows, count, temperatures):
-        trace.settled(stage, released(stage, family))
-    cool(rows, RELEASE, family, trace, rows.features + 2.0)
+    for step in anneal(rows, count, temperatures):
+        progress.settled(step, released(step, family))
+    cool(rows, RELEASE, family, progress, rows.features + 2.0)
     sample = moving_sample(rows, count)
-    trace.components = fill(rows, sample, kept(trace), count, family, generator)
-    refine(rows, sample, kept(trace), family, generator, trace.keep, max_iter)
+    progress.components = fill(rows, sample, progress.reached, count, family, generator)
+    refine(rows, sample, progress.reached, family, generator, progress.keep, max_iter)
 
 
 def best_of(
@@ -119,18 +128,18 @@ def best_of(
     random: np.random.RandomState,
     temperatures: Sequence[float] | None,
     max_iter: int,
-    trace: Trace,
+    progress: FitProgress,
 ) -> None:
-    """Anneal, then start again from k-means; the likeliest mixture is kept."""
+    """Anneal, then start again from clusters; `progress` holds the likeliest mixture."""
     collapsed = None
     try:
-        grow(rows, count, family, generator, temperatures, max_iter, trace)
+        grow(rows, count, family, generator, temperatures, max_iter, progress)
     except CollapsedError as error:
         collapsed = error
-        trace.collapsed += 1
+        progress.collapsed += 1
     if count > 1:
-        restart(rows, count, family, generator, random, starts, max_iter, trace)
-    if collapsed is not None and trace.value == -math.inf:
+        restart(rows, count, family, generator, random, starts, max_iter, progress)
+    if collapsed is not None and progress.value == -math.inf:
         raise collapsed
 
 
@@ -142,7 +151,7 @@ def restart(
     random: np.random.RandomState,
     starts: int,
     max_iter: int,
-    trace: Trace,
+    progress: FitProgress,
 ) -> None:
     """Further starts, in turn from the clusters of k-means and from those of random centres.
 
@@ -154,70 +163,63 @@ def restart(
         start = from_clusters(sample, count, family, random, settled=number % 2 == 1)
         if start is None:
             continue
-        trace.another()
+        progress.another()
 
         def keep(fit: Fit, number: int = number) -> None:
-            trace.keep_better(fit, number)
+            progress.keep_better(fit, number)
 
         try:
             climbed = climb(rows, start, family, tol=NEAR, passes=max_iter)
-            trace.spent(climbed.passes)
-            if number % _STARTS_REFINED == 1 or climbed.value > trace.value + NEAR / 10:
+            progress.spent(climbed.passes)
+            if number % _STARTS_REFINED == 1 or climbed.value > progress.value + NEAR / 10:
                 refine(rows, sample, climbed.components, family, generator, keep, max_iter)
         except CollapsedError:
-            trace.collapsed += 1
+            progress.collapsed += 1
 
 
 def cool(
     rows: Rows,
     temperatures: Sequence[float],
     family: Family,
-    trace: Trace,
+    progress: FitProgress,
     prior_rows: float = 0.0,
 ) -> None:
-    """A few passes of EM at each temperature, covariances free; what is seen there is kept.
+    """A few passes of EM at each temperature, covariances free, with a snapshot of each.
 
-    prior_rows: draws every covariance towards the pooled one; components that hold a few rows
-    only are freed from them so.
+    prior_rows: draw every covariance towards the pooled one, as if that many rows had it. So a
+    component that holds only a few rows is widened, and can take in others.
     """
     for temperature in temperatures:
-        state = kept(trace)
+        state = progress.reached
         for _ in range(_PASSES):
             sums = expect(rows, state, family, temperature)
             state = maximise(sums, state, family, prior_rows)
-            trace.spent(1)
-        trace.components = state
-        trace.freed.append((temperature, survey(rows, state, family, temperature)))
+            progress.spent(1)
+        progress.components = state
+        progress.freed.append((temperature, snapshot(rows, state, family, temperature)))
 
 
-def finish(rows: Rows, family: Family, tol: float, max_iter: int, trace: Trace) -> None:
+def finish(rows: Rows, family: Family, tol: float, max_iter: int, progress: FitProgress) -> None:
     """EM at T = 1 to its limit."""
-    climbed = climb(rows, kept(trace), family, tol=tol, passes=max_iter)
-    trace.components, trace.value = climbed.components, climbed.value
-    trace.converged = climbed.converged
-    trace.spent(climbed.passes)
-    trace.freed.append((1.0, survey(rows, climbed.components, family)))
+    climbed = climb(rows, progress.reached, family, tol=tol, passes=max_iter)
+    progress.components, progress.value = climbed.components, climbed.value
+    progress.converged = climbed.converged
+    progress.spent(climbed.passes)
+    progress.freed.append((1.0, snapshot(rows, climbed.components, family)))
 
 
-def released(stage: Stage, family: Family) -> Components:
-    """The components of a stage with covariances of the family, drawn towards the pooled one."""
-    seen, features = stage.survey, stage.survey.means.shape[1]
+def released(step: AnnealingStep, family: Family) -> Components:
+    """The components of a step with covariances of their own, drawn towards the pooled one."""
+    seen, features = step.snapshot, step.snapshot.means.shape[1]
     mass = seen.mass[:, None, None]
     pooled = (mass * seen.scatter).sum(0) / mass.sum()
     full = (mass * seen.scatter + (features + 2) * pooled) / (mass + features + 2)
     covariances = family.shape.from_full(full, seen.mass)
     return Components(
-        stage.components.log_mass, seen.means, family.shape.widen(covariances, family.ridge)
+        step.components.log_mass, seen.means, family.shape.widen(covariances, family.ridge)
     )
 
 
 def moving_sample(rows: Rows, count: int) -> Rows:
     """The rows on which moves are sought."""
     return rows.sample(max(_SAMPLE, _SAMPLE_PER_COMPONENT * count * (rows.features + 1)))
-
-
-def kept(trace: Trace) -> Components:
-    """The components that a trace holds by now."""
-    if trace.components is None:
-        raise RuntimeError("a trace is asked for components before it holds any")
-    return trace.components

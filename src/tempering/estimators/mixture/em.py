@@ -23,20 +23,20 @@ from torch import Tensor
 from tempering.errors import DataError
 from tempering.estimators.mixture.covariance import Factor, Moments, Shape
 from tempering.estimators.mixture.expanded import suited
-from tempering.estimators.mixture.radial import Gaussian, Radial
+from tempering.estimators.mixture.radial import Radial, RadialGaussian
 from tempering.estimators.mixture.rows import Rows
 
 # A chunk's largest intermediate: 2^18 numbers are 2 MB in float64, about a core's cache.
 _CHUNK = 2**18
 _LOG2_E = 1 / math.log(2)
-# A deviation this small next to its mean is rounding: without a ridge, rows that agree.
+# A deviation below this part of its mean is rounding: all rows of the component agree.
 _COARSE = 16 * torch.finfo(torch.float64).eps
 # Keeps a component that lost all its rows finite; scikit-learn adds the same to its masses.
 _EMPTY = 10 * torch.finfo(torch.float64).eps
 
 
 class CollapsedError(DataError):
-    """A covariance that is not positive definite; a trial that comes to one is dropped."""
+    """A covariance that is not positive definite; a start or move that comes to one is dropped."""
 
 
 class Components(NamedTuple):
@@ -78,7 +78,7 @@ class Family:
 
     @property
     def bounded(self) -> bool:
-        """Whether the ridge keeps components off rows that agree; one lost in rounding does not."""
+        """Whether the ridge bounds the likelihood of rows that agree: not if lost in rounding."""
         return self.ridge > _COARSE**2
 
     def parameters(self, components: int, features: int) -> int:
@@ -87,7 +87,7 @@ class Family:
         return own + self.shape.parameters(components, features)
 
 
-class Sums(NamedTuple):
+class PassSums(NamedTuple):
     """What one pass over the rows adds up; tensors are float64."""
 
     objective: float  # sum w T log sum_k mass_k p_k^(1/T); the log-likelihood at T = 1
@@ -138,7 +138,7 @@ def log_density(
     return constant.unsqueeze(1) - family.kernel.energy(squared, features), squared, middle
 
 
-def posterior(
+def responsibilities_of(
     logits: Float[Tensor, "components rows"],
 ) -> tuple[Float[Tensor, "components rows"], Float[Tensor, " rows"]]:
     """Responsibilities and log sum exp over the components; takes the logits' memory."""
@@ -148,7 +148,7 @@ def posterior(
     return weights.div_(total), highest + total.log()
 
 
-def tempered(
+def tempered_logits(
     density: Float[Tensor, "components rows"], log_mass: Tensor, temperature: float
 ) -> Float[Tensor, "components rows"]:
     """log(mass_k) + log p_k / T."""
@@ -176,13 +176,15 @@ def densities(
 def log_likelihoods(rows: Rows, components: Components, family: Family) -> Float64[Tensor, " rows"]:
     """log p of each of this rank's rows at T = 1."""
     parts = [
-        posterior(tempered(density, components.log_mass, 1.0))[1].double()
+        responsibilities_of(tempered_logits(density, components.log_mass, 1.0))[1].double()
         for _, _, density, _, _ in densities(rows, components, family)
     ]
     return torch.cat(parts)
 
 
-def expect(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Sums:
+def expect(
+    rows: Rows, components: Components, family: Family, temperature: float = 1.0
+) -> PassSums:
     """The E-step over all rows, of all ranks: sums that the M-step needs."""
     total: list[Tensor] | None = None
     factor = factor_of(components, family)
@@ -206,26 +208,26 @@ def expect(rows: Rows, components: Components, family: Family, temperature: floa
     if total is None:
         raise DataError("there are no rows; give at least one on every rank")
     objective, mass, pulled, *rest = rows.reduce(total)
-    return Sums(temperature * float(objective), mass, pulled, tuple(rest), family.shape)
+    return PassSums(temperature * float(objective), mass, pulled, tuple(rest), family.shape)
 
 
 def _logits(
     x: Tensor, components: Components, factor: Factor, family: Family, temperature: float
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """log(mass_k) + log p_k / T, the pulls of the kernel, and what `Shape.moments` takes."""
-    if isinstance(family.kernel, Gaussian):  # linear in the squared distances: fewer passes
+    if isinstance(family.kernel, RadialGaussian):  # linear in the squared distances: fewer passes
         constant = factor.log_det - family.kernel.log_normaliser(x.shape[1])
         offset = constant / temperature + components.log_mass
         slope = -0.5 / temperature
         logits, middle = family.shape.logits(x, components.means, factor, offset, slope)
         return logits, None, middle
     density, squared, middle = log_density(x, components, factor, family)
-    logits = tempered(density, components.log_mass, temperature)
+    logits = tempered_logits(density, components.log_mass, temperature)
     return logits, family.kernel.pull(squared, x.shape[1]), middle
 
 
 def maximise(
-    sums: Sums, components: Components, family: Family, prior_rows: float = 0.0
+    sums: PassSums, components: Components, family: Family, prior_rows: float = 0.0
 ) -> Components:
     """The M-step.
 

@@ -11,24 +11,26 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from tempering.errors import InputError
-from tempering.estimators.mixture.checks import (
-    CONSTRAINTS,
+from tempering.estimators.mixture.advice import (
     check_distinct,
     check_fits,
-    check_parameters,
-    rows_of,
-    temperatures_of,
-    warn,
     warn_of_few_rows,
     warn_of_ridge,
 )
 from tempering.estimators.mixture.density import FittedMixture, like
-from tempering.estimators.mixture.driver import Trace, best_of, cool, finish, kept
+from tempering.estimators.mixture.driver import FitProgress, best_of, cool, finish
 from tempering.estimators.mixture.em import Components, Family, expect
-from tempering.estimators.mixture.online import Seen
+from tempering.estimators.mixture.online import RunningSums
 from tempering.estimators.mixture.path import MixtureSplit, plot, record
+from tempering.estimators.mixture.reading import rows_of
 from tempering.estimators.mixture.rows import Rows
-from tempering.estimators.mixture.select import Bic, Criterion, HeldOut, grow_selected
+from tempering.estimators.mixture.select import Bic, Criterion, HeldOutLikelihood, grow_selected
+from tempering.estimators.mixture.settings import (
+    CONSTRAINTS,
+    check_parameters,
+    temperatures_of,
+    warn,
+)
 from tempering.estimators.mixture.start import from_means, from_responsibilities
 
 _HELD_OUT = 0.2
@@ -182,45 +184,45 @@ class AnnealedMixture(FittedMixture):
         given = self._given(rows, count, family, responsibilities, alive)
         seed = self._seed(rows)
         generator = torch.Generator().manual_seed(seed)
-        trace, interrupted = Trace(), False
+        progress, interrupted = FitProgress(), False
         try:
             if given is not None:
-                trace.components = given
-                cool(rows, temperatures[:-1] if temperatures else (), family, trace)
+                progress.components = given
+                cool(rows, temperatures[:-1] if temperatures else (), family, progress)
             elif self.criterion is None:
                 random = np.random.RandomState(seed)
                 best_of(
-                    starts, rows, count, family, generator, random, temperatures, max_iter, trace
+                    starts, rows, count, family, generator, random, temperatures, max_iter, progress
                 )
             else:
-                self._select(rows, count, family, generator, max_iter, trace, temperatures)
-            finish(rows, family, tol, max_iter, trace)
+                self._select(rows, count, family, generator, max_iter, progress, temperatures)
+            finish(rows, family, tol, max_iter, progress)
         except KeyboardInterrupt:
-            if trace.components is None:
+            if progress.components is None:
                 raise
             interrupted = True
-            sums = expect(rows, kept(trace), family)
-            trace.value = sums.objective / rows.total
-        self._publish(trace, rows, family, X)
-        warn_of_ridge(kept(trace), family, rows, 3)
-        warn_of_few_rows(len(kept(trace).means), family, rows, 3)
+            sums = expect(rows, progress.reached, family)
+            progress.value = sums.objective / rows.total
+        self._publish(progress, rows, family, X)
+        warn_of_ridge(progress.reached, family, rows, 3)
+        warn_of_few_rows(len(progress.reached.means), family, rows, 3)
         if interrupted:
             warn(
                 "interrupted: this is the best mixture so far, not a converged one; fit again, "
                 "with a larger tol or fewer rows if it takes too long",
                 3,
             )
-        elif not trace.converged:
+        elif not progress.converged:
             warn(
                 f"EM did not converge within max_iter = {max_iter} passes at T = 1; raise "
                 "max_iter, or tol, or scale the columns to similar spreads",
                 3,
             )
-        if trace.collapsed and not family.bounded:  # else it was rounding that stopped a start
+        if progress.collapsed and not family.bounded:  # else it was rounding that stopped a start
             warn(
-                f"{trace.collapsed} of {starts} starts put a component on rows that agree, where "
-                "the likelihood grows without bound; the mixture is the best of the others. Raise "
-                "reg_covar, or fit fewer components",
+                f"{progress.collapsed} of {starts} starts put a component on rows that agree, "
+                "where the likelihood grows without bound; the mixture is the best of the others. "
+                "Raise reg_covar, or fit fewer components",
                 3,
             )
         return rows
@@ -238,14 +240,14 @@ class AnnealedMixture(FittedMixture):
         if not hasattr(self, "_seen"):
             rows = self._fit(X, sample_weight, None)
             family = self._family().within(rows.unit)
-            self._seen = Seen.of(rows, self._components(rows), family)
+            self._seen = RunningSums.of(rows, self._components(rows), family)
             self.n_samples_seen_ = rows.count
             return self
         family = self._family()
         group = self._group()
         rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group, family.ridge)
         within = family.within(rows.unit)
-        self._seen = self._seen.plus(Seen.of(rows, self._components(rows), within), family)
+        self._seen = self._seen.plus(RunningSums.of(rows, self._components(rows), within), family)
         self._mixture(self._seen.components(family), X)
         found = expect(rows, self._components(rows), within).objective
         self.lower_bound_ = found / rows.total - rows.log_volume
@@ -280,7 +282,7 @@ class AnnealedMixture(FittedMixture):
         family: Family,
         generator: torch.Generator,
         max_iter: int,
-        trace: Trace,
+        progress: FitProgress,
         temperatures: Any,
     ) -> None:
         if temperatures is not None:
@@ -292,8 +294,8 @@ class AnnealedMixture(FittedMixture):
         train, criterion = rows, Bic(rows, family)
         if self.criterion == "held-out":
             train, held = rows.divide(_HELD_OUT, generator)
-            criterion = HeldOut(held, family)
-        found = grow_selected(train, count, family, generator, criterion, max_iter, trace)
+            criterion = HeldOutLikelihood(held, family)
+        found = grow_selected(train, count, family, generator, criterion, max_iter, progress)
         self.criteria_ = {size: value - rows.log_volume for size, value in found.items()}
 
     def _given(
@@ -323,32 +325,32 @@ class AnnealedMixture(FittedMixture):
         (shared,) = rows.reduce([rows.pivot.new_tensor([float(seed * (rows.rank == 0))])])
         return int(shared)
 
-    def _publish(self, trace: Trace, rows: Rows, family: Family, X: Any) -> None:
+    def _publish(self, progress: FitProgress, rows: Rows, family: Family, X: Any) -> None:
         public, pivot, square = like(X), rows.pivot, rows.unit * rows.unit
-        components = check_fits(kept(trace), family, rows)
+        components = check_fits(progress.reached, family, rows)
         self._mixture(components, X)
-        temperatures, surveys = trace.path()
-        self.path_ = record(temperatures, surveys, square)
+        temperatures, snapshots = progress.path()
+        self.path_ = record(temperatures, snapshots, square)
         self.temperature_path_ = np.array(temperatures)
-        self.positions_ = [(seen.means * rows.unit + pivot).cpu().numpy() for seen in surveys]
-        self.kernel_variance_ = trace.unit * square
+        self.positions_ = [(seen.means * rows.unit + pivot).cpu().numpy() for seen in snapshots]
+        self.kernel_variance_ = progress.unit * square
         self.splits_ = [
             MixtureSplit(
-                parting.critical / trace.unit,
+                parting.critical / progress.unit,
                 parting.parent,
                 parting.child,
                 public(parting.mean * rows.unit + pivot),
                 public(parting.eigenvector),
                 parting.critical * square,
             )
-            for parting in trace.breaks
+            for parting in progress.breaks
         ]
         self.n_components_ = len(components.means)
-        self.lower_bound_ = trace.value - rows.log_volume
-        self.converged_ = trace.converged
-        self.n_iter_ = trace.passes
-        self.n_moves_ = trace.moves
-        self.best_start_ = trace.start
+        self.lower_bound_ = progress.value - rows.log_volume
+        self.converged_ = progress.converged
+        self.n_iter_ = progress.passes
+        self.n_moves_ = progress.moves
+        self.best_start_ = progress.start
         self._fitted_rows = rows.alone()
         for stale in ("_seen", "n_samples_seen_"):
             self.__dict__.pop(stale, None)

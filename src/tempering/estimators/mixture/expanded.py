@@ -69,7 +69,7 @@ class ExpandedTied(Tied):
         return centres @ factor.root, _symmetric(factor.root.mT @ scatter @ factor.root)
 
 
-class _Products(Shape):
+class _Separable(Shape):
     """Axes are not mixed, so |x - mu|^2 is linear in columns that the components share."""
 
     def width(self, features: int) -> int:
@@ -99,7 +99,7 @@ class _Products(Shape):
         return ((middle.mT @ pulls.mT).mT,)
 
 
-class ExpandedDiagonal(_Products, Diagonal):
+class ExpandedDiagonal(_Separable, Diagonal):
     """Variances of its own for each component."""
 
     def _expanded(
@@ -117,7 +117,7 @@ class ExpandedDiagonal(_Products, Diagonal):
         return moved, ((second - first * moved) / mass.unsqueeze(1)).clamp_min(0)
 
 
-class ExpandedSpherical(_Products, Spherical):
+class ExpandedSpherical(_Separable, Spherical):
     """One variance for each component."""
 
     def _expanded(

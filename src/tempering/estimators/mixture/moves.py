@@ -31,13 +31,14 @@ from tempering.estimators.mixture.em import (
 )
 from tempering.estimators.mixture.rows import Rows
 
-# A component's rows are those for which it is responsible by this much at least.
+# A component is split on the rows for which it is responsible by this much at least.
 _OWN = 1e-2
-_CUTS = 6  # at first; after _SCREENING turns of local EM the best _KEPT of them go on
+# Of six cuts in random directions the best two after five turns of local EM get ten turns more.
+_CUTS = 6
 _SCREENING = 5
 _KEPT = 2
 _TURNS = 10
-_LEANING = 0.9  # responsibilities that a side of the first cut starts with
+_LEANING = 0.9  # the responsibility for its own side of the cut that a child starts with
 
 
 class View(NamedTuple):
@@ -105,7 +106,7 @@ def best_split(
     best = int(gains.argmax())
     if not math.isfinite(float(gains[best])):
         return None
-    # Cuts that mirror each other gain the same to rounding, which mustn't decide who comes first.
+    # Cuts that mirror each other gain the same up to rounding, which must not order the children.
     order = torch.argsort(pair.means[2 * best : 2 * best + 2, 0])
     children = pick(pair, 2 * best + order, family)
     children = children._replace(log_mass=children.log_mass + components.log_mass[k])
@@ -239,7 +240,7 @@ def _pairs(components: Components, family: Family) -> tuple[Tensor, Components]:
 def _moment_loss(
     components: Components, pairs: Tensor, merged: Components, family: Family
 ) -> Tensor:
-    """What merging would lose if the two were apart: a ranking, from log determinants alone."""
+    """What each merge would lose if its two components did not overlap: enough to rank merges."""
     if family.shape.name == "tied":
         factor = factor_of(components, family)
         centres = components.means @ factor.whitener

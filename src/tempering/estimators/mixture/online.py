@@ -10,11 +10,12 @@ from tempering.estimators.mixture.em import _EMPTY, Components, Family, expect, 
 from tempering.estimators.mixture.rows import Rows
 
 
-class Seen(NamedTuple):
-    """What rows so far say of each component: masses, means, covariances without the ridge.
+class RunningSums(NamedTuple):
+    """Of all rows seen, for each component: masses, means, covariances without the ridge.
 
-    Two of them add up exactly, by the rule for means and scatters of parts (Chan, Golub, LeVeque
-    1979). Every row counts alike; early rows were shared out by earlier components.
+    Those of two parts of the rows add up exactly, by the rule for means and scatters (Chan, Golub,
+    LeVeque 1979). Every row counts alike; a row keeps the responsibilities of the mixture that it
+    was shown to.
     """
 
     mass: Tensor  # sum w r
@@ -23,7 +24,7 @@ class Seen(NamedTuple):
     covariances: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, components: Components, family: Family) -> Seen:
+    def of(cls, rows: Rows, components: Components, family: Family) -> RunningSums:
         """One E-step over the rows; components are as the rows are measured."""
         sums = expect(rows, components, family)
         mass, pulled = sums.mass + _EMPTY, sums.pulled + _EMPTY
@@ -32,7 +33,7 @@ class Seen(NamedTuple):
         made = in_data_units(Components(mass.log(), means, covariances), rows)
         return cls(mass, pulled, made.means, made.covariances)
 
-    def plus(self, other: Seen, family: Family) -> Seen:
+    def plus(self, other: RunningSums, family: Family) -> RunningSums:
         """Both parts as one."""
         mass, pulled = self.mass + other.mass, self.pulled + other.pulled
         gap = other.means - self.means
@@ -44,7 +45,7 @@ class Seen(NamedTuple):
             + shape.wide(other.mass, other.covariances) / total * other.covariances
             + shape.outer(gap, self.pulled * other.pulled / pulled) / total
         )
-        return Seen(mass, pulled, means, both)
+        return RunningSums(mass, pulled, means, both)
 
     def components(self, family: Family) -> Components:
         """The M-step, in the data's units."""

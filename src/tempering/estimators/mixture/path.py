@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tempering.estimators.mixture.survey import Survey
+from tempering.estimators.mixture.snapshot import Snapshot
 
 FIELDS = [
     ("temperature", "f8"),
@@ -38,7 +38,9 @@ class MixtureSplit(NamedTuple):
     eigenvalue: float
 
 
-def record(temperatures: Sequence[float], surveys: Sequence[Survey], square: float) -> np.ndarray:
+def record(
+    temperatures: Sequence[float], snapshots: Sequence[Snapshot], square: float
+) -> np.ndarray:
     """One row a temperature, with the names of FIELDS; `square` is the square of the unit."""
     rows = [
         (
@@ -49,7 +51,7 @@ def record(temperatures: Sequence[float], surveys: Sequence[Survey], square: flo
             seen.distortion * square,
             seen.heat_capacity,
         )
-        for t, seen in zip(temperatures, surveys)
+        for t, seen in zip(temperatures, snapshots)
     ]
     return np.array(rows, dtype=FIELDS)
 

@@ -61,7 +61,7 @@ class Radial(ABC):
 
 
 @dataclass(frozen=True)
-class Gaussian(Radial):
+class RadialGaussian(Radial):
     """energy = m^2 / 2."""
 
     def energy(self, squared: Tensor, features: int) -> Tensor:
@@ -82,7 +82,7 @@ class Gaussian(Radial):
 
 
 @dataclass(frozen=True)
-class Laplace(Radial):
+class RadialLaplace(Radial):
     """energy = m: the elliptical Laplace kernel; on the line |x - mu| / b with b^2 = Sigma."""
 
     @property
@@ -111,7 +111,7 @@ class Laplace(Radial):
 
 
 @dataclass(frozen=True)
-class StudentT(Radial):
+class RadialStudentT(Radial):
     """energy = (nu + D)/2 log(1 + m^2/nu), with nu degrees of freedom."""
 
     nu: float = 4.0
@@ -142,15 +142,15 @@ class StudentT(Radial):
 
 
 KERNELS: dict[str, type[Radial]] = {
-    "gaussian": Gaussian,
-    "laplace": Laplace,
-    "student_t": StudentT,
+    "gaussian": RadialGaussian,
+    "laplace": RadialLaplace,
+    "student_t": RadialStudentT,
 }
 
 
 def radial(name: str, nu: float) -> Radial:
     """The kernel of that name; `nu` is for "student_t"."""
-    return StudentT(float(nu)) if name == "student_t" else KERNELS[name]()
+    return RadialStudentT(float(nu)) if name == "student_t" else KERNELS[name]()
 
 
 def _nearest_first(mantissa: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,10 @@ REHEATS = (1.1, 1.2, 1.4)
 # Between moves EM stops this near its limit, in nats per row.
 NEAR = 1e-4
 _PARTIAL_TURNS = 30
+# A move that loses less than this part of what a component's free numbers are worth may still gain
+# once all components have moved.
 _HOPE = 0.3
+# The most moves of a fit. A likelihood without bound would allow moves for ever.
 _MOVES, _MOVES_PER_COMPONENT = 50, 10
 
 
@@ -68,7 +71,6 @@ def refine(
     first = climb(rows, start, family, tol=NEAR, passes=passes)
     fit = Fit(first.components, first.value, first.passes, 0)
     keep(fit)
-    # A likelihood without bound (rows that repeat, and no ridge) must not keep it busy for ever.
     for _ in range(_MOVES + _MOVES_PER_COMPONENT * len(start.means)):
         better = _move(rows, sample, fit, family, generator, passes)
         better = better or _reheat(rows, fit, family, passes)
@@ -108,7 +110,7 @@ def _move(
     view = look(sample, fit.components, family)
     splits = [best_split(view, k, fit.components, family, generator) for k in range(count)]
     merges = cheapest_merges(view, fit.components, family, 2 * count)
-    # Refitting may still win back about what the free numbers of a component are worth.
+    # Refitting may win back about a nat for each free number of a component.
     worth = 1 + features + family.shape.parameters(1, features)
     plans = _plans(splits, merges, worth, 3 * count)
     trials = []

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from tempering.errors import DataError
 
-# A centred copy up to this size is kept, since small fits pass over it hundreds of times.
+# A centred copy of at most this size is kept, because small fits pass over it hundreds of times.
 _KEPT_BYTES = 32 * 2**20
-# float32 work is given up for float64 when rounding could move a log density by this much.
+# Work is in float64 where float32's rounding could move a log density by this much, in nats.
 _ROUNDING = 1e-3
-
-
 # Beyond these powers of two a unit, or its inverse, is no normal float32.
 _SINGLE = (2.0**-120, 2.0**120)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from tempering.estimators.mixture.anneal import anneal
-from tempering.estimators.mixture.driver import RELEASE, Trace, cool, kept, moving_sample, released
+from tempering.estimators.mixture.driver import RELEASE, FitProgress, cool, moving_sample, released
 from tempering.estimators.mixture.em import Components, Family, climb, log_likelihoods
 from tempering.estimators.mixture.moves import best_split, cheapest_merges, look
 from tempering.estimators.mixture.refine import Fit, at_temperature, refine, replaced
@@ -45,7 +45,7 @@ class Bic:
         return new.value > old.value + _NEAR / 10
 
 
-class HeldOut:
+class HeldOutLikelihood:
     """Mean log-likelihood of rows that the fit does not see."""
 
     def __init__(self, held: Rows, family: Family) -> None:
@@ -67,7 +67,7 @@ class HeldOut:
         return rise > error
 
 
-Criterion = Bic | HeldOut
+Criterion = Bic | HeldOutLikelihood
 
 
 def grow_selected(
@@ -77,7 +77,7 @@ def grow_selected(
     generator: torch.Generator,
     criterion: Criterion,
     max_iter: int,
-    trace: Trace,
+    progress: FitProgress,
 ) -> dict[int, float]:
     """Fit as many components, up to `most`, as the criterion likes best.
 
@@ -88,38 +88,38 @@ def grow_selected(
     """
     found: dict[int, float] = {}
     starts: dict[int, Components] = {}
-    for stage in anneal(rows, most):
-        trace.settled(stage, released(stage, family))
-        starts[len(stage.components.means)] = kept(trace)
+    for step in anneal(rows, most):
+        progress.settled(step, released(step, family))
+        starts[len(step.components.means)] = progress.reached
     best: tuple[Score, Components] | None = None
     for size, start in sorted(starts.items()):
         climbed = climb(rows, start, family, tol=_NEAR, passes=max_iter)
-        trace.spent(climbed.passes)
+        progress.spent(climbed.passes)
         score = criterion(climbed.components, climbed.value)
         found[size] = score.value
         if best is None or criterion.rises(score, best[0]):
             best = (score, climbed.components)
-            trace.components = climbed.components
-    cool(rows, RELEASE, family, trace)
+            progress.components = climbed.components
+    cool(rows, RELEASE, family, progress)
     sample = moving_sample(rows, most)
     best = None
     while True:
         # Moves raise the likelihood, and may lower a criterion: then they are not kept.
-        refine(rows, sample, kept(trace), family, generator, trace.keep, max_iter)
-        score = criterion(kept(trace), trace.value)
+        refine(rows, sample, progress.reached, family, generator, progress.keep, max_iter)
+        score = criterion(progress.reached, progress.value)
         if best is None or criterion.rises(score, best[0]):
-            best = (score, kept(trace))
-        trace.components = best[1]
+            best = (score, progress.reached)
+        progress.components = best[1]
         found[best[0].size] = max(found.get(best[0].size, -math.inf), best[0].value)
         for start in _neighbours(sample, best[1], family, generator, most):
             warm = at_temperature(rows, start, family, 1.1, 3)
             climbed = climb(rows, warm, family, tol=_NEAR, passes=max_iter)
-            trace.spent(climbed.passes + 3)
+            progress.spent(climbed.passes + 3)
             score = criterion(climbed.components, climbed.value)
             found[score.size] = max(found.get(score.size, -math.inf), score.value)
             if criterion.rises(score, best[0]):
                 best = (score, climbed.components)
-                trace.keep(Fit(climbed.components, climbed.value, 0, trace.moves))
+                progress.keep(Fit(climbed.components, climbed.value, 0, progress.moves))
                 break
         else:
             return found

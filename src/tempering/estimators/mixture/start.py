@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tempering.errors import DataError, InputError
 from tempering.estimators.mixture.anneal import ANNEALED
-from tempering.estimators.mixture.checks import as_numbers
 from tempering.estimators.mixture.em import Components, Family
 from tempering.estimators.mixture.ranks import agreed
+from tempering.estimators.mixture.reading import as_numbers
 from tempering.estimators.mixture.rows import Rows
-from tempering.estimators.mixture.survey import survey
+from tempering.estimators.mixture.snapshot import snapshot
 
 
 def from_means(rows: Rows, means_init: Any, count: int, family: Family) -> Components:
@@ -39,7 +39,7 @@ def from_means(rows: Rows, means_init: Any, count: int, family: Family) -> Compo
     zero = torch.zeros(count, dtype=torch.float64, device=rows.device)
     largest = max(rows.reach, float(means.abs().amax()), 1e-150)
     narrow = Components(zero, means, zero + (1e-6 * largest) ** 2)
-    seen = survey(rows, narrow, ANNEALED)
+    seen = snapshot(rows, narrow, ANNEALED)
     gap = seen.means - means
     scatter = seen.scatter + gap.unsqueeze(2) * gap.unsqueeze(1)
     pooled = (seen.mass[:, None, None] * scatter).sum(0) / seen.mass.sum()

@@ -62,7 +62,7 @@ def after(
     journal: Journal,
     report: Any,
 ) -> dict[str, dict[str, AnswerScores]]:
-    """Scores under the profile and under its controls, by label."""
+    """AnswerScores under the profile and under its controls, by label."""
     rivals = {"repaired": profile, "negated": profile.scaled(-1.0)}
     rivals |= {f"shuffled, seed {seed}": profile.shuffled(seed) for seed in range(request.shuffles)}
     digest = hashlib.sha256(json.dumps(profile.to_json()).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What annealing looks at once a temperature has settled: critical temperatures, and the path.
+"""A mixture at one temperature, once EM has settled: masses, scatters, thermodynamics.
 
 While the components share one variance v (the kernel's), their energies are |x - mu_k|^2 / 2 and
 the tempered posterior is a softmax of -energy / v. Two copies of component k stay together as long
@@ -15,14 +15,20 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tempering.estimators.mixture.em import Components, Family, densities, posterior, tempered
+from tempering.estimators.mixture.em import (
+    Components,
+    Family,
+    densities,
+    responsibilities_of,
+    tempered_logits,
+)
 from tempering.estimators.mixture.rows import Rows
 
 _CHUNK = 2**18
 
 
-class Survey(NamedTuple):
-    """One settled temperature; K components, D features, all float64 and over all ranks."""
+class Snapshot(NamedTuple):
+    """The mixture at one temperature; K components, D features, all float64 and over all ranks."""
 
     mass: Float64[Tensor, " components"]  # sum w r
     means: Float64[Tensor, "components features"]  # responsibility-weighted, from the pivot
@@ -38,7 +44,9 @@ class Survey(NamedTuple):
         return float(torch.special.entr(share).sum().exp())
 
 
-def survey(rows: Rows, components: Components, family: Family, temperature: float = 1.0) -> Survey:
+def snapshot(
+    rows: Rows, components: Components, family: Family, temperature: float = 1.0
+) -> Snapshot:
     """One pass that adds up scatters and thermodynamics at a temperature."""
     count, features = components.means.shape
     totals: list[Tensor] | None = None
@@ -56,7 +64,7 @@ def survey(rows: Rows, components: Components, family: Family, temperature: floa
     means = components.means + shift
     conditional, distortion, capacity = (numbers / total).tolist()
     entropy = float(torch.special.entr(mass / total).sum())
-    return Survey(mass, means, scatter, max(entropy - conditional, 0.0), distortion, capacity)
+    return Snapshot(mass, means, scatter, max(entropy - conditional, 0.0), distortion, capacity)
 
 
 def _add_up(
@@ -66,9 +74,9 @@ def _add_up(
     components: Components,
     temperature: float,
 ) -> list[Tensor]:
-    logits = tempered(density, components.log_mass, temperature)
+    logits = tempered_logits(density, components.log_mass, temperature)
     reduced = -logits  # energies in units of the temperature
-    r, log_sum = posterior(logits.clone())
+    r, log_sum = responsibilities_of(logits.clone())
     mean = (r * reduced).sum(0)
     variance = (r * (reduced - mean).square()).sum(0)
     gaps = x.double() - components.means.unsqueeze(1)

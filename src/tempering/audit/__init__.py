@@ -1,0 +1,33 @@
+"""At which temperature does an engine really run, and which known mistake explains it?
+
+audit(model, prompts)          -> Audit: verdict, temperatures with intervals, hypotheses
+ask, read_scores, scored       what an engine said of its prompts
+mistake, Case, KNOWN           the catalogue of known mistakes, and how to add one
+"""
+
+from tempering.audit.audit import Audit, Parting, audit
+from tempering.audit.candidates import Candidate, Temperature
+from tempering.audit.mistakes import KNOWN, Case, attention_modules, attributes, cases, mistake
+from tempering.audit.rounding import PRECISIONS, rounded
+from tempering.audit.scores import Scored, read_scores, scored
+from tempering.audit.sources import ask
+
+__all__ = [
+    "KNOWN",
+    "PRECISIONS",
+    "Audit",
+    "Candidate",
+    "Case",
+    "Parting",
+    "Scored",
+    "Temperature",
+    "ask",
+    "attention_modules",
+    "attributes",
+    "audit",
+    "cases",
+    "mistake",
+    "read_scores",
+    "rounded",
+    "scored",
+]

@@ -1,0 +1,38 @@
+"""Mistakes in which keys a query sees: the window of sliding layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tempering.audit.mistakes.base import (
+    Case,
+    attention_modules,
+    attributes,
+    mistake,
+    text_config,
+    together,
+)
+
+_NONE = 2**30
+
+
+@mistake
+def window(model: Any) -> Iterator[Case]:
+    """A window that is missing, or one token too wide or too narrow."""
+    config = text_config(model)
+    own = getattr(config, "sliding_window", None)
+    modules = [m for m in attention_modules(model) if getattr(m, "sliding_window", None)]
+    if not own or not modules:
+        return
+    for what, size in (
+        ("were missing", _NONE),
+        (f"were {own + 1} in place of {own}", own + 1),
+        (f"were {own - 1} in place of {own}", own - 1),
+    ):
+        if size < 1:
+            continue
+        change = together(
+            attributes([config], sliding_window=size), attributes(modules, sliding_window=size)
+        )
+        yield Case(f"the window of its sliding layers {what}", change, least=own + 2)

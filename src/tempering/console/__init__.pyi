@@ -1,0 +1,3 @@
+from .notebook import widget as widget
+
+__all__ = ["widget"]

@@ -1,0 +1,176 @@
+"""`throb` in the page: stages of workers, shown as they run, kept as a record, resumed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tempering.agents.contract import Memory, StageError
+from tempering.agents.plan import Plan
+from tempering.agents.run import collect, rows_of, run_plan, spent
+from tempering.cli.shared.common import reserve
+from tempering.console.fields import Fields
+from tempering.console.saving import safe_name
+from tempering.console.subject import Subject
+from tempering.console.turns import Event, Job, StoppedError
+from tempering.engines.generating.local import LocalEngine
+from tempering.errors import DataError
+from tempering.reports import Record, save_html
+
+_BATCH = 8  # workers at once: the tree moves, and a stop waits for no long batch
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a plan, from its start or from a record.
+
+    begun: rows of the record that it goes on with, by name.
+    """
+
+    subject: Subject
+    out: Path
+    plan: Plan
+    task: str
+    seed: int
+    rounds: int
+    begun: dict[str, Any]
+
+    @classmethod
+    def of(cls, subject: Subject, given: Fields, out: Path) -> Run:
+        """Checked, before the model is asked for anything."""
+        subject.require()
+        if "resume" in given.data:
+            return cls._again(subject, given.text("resume"), out)
+        plan = Plan.from_pattern(
+            given.text("pattern"),
+            amplitude=given.number("amplitude", 1.2),
+            tokens=given.whole("tokens", 1, 100_000, 64),
+        )
+        seed, rounds = given.whole("seed", 0, 2**63 - 1, 0), given.whole("rounds", 1, 100, 1)
+        return cls(subject, out, plan, given.text("task"), seed, rounds, {})
+
+    @classmethod
+    def _again(cls, subject: Subject, name: str, out: Path) -> Run:
+        path = out / f"{safe_name(name)}.json"
+        if path.is_symlink() or not path.is_file():
+            raise DataError(f"the folder {out} has no record {name}")
+        record = Record.load(path)
+        settings = record.settings
+        if record.kind != "throb" or not {"plan", "run", "task"} <= settings.keys():
+            raise DataError(f"{name} is no whole record of throb but of '{record.kind}'")
+        made_by = (record.model or {}).get("fingerprint")
+        if made_by != subject.stated.get("fingerprint"):
+            raise DataError(f"{name} was begun with another model ({made_by}); it goes on there")
+        return cls(
+            subject,
+            out,
+            Plan.from_data(settings["plan"], f"the plan in {name}"),
+            settings["task"],
+            int(record.seed or 0),
+            int(settings["run"].get("rounds") or 1),
+            dict(rows_of(record.results.get("stages", []))),
+        )
+
+    def work(self, job: Job) -> Iterator[Event]:
+        """The tree, each change of it, and the name of the record at the end."""
+        engine = LocalEngine(
+            self.subject.model, self.subject.tokenizer, name=self.subject.name, batch=_BATCH
+        )
+        ledger = _Told(job)
+        for name, row in self.begun.items():
+            ledger.put(name, row)
+        yield {"type": "tree", "rounds": self.rounds, "stages": self._tree()}
+
+        def watch(turn: int, stage: Any, worker: int, state: str, count: int) -> None:
+            where = {"round": turn, "stage": stage.name, "worker": worker + 1}
+            job.send({"type": "worker", **where, "state": state, "tokens": count})
+            job.check()
+
+        stopped: str | None = None
+        failure: StageError | None = None
+        try:
+            outcome = run_plan(
+                self.plan,
+                self.task,
+                engine,
+                rounds=self.rounds,
+                seed=self.seed,
+                ledger=ledger,
+                watch=watch,
+                stop=lambda: job.stopped,
+            )
+            stopped = outcome.stopped
+        except StoppedError:
+            stopped = "interrupted"
+        except StageError as error:
+            stopped, failure = "failed", error
+        rows = collect(self.plan, ledger, self.rounds)
+        file = self._save(rows, stopped, engine) if rows else None
+        yield {"type": "record", "name": file, "stopped": stopped, "tokens": spent(rows)}
+        if failure is not None:
+            raise failure
+
+    def _tree(self) -> list[dict[str, Any]]:
+        """Stages with the temperature and the attention pattern of each worker."""
+        return [
+            {
+                "stage": stage.name,
+                "workers": [
+                    {"temperature": rung[0], "attention": pattern}
+                    for rung, pattern in zip(stage.rungs(), self.plan.patterns(stage), strict=True)
+                ],
+            }
+            for stage in self.plan.stages
+        ]
+
+    def _save(self, rows: list[Any], stopped: str | None, engine: LocalEngine) -> str:
+        chosen = {
+            "engine": "local",
+            "model": self.subject.name,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "budget": None,
+            "concurrency": 8,
+            "timeout": 120.0,
+            "retries": 5,
+            "batch": _BATCH,
+            "policy": "strict",
+            "models": None,
+            "device": None,
+            "dtype": str(self.subject.model.dtype).removeprefix("torch."),
+        }
+        record = Record.new(
+            "throb",
+            settings={
+                "task": self.task,
+                "plan": self.plan.to_json(),
+                "run": chosen,
+                **engine.describe(),
+                "complete": stopped is None,
+                "stopped": stopped,
+                "tokens": spent(rows),
+            },
+            results={"stages": rows},
+            model={**self.subject.stated, "name": Path(self.subject.name).name},
+            seed=self.seed,
+        )
+        path = reserve(record, self.out)
+        record.save(path)
+        save_html(record, path.with_suffix(".html"))
+        return path.stem
+
+
+class _Told(Memory):
+    """A ledger whose finished rows go to the page."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+
+    def put(self, name: str, value: Any) -> None:
+        super().put(name, value)
+        turn, stage, worker = name.split("/")
+        where = {"round": int(turn), "stage": stage, "worker": int(worker)}
+        self._job.send({"type": "row", **where, "row": value})

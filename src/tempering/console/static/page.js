@@ -1,0 +1,172 @@
+// What the page knows and holds. The server keeps none of it.
+
+import { packed, unpacked } from "./address.js";
+import { at, calm } from "./dom.js";
+import { History } from "./history.js";
+import { isNeutral, neutral, packedRows, unpackedRows, withRoom } from "./matrix.js";
+
+/**
+ * @typedef {import("./matrix.js").Profile} Profile
+ * @typedef {{name: string, profile: Profile, room: number, text: string, amplitude: number|null}} Column
+ * @typedef {{columns: Column[], active: number}} Painting
+ */
+
+/** @type {any} what the server said of its model */
+export let known = null;
+/** @type {History<Painting>} */
+export let history = new History({ columns: [], active: 0 });
+
+/** What other parts of the page are told of: "profile", "active", "token", "measured", "live", "writing", "written". */
+const listeners = new Map();
+
+/** @param {string} name @param {(detail?: any) => void} act */
+export function on(name, act) {
+  listeners.set(name, [...(listeners.get(name) ?? []), act]);
+}
+
+/** @param {string} name @param {any} [detail] */
+export function emit(name, detail) {
+  for (const act of listeners.get(name) ?? []) act(detail);
+}
+
+/** Things that several parts of the page read. */
+export const shared = {
+  /** @type {{row: number, index: number}|null} the chosen token */
+  token: null,
+  /** @type {{before: any, after: any, label: string}|null} */
+  measured: null,
+  /** @type {string|null} the user's own text for the meter */
+  text: null,
+  writing: false,
+  /** @type {any} the last cost, budget and answers, for the record */
+  results: {},
+};
+
+/** @returns {number[]} heads of each layer */
+export function heads() {
+  return known.layers.map((/** @type {any} */ layer) => layer.heads);
+}
+
+/** @returns {Column} */
+export function active() {
+  return history.value.columns[history.value.active];
+}
+
+/** A column's profile as it acts: its room applied. @param {Column} column @returns {Profile} */
+export function acting(column) {
+  const { rows, rules, pattern } = column.profile;
+  return { rows: withRoom(rows, column.room), rules, pattern: column.room === 1 ? pattern : null };
+}
+
+/** Change the column that is painted. @param {Partial<Column>} change
+ * @param {boolean} [within] part of a step that was begun */
+export function change(change, within = false) {
+  const { columns, active: place } = history.value;
+  const next = { columns: columns.map((c, i) => (i === place ? { ...c, ...change } : c)), active: place };
+  if (within) history.amend(next);
+  else history.push(next);
+  emit("profile");
+}
+
+/** @param {Painting} next @param {boolean} [step] */
+export function repaint(next, step = true) {
+  if (step) history.push(next);
+  else history.amend(next);
+  emit("profile");
+  emit("active");
+}
+
+/** @param {string} name @returns {Column} */
+export function blank(name) {
+  return { name, profile: neutral(heads()), room: 1, text: "", amplitude: 1.3 };
+}
+
+/** Say something at the top of the page. @param {string} text */
+export function say(text) {
+  at("status").textContent = text;
+}
+
+/** Show or clear an error where it belongs. @param {string} id @param {unknown} [error] */
+export function complain(id, error) {
+  const place = at(id);
+  place.hidden = error === undefined;
+  place.textContent = error === undefined ? "" : error instanceof Error ? error.message : String(error);
+}
+
+const SETTINGS = ["prompt", "tokens", "seed", "policy", "token-colour", "edit"];
+const SWITCHES = ["chat", "auto", "watch", "meter", "amplitude-on"];
+
+/** Everything that a link carries. */
+export function state() {
+  return {
+    v: 1,
+    model: known.fingerprint,
+    columns: history.value.columns.map(({ profile, ...rest }) => ({
+      ...rest,
+      pattern: profile.pattern,
+      rows: packedRows(profile.rows),
+      ...(profile.rules.some((r) => r) ? { rules: profile.rules } : {}),
+    })),
+    active: history.value.active,
+    settings: Object.fromEntries(SETTINGS.map((id) => [id, at(id).value])),
+    switches: Object.fromEntries(SWITCHES.map((id) => [id, at(id).checked])),
+  };
+}
+
+let saved = "";
+
+/** Put the state into the address, soon. */
+export const keep = calm(150, async () => {
+  const fragment = await packed(state());
+  saved = `#${fragment}`;
+  window.history.replaceState(null, "", saved);
+});
+
+/** Whether the address holds another state than the page put there. */
+export function addressed() {
+  return location.hash !== saved;
+}
+
+/** Read the state of the address; throws, with nothing changed, where it doesn't fit the model. */
+export async function restore() {
+  const found = await unpacked(location.hash);
+  if (found === null) return false;
+  if (found.v !== 1 || !Array.isArray(found.columns) || !found.columns.length) {
+    throw new Error("the link was made by another version of the console");
+  }
+  const sizes = heads();
+  /** @type {Column[]} */
+  const columns = found.columns.slice(0, 15).map((/** @type {any} */ c, /** @type {number} */ i) => ({
+    name: String(c.name ?? String.fromCharCode(65 + i)).slice(0, 40),
+    room: Number.isFinite(c.room) ? c.room : 1,
+    text: String(c.text ?? ""),
+    amplitude: Number.isFinite(c.amplitude) ? c.amplitude : null,
+    profile: {
+      rows: unpackedRows(c.rows, sizes),
+      rules: Array.isArray(c.rules) && c.rules.length === sizes.length ? c.rules.map((/** @type {any} */ r) => (r ? String(r) : null)) : sizes.map(() => null),
+      pattern: c.pattern == null ? null : String(c.pattern),
+    },
+  }));
+  history = new History({ columns, active: Math.min(columns.length - 1, Math.max(0, Number(found.active) || 0)) });
+  for (const id of SETTINGS) if (typeof found.settings?.[id] === "string") at(id).value = found.settings[id];
+  for (const id of SWITCHES) if (typeof found.switches?.[id] === "boolean") at(id).checked = found.switches[id];
+  if (found.model !== known.fingerprint) say("this link was made with another model of the same shape");
+  return true;
+}
+
+/** Begin, with what the server says of its model. @param {any} state */
+export function begin(state) {
+  known = state;
+  const first = blank("A");
+  if (state.start) {
+    const { rows, rules, pattern } = state.start;
+    Object.assign(first, { profile: { rows, rules, pattern }, amplitude: null });
+  }
+  history = new History({ columns: [first], active: 0 });
+  for (const id of [...SETTINGS, ...SWITCHES]) at(id).addEventListener("change", keep);
+  at("prompt").addEventListener("input", keep);
+  on("profile", keep);
+  on("active", keep);
+}
+
+export { isNeutral };

@@ -1,0 +1,222 @@
+"""Requests to the llama.cpp server: what is read of a body, and what is refused, by name.
+
+The names are those of `tempering serve` on vLLM: OpenAI's own, and tempering's in `vllm_xargs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tempering.engines.llamacpp.model import LlamaCpp
+from tempering.engines.llamacpp.writing import Sample
+from tempering.errors import InputError
+from tempering.tokens.request import policy_from_request
+
+_POLICY = (
+    "tempering",
+    "temperature_thinking",
+    "post_thinking",
+    "dynatemp_range",
+    "dynatemp_exponent",
+)
+_SAMPLE = "tempering_sample"
+# Of OpenAI's names, what is carried out, and what changes nothing here.
+_READ = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature",
+         "top_p", "n", "seed", "stop", "stream", "stream_options", "echo", "logprobs",
+         "vllm_xargs")  # fmt: skip
+_IDLE = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
+# What asks for nothing at these values.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "suffix": ("",),
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+    "top_logprobs": (0,),
+}
+_MOST = 4096  # new tokens where a request names no limit
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that can be carried out. echo: also the prompt, with its log probabilities."""
+
+    chat: bool
+    prompt: list[int]
+    samples: list[Sample]
+    tokens: int
+    top_p: float | None
+    stop: tuple[str, ...]
+    stream: bool
+    usage: bool
+    echo: bool
+    logprobs: bool
+
+
+def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> Request:
+    """A checked request; InputError (HTTP 400) names the argument that can't be carried out."""
+    if not isinstance(body, Mapping):
+        raise InputError("a request is a JSON object")
+    for key, value in body.items():
+        if value is None or key in _READ or key in _IDLE or value in _NEUTRAL.get(key, ()):
+            continue
+        raise InputError(
+            f"{key!r:.60} can't be carried out here; this server takes {', '.join(_READ)}"
+        )
+    asked = body.get("model")
+    if asked not in (None, name):
+        raise InputError(f"this server has the model {name!r}, not {asked!r:.80}")
+    prompt = _prompt(body, model, chat)
+    echo = _flag(body, "echo")
+    if chat and echo:
+        raise InputError("'echo' is for /v1/completions")
+    room = model.length - len(prompt)
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    tokens = min(room, _MOST if chat else 16) if limit is None else _whole(limit, "max_tokens", 0)
+    if room < max(tokens, 1) - (1 if echo and tokens <= 1 else 0):
+        raise InputError(
+            f"a prompt of {len(prompt)} tokens and {tokens} new ones don't fit the "
+            f"{model.length} that this server was started for"
+        )
+    if tokens == 0 and not echo:
+        raise InputError("max_tokens is 1 or more (0 only with echo)")
+    n = _whole(body.get("n") or 1, "n", 1)
+    if n > model.rows:
+        raise InputError(f"n = {n}: this server was started for {model.rows} texts side by side")
+    stop = body.get("stop") or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list) or not all(isinstance(x, str) and x for x in stop):
+        raise InputError("stop is a text or a list of texts")
+    options = body.get("stream_options") or {}
+    return Request(
+        chat=chat,
+        prompt=prompt,
+        samples=_samples(body, model, n),
+        tokens=tokens,
+        top_p=_share(body),
+        stop=tuple(stop),
+        stream=_flag(body, "stream"),
+        usage=isinstance(options, Mapping) and options.get("include_usage") is True,
+        echo=echo,
+        logprobs=body.get("logprobs") not in (None, False),
+    )
+
+
+def _prompt(body: Mapping[str, Any], model: LlamaCpp, chat: bool) -> list[int]:
+    if not chat:
+        prompt = body.get("prompt")
+        if isinstance(prompt, str) and prompt:
+            return _some(model.ids(prompt, special=True))
+        if (
+            isinstance(prompt, list)
+            and prompt
+            and all(isinstance(x, int) and not isinstance(x, bool) for x in prompt)
+        ):
+            if bad := [x for x in prompt if not 0 <= x < model.words]:
+                raise InputError(f"token {bad[0]}: this model has ids 0 to {model.words - 1}")
+            return list(prompt)
+        raise InputError("prompt is one text or one list of token ids")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InputError('messages is a list of {"role": ..., "content": ...}')
+    turns = []
+    for place, item in enumerate(messages):
+        role = item.get("role") if isinstance(item, Mapping) else None
+        content = item.get("content") if isinstance(item, Mapping) else None
+        if isinstance(content, list):
+            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+            if len(parts) != len(content) or not all(isinstance(x, str) for x in parts):
+                raise InputError(f"messages[{place}]: this server reads texts alone")
+            content = "".join(map(str, parts))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise InputError(f"messages[{place}] has no role, or no text as its content")
+        turns.append({"role": role, "content": content})
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("this model's file has no chat template; use /v1/completions")
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # templates raise what they please
+        raise InputError(f"the model's chat template refuses the messages: {error}") from error
+    return _some(model.ids(str(text)))
+
+
+def _some(ids: list[int]) -> list[int]:
+    if not ids:
+        raise InputError("the prompt has no tokens; give some text")
+    return ids
+
+
+def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[Sample]:
+    extra = body.get("vllm_xargs") or {}
+    if not isinstance(extra, Mapping):
+        raise InputError("vllm_xargs is a mapping")
+    for key in extra:
+        if key == "tempering_profile":
+            raise InputError(
+                "tempering_profile: llama.cpp has no attention profiles of requests; bake the "
+                "profile into the file: tempering bake FILE.gguf --profile P --in-place-scales"
+            )
+        if key not in (*_POLICY, _SAMPLE):
+            raise InputError(
+                f"there is no argument {key!r:.60}; vllm_xargs takes "
+                f"{', '.join((*_POLICY, _SAMPLE))}"
+            )
+    given = {key: extra[key] for key in _POLICY if key in extra}
+    temperature = body.get("temperature")
+    if "tempering" in given:
+        if temperature not in (None, 1):
+            raise InputError(
+                f"two temperatures: the policy {given['tempering']!r:.60}, and temperature="
+                f"{temperature!r:.20}; send temperature=1"
+            )
+    else:
+        given["temperature"] = 1.0 if temperature is None else temperature
+    policy = policy_from_request(given, model.tokenizer)
+    number = extra.get(_SAMPLE)
+    if number is not None and (policy.samples is None or n != 1):
+        raise InputError(f"{_SAMPLE} is for one sample of a ladder: send n=1 with it")
+    if policy.samples is not None and number is None and n != policy.samples:
+        raise InputError(
+            f"{policy} has a temperature for each of {policy.samples} samples; send "
+            f"n={policy.samples}, or n=1 with {_SAMPLE}"
+        )
+    first = 0 if number is None else _whole(number, _SAMPLE, 0)
+    if policy.samples is not None and first >= policy.samples:
+        raise InputError(f"{_SAMPLE} is a whole number from 0 to {policy.samples - 1}")
+    seed = body.get("seed")
+    if seed is None:
+        import secrets
+
+        seed = secrets.randbits(62)
+    seed = _whole(seed, "seed", 0)
+    return [Sample(policy, (seed + i) % 2**63, first + i) for i in range(n)]
+
+
+def _share(body: Mapping[str, Any]) -> float | None:
+    value = body.get("top_p")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise InputError(f"top_p lies in (0, 1], got {value!r:.40}")
+    return float(value)
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise InputError(f"{name} is a whole number, {least} or more, got {value!r:.40}")
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value not in (None, False, True):
+        raise InputError(f"{name} is true or false, got {value!r:.40}")
+    return bool(value)

@@ -1,0 +1,283 @@
+"""An OpenAI-compatible server on llama.cpp: completions and chats, policies per request.
+
+    GET  /v1/models, /health
+    POST /v1/completions, /v1/chat/completions     n, seed, stop, stream, top_p, echo, logprobs
+
+Requests are carried out one after another, the samples of each side by side.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tempering.engines.llamacpp.model import LlamaCpp
+from tempering.engines.llamacpp.requests import Request, read_request
+from tempering.engines.llamacpp.writing import write
+from tempering.errors import InputError, TemperingError
+
+_LARGEST = 16 * 2**20  # bytes of a request
+
+
+class Piece:
+    """What one sample got since the last piece, and why it ended, once it has."""
+
+    def __init__(self, row: int, text: str, finish: str | None = None) -> None:
+        self.row, self.text, self.finish = row, text, finish
+
+
+class Written:
+    """A request being carried out: pieces of text, and the tokens with their log probabilities."""
+
+    def __init__(self, model: LlamaCpp, request: Request) -> None:
+        self.model, self.request = model, request
+        count = len(request.samples)
+        self.texts = [""] * count
+        self.finish: list[str | None] = [None] * count
+        self.tokens: list[list[tuple[int, float]]] = [[] for _ in range(count)]
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        """Pieces as they come; a text that may begin a stop text is held back."""
+        request = self.request
+        shown = [0] * len(self.texts)
+        longest = max((len(text) for text in request.stop), default=1) - 1
+        if request.tokens:
+            for step in write(
+                self.model,
+                request.prompt,
+                request.samples,
+                tokens=request.tokens,
+                top_p=request.top_p,
+            ):
+                row = step.row
+                if self.finish[row] is not None:
+                    continue
+                self.tokens[row].append((step.token, step.raw))
+                self.texts[row] += step.text
+                at = [self.texts[row].find(text) for text in request.stop]
+                found = [place for place in at if place >= 0]
+                if found:
+                    self.texts[row] = self.texts[row][: min(found)]
+                    self.finish[row] = "stop"
+                ready = len(self.texts[row]) - (0 if found else longest)
+                if ready > shown[row] or found:
+                    yield Piece(row, self.texts[row][shown[row] : max(ready, shown[row])])
+                    shown[row] = max(ready, shown[row])
+                if all(item is not None for item in self.finish):
+                    break
+        for row, text in enumerate(self.texts):
+            if self.finish[row] is None:
+                full = len(self.tokens[row]) >= request.tokens
+                self.finish[row] = "length" if full else "stop"
+            yield Piece(row, text[shown[row] :], self.finish[row])
+
+
+def make_server(
+    model: LlamaCpp, name: str, *, host: str = "127.0.0.1", port: int = 8000, key: str | None = None
+) -> ThreadingHTTPServer:
+    """A server that is ready to `serve_forever`; port 0 takes a free one.
+
+    name: of the model, for clients. key: that requests have to send, if any.
+    Raises InputError for an address that can't be had.
+    """
+    handler = type(
+        "Handler",
+        (_Handler,),
+        {"model": model, "name": name, "key": key, "turn": threading.Lock()},
+    )
+    try:
+        return ThreadingHTTPServer((host, port), handler)
+    except OSError as error:
+        raise InputError(f"can't listen at {host}:{port}: {error.strerror or error}") from error
+
+
+class _Handler(BaseHTTPRequestHandler):
+    model: LlamaCpp
+    name: str
+    key: str | None
+    turn: threading.Lock
+    protocol_version = "HTTP/1.1"
+    timeout = 600
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """No line for each request."""
+
+    def do_GET(self) -> None:
+        """The model's name, and whether the server lives."""
+        if self.path == "/health":
+            self._json(200, {"status": "ok"})
+        elif not self._allowed():
+            self._error(401, "this server wants its key: Authorization: Bearer KEY")
+        elif self.path == "/v1/models":
+            entry = {
+                "id": self.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "tempering",
+                "max_model_len": self.model.length,
+            }
+            self._json(200, {"object": "list", "data": [entry]})
+        else:
+            self._error(404, f"there is no {self.path:.80}")
+
+    def do_POST(self) -> None:
+        """A completion or a chat."""
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= _LARGEST:
+            self.close_connection = True
+            self._error(413 if length > 0 else 411, "send a body of at most 16 MiB, with its size")
+            return
+        data = self.rfile.read(length)
+        if not self._allowed():
+            self._error(401, "this server wants its key: Authorization: Bearer KEY")
+            return
+        if self.path not in ("/v1/completions", "/v1/chat/completions"):
+            self._error(404, f"there is no {self.path:.80}")
+            return
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            self._error(400, f"the body is no JSON: {error}")
+            return
+        chat = self.path == "/v1/chat/completions"
+        try:
+            with self.turn:
+                request = read_request(body, self.model, self.name, chat=chat)
+                if request.stream:
+                    self._streamed(request)
+                else:
+                    self._whole(request)
+        except InputError as error:
+            self._error(400, str(error))
+        except TemperingError as error:
+            self._error(500, str(error))
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client has gone; its samples end with it
+        except Exception as error:
+            self._error(500, f"{type(error).__name__}: {error}")
+
+    def _allowed(self) -> bool:
+        if self.key is None:
+            return True
+        given = self.headers.get("Authorization", "")
+        return hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode())
+
+    def _whole(self, request: Request) -> None:
+        done = Written(self.model, request)
+        for _ in done.pieces():
+            pass
+        choices = []
+        said = self.model.logprobs([request.prompt])[0] if request.echo else []
+        for row, text in enumerate(done.texts):
+            tokens: list[tuple[int, float | None]] = [*done.tokens[row]]
+            if request.echo:
+                text = self._decoded(request.prompt) + text
+                tokens = [*zip(request.prompt, said, strict=True), *tokens]
+            choices.append(self._choice(request, row, text, done.finish[row], tokens))
+        body = self._head(request)
+        self._json(200, {**body, "choices": choices, "usage": self._usage(request, done)})
+
+    def _choice(
+        self, request: Request, row: int, text: str, finish: str | None, tokens: list[Any]
+    ) -> dict[str, Any]:
+        logprobs: dict[str, Any] | None = None
+        if request.logprobs:
+            shown = [self._decoded([token]) for token, _ in tokens]
+            values = [value for _, value in tokens]
+            logprobs = {"tokens": shown, "token_logprobs": values}
+            if request.chat:
+                entries = zip(shown, values, strict=True)
+                logprobs = {"content": [{"token": a, "logprob": b} for a, b in entries]}
+        body: dict[str, Any] = {"index": row, "logprobs": logprobs, "finish_reason": finish}
+        if request.chat:
+            return {**body, "message": {"role": "assistant", "content": text}}
+        return {**body, "text": text}
+
+    def _streamed(self, request: Request) -> None:
+        if request.echo or request.logprobs:
+            raise InputError("echo and logprobs can't be streamed here; send stream=false")
+        done = Written(self.model, request)
+        head = self._head(request, part=True)
+        pieces = done.pieces()
+        # The first piece before the headers, so that an error is still an error.
+        first = next(pieces)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            if request.chat:
+                for row in range(len(request.samples)):
+                    opening = {"index": row, "delta": {"role": "assistant", "content": ""}}
+                    self._event({**head, "choices": [{**opening, "finish_reason": None}]})
+            self._event({**head, "choices": [self._part(request, first)]})
+            for piece in pieces:
+                self._event({**head, "choices": [self._part(request, piece)]})
+            if request.usage:
+                self._event({**head, "choices": [], "usage": self._usage(request, done)})
+            self._chunk(b"data: [DONE]\n\n")
+        except TemperingError as error:
+            self._event({"error": {"message": str(error), "type": "server_error", "code": 500}})
+        finally:
+            pieces.close()
+        self._chunk(b"")
+
+    @staticmethod
+    def _part(request: Request, piece: Piece) -> dict[str, Any]:
+        body: dict[str, Any] = {"index": piece.row, "finish_reason": piece.finish}
+        if request.chat:
+            return {**body, "delta": {"content": piece.text} if piece.text else {}}
+        return {**body, "text": piece.text}
+
+    def _head(self, request: Request, part: bool = False) -> dict[str, Any]:
+        kind = "text_completion"
+        if request.chat:
+            kind = "chat.completion.chunk" if part else "chat.completion"
+        start = "chatcmpl-" if request.chat else "cmpl-"
+        return {
+            "id": start + uuid.uuid4().hex,
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.name,
+        }
+
+    @staticmethod
+    def _usage(request: Request, done: Written) -> dict[str, int]:
+        written = sum(map(len, done.tokens))
+        read = len(request.prompt)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.model.tokenizer.decode(ids))
+
+    def _event(self, body: dict[str, Any]) -> None:
+        self._chunk(b"data: " + json.dumps(body).encode() + b"\n\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _error(self, status: int, message: str) -> None:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self._json(status, {"error": {"message": message, "type": kind, "code": status}})
+
+    def _json(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)

@@ -1,0 +1,90 @@
+"""Tiny GGUF files for llama.cpp, in the styles of llama, qwen2 and gemma3, with a vocabulary.
+
+gemma3 gets the vocabulary of the others: what is tested is its arithmetic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFWriter
+
+WIDTH, HEADS, KV, DIM = 64, 4, 2, 16
+CHARACTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
+VOCABULARY = [
+    *("<pad>", "<s>", "</s>", "<think>", "</think>"),
+    *CHARACTERS,
+    *(chr(256 + i) for i in range(68)),
+    "ab",
+]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def write_gguf(path: Path, kind: str = "llama", seed: int = 0) -> Path:
+    """A float32 file of 2 layers (gemma3: 6, of which the last is global)."""
+    layers = 6 if kind == "gemma3" else 2
+    # llama.cpp scales gemma3 by 1/sqrt(size of a head), transformers by 1/sqrt(256).
+    dim = 256 if kind == "gemma3" else DIM
+    rng = np.random.default_rng(seed)
+    out = GGUFWriter(path, kind)
+    out.add_block_count(layers)
+    out.add_context_length(512)
+    out.add_embedding_length(WIDTH)
+    out.add_feed_forward_length(96)
+    out.add_head_count(HEADS)
+    out.add_head_count_kv(KV)
+    out.add_rope_freq_base(1e4)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_vocab_size(len(VOCABULARY))
+    if kind == "llama":
+        out.add_rope_dimension_count(dim)
+    out.add_key_length(dim)
+    out.add_value_length(dim)
+    if kind == "gemma3":
+        out.add_sliding_window(16)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("gpt-2")
+    out.add_token_list(VOCABULARY)
+    out.add_token_types([3] * 3 + [4, 4] + [1] * (len(VOCABULARY) - 5))
+    out.add_token_merges(["a b"])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_chat_template(TEMPLATE)
+
+    def add(name: str, *shape: int, std: float = 0.3, start: float = 0.0) -> None:
+        values = (start + std * rng.normal(size=shape)).astype(np.float32)
+        if kind == "llama" and name.split(".")[-2] in ("attn_q", "attn_k"):
+            heads = HEADS if "attn_q" in name else KV  # llama's files pair neighbours
+            values = values.reshape(heads, 2, dim // 2, WIDTH).swapaxes(1, 2).reshape(shape)
+        out.add_tensor(name, values)
+
+    add("token_embd.weight", len(VOCABULARY), WIDTH, std=1.0 if kind != "gemma3" else 0.3)
+    if kind != "gemma3":
+        add("output.weight", len(VOCABULARY), WIDTH, std=0.15)
+    add("output_norm.weight", WIDTH, std=0.1, start=1.0)
+    for layer in range(layers):
+        at = f"blk.{layer}."
+        add(at + "attn_norm.weight", WIDTH, std=0.1, start=1.0)
+        for name, heads in (("attn_q", HEADS), ("attn_k", KV), ("attn_v", KV)):
+            add(f"{at}{name}.weight", heads * dim, WIDTH)
+            if kind == "qwen2":
+                add(f"{at}{name}.bias", heads * dim)
+        add(at + "attn_output.weight", WIDTH, HEADS * dim)
+        if kind == "gemma3":
+            for name in ("attn_q_norm", "attn_k_norm"):
+                add(f"{at}{name}.weight", dim, std=0.2, start=1.0)
+            for name in ("post_attention_norm", "post_ffw_norm"):
+                add(f"{at}{name}.weight", WIDTH, std=0.1, start=1.0)
+        add(at + "ffn_norm.weight", WIDTH, std=0.1, start=1.0)
+        add(at + "ffn_gate.weight", 96, WIDTH)
+        add(at + "ffn_up.weight", 96, WIDTH)
+        add(at + "ffn_down.weight", WIDTH, 96)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
