@@ -144,7 +144,7 @@ def _folds(
     try:
         calls = capture_calls(model, list(model_layout.names), sample)
         found = []
-        # Wrapped once, and not anew for each trial.
+        # The interface is wrapped once, and not anew for each trial.
         interface_patch.acquire()
         try:
             for layer in model_layout.layers:
@@ -170,7 +170,7 @@ def _named(model: nn.Module, layer: str, found: FoundFold) -> LayerFold:
 
 
 def _without_shared(model: nn.Module, layers: tuple[LayerFold, ...]) -> tuple[LayerFold, ...]:
-    """Parameters that serve elsewhere as well allow less, or nothing."""
+    """The layers; a layer that would fold a parameter which another module uses too folds nothing."""
     owners: dict[str, list[str]] = {}
     for layer in layers:
         for fold in layer.folds:

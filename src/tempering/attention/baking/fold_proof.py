@@ -89,7 +89,7 @@ def flaw_of(
 
 
 def gives_numbers(runs: list[SeenLogits]) -> bool:
-    """Whether each output holds some that are finite (a query that sees padding alone may not)."""
+    """Whether every output has finite numbers (a query that sees only padding may have none)."""
     outputs = [item for seen in runs for item in seen.outputs if item.numel()]
     return all(bool(item.isfinite().any()) for item in outputs)
 

@@ -73,7 +73,7 @@ def _same(one: ObjectRef, other: ObjectRef) -> bool:
 
 
 class _Held:
-    """Refers to what has no weak references."""
+    """Refers to an object that allows no weak reference, by keeping it."""
 
     __slots__ = ("value",)
 
@@ -97,7 +97,7 @@ def walk(model: nn.Module) -> tuple[Structure, list[Tensor]]:
 
     Written for speed: every use of a profile walks over hundreds of modules.
     """
-    # What was met, in order, and where it stands there by its id.
+    # The modules and parameters met so far, in order; and by id, the place of each.
     modules: list[nn.Module] = []
     module_places: dict[int, int] = {}
     parameters: list[Tensor] = []

@@ -88,7 +88,7 @@ def check_sample(sample: Any) -> None:
 def _is_transformers(model: nn.Module) -> bool:
     if any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__):
         return True
-    # What answers as one does, though its class is another.
+    # An object of another class may answer as a transformers model does.
     config = getattr(model, "config", None)
     answers = callable(getattr(model, "can_generate", None))
     return answers and hasattr(config, "get_text_config")

@@ -165,7 +165,7 @@ def _hashed(model: nn.Module, walked: Walked) -> str:
 
 
 def _tied_elsewhere(model: nn.Module, pieces: Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """Weights that are one where they are kept, and two parameters while they are not there."""
+    """Tied weights that accelerate keeps elsewhere: one tensor there, two parameters here."""
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     names = {name for name, _ in pieces}
     return {
@@ -213,7 +213,7 @@ def _shape(weights: torch.Tensor) -> bytes:
 def _gathered(
     tensors: Sequence[torch.Tensor],
 ) -> tuple[list[bytes], Callable[[], list[bytes]]]:
-    """The sampled values of all tensors as they are stored, and what rounds them one by one.
+    """The sampled values of all tensors as they are stored, and a function that rounds them.
 
     One copy from each device: a wait for it at every parameter would take longer than the rest.
     """

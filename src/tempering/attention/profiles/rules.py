@@ -53,7 +53,7 @@ _READERS = {"float": Argument.number, "int": Argument.whole}
 
 
 class Rule(ABC):
-    """One more inverse temperature for every query; immutable; equal where its text is.
+    """One more inverse temperature for every query. Immutable; rules of equal text are equal.
 
     A rule reads the logits of a query (`beta`), or how many keys it sees (`of_counts`) where it
     `counts_keys`.

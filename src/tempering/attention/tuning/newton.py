@@ -75,7 +75,7 @@ class Newton(Method):
         here = Point(theta, self._goal(theta, step, report), self._limit(theta, step, report))
         aim = self.within
         if here.limit is not None and held_cost is not None:
-            # What the watched text costs more than the one learned from is left as a margin.
+            # A margin is left: what the watched text costs above the text that is learned from.
             aim -= min(max(0.0, held_cost - here.limit.value), MARGIN * self.within)
         weighing = (self.prior, aim, self.multiplier)
         if self.kept is not None and here.merit(*weighing) > self.kept.merit(*weighing):
@@ -117,8 +117,10 @@ class Newton(Method):
         return self.goal_curvature.at(theta, weighted_sum(terms))
 
     def _draws(self, objective: Objective) -> int:
-        """Of the targets of each piece: twice as many in all as there are numbers, within limits;
-        functions have none."""
+        """How often the targets of every piece are drawn; functions have none to draw.
+
+        Twice as many pieces are drawn in all as there are numbers, within limits.
+        """
         if objective.kind == "function":
             return 0
         wanted = math.ceil(2 * self.live.size / len(objective.pieces))

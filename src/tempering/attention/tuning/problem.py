@@ -18,10 +18,10 @@ from tempering.attention.tuning.split import refuse_overlap, split
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import InputError
 
-# Held out of the constraint's text where the objectives bring held-out data of their own.
+# The share of the constraint's text to hold out, where objectives bring held-out data with them.
 _SHARE = 0.2
-# The largest part of a constraint that may be left as a margin for what held-out text costs more;
-# beyond it the difference is taken for noise, which the choice among the points deals with.
+# Held-out text may cost more than calibration text, and a margin of the constraint is left for it, at
+# most this share of it. A larger difference is taken for noise, and left to the choice of a point.
 MARGIN = 0.75
 
 

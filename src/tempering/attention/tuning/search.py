@@ -29,7 +29,7 @@ from tempering.attention.tuning.saved_run import SavedRun
 from tempering.errors import ConvergenceWarning, InputError, MissingExtraError, RefusedError
 
 Score = Callable[[Any], float]
-# Beyond it a sampler that sees one number a trial is lost.
+# With more numbers, a sampler that learns one score a trial finds nothing.
 _MOST = 24
 
 

@@ -32,9 +32,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Of the curvature expected, what a step is taken to have shown at least (Powell's constant).
+# A step counts as having shown at least this share of the curvature expected (Powell's constant).
 _LEAST_CURVATURE = 0.2
-# Multipliers beyond it do nothing but follow the constraint.
+# Beyond this a multiplier is no trade-off any more: only the constraint counts.
 LARGEST = 1e6
 
 
