@@ -170,7 +170,7 @@ def _named(model: nn.Module, layer: str, found: FoundFold) -> LayerFold:
 
 
 def _without_shared(model: nn.Module, layers: tuple[LayerFold, ...]) -> tuple[LayerFold, ...]:
-    """The layers; a layer that would fold a parameter which another module uses too folds nothing."""
+    """The layers; one that would fold a parameter of another module too folds nothing."""
     owners: dict[str, list[str]] = {}
     for layer in layers:
         for fold in layer.folds:

@@ -20,8 +20,8 @@ from tempering.errors import InputError
 
 # The share of the constraint's text to hold out, where objectives bring held-out data with them.
 _SHARE = 0.2
-# Held-out text may cost more than calibration text, and a margin of the constraint is left for it, at
-# most this share of it. A larger difference is taken for noise, and left to the choice of a point.
+# Held-out text may cost more than calibration text; a margin of the constraint is left for it, at
+# most this share of it. A larger difference is taken for noise, which the choice of a point sees to.
 MARGIN = 0.75
 
 
