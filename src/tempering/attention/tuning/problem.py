@@ -21,7 +21,7 @@ from tempering.errors import InputError
 # The share of the constraint's text to hold out, where objectives bring held-out data with them.
 _SHARE = 0.2
 # Held-out text may cost more than calibration text; a margin of the constraint is left for it, at
-# most this share of it. A larger difference is taken for noise, which the choice of a point sees to.
+# most this share of it. A larger difference counts as noise, which the choice of a point sees to.
 MARGIN = 0.75
 
 
