@@ -112,13 +112,21 @@ class _SeededDraws(TorchDispatchMode):
 
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operator draws random numbers; fused attention does where it drops out."""
+    """Whether an operator draws from PyTorch's own generators.
+
+    Operators with a generator of their own (the temperatures of a trial) don't, nor do dropout and
+    fused attention where they drop nothing out.
+    """
     if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
         return False
     names = [argument.name for argument in func._schema.arguments]
-    if "dropout_p" not in names:
-        return True
-    return bool((dict(zip(names, args, strict=False)) | kwargs).get("dropout_p"))
+    values = dict(zip(names, args, strict=False)) | kwargs
+    if values.get("generator") is not None:
+        return False
+    for name in ("dropout_p", "train", "training"):
+        if name in names:
+            return bool(values.get(name))
+    return True
 
 
 @contextlib.contextmanager
