@@ -47,15 +47,17 @@ from tempering.evaluation.recall import recall
 from tempering.evaluation.returned import AnswerScores, returned, score
 from tempering.reports import Record, figure_repair, save_figure
 
-LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)  # of the one temperature for all heads
+# Of the one temperature for all heads.
+LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)
 SUPPORT_CHUNKS = 4
 FIGURE = Path(__file__).parents[1] / "docs/images/repair.svg"
 _QUANTISED = "llama-quantize --allow-requantize SmolLM2-135M-Instruct.Q4_1.gguf OUT.gguf "
-# Forms whose profiles come with the package: their folder there, and how the model is made.
+# Profiles that come with the package: their folder there, the form, and how the model is made. The
+# rows of 576 don't divide into K-quants' blocks of 256: Q2_K falls back to the types of Q3_K_S.
 RECIPES = {
-    "round 3 bits": ("smollm2-3bit", "tempering: --model smollm2-3bit"),
-    "Q2_K": ("smollm2-q2_k", _QUANTISED + "Q2_K"),
-    "Q3_K_S": ("smollm2-q3_k_s", _QUANTISED + "Q3_K_S"),
+    "smollm2-3bit": ("round 3 bits", "tempering: --model smollm2-3bit"),
+    "smollm2-q2_k": ("Q3_K_S", _QUANTISED + "Q2_K"),
+    "smollm2-q3_k_s": ("Q3_K_S", _QUANTISED + "Q3_K_S"),
 }
 
 
@@ -276,10 +278,10 @@ def draw() -> None:
     print(save_figure(figure_repair(record), FIGURE))
 
 
-def to_gallery(name: str, keep: Path) -> Path:
+def to_gallery(folder: str, keep: Path) -> Path:
     """A form's profile, with what it is for and what was measured."""
+    name, recipe = RECIPES[folder]
     found = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"][name]
-    folder, recipe = RECIPES[name]
     rows = [{"label": "repaired", **row} for row in found["per head"].values()]
     for kind, row in found["kinds"].items():
         rows.append({"label": "repaired", **row, "test": f"{kind}, {SHORT} tokens"})
@@ -323,8 +325,8 @@ def main() -> None:
         draw()
         return
     if options.gallery:
-        for name in RECIPES:
-            print(to_gallery(name, options.keep))
+        for folder in RECIPES:
+            print(to_gallery(folder, options.keep))
         return
     unknown = [name for name in options.forms if name not in FORMS]
     if unknown:
