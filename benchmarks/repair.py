@@ -43,19 +43,21 @@ from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import loss_pass
 from tempering.attention.tuning.repair import repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
-from tempering.evaluation.recall import recall, recall_pairs
+from tempering.evaluation.recall import recall
 from tempering.evaluation.returned import AnswerScores, returned, score
 from tempering.reports import Record, figure_repair, save_figure
 
-LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)  # of the one temperature for all heads
+# Of the one temperature for all heads.
+LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)
 SUPPORT_CHUNKS = 4
 FIGURE = Path(__file__).parents[1] / "docs/images/repair.svg"
 _QUANTISED = "llama-quantize --allow-requantize SmolLM2-135M-Instruct.Q4_1.gguf OUT.gguf "
-# Forms whose profiles come with the package: their folder there, and how the model is made.
+# Profiles that come with the package: their folder there, the form, and how the model is made. The
+# rows of 576 don't divide into K-quants' blocks of 256: Q2_K falls back to the types of Q3_K_S.
 RECIPES = {
-    "round 3 bits": ("smollm2-3bit", "tempering: --model smollm2-3bit"),
-    "Q2_K": ("smollm2-q2_k", _QUANTISED + "Q2_K"),
-    "Q3_K_S": ("smollm2-q3_k_s", _QUANTISED + "Q3_K_S"),
+    "smollm2-3bit": ("round 3 bits", "tempering: --model smollm2-3bit"),
+    "smollm2-q2_k": ("Q3_K_S", _QUANTISED + "Q2_K"),
+    "smollm2-q3_k_s": ("Q3_K_S", _QUANTISED + "Q3_K_S"),
 }
 
 
@@ -185,7 +187,7 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
     tuned = repair(
         model,
         reference,
-        stock["goals"],
+        stock["goal"],
         lessons=options.keep / "lessons",
         passes=options.passes,
         rows=options.rows,
@@ -196,14 +198,13 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
     found["learned"] = {
         "seconds": time.monotonic() - start,
         "chunks": options.chunks,
-        "recall questions": options.recall,
         "passes": options.passes,
         "held out": [tuned.before, tuned.after],
         "extent": [float(profile.temperature.min()), float(profile.temperature.max())],
         "history": [[step.step, step.held_out] for step in tuned.history],
     }
     print(f"  learned in {found['learned']['seconds']:.0f} s", found["learned"]["history"])
-    profile.save(kept(name + options.suffix, options.keep))
+    profile.save(kept(name, options.keep))
     under = subject.under(profile, list(tests))
     found["per head"] = subject.rows(under)
     for test, row in found["per head"].items():
@@ -277,10 +278,10 @@ def draw() -> None:
     print(save_figure(figure_repair(record), FIGURE))
 
 
-def to_gallery(name: str, keep: Path) -> Path:
+def to_gallery(folder: str, keep: Path) -> Path:
     """A form's profile, with what it is for and what was measured."""
+    name, recipe = RECIPES[folder]
     found = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"][name]
-    folder, recipe = RECIPES[name]
     rows = [{"label": "repaired", **row} for row in found["per head"].values()]
     for kind, row in found["kinds"].items():
         rows.append({"label": "repaired", **row, "test": f"{kind}, {SHORT} tokens"})
@@ -306,9 +307,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("forms", nargs="*", default=list(FORMS))
     parser.add_argument("--chunks", type=int, default=36, help="of 512 tokens to learn from")
-    parser.add_argument("--recall", type=int, default=0, help="questions to learn from too")
-    parser.add_argument("--recall-weight", type=float, default=0.3)
-    parser.add_argument("--suffix", default="", help="of the form's name in the results")
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--held-out", type=float, default=0.12)
@@ -327,8 +325,8 @@ def main() -> None:
         draw()
         return
     if options.gallery:
-        for name in RECIPES:
-            print(to_gallery(name, options.keep))
+        for folder in RECIPES:
+            print(to_gallery(folder, options.keep))
         return
     unknown = [name for name in options.forms if name not in FORMS]
     if unknown:
@@ -339,16 +337,11 @@ def main() -> None:
     reference, tokenizer = load_model("smollm2")
     chunks = learned(tokenizer, options.chunks, 0)
     goal = as_objective("text", chunks)
-    goals = [goal]
-    if options.recall:
-        pairs = recall_pairs(options.recall)
-        goals.append(from_pairs(tokenizer, pairs, weight=options.recall_weight, name="recall"))
     tests = tests_of(tokenizer, options.test_chunks, options.long)
     ids = torch.stack(chunks[: 4 * SUPPORT_CHUNKS])
     stock = {
         "reference": reference,
         "goal": goal,
-        "goals": goals,
         "taught": teach(reference, goal.having(goal.pieces[:4]), options.keep / "lessons"),
         "tests": tests,
         "kinds": kinds_of(tokenizer, options.test_chunks),
@@ -361,7 +354,7 @@ def main() -> None:
         found = measured(name, options, stock)
         before = json.loads(path.read_text()) if path.exists() else {}
         forms = before.get("forms", {})
-        forms[name + options.suffix] = found | {"settings": {"test chunks": options.test_chunks}}
+        forms[name] = found | {"settings": {"test chunks": options.test_chunks}}
         _bench.write("repair", {"forms": forms})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tempering.errors import InputError
-from tempering.evaluation.recall import PARTS, _keys, _sentences, recall, recall_pairs
+from tempering.evaluation.recall import PARTS, _keys, _sentences, recall
 from tempering.evaluation.recall_pools import KEYS, VALUES, WORDINGS
 
 
@@ -25,19 +25,6 @@ def test_each_answer_is_stated_once_beside_its_key(wording):
         assert answer.strip() not in question
     before, after = fact.index("{k}"), fact.index("{v}")
     assert before != after
-
-
-def test_pairs_to_learn_from_leave_out_what_tests_use():
-    pairs = recall_pairs(2 * len(WORDINGS) + 1, seed=3)
-    assert len(pairs) == 2 * len(WORDINGS) + 1 and pairs == recall_pairs(len(pairs), seed=3)
-    assert len(set(pairs)) == len(pairs)
-    assert not any("secret code" in prompt for prompt, _ in pairs)
-    assert pairs[:4] != recall_pairs(4, seed=4)
-    tested = recall(0, wording=0, value="digits", questions=8)
-    for prompt, answer in pairs:
-        assert answer.strip() in prompt
-        assert tested.context[:200] not in prompt
-    assert recall_pairs(0) == []
 
 
 @pytest.mark.parametrize("kind", sorted(KEYS))

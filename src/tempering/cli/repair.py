@@ -50,7 +50,7 @@ def repair(
     per: learning.Per = "head",
     constraint: learning.ConstraintFile = None,
     within: learning.Within = 0.01,
-    passes: Annotated[int, typer.Option(help="Times through the data.", min=1)] = 2,
+    passes: Annotated[int, typer.Option(help="Times through the data.", min=1)] = 1,
     rows: Annotated[int, typer.Option(help="Chunks of each text in a step.", min=1)] = 2,
     held_out: learning.HeldOutShare = 0.1,
     checkpoint: learning.Checkpointing = False,

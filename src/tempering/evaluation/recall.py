@@ -111,22 +111,6 @@ def recall(
     )
 
 
-def recall_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs to learn from, a short context for every two, in all wordings in turn.
-
-    The first wording is left out: it is for tests.
-    """
-    pairs: list[tuple[str, str]] = []
-    while len(pairs) < count:
-        place = len(pairs) // 2
-        wording = 1 + (seed + place) % (len(WORDINGS) - 1)
-        item = recall(
-            seed * 100_000 + place, part="learn", wording=wording, facts=8, questions=2, words=240
-        )
-        pairs += item.pairs()
-    return pairs[:count]
-
-
 def _values(kind: str, count: int, rng: random.Random) -> list[str]:
     """`count` different values of a kind."""
     values: list[str] = []

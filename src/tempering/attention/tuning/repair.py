@@ -35,7 +35,7 @@ from tempering.errors import InputError, ModelError
 # Of T where support is solved for: heads whose support no temperature restores stay within it.
 SUPPORT_BOUNDS = (0.5, 2.0)
 # Times through the text, and chunks of each objective in a step.
-PASSES, ROWS = 2, 2
+PASSES, ROWS = 1, 2
 # Adam's rate in log T where D = KL(reference || model) is 1 nat. A loss is quadratic near its
 # optimum, so the way there grows as the square root of what is to be gained, and the rate with it.
 RATE, RATES = 0.09, (0.015, 0.12)
