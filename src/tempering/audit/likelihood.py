@@ -117,7 +117,8 @@ def fit(
         if gained < 1e-3:
             break
     inverse, projection = _inverse(jacobian, residuals, scale)
-    variance = sandwich(jacobian, residuals, scale, blocks, inverse)
+    # Differences below `least` are no evidence, however alike the two are.
+    variance = sandwich(jacobian, residuals, scale, blocks, inverse) + least**2 * inverse
     return Fitted(theta, variance, residuals, scale, value, projection)
 
 
