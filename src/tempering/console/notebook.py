@@ -53,7 +53,7 @@ class MatrixWidget(anywidget.AnyWidget):
     measured = traitlets.Dict(allow_none=True, default_value=None)
 
     _known = traitlets.Dict().tag(sync=True)
-    _rows = traitlets.List().tag(sync=True)
+    _rows: traitlets.List[Any] = traitlets.List().tag(sync=True)
     _tables = traitlets.Dict().tag(sync=True)
     _said = traitlets.Unicode("").tag(sync=True)
 
