@@ -39,7 +39,7 @@ def module_text() -> str:
     return "\n".join(parts)
 
 
-class MatrixWidget(anywidget.AnyWidget):  # type: ignore[misc]
+class MatrixWidget(anywidget.AnyWidget):
     """The matrix of a model's temperatures; `widget` makes one.
 
     profile: the Profile that is painted; setting it repaints. measured: None, or {"before":
@@ -52,9 +52,9 @@ class MatrixWidget(anywidget.AnyWidget):  # type: ignore[misc]
     profile = traitlets.Instance(Profile)
     measured = traitlets.Dict(allow_none=True, default_value=None)
 
-    _known = traitlets.Dict().tag(sync=True)
-    _rows = traitlets.List().tag(sync=True)
-    _tables = traitlets.Dict().tag(sync=True)
+    _known: Any = traitlets.Dict().tag(sync=True)
+    _rows: Any = traitlets.List().tag(sync=True)
+    _tables: Any = traitlets.Dict().tag(sync=True)
     _said = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, subject: Subject, profile: Profile) -> None:
