@@ -417,6 +417,8 @@ def test_a_policy_and_a_prompt_that_can_not_be_are_said(page):
     page.write()
     assert "did you mean support?" in page.text("write-error")
     page.set("policy", "support(3)")
+    # When it goes, what stands below moves up.
+    page.browser.wait("document.getElementById('policy-error').hidden")
     page.set("tokens", "5000")
     page.write()
     assert "more than the 512" in page.text("write-error")

@@ -52,9 +52,9 @@ class MatrixWidget(anywidget.AnyWidget):
     profile = traitlets.Instance(Profile)
     measured = traitlets.Dict(allow_none=True, default_value=None)
 
-    _known = traitlets.Dict().tag(sync=True)
-    _rows: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    _tables = traitlets.Dict().tag(sync=True)
+    _known: Any = traitlets.Dict().tag(sync=True)
+    _rows: Any = traitlets.List().tag(sync=True)
+    _tables: Any = traitlets.Dict().tag(sync=True)
     _said = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, subject: Subject, profile: Profile) -> None:

@@ -107,8 +107,8 @@ class Run:
         except StageError as error:
             stopped, failure = "failed", error
         rows = collect(self.plan, ledger, self.rounds)
-        file = self._save(rows, stopped, engine) if rows else None
-        yield {"type": "record", "name": file, "stopped": stopped, "tokens": spent(rows)}
+        kept = self._save(rows, stopped, engine) if rows else None
+        yield {"type": "record", "name": kept, "stopped": stopped, "tokens": spent(rows)}
         if failure is not None:
             raise failure
 
