@@ -213,7 +213,9 @@ def _fitted(court: Court, layers: bool, say: Progress) -> dict[str, Candidate]:
     found = {}
     for done, (per, basis) in enumerate(bases.items()):
         say("temperatures", done, len(bases) + 1)
-        found[per] = court.temperatures(per, basis, _said(court.reference, basis))
+        whole = found["model"].temperatures[0] if found else None
+        start = 0.0 if whole is None else math.log(whole.value / whole.said)
+        found[per] = court.temperatures(per, basis, _said(court.reference, basis), start)
     return found
 
 

@@ -133,11 +133,14 @@ class Court:
             return None
         return self.judged(case.name, "mistake", self.y - found)
 
-    def temperatures(self, per: str, basis: Basis, said: Sequence[float]) -> Candidate:
-        """Temperatures fitted; said: what each of them should be."""
+    def temperatures(
+        self, per: str, basis: Basis, said: Sequence[float], start: float = 0.0
+    ) -> Candidate:
+        """Temperatures fitted; said: what each should be; start: log T to begin with, if it is
+        likelier than 0."""
         few = self._few() if basis.matrix.shape[1] > 4 else self.prompts
         with self.reference.live(basis, few) as run:
-            found = self._fitted(run, basis.matrix.shape[1], few)
+            found = self._fitted(run, basis.matrix.shape[1], few, start)
         residuals = found.residuals
         if few is not self.prompts:
             with self.reference.live(basis, self.prompts) as run:
@@ -171,12 +174,20 @@ class Court:
         return chosen
 
     def _fitted(
-        self, run: Callable[[Tensor], Tensor], numbers: int, prompts: Sequence[Scored]
+        self,
+        run: Callable[[Tensor], Tensor],
+        numbers: int,
+        prompts: Sequence[Scored],
+        start: float = 0.0,
     ) -> Fitted:
         count = sum(len(item.places) for item in prompts)
-        start = torch.zeros(numbers, dtype=torch.float64)
-        many = numbers > 4
-        return fit(self.y[:count], run, start, self.blocks[:count], least=self.least, frozen=many)
+        y, many = self.y[:count], numbers > 4
+        begin = torch.zeros(numbers, dtype=torch.float64)
+        if start:
+            level = torch.full((1, numbers), start, dtype=torch.float64)
+            if scale_of(y - run(level)[0]) < scale_of(y - self.own[:count]):
+                begin = level[0]
+        return fit(y, run, begin, self.blocks[:count], least=self.least, frozen=many)
 
     def _rows(
         self, found: Fitted, names: Sequence[str], said: Sequence[float]

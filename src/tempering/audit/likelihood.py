@@ -27,6 +27,7 @@ SMALLEST = 1e-5
 _ROUNDS = 100
 _STEPS = 8  # Gauss-Newton takes 3 to 6 from T = 1 to T = 0.5
 _FARTHEST = 0.5  # of log T in one step
+_FAR = 0.05  # of log T, beyond which a Jacobian is formed anew
 _LOG_CONSTANT = (
     math.lgamma((FREEDOM + 1) / 2) - math.lgamma(FREEDOM / 2) - 0.5 * math.log(FREEDOM * math.pi)
 )
@@ -83,8 +84,8 @@ def fit(
 ) -> Fitted:
     """The theta of greatest likelihood, by Gauss-Newton steps on a Jacobian of differences.
 
-    least: of s. step: of the differences. frozen: form the Jacobian at the start alone, by
-    one-sided differences, and once more at the end where theta moved far: for many numbers.
+    least: of s. step: of the differences. frozen: one-sided differences, and a new Jacobian only
+    where theta moved far: for many numbers.
     """
     theta = start.double().clone()
     predicted, jacobian = _linear(model, theta, step, frozen)
@@ -110,15 +111,14 @@ def fit(
             break
         gained, theta = found - value, theta + delta
         residuals, scale, value = left, s, found
-        if not frozen:
+        if not frozen or float((theta - formed).abs().max()) > _FAR:
             _, jacobian = _linear(model, theta, step, frozen)
             formed = theta.clone()
         if gained < 1e-3:
             break
-    if frozen and float((theta - formed).abs().max()) > 0.05:
-        _, jacobian = _linear(model, theta, step, frozen)
     inverse, projection = _inverse(jacobian, residuals, scale)
-    variance = sandwich(jacobian, residuals, scale, blocks, inverse)
+    # Differences below `least` are no evidence, however alike the two are.
+    variance = sandwich(jacobian, residuals, scale, blocks, inverse) + least**2 * inverse
     return Fitted(theta, variance, residuals, scale, value, projection)
 
 
