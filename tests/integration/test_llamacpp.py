@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from tempering.engines.checkpoints.gguf_files import load_gguf
 
 from tempering.attention import Profile, tempered
 from tempering.audit import ask, audit
@@ -26,6 +25,7 @@ from tempering.engines.generating.side_by_side import stream
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.server import make_server
 from tempering.engines.llamacpp.writing import Rows, Sample, write
+from tempering.engines.loading.gguf_files import load_gguf
 from tempering.engines.providers.echo import EchoServer
 from tempering.errors import InputError, ModelError, RefusedError, TemperatureError
 from tempering.tokens import parse_policy

@@ -123,9 +123,9 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     values = dict(zip(names, args, strict=False)) | kwargs
     if values.get("generator") is not None:
         return False
-    for name in ("dropout_p", "train", "training"):
+    for name, default in (("dropout_p", 0.0), ("train", True), ("training", False)):
         if name in names:
-            return bool(values.get(name))
+            return bool(default if values.get(name) is None else values[name])
     return True
 
 

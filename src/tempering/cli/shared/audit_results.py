@@ -84,7 +84,7 @@ def open_reference(name: str, device: str | None, precision: str | None) -> tupl
     import torch
 
     if name.endswith(".gguf"):
-        from tempering.engines.checkpoints.gguf_files import load_gguf
+        from tempering.engines.loading.gguf_files import load_gguf
 
         network, tokenizer = load_gguf(Path(name).expanduser())
         return (network if device is None else network.to(device)), tokenizer

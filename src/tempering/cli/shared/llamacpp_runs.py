@@ -13,8 +13,8 @@ from tempering.errors import InputError
 
 def gguf_path(model: str) -> Path:
     """The GGUF file that --model names; of an embedded model, the one that it comes in."""
-    from tempering.engines.checkpoints.gguf_files import embedded_gguf
     from tempering.engines.loading.embedded import MODELS
+    from tempering.engines.loading.gguf_files import embedded_gguf
 
     if model in MODELS:
         if MODELS[model].bits is not None:
@@ -114,9 +114,9 @@ def compare_llamacpp(
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import Profile
     from tempering.chunks import token_chunks
-    from tempering.engines.checkpoints.gguf_files import load_gguf
     from tempering.engines.llamacpp.model import LlamaCpp
     from tempering.engines.llamacpp.scoring import costs
+    from tempering.engines.loading.gguf_files import load_gguf
     from tempering.evaluation.compare import Comparison, pattern_variants
     from tempering.evaluation.cost import Variant
     from tempering.schedules import schedule
