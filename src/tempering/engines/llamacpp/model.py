@@ -103,13 +103,14 @@ class LlamaCpp:
     def _check_rotated(self) -> None:
         """RefusedError unless the rotation reaches all that enters the softmax."""
         kind = self._told("general.architecture")
-        size = self._told(f"{kind}.attention.key_length")
-        rotated = self._told(f"{kind}.rope.dimension_count")
+        even = str(self._model.n_embd // self._model.n_head)
+        size = self._told(f"{kind}.attention.key_length") or even
+        rotated = self._told(f"{kind}.rope.dimension_count") or size
         scaling = self._told(f"{kind}.rope.scaling.type") or "none"
         why = None
         if kind not in _ROTATED:
             why = f"of the architecture {kind} this isn't known (known: {', '.join(_ROTATED)})"
-        elif rotated is not None and size is not None and rotated != size:
+        elif rotated != size:
             why = f"only {rotated} of {size} numbers of a head are rotated"
         elif scaling not in ("none", "linear"):
             why = f"{scaling} scales the rotation itself"
