@@ -210,7 +210,7 @@ def _fitted(court: Court, layers: bool, say: Progress) -> dict[str, Candidate]:
     bases = court.reference.bases()
     if not layers:
         bases.pop("layer", None)
-    found = {}
+    found: dict[str, Candidate] = {}
     for done, (per, basis) in enumerate(bases.items()):
         say("temperatures", done, len(bases) + 1)
         whole = found["model"].temperatures[0] if found else None
