@@ -179,9 +179,9 @@ def test_a_profile_is_applied_or_not(llama):
     )
     missing = audit(llama, tiny.said_by(llama, ids), profile=profile, layers=False)
     assert "as if the profile were not applied" in missing.verdict
-    twice = audit(llama, at(llama, profile.scaled(2), ids), profile=profile, layers=False)
+    twice = audit(llama, at(llama, profile.scaled(2.0), ids), profile=profile, layers=False)
     assert "as if the profile were applied twice" in twice.verdict
-    inverse = audit(llama, at(llama, profile.scaled(-1), ids), profile=profile, layers=False)
+    inverse = audit(llama, at(llama, profile.scaled(-1.0), ids), profile=profile, layers=False)
     assert "upside down" in inverse.verdict
     one = [rows[0], rows[1], [1.0] * 4]
     partly = audit(llama, at(llama, one, ids), profile=profile)

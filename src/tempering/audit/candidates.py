@@ -49,9 +49,9 @@ class Temperature:
     significant: bool = False
 
     def text(self) -> str:
-        """ "T = 1.000 [0.998, 1.002]", with as many digits as the interval is worth."""
-        width = max(self.high - self.low, 1e-6)
-        digits = min(max(3, 1 - math.floor(math.log10(width / 2))), 6)
+        """ "T = 1.000 [0.998, 1.002]"; 4 digits where the interval is worth them."""
+        width = self.high - self.low
+        digits = 3 if width > 2e-3 else 4
         return f"T = {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 

@@ -93,17 +93,24 @@ class LlamaCpp:
         self._at_once = int(settings.n_batch)
         self._tokenizer: Any = None
 
+    def _told(self, key: str) -> str | None:
+        """What the file says under a key, or None."""
+        try:
+            return str(self._model.meta_val_str(key))
+        except ValueError:
+            return None
+
     def _check_rotated(self) -> None:
         """RefusedError unless the rotation reaches all that enters the softmax."""
-        known = {str(key): str(value) for key, value in dict(self._model.metadata).items()}
-        kind = known.get("general.architecture", "?")
-        size = known.get(f"{kind}.attention.key_length")
-        rotated = known.get(f"{kind}.rope.dimension_count")
-        scaling = known.get(f"{kind}.rope.scaling.type", "none")
+        kind = self._told("general.architecture")
+        even = str(self._model.n_embd // self._model.n_head)
+        size = self._told(f"{kind}.attention.key_length") or even
+        rotated = self._told(f"{kind}.rope.dimension_count") or size
+        scaling = self._told(f"{kind}.rope.scaling.type") or "none"
         why = None
         if kind not in _ROTATED:
             why = f"of the architecture {kind} this isn't known (known: {', '.join(_ROTATED)})"
-        elif rotated is not None and size is not None and rotated != size:
+        elif rotated != size:
             why = f"only {rotated} of {size} numbers of a head are rotated"
         elif scaling not in ("none", "linear"):
             why = f"{scaling} scales the rotation itself"
