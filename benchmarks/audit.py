@@ -87,10 +87,9 @@ def run_tiny(count: int) -> None:
 
 def run_embedded(count: int, chunk: int, chunks: int) -> None:
     """llama.cpp on the embedded GGUF: right, and in contexts that are wrong."""
-    from tempering.engines.loading.gguf_files import embedded_gguf
-
     from tempering.data import sample_text
     from tempering.engines.llamacpp.model import LlamaCpp
+    from tempering.engines.loading.gguf_files import embedded_gguf
     from tempering.engines.loading.hub import load_model
 
     network, tokenizer = load_model("smollm2")
@@ -132,10 +131,9 @@ def _wrong(network: Any) -> list[tuple[str, Callable[[], Any]]]:
 
 def run_overhead(tokens: int) -> None:
     """Processor time of decoding with a policy, over that at one temperature: medians of 5."""
-    from tempering.engines.loading.gguf_files import embedded_gguf
-
     from tempering.engines.llamacpp.model import LlamaCpp
     from tempering.engines.llamacpp.writing import Sample, write
+    from tempering.engines.loading.gguf_files import embedded_gguf
     from tempering.tokens import parse_policy
 
     with LlamaCpp(embedded_gguf("smollm2"), length=512, threads=1) as engine:
