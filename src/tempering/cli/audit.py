@@ -62,7 +62,9 @@ def audit(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Say at which temperature an engine runs a model, and which known mistake explains it.
+    """Say at which temperature an engine runs a model.
+
+    And which known mistake explains it.
 
     Its log probabilities of a text are compared with those of the reference, run in this process.
     """
