@@ -232,7 +232,12 @@ def _verdict(
     court: Court, found: Sequence[Candidate], fitted: dict[str, Candidate], name: str
 ) -> tuple[bool | None, str]:
     right, whole = court.right, fitted["model"].temperatures[0]
-    best = next((item for item in found if item.kind != "right" and item.stands_out), None)
+    better = [item for item in found if item.kind != "right" and item.stands_out]
+    best = better[0] if better else None
+    if best is not None and best.numbers:
+        # Of fitted hypotheses that all agree the simplest is told: one T, not the same T 30 times.
+        alike = [item for item in better if item.numbers and court.agrees(item)]
+        best = min(alike, key=lambda item: item.numbers, default=best)
     if best is None and court.agrees(right):
         half = (whole.high - whole.low) / 2 / whole.value
         if half > _WIDEST:
