@@ -39,7 +39,9 @@ def serve(
         typer.Option(help="NAME=FILE: a profile for requests that name it; repeatable."),
     ] = None,
 ) -> None:
-    """Start vLLM's server with temperature profiles, or llama.cpp on a file that ends in .gguf.
+    """Serve a model with temperatures, by vLLM or llama.cpp.
+
+    llama.cpp serves a file that ends in .gguf; vLLM, with temperature profiles, everything else.
 
     What isn't listed here goes to `vllm serve`; on a GGUF file the same names are read: --host,
     --port, --api-key, --max-model-len, --max-num-seqs, --served-model-name; and --threads.
