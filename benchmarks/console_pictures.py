@@ -5,12 +5,15 @@ python benchmarks/console_pictures.py
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from PIL import Image
 
 from tempering.console.subject import Subject
 from tempering.engines.loading.hub import load_model
@@ -79,7 +82,8 @@ def main() -> None:
 def save(browser: Browser, name: str) -> None:
     time.sleep(0.5)
     path = IMAGES / name
-    path.write_bytes(browser.shot())
+    shot = Image.open(io.BytesIO(browser.shot())).convert("RGB")
+    shot.quantize(256).save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path}: {size} bytes")
     if size > MOST:

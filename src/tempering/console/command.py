@@ -42,9 +42,9 @@ def console(
     dtype: common.Dtype = "float32",
     out: common.Out = common.RUNS,
 ) -> None:
-    """Open a page to paint temperatures on and to see the next word change.
+    """Open a page on which to paint temperatures.
 
-    The page and what it asks for stay on this machine. Needs the extra tempering[console].
+    Paint a head, and the next word changes. The page and what it asks for stay on this machine. Needs the extra tempering[console].
     """
     from tempering.attention.profiles.profile import Profile
     from tempering.errors import MissingExtraError
