@@ -44,7 +44,8 @@ def console(
 ) -> None:
     """Open a page on which to paint temperatures.
 
-    Paint a head, and the next word changes. The page and what it asks for stay on this machine. Needs the extra tempering[console].
+    Paint a head, and the next word changes. The page and what it asks for stay on this machine.
+    Needs the extra tempering[console].
     """
     from tempering.attention.profiles.profile import Profile
     from tempering.errors import MissingExtraError
