@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.audit import KNOWN, Case, attributes, audit, cases
+from tempering.audit import KNOWN, MistakeCase, attributes, audit, cases
 from tests.integration import audit_tiny as tiny
 
 REFERENCES: dict[str, Any] = {}
@@ -209,7 +209,7 @@ def test_a_mistake_of_ones_own():
         """The values' bias left out, as once in an engine of our own."""
         biased = [layer.self_attn.v_proj for layer in model.model.layers]
         if biased[0].bias is not None:
-            yield Case("the bias of its values were missing", attributes(biased, bias=None))
+            yield MistakeCase("the bias of its values were missing", attributes(biased, bias=None))
 
     own = reference("qwen2")
     engine = tiny.reconfigured(own, lambda config: None)

@@ -24,7 +24,7 @@ from tempering.engines.checkpoints.gguf import bake_gguf
 from tempering.engines.generating.side_by_side import stream
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.server import make_server
-from tempering.engines.llamacpp.writing import Rows, Sample, write
+from tempering.engines.llamacpp.writing import SampledToken, WritingRows, write
 from tempering.engines.loading.gguf_files import load_gguf
 from tempering.engines.providers.echo import EchoServer
 from tempering.errors import InputError, ModelError, RefusedError, TemperatureError
@@ -123,15 +123,15 @@ def test_policies_pass_the_contract_of_engines():
     def run(policy: Any, requests: Any, logits: Any) -> Any:
         found = []
         for request, row in zip(requests, logits, strict=True):
-            sample = Sample(policy, 0, request.sample)
-            rows = Rows(request.prompt, [sample])
+            sample = SampledToken(policy, 0, request.sample)
+            rows = WritingRows(request.prompt, [sample])
             for token in request.generated:
                 rows.took(0, token)
             found.append(rows.temper([0], row[None])[0])
         return torch.cat(found)
 
     def together(policy: Any, requests: Any, logits: Any) -> Any:
-        rows = Rows((), [Sample(policy, 0, request.sample) for request in requests])
+        rows = WritingRows((), [SampledToken(policy, 0, request.sample) for request in requests])
         for place, request in enumerate(requests):
             rows.states[place] = policy.state(request.prompt, [], sample=request.sample)
             for token in request.generated:
@@ -186,16 +186,16 @@ def test_the_same_logits_and_numbers_give_the_same_tokens(files, text):
         )
     ]
     fake = Elsewhere(network, tokenizer)
-    steps = list(write(fake, prompt, [Sample(policy, 5), Sample(policy, 6)], tokens=12))
+    steps = list(write(fake, prompt, [SampledToken(policy, 5), SampledToken(policy, 6)], tokens=12))
     assert [step.token for step in steps if step.row == 0] == wanted
-    alone = list(write(fake, prompt, [Sample(policy, 6)], tokens=12))
+    alone = list(write(fake, prompt, [SampledToken(policy, 6)], tokens=12))
     assert [s.token for s in steps if s.row == 1] == [s.token for s in alone]
     assert fake.held == {}
 
 
 def test_samples_in_llamacpp_don_t_depend_on_their_neighbours(engine):
     policy = parse_policy("constant(1)")
-    samples = [Sample(policy, seed) for seed in (3, 4, 5)]
+    samples = [SampledToken(policy, seed) for seed in (3, 4, 5)]
     prompt = list(range(10, 40))
     together = list(write(engine, prompt, samples, tokens=10))
     for row, sample in enumerate(samples):
@@ -228,9 +228,9 @@ def test_what_llamacpp_cannot_do_is_said(files, engine, tmp_path):
         LlamaCpp(cut)
     policy = parse_policy("constant(1)")
     with pytest.raises(InputError, match="don't fit the 512"):
-        next(write(engine, list(range(5, 200)), [Sample(policy, 0)], tokens=400))
+        next(write(engine, list(range(5, 200)), [SampledToken(policy, 0)], tokens=400))
     with pytest.raises(InputError, match="5 samples"):
-        next(write(engine, [5, 6], [Sample(policy, 0)] * 5, tokens=4))
+        next(write(engine, [5, 6], [SampledToken(policy, 0)] * 5, tokens=4))
     with pytest.raises(InputError, match="token 999"):
         engine.logprobs([[5, 999]])
     with pytest.raises(InputError, match="no tokens"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tempering.agents.temperatures import (
     POLICIES,
-    Rule,
+    ProviderRule,
     known_rules,
     parse_rules,
     rule_for,
@@ -22,9 +22,9 @@ from tempering.errors import InputError, TemperatureError
 BASE = {"provider": "p", "match": "m", "date": "2026-11-22", "source": "s"}
 
 
-def rule(low: float = 0.0, high: float = 1.0, **more: object) -> Rule:
+def rule(low: float = 0.0, high: float = 1.0, **more: object) -> ProviderRule:
     limits = (low, high)
-    return Rule(**{**BASE, "range": limits, "scale": limits, **more})  # type: ignore[arg-type]
+    return ProviderRule(**{**BASE, "range": limits, "scale": limits, **more})  # type: ignore[arg-type]
 
 
 def test_every_row_of_the_package_is_dated_sourced_and_reachable():

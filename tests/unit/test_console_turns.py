@@ -9,13 +9,13 @@ import threading
 import pytest
 
 from tempering.console.serving import bound
-from tempering.console.turns import Job, Turns
+from tempering.console.turns import Job, ModelTurns
 from tempering.errors import InputError, RefusedError, ScheduleError
 
 
 @pytest.fixture
 def turns():
-    found = Turns()
+    found = ModelTurns()
     yield found
     assert found.close()
 
@@ -186,7 +186,7 @@ def test_work_without_events_is_stopped_by_its_own_check(turns):
 
 
 def test_closing_ends_what_runs_and_what_waits_and_leaves_no_thread():
-    turns, held = Turns(), []
+    turns, held = ModelTurns(), []
 
     async def main():
         jobs = [turns.add(Job(name, counting(10**9, held))) for name in "ab"]

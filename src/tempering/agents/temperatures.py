@@ -48,7 +48,7 @@ class Sent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
+class ProviderRule:
     """One row of the table.
 
     provider: openai, anthropic, gemini, server (any other OpenAI-compatible one) or local.
@@ -148,18 +148,18 @@ class Rule:
         )
 
 
-def known_rules() -> tuple[Rule, ...]:
+def known_rules() -> tuple[ProviderRule, ...]:
     """The rows that come with the package."""
     text = resources.files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
     return parse_rules(text, "models.yaml of the package")
 
 
-def user_rules(path: str | Path) -> tuple[Rule, ...]:
+def user_rules(path: str | Path) -> tuple[ProviderRule, ...]:
     """The rows of a user's file, in the same form."""
     return parse_rules(read_text(path), str(path))
 
 
-def parse_rules(text: str, where: str) -> tuple[Rule, ...]:
+def parse_rules(text: str, where: str) -> tuple[ProviderRule, ...]:
     """Rows from YAML; InputError names the row and the key that is off."""
     rows = strict_yaml.fields(strict_yaml.load(text, where), where, ("models",))["models"]
     if not isinstance(rows, list):
@@ -167,7 +167,9 @@ def parse_rules(text: str, where: str) -> tuple[Rule, ...]:
     return tuple(_rule(row, f"{where}: models[{i}]") for i, row in enumerate(rows))
 
 
-def rule_for(provider: str, model: str, policy: str = STRICT, extra: Sequence[Rule] = ()) -> Rule:
+def rule_for(
+    provider: str, model: str, policy: str = STRICT, extra: Sequence[ProviderRule] = ()
+) -> ProviderRule:
     """The first row that fits, the user's before the package's.
 
     Raises InputError for an unknown model under the policy strict, with the entry to add. Under
@@ -187,7 +189,7 @@ def rule_for(provider: str, model: str, policy: str = STRICT, extra: Sequence[Ru
             f"file and give it with --models FILE:\n{entry}\nor choose the policy clamp (0 to 1) "
             "or omit (send none)"
         )
-    return Rule(
+    return ProviderRule(
         provider,
         match=model,
         range=COMMON,
@@ -206,7 +208,7 @@ def _base(model: str) -> str:
     return model.removeprefix("models/")
 
 
-def _rule(row: Any, where: str) -> Rule:
+def _rule(row: Any, where: str) -> ProviderRule:
     row = strict_yaml.fields(
         row,
         where,
@@ -236,7 +238,7 @@ def _rule(row: Any, where: str) -> Rule:
     }
     if not isinstance(row["date"], date):
         raise InputError(f"{where}.date: expected a date such as 2026-11-22, got {row['date']!r}")
-    return Rule(
+    return ProviderRule(
         provider=strict_yaml.text(row["provider"], f"{where}.provider"),
         match=strict_yaml.text(row["match"], f"{where}.match"),
         range=limits,

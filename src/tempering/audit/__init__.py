@@ -2,12 +2,19 @@
 
 audit(model, prompts)          -> Audit: verdict, temperatures with intervals, hypotheses
 ask, read_scores, scored       what an engine said of its prompts
-mistake, Case, KNOWN           the catalogue of known mistakes, and how to add one
+mistake, MistakeCase, KNOWN    the catalogue of known mistakes, and how to add one
 """
 
 from tempering.audit.audit import Audit, Parting, audit
-from tempering.audit.candidates import Candidate, Temperature
-from tempering.audit.mistakes import KNOWN, Case, attention_modules, attributes, cases, mistake
+from tempering.audit.candidates import Candidate, TemperatureEstimate
+from tempering.audit.mistakes import (
+    KNOWN,
+    MistakeCase,
+    attention_modules,
+    attributes,
+    cases,
+    mistake,
+)
 from tempering.audit.rounding import PRECISIONS, rounded
 from tempering.audit.scores import Scored, read_scores, scored
 from tempering.audit.sources import ask
@@ -17,10 +24,10 @@ __all__ = [
     "PRECISIONS",
     "Audit",
     "Candidate",
-    "Case",
+    "MistakeCase",
     "Parting",
     "Scored",
-    "Temperature",
+    "TemperatureEstimate",
     "ask",
     "attention_modules",
     "attributes",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
-from tempering.audit.candidates import ALIKE, Candidate, Court, Temperature
-from tempering.audit.mistakes.base import Case, Mistake, cases
+from tempering.audit.candidates import ALIKE, Candidate, Court, TemperatureEstimate
+from tempering.audit.mistakes.base import Mistake, MistakeCase, cases
 from tempering.audit.reference import Reference
 from tempering.audit.rounding import check_precision, rounded
 from tempering.audit.scores import Scored
@@ -52,9 +52,9 @@ class Audit:
 
     right: bool | None
     verdict: str
-    temperature: Temperature
-    kinds: tuple[Temperature, ...]
-    layers: tuple[Temperature, ...]
+    temperature: TemperatureEstimate
+    kinds: tuple[TemperatureEstimate, ...]
+    layers: tuple[TemperatureEstimate, ...]
     candidates: tuple[Candidate, ...]
     scale: float
     null_scale: float
@@ -166,7 +166,7 @@ def check_kinship(
 
 
 def refuse_strangers(
-    reference: Reference, prompt: Scored, known: Sequence[Case], name: str
+    reference: Reference, prompt: Scored, known: Sequence[MistakeCase], name: str
 ) -> None:
     """RefusedError where neither the reference nor any mistake resembles an engine on a prompt."""
     y = torch.tensor(prompt.values, dtype=torch.float64)
@@ -192,12 +192,12 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([one, other]))[0, 1])
 
 
-def _profile_cases(model: nn.Module, profile: Profile | None) -> list[Case]:
+def _profile_cases(model: nn.Module, profile: Profile | None) -> list[MistakeCase]:
     """What an engine does to a profile that it was given."""
     if profile is None:
         return []
     return [
-        Case(f"the profile {what}", partial(tempered, model, profile.scaled(power)))
+        MistakeCase(f"the profile {what}", partial(tempered, model, profile.scaled(power)))
         for what, power in (
             ("were not applied", -1.0),
             ("were applied twice", 1.0),
@@ -263,8 +263,8 @@ def _verdict(
     )
 
 
-def _over(item: Temperature) -> str:
-    return Temperature(
+def _over(item: TemperatureEstimate) -> str:
+    return TemperatureEstimate(
         item.name, item.value / item.said, item.low / item.said, item.high / item.said
     ).text()
 

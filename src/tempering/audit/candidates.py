@@ -22,7 +22,7 @@ from tempering.audit.likelihood import (
     log_likelihoods,
     scale_of,
 )
-from tempering.audit.mistakes.base import Case
+from tempering.audit.mistakes.base import MistakeCase
 from tempering.audit.reference import Reference, gains
 from tempering.audit.scores import Scored
 from tempering.intervals import t_quantile
@@ -38,7 +38,7 @@ _ALARM = 1e-4
 
 
 @dataclass(frozen=True)
-class Temperature:
+class TemperatureEstimate:
     """A fitted temperature with a 95% interval. said: what it should be (1, or the profile's)."""
 
     name: str
@@ -70,7 +70,7 @@ class Candidate:
     gain: float
     z: float
     numbers: int = 0
-    temperatures: tuple[Temperature, ...] = ()
+    temperatures: tuple[TemperatureEstimate, ...] = ()
     residuals: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
 
     @property
@@ -103,7 +103,7 @@ class Court:
         kind: str,
         residuals: Tensor,
         numbers: int = 0,
-        temperatures: Sequence[Temperature] = (),
+        temperatures: Sequence[TemperatureEstimate] = (),
     ) -> Candidate:
         """A candidate of what it leaves unexplained."""
         scale = scale_of(residuals, self.least)
@@ -123,7 +123,7 @@ class Court:
         """Whether the engine's precision explains what a candidate leaves."""
         return candidate.scale <= max(_TIMES * self.null_scale, ALIKE)
 
-    def case(self, case: Case) -> Candidate | None:
+    def case(self, case: MistakeCase) -> Candidate | None:
         """A known mistake; None where these prompts can't show it."""
         if max(len(item.tokens) for item in self.prompts) < case.least:
             return None
@@ -191,7 +191,7 @@ class Court:
 
     def _rows(
         self, found: Fitted, names: Sequence[str], said: Sequence[float]
-    ) -> list[Temperature]:
+    ) -> list[TemperatureEstimate]:
         count = found.projection.shape[1]
         bias = found.projection @ self.null[:count]
         blocks = len(self.blocks[:count].unique())
@@ -202,7 +202,7 @@ class Court:
             level = float(found.theta[i])
             half = half_width(variance, own, blocks)
             rows.append(
-                Temperature(
+                TemperatureEstimate(
                     name,
                     said[i] * math.exp(level),
                     said[i] * math.exp(level - half),

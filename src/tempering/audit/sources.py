@@ -9,7 +9,7 @@ from tempering.audit.scores import Scored, scored
 
 
 @runtime_checkable
-class Engine(Protocol):
+class AskedEngine(Protocol):
     """What gives log probabilities of prompts."""
 
     def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
@@ -17,7 +17,7 @@ class Engine(Protocol):
         ...
 
 
-def ask(engine: Engine, prompts: Sequence[Sequence[int]], first: int = 0) -> list[Scored]:
+def ask(engine: AskedEngine, prompts: Sequence[Sequence[int]], first: int = 0) -> list[Scored]:
     """What an engine says of prompts; first: the number of the first, for messages."""
     rows = engine.logprobs(prompts)
     return [

@@ -19,7 +19,7 @@ from tempering.console.fields import Fields
 from tempering.console.remote import Remote, RemoteOrder
 from tempering.console.safety import REPORT_POLICY, Guard, TooMuchError
 from tempering.console.subject import Subject
-from tempering.console.turns import Event, Job, Turns, Work, message
+from tempering.console.turns import Event, Job, ModelTurns, Work, message
 from tempering.errors import RefusedError, TemperingError
 from tempering.tokens import parse_policy
 
@@ -46,7 +46,7 @@ class Console:
         remote: Remote | None = None,
     ) -> None:
         self.subject, self.out, self.start, self.remote = subject, out, start, remote
-        self.turns = Turns()
+        self.turns = ModelTurns()
         self.orders: dict[str, writing.Order] = {}
         self._files = _static_files()
 
@@ -243,7 +243,7 @@ class Console:
         return self.remote
 
     def _throb(self, given: Fields) -> tuple[Work, bool]:
-        run = stages.Run.of(self.subject, given, self.out)
+        run = stages.StagesRun.of(self.subject, given, self.out)
         return run.work, False
 
     async def _bake(self, request: Request) -> Response:

@@ -23,7 +23,7 @@ _BATCH = 8  # workers at once: the tree moves, and a stop waits for no long batc
 
 
 @dataclass(frozen=True)
-class Run:
+class StagesRun:
     """One run of a plan, from its start or from a record.
 
     begun: rows of the record that it goes on with, by name.
@@ -38,7 +38,7 @@ class Run:
     begun: dict[str, Any]
 
     @classmethod
-    def of(cls, subject: Subject, given: Fields, out: Path) -> Run:
+    def of(cls, subject: Subject, given: Fields, out: Path) -> StagesRun:
         """Checked, before the model is asked for anything."""
         subject.require()
         if "resume" in given.data:
@@ -52,7 +52,7 @@ class Run:
         return cls(subject, out, plan, given.text("task"), seed, rounds, {})
 
     @classmethod
-    def _again(cls, subject: Subject, name: str, out: Path) -> Run:
+    def _again(cls, subject: Subject, name: str, out: Path) -> StagesRun:
         path = out / f"{safe_name(name)}.json"
         if path.is_symlink() or not path.is_file():
             raise DataError(f"the folder {out} has no record {name}")

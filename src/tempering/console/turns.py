@@ -104,7 +104,7 @@ def message(error: TemperingError) -> Event:
     }
 
 
-class Turns:
+class ModelTurns:
     """The thread that runs the model, and the jobs that wait for it."""
 
     def __init__(self) -> None:

@@ -7,20 +7,20 @@ and makes a context manager that does it to the reference:
     def bias_missing(model):
         queries = [m.q_proj for m in attention_modules(model)]
         if all(m.bias is not None for m in queries):
-            yield Case("the bias of its queries were missing", attributes(queries, bias=None))
+            yield MistakeCase("its query biases were missing", attributes(queries, bias=None))
 """
 
 from tempering.audit.mistakes import masks, norms, outputs, rotary, scale, tokens
 from tempering.audit.mistakes.base import (
     KNOWN,
-    Case,
     Mistake,
+    MistakeCase,
     attention_modules,
     attributes,
     cases,
     mistake,
 )
 
-__all__ = ["KNOWN", "Case", "Mistake", "attention_modules", "attributes", "cases", "mistake"]
+__all__ = ["KNOWN", "Mistake", "MistakeCase", "attention_modules", "attributes", "cases", "mistake"]
 
 _FAMILIES = (scale, rotary, masks, norms, outputs, tokens)  # imported for what they register

@@ -15,7 +15,7 @@ from tempering.errors import InputError
 
 
 @dataclass(frozen=True)
-class Case:
+class MistakeCase:
     """One way of being wrong.
 
     name: what the engine does, as the end of "as if ...". change: makes a context manager in which
@@ -27,7 +27,7 @@ class Case:
     least: int = 0
 
 
-Mistake = Callable[[Any], Iterable[Case]]
+Mistake = Callable[[Any], Iterable[MistakeCase]]
 KNOWN: list[Mistake] = []
 
 
@@ -37,9 +37,9 @@ def mistake(function: Mistake) -> Mistake:
     return function
 
 
-def cases(model: nn.Module, mistakes: Sequence[Mistake] | None = None) -> list[Case]:
+def cases(model: nn.Module, mistakes: Sequence[Mistake] | None = None) -> list[MistakeCase]:
     """Every case that a model allows; InputError for two of one name."""
-    found: dict[str, Case] = {}
+    found: dict[str, MistakeCase] = {}
     for item in KNOWN if mistakes is None else mistakes:
         for case in item(model):
             if case.name in found:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tempering.audit.mistakes.base import (
-    Case,
+    MistakeCase,
     attention_modules,
     attributes,
     mistake,
@@ -18,7 +18,7 @@ _NONE = 2**30
 
 
 @mistake
-def window(model: Any) -> Iterator[Case]:
+def window(model: Any) -> Iterator[MistakeCase]:
     """A window that is missing, or one token too wide or too narrow."""
     config = text_config(model)
     own = getattr(config, "sliding_window", None)
@@ -35,4 +35,4 @@ def window(model: Any) -> Iterator[Case]:
         change = together(
             attributes([config], sliding_window=size), attributes(modules, sliding_window=size)
         )
-        yield Case(f"the window of its sliding layers {what}", change, least=own + 2)
+        yield MistakeCase(f"the window of its sliding layers {what}", change, least=own + 2)

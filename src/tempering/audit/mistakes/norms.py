@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tempering.audit.mistakes.base import Case, attention_modules, mistake
+from tempering.audit.mistakes.base import MistakeCase, attention_modules, mistake
 
 
 def _normed(model: Any) -> list[Any]:
@@ -24,15 +24,17 @@ def _normed(model: Any) -> list[Any]:
 
 
 @mistake
-def norms(model: Any) -> Iterator[Case]:
+def norms(model: Any) -> Iterator[MistakeCase]:
     """Norms of queries and keys missing, or done after the rotation."""
     modules = _normed(model)
     if not modules:
         return
-    yield Case("its norms of queries and keys were missing", lambda: _skipped(modules))
+    yield MistakeCase("its norms of queries and keys were missing", lambda: _skipped(modules))
     places = [sys.modules[type(m).__module__] for m in modules]
     if all(hasattr(place, "apply_rotary_pos_emb") for place in places):
-        yield Case("it normed queries and keys after the rotation", lambda: _after(modules, places))
+        yield MistakeCase(
+            "it normed queries and keys after the rotation", lambda: _after(modules, places)
+        )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tempering.audit.mistakes.base import Case, attributes, mistake
+from tempering.audit.mistakes.base import MistakeCase, attributes, mistake
 
 _BASES = (10_000.0, 500_000.0, 1_000_000.0)
 
@@ -36,7 +36,7 @@ def _told(kind: str) -> str:
 
 
 @mistake
-def attention_factor(model: Any) -> Iterator[Case]:
+def attention_factor(model: Any) -> Iterator[MistakeCase]:
     """The factor that YaRN and longrope put on cosines and sines: missing, halfway, twice."""
     for module in _rotary(model):
         for name in _frequencies(module):
@@ -51,14 +51,14 @@ def attention_factor(model: Any) -> Iterator[Case]:
                 ("were missing", 1.0),
                 ("were applied to the queries and not to the keys", own**0.5),
             ):
-                yield Case(
+                yield MistakeCase(
                     f"{label}'s factor {own:.4f} {what}{_told(kind)}",
                     attributes([module], **{attribute: value}),
                 )
 
 
 @mistake
-def scaling_missing(model: Any) -> Iterator[Case]:
+def scaling_missing(model: Any) -> Iterator[MistakeCase]:
     """The stretching of positions (YaRN, llama3, linear, longrope) missing or done twice."""
     for module in _rotary(model):
         for name in _frequencies(module):
@@ -68,14 +68,14 @@ def scaling_missing(model: Any) -> Iterator[Case]:
                 continue
             plain = _computed(module, kind, {"rope_type": "default"})
             if plain is not None:
-                yield Case(
+                yield MistakeCase(
                     f"{_label(module, kind)}'s stretching of positions were missing{_told(kind)}",
                     attributes([module], **{name: plain}),
                 )
             if "factor" in settings:
                 twice = _computed(module, kind, {"factor": settings["factor"] ** 2})
                 if twice is not None:
-                    yield Case(
+                    yield MistakeCase(
                         f"{_label(module, kind)}'s factor {settings['factor']:g} of positions were "
                         f"squared{_told(kind)}",
                         attributes([module], **{name: twice}),
@@ -83,7 +83,7 @@ def scaling_missing(model: Any) -> Iterator[Case]:
 
 
 @mistake
-def wrong_base(model: Any) -> Iterator[Case]:
+def wrong_base(model: Any) -> Iterator[MistakeCase]:
     """Another base than the model's, or that of the other kind of layer."""
     for module in _rotary(model):
         names = _frequencies(module)
@@ -98,7 +98,7 @@ def wrong_base(model: Any) -> Iterator[Case]:
                     continue
                 values = _computed(module, _kind(name), {"rope_theta": base})
                 if values is not None:
-                    yield Case(
+                    yield MistakeCase(
                         f"the base of its rotation were {base:g} in place of {bases[name]:g}"
                         f"{_told(_kind(name))}",
                         attributes([module], **{name: values}),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tempering.audit.mistakes.base import (
-    Case,
+    MistakeCase,
     attention_modules,
     attributes,
     mistake,
@@ -23,7 +23,7 @@ def _scaled(model: Any) -> list[Any]:
 
 
 @mistake
-def wrong_scale(model: Any) -> Iterator[Case]:
+def wrong_scale(model: Any) -> Iterator[MistakeCase]:
     """1/sqrt(d) from a padded or another head size, or the architecture's own scale ignored."""
     modules = _scaled(model)
     sizes = {getattr(m, "head_dim", None) for m in modules}
@@ -47,22 +47,22 @@ def wrong_scale(model: Any) -> Iterator[Case]:
     for name, value in told.items():
         if not any(math.isclose(value, other, rel_tol=1e-6) for other in seen):
             seen.append(value)
-            yield Case(name, attributes(modules, scaling=value))
+            yield MistakeCase(name, attributes(modules, scaling=value))
 
 
 @mistake
-def soft_cap_missing(model: Any) -> Iterator[Case]:
+def soft_cap_missing(model: Any) -> Iterator[MistakeCase]:
     """Attention's soft cap left out."""
     capped = [m for m in attention_modules(model) if getattr(m, "attn_logit_softcapping", None)]
     if capped:
-        yield Case(
+        yield MistakeCase(
             "the soft cap of its attention were missing",
             attributes(capped, attn_logit_softcapping=None),
         )
 
 
 @mistake
-def sinks_missing(model: Any) -> Iterator[Case]:
+def sinks_missing(model: Any) -> Iterator[MistakeCase]:
     """Sink logits left out."""
     import torch
 
@@ -70,4 +70,4 @@ def sinks_missing(model: Any) -> Iterator[Case]:
     modules = [m for m in modules if isinstance(m.sinks, torch.nn.Parameter)]
     if modules:
         low = [torch.nn.Parameter(torch.full_like(m.sinks, -1e9), False) for m in modules]
-        yield Case("its sinks were missing", attributes(modules, sinks=low))
+        yield MistakeCase("its sinks were missing", attributes(modules, sinks=low))

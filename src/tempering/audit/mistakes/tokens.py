@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from tempering.audit.mistakes.base import Case, mistake, text_config
+from tempering.audit.mistakes.base import MistakeCase, mistake, text_config
 
 
 @mistake
-def first_token(model: Any) -> Iterator[Case]:
+def first_token(model: Any) -> Iterator[MistakeCase]:
     """A token put before the prompt (BOS, or BOS once more), or the prompt's first one lost."""
     bos = getattr(text_config(model), "bos_token_id", None)
     if isinstance(bos, int) and 0 <= bos < model.get_input_embeddings().weight.shape[0]:
-        yield Case(
+        yield MistakeCase(
             f"a BOS (id {bos}) were put before the prompt as it was sent",
             lambda: _ids(model, lambda ids: torch.cat([torch.full_like(ids[:, :1], bos), ids], 1)),
         )
-    yield Case(
+    yield MistakeCase(
         "the first token of the prompt (its BOS, if it has one) were missing",
         lambda: _ids(model, lambda ids: ids[:, 1:]),
     )

@@ -11,7 +11,7 @@ from tempering.errors import InputError
 
 if TYPE_CHECKING:
     from tempering.audit.audit import Audit
-    from tempering.audit.candidates import Temperature
+    from tempering.audit.candidates import TemperatureEstimate
     from tempering.audit.scores import Scored
 
 
@@ -165,7 +165,7 @@ def audit_sections(found: Audit, tokenizer: Any) -> dict[str, Any]:
     return sections
 
 
-def _row(item: Temperature) -> dict[str, Any]:
+def _row(item: TemperatureEstimate) -> dict[str, Any]:
     return {
         "of": item.name,
         "T": item.value,

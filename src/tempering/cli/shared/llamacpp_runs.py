@@ -68,7 +68,7 @@ def generate_llamacpp(
     from tempering.cli.shared.sections import traced
     from tempering.engines.generating.side_by_side import prompt_text
     from tempering.engines.llamacpp.model import LlamaCpp
-    from tempering.engines.llamacpp.writing import Sample, write
+    from tempering.engines.llamacpp.writing import SampledToken, write
     from tempering.tokens import parse_policy
     from tempering.tokens.policy import ConstantPolicy
 
@@ -86,7 +86,7 @@ def generate_llamacpp(
             )
         text, plain = prompt_text(tokenizer, prompt, chat=chat)
         ids = engine.ids(text, special=plain)
-        steps = list(write(engine, ids, [Sample(policy, seed)], tokens=tokens))
+        steps = list(write(engine, ids, [SampledToken(policy, seed)], tokens=tokens))
         sample = {
             "label": "llama.cpp",
             "seed": seed,

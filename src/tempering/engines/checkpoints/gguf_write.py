@@ -14,7 +14,7 @@ from tempering.engines.loading.gguf_files import open_gguf
 from tempering.engines.loading.gguf_mark import MARK, digest, header, marked_order, order_of
 
 
-class Written(NamedTuple):
+class WrittenTensors(NamedTuple):
     """Tensors that kept their type and those that took a wider one, by type; the worst loss."""
 
     kept: dict[str, int]
@@ -29,7 +29,7 @@ def write_in_place(
     folds: Mapping[str, Parts],
     limit: float,
     order: Sequence[str] | None = None,
-) -> Written:
+) -> WrittenTensors:
     """Copy a GGUF file byte by byte, with folds in scales and its pairs in another order.
 
     limit: share of a head's weights that may be lost. order: of the pairs; None marks the file.
@@ -54,7 +54,7 @@ def write_in_place(
                 kept[tensor.tensor_type.name] = kept.get(tensor.tensor_type.name, 0) + 1
         stream.flush()
         os.fsync(stream.fileno())
-    return Written(kept, {}, worst)
+    return WrittenTensors(kept, {}, worst)
 
 
 def sidecar(reader: Any, written: Path, mark: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,9 @@ def sidecar(reader: Any, written: Path, mark: Mapping[str, Any]) -> dict[str, An
     return {**mark, "order": order_of(reader), "sha256": changed}
 
 
-def write_anew(reader: Any, target: Path, folds: Mapping[str, Parts], mark: str | None) -> Written:
+def write_anew(
+    reader: Any, target: Path, folds: Mapping[str, Parts], mark: str | None
+) -> WrittenTensors:
     """Write a GGUF file with folds in its tensors, wider where they need it, and with a mark."""
     from gguf import GGUFValueType, GGUFWriter
 
@@ -105,4 +107,4 @@ def write_anew(reader: Any, target: Path, folds: Mapping[str, Parts], mark: str 
             writer.write_tensor_data(changed.pop(tensor.name, tensor.data))
     finally:
         writer.close()
-    return Written(kept, widened, worst)
+    return WrittenTensors(kept, widened, worst)

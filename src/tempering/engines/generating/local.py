@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.agents.contract import Call, Done, Progress, Reply, Stop
-from tempering.agents.temperatures import Rule, Sent, rule_for
+from tempering.agents.temperatures import ProviderRule, Sent, rule_for
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.generating.row_scores import score_rows
 from tempering.engines.generating.rows import BatchRow, Written, generate_rows
@@ -42,7 +42,7 @@ class LocalEngine:
         name: str,
         batch: int = 64,
         score: bool = False,
-        rule: Rule | None = None,
+        rule: ProviderRule | None = None,
         policy: str = "strict",
     ) -> None:
         if batch < 1:

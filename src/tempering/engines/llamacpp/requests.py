@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tempering.engines.llamacpp.model import LlamaCpp
-from tempering.engines.llamacpp.writing import Sample
+from tempering.engines.llamacpp.writing import SampledToken
 from tempering.errors import InputError
 from tempering.tokens.request import policy_from_request
 
@@ -45,12 +45,12 @@ _MOST = 4096  # new tokens where a request names no limit
 
 
 @dataclass(frozen=True)
-class Request:
+class ServedRequest:
     """A request that can be carried out. echo: also the prompt, with its log probabilities."""
 
     chat: bool
     prompt: list[int]
-    samples: list[Sample]
+    samples: list[SampledToken]
     tokens: int
     top_p: float | None
     stop: tuple[str, ...]
@@ -60,7 +60,7 @@ class Request:
     logprobs: bool
 
 
-def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> Request:
+def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> ServedRequest:
     """A checked request; InputError (HTTP 400) names the argument that can't be carried out."""
     if not isinstance(body, Mapping):
         raise InputError("a request is a JSON object")
@@ -95,7 +95,7 @@ def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> Req
     if not isinstance(stop, list) or not all(isinstance(x, str) and x for x in stop):
         raise InputError("stop is a text or a list of texts")
     options = body.get("stream_options") or {}
-    return Request(
+    return ServedRequest(
         chat=chat,
         prompt=prompt,
         samples=_samples(body, model, n),
@@ -154,7 +154,7 @@ def _some(ids: list[int]) -> list[int]:
     return ids
 
 
-def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[Sample]:
+def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledToken]:
     extra = body.get("vllm_xargs") or {}
     if not isinstance(extra, Mapping):
         raise InputError("vllm_xargs is a mapping")
@@ -197,7 +197,7 @@ def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[Sample]:
 
         seed = secrets.randbits(62)
     seed = _whole(seed, "seed", 0)
-    return [Sample(policy, (seed + i) % 2**63, first + i) for i in range(n)]
+    return [SampledToken(policy, (seed + i) % 2**63, first + i) for i in range(n)]
 
 
 def _share(body: Mapping[str, Any]) -> float | None:

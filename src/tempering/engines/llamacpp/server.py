@@ -18,31 +18,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tempering.engines.llamacpp.model import LlamaCpp
-from tempering.engines.llamacpp.requests import Request, read_request
+from tempering.engines.llamacpp.requests import ServedRequest, read_request
 from tempering.engines.llamacpp.writing import write
 from tempering.errors import InputError, TemperingError
 
 _LARGEST = 16 * 2**20  # bytes of a request
 
 
-class Piece:
+class TextPiece:
     """What one sample got since the last piece, and why it ended, once it has."""
 
     def __init__(self, row: int, text: str, finish: str | None = None) -> None:
         self.row, self.text, self.finish = row, text, finish
 
 
-class Written:
+class WrittenReply:
     """A request being carried out: pieces of text, and the tokens with their log probabilities."""
 
-    def __init__(self, model: LlamaCpp, request: Request) -> None:
+    def __init__(self, model: LlamaCpp, request: ServedRequest) -> None:
         self.model, self.request = model, request
         count = len(request.samples)
         self.texts = [""] * count
         self.finish: list[str | None] = [None] * count
         self.tokens: list[list[tuple[int, float]]] = [[] for _ in range(count)]
 
-    def pieces(self) -> Generator[Piece, None, None]:
+    def pieces(self) -> Generator[TextPiece, None, None]:
         """Pieces as they come; a text that may begin a stop text is held back."""
         request = self.request
         shown = [0] * len(self.texts)
@@ -67,7 +67,7 @@ class Written:
                     self.finish[row] = "stop"
                 ready = len(self.texts[row]) - (0 if found else longest)
                 if ready > shown[row] or found:
-                    yield Piece(row, self.texts[row][shown[row] : max(ready, shown[row])])
+                    yield TextPiece(row, self.texts[row][shown[row] : max(ready, shown[row])])
                     shown[row] = max(ready, shown[row])
                 if all(item is not None for item in self.finish):
                     break
@@ -75,7 +75,7 @@ class Written:
             if self.finish[row] is None:
                 full = len(self.tokens[row]) >= request.tokens
                 self.finish[row] = "length" if full else "stop"
-            yield Piece(row, text[shown[row] :], self.finish[row])
+            yield TextPiece(row, text[shown[row] :], self.finish[row])
 
 
 def make_server(
@@ -171,8 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode())
 
-    def _whole(self, request: Request) -> None:
-        done = Written(self.model, request)
+    def _whole(self, request: ServedRequest) -> None:
+        done = WrittenReply(self.model, request)
         for _ in done.pieces():
             pass
         choices = []
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(200, {**body, "choices": choices, "usage": self._usage(request, done)})
 
     def _choice(
-        self, request: Request, row: int, text: str, finish: str | None, tokens: list[Any]
+        self, request: ServedRequest, row: int, text: str, finish: str | None, tokens: list[Any]
     ) -> dict[str, Any]:
         logprobs: dict[str, Any] | None = None
         if request.logprobs:
@@ -202,10 +202,10 @@ class _Handler(BaseHTTPRequestHandler):
             return {**body, "message": {"role": "assistant", "content": text}}
         return {**body, "text": text}
 
-    def _streamed(self, request: Request) -> None:
+    def _streamed(self, request: ServedRequest) -> None:
         if request.echo or request.logprobs:
             raise InputError("echo and logprobs can't be streamed here; send stream=false")
-        done = Written(self.model, request)
+        done = WrittenReply(self.model, request)
         head = self._head(request, part=True)
         pieces = done.pieces()
         # The first piece before the headers, so that an error is still an error.
@@ -232,13 +232,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     @staticmethod
-    def _part(request: Request, piece: Piece) -> dict[str, Any]:
+    def _part(request: ServedRequest, piece: TextPiece) -> dict[str, Any]:
         body: dict[str, Any] = {"index": piece.row, "finish_reason": piece.finish}
         if request.chat:
             return {**body, "delta": {"content": piece.text} if piece.text else {}}
         return {**body, "text": piece.text}
 
-    def _head(self, request: Request, part: bool = False) -> dict[str, Any]:
+    def _head(self, request: ServedRequest, part: bool = False) -> dict[str, Any]:
         kind = "text_completion"
         if request.chat:
             kind = "chat.completion.chunk" if part else "chat.completion"
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     @staticmethod
-    def _usage(request: Request, done: Written) -> dict[str, int]:
+    def _usage(request: ServedRequest, done: WrittenReply) -> dict[str, int]:
         written = sum(map(len, done.tokens))
         read = len(request.prompt)
         return {

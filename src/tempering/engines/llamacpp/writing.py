@@ -22,7 +22,7 @@ from tempering.tokens.trace import trace_steps
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledToken:
     """One sample of a prompt. number: which of a ladder's it is. seed: of its draws."""
 
     policy: Policy
@@ -30,11 +30,11 @@ class Sample:
     number: int = 0
 
 
-class Rows:
+class WritingRows:
     """The samples that are being written: policies' states, and the numbers that tokens are drawn
     by."""
 
-    def __init__(self, prompt: Sequence[int], samples: Sequence[Sample]) -> None:
+    def __init__(self, prompt: Sequence[int], samples: Sequence[SampledToken]) -> None:
         self.samples = list(samples)
         self.states = [item.policy.state(prompt, [], sample=item.number) for item in samples]
         self.generators = [torch.Generator().manual_seed(item.seed) for item in samples]
@@ -68,7 +68,7 @@ class Rows:
 def write(
     model: LlamaCpp,
     prompt: Sequence[int],
-    samples: Sequence[Sample],
+    samples: Sequence[SampledToken],
     *,
     tokens: int,
     top_p: float | None = None,
@@ -89,7 +89,7 @@ def write(
             f"a prompt of {len(prompt)} tokens and {tokens} new ones don't fit the "
             f"{model.length} that this engine was started for"
         )
-    rows, ends = Rows(prompt, samples), model.ends()
+    rows, ends = WritingRows(prompt, samples), model.ends()
     texts = [GrowingText(model.tokenizer) for _ in samples]
     logits = model.read(0, prompt).expand(len(samples), -1)
     for row in range(1, len(samples)):

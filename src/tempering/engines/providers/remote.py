@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from tempering.agents.contract import Call, Done, EngineError, Progress, Reply, Stop
-from tempering.agents.temperatures import Rule, Sent
+from tempering.agents.temperatures import ProviderRule, Sent
 from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.reasons import cut, plain
 from tempering.engines.providers.replies import Completion, MalformedError
@@ -70,7 +70,7 @@ class RemoteEngine:
         self,
         client: Client,
         model: str,
-        rule: Rule,
+        rule: ProviderRule,
         *,
         policy: str = "strict",
         concurrency: int = 8,
