@@ -132,7 +132,7 @@ def _wrong(network: Any) -> list[tuple[str, Callable[[], Any]]]:
 def run_overhead(tokens: int) -> None:
     """Processor time of decoding with a policy, over that at one temperature: medians of 5."""
     from tempering.engines.llamacpp.model import LlamaCpp
-    from tempering.engines.llamacpp.writing import Sample, write
+    from tempering.engines.llamacpp.writing import SampledToken, write
     from tempering.engines.loading.gguf_files import embedded_gguf
     from tempering.tokens import parse_policy
 
@@ -143,7 +143,7 @@ def run_overhead(tokens: int) -> None:
         times: dict[str, list[float]] = {text: [] for text in texts}
         for trial in range(5):
             for text in texts:
-                sample = Sample(parse_policy(text, engine.tokenizer), trial)
+                sample = SampledToken(parse_policy(text, engine.tokenizer), trial)
                 start, count = time.process_time(), 0
                 for _ in write(engine, prompt, [sample], tokens=tokens):
                     count += 1

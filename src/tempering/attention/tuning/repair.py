@@ -82,7 +82,8 @@ def repair(
             for goal in goals
         )
         del teacher
-    return tune(model, goals, progress=progress, **learning(model, goals, passes, rows), **tuning)
+    settings = learning(model, goals, passes, rows) | tuning
+    return tune(model, goals, progress=progress, **settings)
 
 
 def learning(
