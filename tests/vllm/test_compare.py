@@ -42,7 +42,7 @@ def test_costs_equal_those_in_process(tiny, tmp_path, capsys, monkeypatch):
     [
         (["--samples", "4"], "--samples samples with an engine in process"),
         (["--budget", "0.1"], "--budget searches"),
-        (["--read-as", "support"], "vLLM doesn't show"),
+        (["--read-as", "support"], "which it doesn't show"),
         (["--device", "cuda"], "--device is vLLM's to choose"),
         (["--engine", "llama"], "--engine is transformers or vllm, not 'llama'"),
     ],
