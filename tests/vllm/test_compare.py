@@ -43,8 +43,8 @@ def test_costs_equal_those_in_process(tiny, tmp_path, capsys, monkeypatch):
         (["--samples", "4"], "--samples samples with an engine in process"),
         (["--budget", "0.1"], "--budget searches"),
         (["--read-as", "support"], "which it doesn't show"),
-        (["--device", "cuda"], "--device is vLLM's to choose"),
-        (["--engine", "llama"], "--engine is transformers or vllm, not 'llama'"),
+        (["--device", "cuda"], "--device is the engine's to choose"),
+        (["--engine", "llama"], "--engine is transformers, vllm or llamacpp, not 'llama'"),
     ],
 )
 def test_what_an_engine_can_not_give(more, message, capsys):
