@@ -263,7 +263,14 @@ def draw() -> None:
         cells = [name, f"{lost:.3f}"]
         if "per head" in found:
             own = found["per head"][main]
-            rows.append({**own, "label": "one temperature a head", "test": f"{name}, {lost:.2f}"})
+            rows.append(
+                {
+                    **own,
+                    "label": "one temperature a head",
+                    "test": f"{name}, lost {lost:.2f}",
+                    "level": 0.95,
+                }
+            )
             for part in (own, *(found.get(k, {}) for k in ("per layer", "uniform", "by support"))):
                 share = part.get("share")
                 span = (
