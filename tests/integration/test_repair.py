@@ -16,7 +16,7 @@ from tempering.attention.tuning.batches import text_batches
 from tempering.attention.tuning.repair import learning, repair, repair_by_support
 from tempering.attention.tuning.teacher import teach
 from tempering.engines.loading.rounding import round_weights, rounded
-from tempering.errors import InputError, ModelError
+from tempering.errors import InputError, ModelError, RefusedError
 from tests.integration.tuning_tiny import HEADS, LAYERS, WORDS, sampled_text, tiny_llama
 
 # The heads of the harmed model attend as if at these temperatures.
@@ -84,6 +84,15 @@ def test_the_rate_is_the_root_of_what_was_taken(tmp_path: Path) -> None:
     assert learning(reference, [taught], 1, 4)["rate"] == 0.015
     with pytest.raises(InputError, match="passes and rows are at least 1; got 0 and 4"):
         learning(reference, [plain], 0, 4)
+
+
+def test_a_loss_that_is_no_number_names_its_place(tmp_path: Path) -> None:
+    reference = tiny_llama()
+    broken = copy.deepcopy(reference)
+    with torch.no_grad():
+        broken.model.layers[-1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(RefusedError, match="the loss is nan"):
+        repair(broken, reference, text(reference, rows=8), lessons=tmp_path, rows=4)
 
 
 def test_the_reference_may_be_opened_when_it_is_needed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,32 @@ def test_a_stopped_run_goes_on_to_the_same_result(
     assert Profile.load(out).evidence["repair"] == Profile.load(whole).evidence["repair"]
 
 
+def test_scores_of_a_reference_that_was_changed_meanwhile_are_not_used(
+    pair: tuple[str, str], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same name, after a stop before anything was learned."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "reference"
+    shutil.copytree(pair[1], other)
+    real, out = run.learn, tmp_path / "stopped" / "r.json"
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "learn", stopped)
+    assert repair((pair[0], str(other)), files, out) == 130
+    monkeypatch.setattr(run, "learn", real)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] *= 1.05
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    found = []
+    for place in (out, tmp_path / "fresh" / "r.json"):
+        assert repair((pair[0], str(other)), files, place) == 0
+        found.append(Profile.load(place).evidence["repair"][0]["reference"])
+    assert found[0] == found[1]
+
+
 def test_without_a_reference_the_text_is_learned(
     pair: tuple[str, str], files: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +203,8 @@ def test_a_reference_with_another_tokenizer_is_refused(
     [
         (("--by", "magic"), "--by is learning or support, not 'magic'"),
         (("--out", "r.txt"), "--out takes a file that ends in .json"),
+        (("--top", "-1"), "Invalid value for '--top'"),
+        (("--passes", "0"), "Invalid value for '--passes'"),
     ],
 )
 def test_what_can_t_be(

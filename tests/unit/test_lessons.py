@@ -90,6 +90,19 @@ def test_a_teacher_that_rules_a_token_out_says_nothing_of_it(tmp_path: Path) -> 
     assert found.item() == pytest.approx((0.5 * (np.log(0.5) - log_q)).sum().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("top", [2, None])
+def test_a_student_that_is_no_number_is_not_taken_for_a_perfect_one(
+    tmp_path: Path, top: int | None
+) -> None:
+    teacher = np.array([[1.0, 0.0, -1.0, 0.5], [1.0, 0.0, -np.inf, 0.5]])
+    lesson = lesson_of(tmp_path, teacher, top)
+    student = torch.tensor([[0.1, torch.nan, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4]], requires_grad=True)
+    losses = lesson_losses(student, [lesson])
+    assert losses[0].isnan() and losses[1].isfinite()
+    losses[1].backward()
+    assert student.grad is not None and student.grad[1].isfinite().all()
+
+
 def test_rows_of_several_lessons_follow_each_other(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     first, second, one, two = rng.normal(size=(4, 3, 6))

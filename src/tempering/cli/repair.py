@@ -26,7 +26,9 @@ repaired.json, or tempering bake.
 
 
 def repair(
-    compressed: Annotated[str, typer.Argument(help="The compressed model: a name or directory.")],
+    compressed: Annotated[
+        str, typer.Argument(help="The compressed model: a name, directory or GGUF file.")
+    ],
     reference: Annotated[
         str | None, typer.Option(help="The model it was compressed from; its teacher.")
     ] = None,
@@ -42,7 +44,8 @@ def repair(
         typer.Option(help="learning (gradients), or support (one forward pass, gives less)."),
     ] = "learning",
     top: Annotated[
-        int, typer.Option(help="Tokens kept of each of the reference's distributions; 0: all.")
+        int,
+        typer.Option(help="Tokens kept of each of the reference's distributions; 0: all.", min=0),
     ] = 128,
     test: learning.Tests = None,
     elsewhere: learning.Elsewhere = 6,

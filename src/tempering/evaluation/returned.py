@@ -31,7 +31,7 @@ from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import IntervalEstimate
 
 
-class AnswerScores(NamedTuple):
+class PieceScores(NamedTuple):
     """A model on one test, a value for each piece.
 
     losses: mean -log q of its targets, nats. right: 1 where every target is the likeliest token.
@@ -105,7 +105,7 @@ def score(
     label: str,
     journal: Journal | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, AnswerScores]:
+) -> dict[str, PieceScores]:
     """A model's scores on every test, by name.
 
     label: names the model in the journal, which keeps finished tests.
@@ -118,9 +118,9 @@ def score(
         for test in tests:
             key = f"{label}:{test.digest}"
             if journal is not None and key in journal:
-                found[test.name] = AnswerScores(**journal[key])
+                found[test.name] = PieceScores(**journal[key])
                 continue
-            own = AnswerScores([], [], [])
+            own = PieceScores([], [], [])
             for done, piece in enumerate(test.pieces, 1):
                 if not isinstance(piece.source, Batch):
                     raise DataError(f"'{test.name}' is no text; damage is measured on tokens")
@@ -139,9 +139,9 @@ def score(
 
 def returned(
     test: Objective,
-    reference: AnswerScores,
-    compressed: AnswerScores,
-    repaired: AnswerScores,
+    reference: PieceScores,
+    compressed: PieceScores,
+    repaired: PieceScores,
     *,
     clusters: Sequence[int] | None = None,
     seed: int = 0,
@@ -176,11 +176,11 @@ def returned(
     )
 
 
-def _right(scores: AnswerScores) -> float:
+def _right(scores: PieceScores) -> float:
     return sum(scores.right) / len(scores.right)
 
 
-def agreement(one: AnswerScores, other: AnswerScores) -> float:
+def agreement(one: PieceScores, other: PieceScores) -> float:
     """Share of targets whose likeliest token is the same under both."""
     same = [
         a == b

@@ -110,7 +110,9 @@ def lesson_losses(
             f"{logits.shape[-1]}; a teacher shares the tokenizer of its student"
         )
     log_q = torch.log_softmax(logits.float(), -1)
-    named = (log_p.exp() * (log_p - log_q.gather(-1, index))).nansum(-1)
+    # A token that the teacher rules out adds nothing; a NaN of the student stays one.
+    terms = log_p.exp() * (log_p - log_q.gather(-1, index))
+    named = torch.where(log_p > -torch.inf, terms, 0.0).sum(-1)
     # Where the top is the whole vocabulary, neither distribution has a rest.
     has_rest = log_rest > -torch.inf
     if not bool(has_rest.any()):

@@ -6,9 +6,8 @@
 The first takes gradients and gives back the most; the second one forward pass.
 
 Learning goes by Adam on a few chunks a step: compression moves a model so far that a few hundred
-numbers see where to go from a few thousand tokens, and a full pass would be one step. On 3 bits
-64 chunks returned by Adam what two Newton steps on 46 chunks and their draws did, in a third of
-the time (dev/LOG.md).
+numbers see where to go from a few thousand tokens, where Newton's method takes a full pass for one
+step.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ PASSES, ROWS = 1, 2
 # optimum, so the way there grows as the square root of what is to be gained, and the rate with it.
 RATE, RATES = 0.09, (0.015, 0.12)
 FIRST_PIECES = 2  # of each objective, that D is taken from
+_UNKNOWN = 0.1  # D where nothing is known of a reference
 
 
 def repair(
@@ -99,14 +99,16 @@ def learning(
 
 
 def _divergence(model: nn.Module, goals: Sequence[Objective]) -> float:
-    """From the reference at T = 1, nats per token; a tenth where there is no reference."""
+    """From the reference at T = 1, nats per token."""
     total, count = 0.0, 0
     with frozen(model), torch.no_grad():
         for piece in (piece for goal in goals for piece in goal.pieces[:FIRST_PIECES]):
             if isinstance(piece.source, Batch) and piece.source.lessons:
                 total += float(target_losses(model, piece.source).sum())
                 count += piece.count
-    return max(total / count, 0.0) if count else 0.1
+    if not count or not math.isfinite(total):
+        return _UNKNOWN  # a loss that is no number is refused by `tune`, with its layer and head
+    return max(total / count, 0.0)
 
 
 def repair_by_support(

@@ -93,7 +93,7 @@ def find_model(name: str | Path) -> tuple[str, bool]:
     if _HUB_ID.fullmatch(text):
         _check_hub(text)
         return text, True
-    raise ModelError(f"no model {text!r}: there is no such directory; {_known(text)}")
+    raise ModelError(f"no model {text!r}: there is no such directory or GGUF file; {_known(text)}")
 
 
 def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:

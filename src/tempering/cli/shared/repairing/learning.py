@@ -16,7 +16,7 @@ from tempering.attention.tuning.repair import learning, repair_by_support
 from tempering.cli.shared.repairing.material import Material, RepairOptions, short, support_chunks
 from tempering.cli.shared.tuning_runs import say_step
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.returned import AnswerScores, score
+from tempering.evaluation.returned import PieceScores, score
 
 
 def learn(
@@ -61,8 +61,8 @@ def after(
     profile: Profile,
     journal: Journal,
     report: Any,
-) -> dict[str, dict[str, AnswerScores]]:
-    """AnswerScores under the profile and under its controls, by label."""
+) -> dict[str, dict[str, PieceScores]]:
+    """Scores under the profile and under its controls, by label."""
     rivals = {"repaired": profile, "negated": profile.scaled(-1.0)}
     rivals |= {f"shuffled, seed {seed}": profile.shuffled(seed) for seed in range(request.shuffles)}
     digest = hashlib.sha256(json.dumps(profile.to_json()).encode()).hexdigest()[:12]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tempering.attention.measuring.measure import measure_tokens
+from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.attention.tuning import Objective, from_batches
 from tempering.attention.tuning.batches import text_batches
 from tempering.attention.tuning.repair import check_pair
@@ -21,7 +22,7 @@ from tempering.cli.shared.repairing.material import Material, RepairOptions, sup
 from tempering.engines.generating.samples import write_samples
 from tempering.errors import ModelError
 from tempering.evaluation.journal import Journal
-from tempering.evaluation.returned import AnswerScores, score
+from tempering.evaluation.returned import PieceScores, score
 
 
 def ask(
@@ -32,14 +33,16 @@ def ask(
     lessons: Path,
     journal: Journal,
     report: Any,
-) -> tuple[tuple[Objective, ...], dict[str, AnswerScores], Tensor | None]:
+) -> tuple[tuple[Objective, ...], dict[str, PieceScores], Tensor | None]:
     """Lessons, scores and (by support) entropies of the reference, which is let go afterwards."""
     reference, its_tokenizer = common.open_model(
         request.reference or "", request.device, request.dtype
     )
     check_pair(config, reference.config)
     check_tokenizers(tokenizer, its_tokenizer)
-    known = score(reference, material.tests, label="reference", journal=journal, progress=report)
+    # By its weights, not its name: a resumed run must not go on with another model's scores.
+    label = f"reference {fingerprint(reference)}"
+    known = score(reference, material.tests, label=label, journal=journal, progress=report)
     goals, settings = list(material.goals), request.settings
     entropy = None
     if settings["by"] == "support":
@@ -71,7 +74,6 @@ def _samples(
     reference: Any, tokenizer: Any, request: RepairOptions, lessons: Path, report: Any
 ) -> Tensor:
     """Chunks that the reference writes, kept beside its lessons."""
-    from tempering.attention.profiles.fingerprint import fingerprint
     from tempering.files import replace_atomic
 
     count, length = request.settings["samples"], request.settings["chunk"]

@@ -12,11 +12,11 @@ from tempering.attention.tuning import Objective, Tuned
 from tempering.cli.shared import common
 from tempering.cli.shared.repairing.material import Material, RepairOptions
 from tempering.errors import ModelError
-from tempering.evaluation.returned import AnswerScores, returned
+from tempering.evaluation.returned import PieceScores, returned
 
 
 def say_damage(
-    tests: Sequence[Objective], known: dict[str, AnswerScores], before: dict[str, AnswerScores]
+    tests: Sequence[Objective], known: dict[str, PieceScores], before: dict[str, PieceScores]
 ) -> None:
     """One line for every test; ModelError where compression took nothing on the whole."""
     total = 0.0
@@ -41,9 +41,9 @@ def save(
     material: Material,
     profile: Profile,
     tuned: Tuned | None,
-    known: dict[str, AnswerScores] | None,
-    before: dict[str, AnswerScores],
-    found: dict[str, dict[str, AnswerScores]],
+    known: dict[str, PieceScores] | None,
+    before: dict[str, PieceScores],
+    found: dict[str, dict[str, PieceScores]],
 ) -> None:
     """Write the profile with its evidence, and the record with its report."""
     from tempering.cli.shared.sections import pattern_section
@@ -80,9 +80,9 @@ def save(
 
 def compared(
     tests: Sequence[Objective],
-    known: dict[str, AnswerScores] | None,
-    before: dict[str, AnswerScores],
-    found: dict[str, dict[str, AnswerScores]],
+    known: dict[str, PieceScores] | None,
+    before: dict[str, PieceScores],
+    found: dict[str, dict[str, PieceScores]],
     seed: int,
 ) -> list[dict[str, Any]]:
     """A row for every contender and test; without a reference, changes alone."""
