@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +87,7 @@ def compare(
     if engine not in ("transformers", "vllm", "llamacpp"):
         raise InputError(f"--engine is transformers, vllm or llamacpp, not '{engine}'")
     if engine != "transformers":
-        compare_vllm.only_costs(budget, samples, reading, device, engine)
+        compare_vllm.only_costs(budget, samples, reading, device, dtype, engine)
     common.check_out(out)
     words, name = common.text_of(text)
     settings: dict[str, Any] = {
@@ -103,22 +105,12 @@ def compare(
         "chunks": limit,
         "engine": engine,
     }
-    if engine == "vllm":
-        comparison, section = compare_vllm.compare_vllm(
-            words,
-            list(pattern or ()),
-            list(profile or ()),
-            amplitude,
-            controls,
-            model=model,
-            chunk=chunk,
-            limit=limit,
-            dtype=dtype,
-        )
-        common.finish(_record(comparison, settings, section, seed, device), out, as_json)
-        return
-    if engine == "llamacpp":
-        comparison, section = llamacpp_runs.compare_llamacpp(
+    scorers: dict[str, Callable[..., Any]] = {
+        "vllm": partial(compare_vllm.compare_vllm, dtype=dtype),
+        "llamacpp": llamacpp_runs.compare_llamacpp,
+    }
+    if engine in scorers:
+        comparison, section = scorers[engine](
             words,
             list(pattern or ()),
             list(profile or ()),

@@ -51,7 +51,7 @@ def compare_vllm(
 
 
 def only_costs(
-    budget: float | None, samples: int, reading: str, device: str | None, engine: str
+    budget: float | None, samples: int, reading: str, device: str | None, dtype: str, engine: str
 ) -> None:
     """InputError for an option that an engine which only scores prompts can't serve."""
     for asked, option, why in (
@@ -59,6 +59,7 @@ def only_costs(
         (samples > 0, "--samples", "samples with an engine in process"),
         (reading != "temperature", "--read-as", "needs attention weights, which it doesn't show"),
         (device is not None, "--device", "is the engine's to choose"),
+        (engine == "llamacpp" and dtype != "float32", "--dtype", "is the file's"),
     ):
         if asked:
             raise InputError(f"{option} {why}; leave it out, or leave out --engine {engine}")
