@@ -1,4 +1,4 @@
-"""Options of `compare` that an engine which only scores prompts can't serve: refused, not ignored."""
+"""Options of `compare` that an engine which only scores prompts refuses, instead of ignoring."""
 
 from __future__ import annotations
 
