@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -22,14 +25,22 @@ from tempering.audit import ask, audit
 from tempering.cli import main
 from tempering.engines.checkpoints.gguf import bake_gguf
 from tempering.engines.generating.side_by_side import stream
+from tempering.engines.llamacpp import requests
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.server import make_server
 from tempering.engines.llamacpp.writing import SampledToken, WritingRows, write
 from tempering.engines.loading.gguf_files import load_gguf
 from tempering.engines.providers.echo import EchoServer
-from tempering.errors import InputError, ModelError, RefusedError, TemperatureError
+from tempering.errors import (
+    CheckError,
+    InputError,
+    ModelError,
+    RefusedError,
+    TemperatureError,
+)
 from tempering.tokens import parse_policy
 from tempering.tokens.engine_check import check_engine
+from tempering.tokens.policy import ConstantPolicy
 from tests.integration.llamacpp_tiny import write_gguf
 
 llama = pytest.importorskip(
@@ -231,6 +242,15 @@ def test_what_llamacpp_cannot_do_is_said(files, engine, tmp_path):
         next(write(engine, list(range(5, 200)), [SampledToken(policy, 0)], tokens=400))
     with pytest.raises(InputError, match="5 samples"):
         next(write(engine, [5, 6], [SampledToken(policy, 0)] * 5, tokens=4))
+    for more, says in (
+        ({"length": 513}, "length = 513 is not from 1 to 512"),
+        ({"length": 10**12}, "what the model was trained for"),
+        ({"rows": 257}, "rows = 257 is not from 1 to 256"),
+        ({"threads": 513}, "threads = 513"),
+        ({"threads": 0}, "threads = 0"),
+    ):
+        with pytest.raises(InputError, match=says):
+            LlamaCpp(files["llama"], **more)
     with pytest.raises(InputError, match="token 999"):
         engine.logprobs([[5, 999]])
     with pytest.raises(InputError, match="no tokens"):
@@ -369,12 +389,109 @@ def test_a_chat_goes_through_the_template(url, engine):
         ({"stop": [1]}, "stop is a text"),
         ({"stream": "yes"}, "stream is true or false"),
         ({"stream": True, "logprobs": 1}, "can't be streamed"),
+        ({"stream": 1}, "stream is true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options is for streams"),
+        ({"stream": True, "stream_options": {"usage": 1}}, 'is {"include_usage": true}'),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage is true or"),
+        ({"n": 0}, "n is a whole number, 1 or more, got 0"),
+        ({"n": False}, "n is a whole number"),
+        ({"stop": ""}, "none of them empty"),
+        ({"stop": ["a", ""]}, "none of them empty"),
+        ({"stop": 0}, "stop is a text"),
+        ({"vllm_xargs": []}, "vllm_xargs is a mapping"),
+        ({"max_tokens": 10**400}, "max_tokens is a whole number"),
+        ({"max_completion_tokens": 5}, "two limits"),
+        ({"max_tokens": None, "prompt": IDS * 6}, "the prompt has 576 tokens"),
+        ({"max_tokens": 1, "prompt": (IDS * 6)[:512], "echo": True}, "the prompt has 512 tokens"),
+        ({"logprobs": 5}, "send logprobs=1"),
+        ({"logprobs": "x"}, "logprobs is a whole number"),
+        ({"presence_penalty": False}, "presence_penalty"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "/v1/completions takes prompt"),
+        ({"prompt": "a\ud800"}, "half of a character at place 1"),
+        ({"prompt": [[5, 6]]}, "prompt is one text"),
+        ({"temperature": math.nan}, "temperature is a number"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused_by_name(url, more, says):
     status, message = post(url, "/completions", {**ASK, **more})
     assert status == 400 and says in message
     assert post(url, "/completions", {**ASK, "max_tokens": 1})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "half of a character"),
+        ({"messages": [{"role": "user", "content": "x", "name": "b"}]}, "messages[0]: 'name'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
+            "texts alone",
+        ),
+        ({"prompt": "x"}, "/v1/chat/completions takes messages"),
+        ({"echo": True}, "'echo' can't be carried out"),
+        ({"logprobs": 1}, "logprobs is true or false"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+    ],
+)
+def test_what_a_chat_cannot_carry_out_is_refused_by_name(url, more, says):
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    status, message = post(url, "/chat/completions", {**body, **more})
+    assert status == 400 and says in message
+    assert post(url, "/chat/completions", body)[0] == 200
+
+
+def test_null_is_nothing_and_0_is_a_number(url):
+    """A null beside a number takes nothing from it; logprobs=0 asks for the tokens' own."""
+    body = {**ASK, "n": 1, "max_completion_tokens": None, "max_tokens": 3, "logprobs": 0}
+    _, found = post(url, "/completions", body)
+    assert found["usage"]["completion_tokens"] <= 3
+    assert len(found["choices"][0]["logprobs"]["token_logprobs"]) <= 3
+    whole = {"prompt": (IDS * 6)[:512], "max_tokens": 0, "echo": True, "logprobs": 1}
+    status, echoed = post(url, "/completions", whole)
+    assert status == 200 and len(echoed["choices"][0]["logprobs"]["tokens"]) == 512
+
+
+class FailsLater(ConstantPolicy):
+    """A policy with a bug that shows after some tokens."""
+
+    def advance(self, state: Any, token: int) -> Any:
+        if state.position >= 2:
+            raise self.error
+        return super().advance(state, token)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), CheckError("its own words")])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_policy_that_fails_ends_its_own_request_alone(url, monkeypatch, error, streamed):
+    whole = post(url, "/completions", ASK)[1]["choices"]
+    monkeypatch.setattr(requests, "policy_from_request", lambda *_: failing)
+    failing = FailsLater(1.0)
+    object.__setattr__(failing, "error", error)
+    status, reply = post(url, "/completions", {**ASK, "n": 1, "stream": streamed})
+    says = "ZeroDivisionError: a bug" if isinstance(error, ZeroDivisionError) else "its own words"
+    if streamed:
+        *parts, last = [json.loads(x.removeprefix("data: ")) for x in reply.split("\n\n") if x]
+        assert status == 200 and len(parts) == 2
+        assert last["error"] == {"message": says, "type": "server_error", "code": 500}
+    else:
+        assert (status, reply) == (500, says)
+    monkeypatch.undo()
+    assert post(url, "/completions", ASK)[1]["choices"] == whole
+
+
+def test_a_client_that_hangs_up_ends_its_request_alone(url, capfd):
+    whole = post(url, "/completions", ASK)[1]["choices"]
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    data = json.dumps({**ASK, "max_tokens": 400, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    for reads in (0, 1, 200):
+        with socket.create_connection((host, int(port))) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(head.encode() + data)
+            if reads:
+                client.recv(reads)
+    assert post(url, "/completions", ASK)[1]["choices"] == whole
+    assert capfd.readouterr().err == ""
 
 
 def test_bodies_that_are_none_and_keys(engine):

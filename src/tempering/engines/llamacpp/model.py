@@ -17,6 +17,8 @@ from tempering.attention.limits import check_values
 from tempering.errors import InputError, MissingExtraError, ModelError, RefusedError
 
 _BATCH = 512  # tokens that llama.cpp reads at once
+_MOST_ROWS = 256  # LLAMA_MAX_SEQ
+_MOST_THREADS = 512  # GGML_MAX_N_THREADS; llama.cpp ends the process beyond it
 # Architectures that were compared with the tempered model (tests/integration/test_llamacpp.py):
 # no soft cap, no sinks, no bias of positions, heads rotated whole.
 _ROTATED = ("llama", "qwen2")
@@ -36,7 +38,8 @@ class LlamaCpp:
         second file: cosines and sines of the rotation are multiplied by T^-1/2, and so the scaled
         products by 1/T. RefusedError where that isn't all that the softmax sees.
 
-    Raises MissingExtraError without cyllama, ModelError for a file that llama.cpp can't run.
+    Raises MissingExtraError without cyllama, ModelError for a file that llama.cpp can't run,
+    InputError for a length, rows or threads that it can't have.
     """
 
     name = "llama.cpp"
@@ -68,6 +71,10 @@ class LlamaCpp:
         self.trained = int(self._model.n_ctx_train)
         self.length = min(self.trained, 8192) if length is None else length
         self.rows = rows
+        cores = len(os.sched_getaffinity(0)) if threads is None else threads
+        _within(self.length, self.trained, "length", "what the model was trained for")
+        _within(rows, _MOST_ROWS, "rows", "what llama.cpp tells apart")
+        _within(cores, _MOST_THREADS, "threads", "what llama.cpp can start")
         if self._model.has_encoder() or self._model.is_recurrent():
             raise RefusedError(
                 f"{self.path} is no decoder with attention alone; its rows can't be told apart"
@@ -80,7 +87,6 @@ class LlamaCpp:
         if temperature != 1:
             self._check_rotated()
             settings.yarn_attn_factor = temperature**-0.5
-        cores = threads or len(os.sched_getaffinity(0))
         settings.n_threads = settings.n_threads_batch = cores
         try:
             self._context = llama.LlamaContext(self._model, settings)
@@ -171,6 +177,13 @@ class LlamaCpp:
     def ids(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text, as llama.cpp cuts it; special: put a BOS first where the file says
         so. Texts of special tokens become those tokens."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text holds half of a character at place {error.start}, the surrogate "
+                f"{text[error.start]!r}; give text of whole characters"
+            ) from error
         found = self.vocab.tokenize(text, special, True)
         return [int(token) for token in found]
 
@@ -248,6 +261,11 @@ class LlamaCpp:
             raise InputError(
                 f"{what} has {tokens} tokens, and this engine was started for {self.length}"
             )
+
+
+def _within(value: int, most: int, name: str, why: str) -> None:
+    if not 1 <= value <= most:
+        raise InputError(f"{name} = {value} is not from 1 to {most}, {why}")
 
 
 def _llama() -> Any:

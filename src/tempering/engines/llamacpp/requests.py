@@ -22,10 +22,11 @@ _POLICY = (
     "dynatemp_exponent",
 )
 _SAMPLE = "tempering_sample"
-# Of OpenAI's names, what is carried out, and what changes nothing here.
-_READ = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature",
-         "top_p", "n", "seed", "stop", "stream", "stream_options", "echo", "logprobs",
-         "vllm_xargs")  # fmt: skip
+# Of OpenAI's names, what is carried out (the first two by one kind of request each), and what
+# changes nothing here.
+_READ = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "seed", "stop",
+         "stream", "stream_options", "logprobs", "model", "vllm_xargs")  # fmt: skip
+_OWN = {True: ("messages",), False: ("prompt", "echo")}
 _IDLE = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 # What asks for nothing at these values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -64,49 +65,102 @@ def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> Ser
     """A checked request; InputError (HTTP 400) names the argument that can't be carried out."""
     if not isinstance(body, Mapping):
         raise InputError("a request is a JSON object")
+    # JSON's null is the same as nothing.
+    body = {key: value for key, value in body.items() if value is not None}
+    read = (*_OWN[chat], *_READ)
     for key, value in body.items():
-        if value is None or key in _READ or key in _IDLE or value in _NEUTRAL.get(key, ()):
+        neutral = not isinstance(value, bool) and value in _NEUTRAL.get(key, ())
+        if key in read or key in _IDLE or neutral:
             continue
-        raise InputError(
-            f"{key!r:.60} can't be carried out here; this server takes {', '.join(_READ)}"
-        )
+        # OpenAI's chats have no echo; false asks for nothing.
+        if chat and key == "echo" and value is False:
+            continue
+        where = "/v1/chat/completions" if chat else "/v1/completions"
+        raise InputError(f"{key!r:.60} can't be carried out here; {where} takes {', '.join(read)}")
     asked = body.get("model")
     if asked not in (None, name):
         raise InputError(f"this server has the model {name!r}, not {asked!r:.80}")
     prompt = _prompt(body, model, chat)
     echo = _flag(body, "echo")
-    if chat and echo:
-        raise InputError("'echo' is for /v1/completions")
-    room = model.length - len(prompt)
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    tokens = min(room, _MOST if chat else 16) if limit is None else _whole(limit, "max_tokens", 0)
-    if room < max(tokens, 1) - (1 if echo and tokens <= 1 else 0):
-        raise InputError(
-            f"a prompt of {len(prompt)} tokens and {tokens} new ones don't fit the "
-            f"{model.length} that this server was started for"
-        )
-    if tokens == 0 and not echo:
-        raise InputError("max_tokens is 1 or more (0 only with echo)")
-    n = _whole(body.get("n") or 1, "n", 1)
+    n = _whole(body.get("n", 1), "n", 1)
     if n > model.rows:
         raise InputError(f"n = {n}: this server was started for {model.rows} texts side by side")
-    stop = body.get("stop") or []
-    stop = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stop, list) or not all(isinstance(x, str) and x for x in stop):
-        raise InputError("stop is a text or a list of texts")
-    options = body.get("stream_options") or {}
+    stream = _flag(body, "stream")
+    logprobs = _logprobs(body, chat)
+    if stream and (echo or logprobs):
+        raise InputError("echo and logprobs can't be streamed here; send stream=false")
     return ServedRequest(
         chat=chat,
         prompt=prompt,
         samples=_samples(body, model, n),
-        tokens=tokens,
+        tokens=_limit(body, model, len(prompt), chat, echo),
         top_p=_share(body),
-        stop=tuple(stop),
-        stream=_flag(body, "stream"),
-        usage=isinstance(options, Mapping) and options.get("include_usage") is True,
+        stop=_stop(body),
+        stream=stream,
+        usage=_usage(body, stream),
         echo=echo,
-        logprobs=body.get("logprobs") not in (None, False),
+        logprobs=logprobs,
     )
+
+
+def _limit(body: Mapping[str, Any], model: LlamaCpp, read: int, chat: bool, echo: bool) -> int:
+    """How many new tokens are asked for, at most, after a prompt of so many."""
+    names = [name for name in ("max_tokens", "max_completion_tokens") if name in body]
+    wanted = [_whole(body[name], name, 0) for name in names]
+    if len(set(wanted)) > 1:
+        raise InputError(
+            f"two limits: max_tokens = {wanted[0]}, max_completion_tokens = {wanted[1]}; send one"
+        )
+    room = model.length - read
+    if room < (0 if wanted[:1] == [0] else 1):
+        raise InputError(
+            f"the prompt has {read} tokens, and this server was started for {model.length}, prompt "
+            "and reply together; give a shorter prompt"
+        )
+    tokens = wanted[0] if wanted else min(room, _MOST if chat else 16)
+    if tokens == 0 and not echo:
+        raise InputError("max_tokens is 1 or more (0 only with echo)")
+    if tokens > room:
+        raise InputError(
+            f"a prompt of {read} tokens and {tokens} new ones don't fit the {model.length} that "
+            "this server was started for"
+        )
+    return tokens
+
+
+def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = body.get("stop", [])
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or not all(isinstance(x, str) and x for x in texts):
+        raise InputError(f"stop is a text or a list of texts, none of them empty, got {stop!r:.40}")
+    return tuple(texts)
+
+
+def _usage(body: Mapping[str, Any], stream: bool) -> bool:
+    """Whether a stream ends with the numbers of tokens."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise InputError("stream_options is for streams; send stream=true, or leave it out")
+    if not isinstance(options, Mapping) or options.keys() - {"include_usage"}:
+        raise InputError(f'stream_options is {{"include_usage": true}}, got {options!r:.60}')
+    return _flag(options, "include_usage")
+
+
+def _logprobs(body: Mapping[str, Any], chat: bool) -> bool:
+    """Whether log probabilities of tokens are asked for: a flag of chats, elsewhere 0 or 1."""
+    if chat:
+        return _flag(body, "logprobs")
+    value = body.get("logprobs")
+    if value is None:
+        return False
+    if _whole(value, "logprobs", 0) > 1:
+        raise InputError(
+            f"logprobs = {value}: this server gives those of the tokens themselves, without others "
+            "that were likely; send logprobs=1"
+        )
+    return True
 
 
 def _prompt(body: Mapping[str, Any], model: LlamaCpp, chat: bool) -> list[int]:
@@ -131,12 +185,16 @@ def _prompt(body: Mapping[str, Any], model: LlamaCpp, chat: bool) -> list[int]:
         role = item.get("role") if isinstance(item, Mapping) else None
         content = item.get("content") if isinstance(item, Mapping) else None
         if isinstance(content, list):
-            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-            if len(parts) != len(content) or not all(isinstance(x, str) for x in parts):
+            if not all(_is_text(part) for part in content):
                 raise InputError(f"messages[{place}]: this server reads texts alone")
-            content = "".join(map(str, parts))
+            content = "".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
             raise InputError(f"messages[{place}] has no role, or no text as its content")
+        if more := [x for x in item if x not in ("role", "content") and item[x] is not None]:
+            raise InputError(
+                f"messages[{place}]: {more[0]!r:.60} can't be carried out here; a message has a "
+                "role and content"
+            )
         turns.append({"role": role, "content": content})
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "chat_template", None):
@@ -148,6 +206,16 @@ def _prompt(body: Mapping[str, Any], model: LlamaCpp, chat: bool) -> list[int]:
     return _some(model.ids(str(text)))
 
 
+def _is_text(part: object) -> bool:
+    """Whether a part of a message is {"type": "text", "text": ...}."""
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        and len(part) == 2
+    )
+
+
 def _some(ids: list[int]) -> list[int]:
     if not ids:
         raise InputError("the prompt has no tokens; give some text")
@@ -155,9 +223,9 @@ def _some(ids: list[int]) -> list[int]:
 
 
 def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledToken]:
-    extra = body.get("vllm_xargs") or {}
+    extra = body.get("vllm_xargs", {})
     if not isinstance(extra, Mapping):
-        raise InputError("vllm_xargs is a mapping")
+        raise InputError(f"vllm_xargs is a mapping, got {extra!r:.40}")
     for key in extra:
         if key == "tempering_profile":
             raise InputError(
@@ -217,6 +285,6 @@ def _whole(value: Any, name: str, least: int) -> int:
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
     value = body.get(name)
-    if value not in (None, False, True):
+    if value is not None and not isinstance(value, bool):
         raise InputError(f"{name} is true or false, got {value!r:.40}")
     return bool(value)

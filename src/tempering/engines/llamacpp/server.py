@@ -156,14 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
                     self._streamed(request)
                 else:
                     self._whole(request)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # the client has gone; its samples end with it
         except InputError as error:
             self._error(400, str(error))
         except TemperingError as error:
             self._error(500, str(error))
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client has gone; its samples end with it
         except Exception as error:
-            self._error(500, f"{type(error).__name__}: {error}")
+            self._error(500, _told(error))
 
     def _allowed(self) -> bool:
         if self.key is None:
@@ -203,8 +203,6 @@ class _Handler(BaseHTTPRequestHandler):
         return {**body, "text": text}
 
     def _streamed(self, request: ServedRequest) -> None:
-        if request.echo or request.logprobs:
-            raise InputError("echo and logprobs can't be streamed here; send stream=false")
         done = WrittenReply(self.model, request)
         head = self._head(request, part=True)
         pieces = done.pieces()
@@ -225,8 +223,11 @@ class _Handler(BaseHTTPRequestHandler):
             if request.usage:
                 self._event({**head, "choices": [], "usage": self._usage(request, done)})
             self._chunk(b"data: [DONE]\n\n")
-        except TemperingError as error:
-            self._event({"error": {"message": str(error), "type": "server_error", "code": 500}})
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # also a bug in a policy: the answer has begun
+            message = str(error) if isinstance(error, TemperingError) else _told(error)
+            self._event({"error": {"message": message, "type": "server_error", "code": 500}})
         finally:
             pieces.close()
         self._chunk(b"")
@@ -276,8 +277,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _json(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # nobody waits for the answer any more
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
