@@ -137,6 +137,31 @@ def test_too_few_tokens_are_said(llama):
         audit(llama, said)
 
 
+def test_what_prompts_share_counts_once():
+    """An interval is as wide for a prompt given ten times, and for its beginnings beside it."""
+    engine = tiny.llama(rope_parameters=PLAIN).bfloat16()
+    own = copy.deepcopy(engine).float()
+    said = tiny.said_by(engine, tiny.prompts(3, 96))
+    parts = [
+        scored(item.tokens[:n], item.logprobs[:n], "a part") for item in said for n in (3, 40, 95)
+    ]
+
+    def run(prompts: Any) -> Any:
+        return audit(own, prompts, precision="bfloat16", layers=False, mistakes=[])
+
+    alone = run(said)
+    for more in (said * 9, parts, [scored([], [], "nothing"), scored([5], [None], "one")]):
+        found = run([*said, *more])
+        assert found.temperature == alone.temperature
+        assert found.tokens == alone.tokens == 3 * 94
+    # A beginning that prompts share: 30 tokens, of which 28 count.
+    ids = tiny.prompts(3, 96)
+    ids[:, :30] = ids[0, :30]
+    assert run(tiny.said_by(engine, ids)).tokens == 28 + 3 * 66
+    with pytest.raises(DataError, match=r"from 38 tokens \(342 more repeat a prompt"):
+        run(tiny.said_by(engine, tiny.prompts(1, 40)) * 10)
+
+
 def test_noise_that_hides_the_temperature_is_said():
     """Log probabilities as a server of 2 digits in a noisy format gives them."""
     engine = tiny.llama(initializer_range=0.02).bfloat16()
@@ -249,6 +274,10 @@ def test_a_contest_is_paired_over_blocks():
         ([1, 2, 300], [None, -1.0, -2.0], "id 300, and the reference has 96"),
         ([1, 2, 3], [None, -1.0, -9999.0], "stands for none"),
         ([1, 2, 3], [None, -1.0, math.nan], "token 2: expected a log"),
+        ([1, 2, 3], [None, -1.0, -(10**400)], r"-10{58}\.\.\. stands for none"),
+        ([1, 2, 3], [None, -1.0, 10**400], r"at most 0, got 10{59}\.\.\.; are"),
+        ([1, 2, 10**400], [None, -1.0, -1.0], r"id 10{59}\.\.\., and"),
+        ([1, 2, 3], [None, -1.0, -math.inf], "-inf stands for none"),
         ([1, 2, -3], [None, -1.0, -1.0], "token 2: expected a token id"),
         ([1, True, 3], [None, -1.0, -1.0], "token 1: expected a token id"),
         ([1, 2, 3, 4], [None, None, None, None], "gives those of its top tokens only"),

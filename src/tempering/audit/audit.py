@@ -17,7 +17,7 @@ from tempering.audit.candidates import ALIKE, Candidate, Court, TemperatureEstim
 from tempering.audit.mistakes.base import Mistake, MistakeCase, cases
 from tempering.audit.reference import Reference
 from tempering.audit.rounding import check_precision, rounded
-from tempering.audit.scores import Scored
+from tempering.audit.scores import Scored, once
 from tempering.errors import DataError, RefusedError
 
 # Fewer log probabilities than this say nothing about their own errors.
@@ -95,7 +95,8 @@ def audit(
     Parameters
     ----------
     model: the reference, float32, with the weights that the engine has.
-    prompts: what the engine said; see `tempering.audit.scores`.
+    prompts: what the engine said; see `tempering.audit.scores`. Tokens that prompts share, from
+        their beginning on, count once.
     name: of the engine, for the verdict.
     precision: that the engine computes in; see `tempering.audit.rounding`.
     profile: that the engine was given; temperatures are then compared with it.
@@ -107,10 +108,12 @@ def audit(
     common with the reference.
     """
     check_precision(precision)
-    kept = [item for item in prompts if item.places]
+    kept = [item for item in once(prompts) if item.places]
     tokens = sum(len(item.places) for item in kept)
     if tokens < _LEAST:
-        raise DataError(f"it can't be told from {tokens} tokens; give 2,000")
+        twice = sum(len(item.places) for item in prompts) - tokens
+        beside = f" ({twice} more repeat a prompt, or the beginning of one)" if twice else ""
+        raise DataError(f"it can't be told from {tokens} tokens{beside}; give 2,000")
     reference = Reference(model, profile)
     reference.check(kept)
     say = progress or (lambda stage, done, total: None)

@@ -10,9 +10,8 @@ first token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +60,27 @@ def scored(
     for place, (token, value) in enumerate(zip(tokens, logprobs, strict=True)):
         where = f"{origin}, token {place}"
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise DataError(f"{where}: expected a token id, got {token!r}")
+            raise DataError(f"{where}: expected a token id, got {_shown(token)}")
         if vocabulary is not None and token >= vocabulary:
             raise DataError(
-                f"{where}: id {token}, and the reference has {vocabulary} tokens: its tokenizer is "
-                "another one; name the model that the engine serves"
+                f"{where}: id {_shown(token)}, and the reference has {vocabulary} tokens: its "
+                "tokenizer is another one; name the model that the engine serves"
             )
         if value is None:
             values.append(None)
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise DataError(f"{where}: expected a log probability or null, got {value!r}")
+        # Whole numbers have no largest one: they are compared before they become float64.
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise DataError(f"{where}: expected a log probability or null, got {_shown(value)}")
         if value > 0:
             raise DataError(
-                f"{where}: a log probability is at most 0, got {value:g}; are these "
+                f"{where}: a log probability is at most 0, got {_shown(value)}; are these "
                 "probabilities? Give their natural logarithms"
             )
         if value < _LOWEST:
             raise DataError(
-                f"{where}: the log probability {value:g} stands for none at all; does the engine "
-                "mask this token, or give only the top ones? Leave the prompt out"
+                f"{where}: the log probability {_shown(value)} stands for none at all; does the "
+                "engine mask this token, or give only the top ones? Leave the prompt out"
             )
         values.append(float(value))
     missing = [i for i, value in enumerate(values) if i >= FIRST and value is None]
@@ -91,6 +91,25 @@ def scored(
             "ask for the log probability of every token of the prompt"
         )
     return Scored(tuple(tokens), tuple(values), origin)
+
+
+def once(prompts: Sequence[Scored]) -> list[Scored]:
+    """The prompts, with None for each token that another prompt has after the same tokens.
+
+    Its log probability is the same number again, so that a second one would make intervals
+    narrower and tell nothing: of a prompt given twice, or of a beginning that prompts share, the
+    first counts.
+    """
+    nodes: dict[tuple[int, int], int] = {}  # the tree of prompts' beginnings
+    found = []
+    for item in prompts:
+        node, values = 0, list(item.logprobs)
+        for place, token in enumerate(item.tokens):
+            if (node, token) in nodes:
+                values[place] = None
+            node = nodes.setdefault((node, token), len(nodes) + 1)
+        found.append(replace(item, logprobs=tuple(values)))
+    return found
 
 
 def read_scores(path: str | Path, vocabulary: int | None = None) -> list[Scored]:
@@ -118,3 +137,8 @@ def read_scores(path: str | Path, vocabulary: int | None = None) -> list[Scored]
 
 
 _KEYS = ("tokens", "logprobs")
+
+
+def _shown(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
