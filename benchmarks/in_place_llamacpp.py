@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from tempering.data.gallery import gallery
 from tempering.engines.checkpoints.gguf import bake_gguf
 from tempering.engines.loading.gguf_files import embedded_gguf, load_gguf
 
+# Where llama.cpp gives up it would start a debugger on this process, which may never end.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 LENGTH = 64
 
 

@@ -5,6 +5,7 @@ Needs cyllama, prebuilt llama.cpp: pip install cyllama. Skipped without it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tempering.engines.checkpoints.gguf import bake_gguf
 from tempering.engines.loading.gguf_files import load_gguf
 from tests.integration.test_bake_gguf import T, codes, tensors, write_llama
 
+# Where llama.cpp gives up it would start a debugger on this process, which may never end.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 llama = pytest.importorskip(
     "cyllama.llama.llama_cpp", reason="needs llama.cpp: pip install cyllama"
 )
