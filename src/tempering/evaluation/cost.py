@@ -8,6 +8,7 @@ p is the untempered model's next-token distribution, q the tempered one's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,6 +202,11 @@ def _chunk(
         if journal is not None:
             journal.put(name, row[label])
     return row
+
+
+def mean_loss(logprobs: Sequence[float | None]) -> float:
+    """Mean -log q of the tokens after the first, nats; None (of the first) has none."""
+    return -math.fsum(x for x in logprobs if x is not None) / (len(logprobs) - 1)
 
 
 def summarised(

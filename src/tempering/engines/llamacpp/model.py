@@ -215,11 +215,8 @@ class LlamaCpp:
         logits = torch.empty(0)
         for start in range(0, len(ids), self._at_once):
             part = ids[start : start + self._at_once]
-            last = start + len(part) == len(ids)
             places = [(row, token, start + i) for i, token in enumerate(part)]
             logits = self._decode(places, only_last=True)
-            if last:
-                break
         return logits
 
     def copy(self, source: int, target: int) -> None:

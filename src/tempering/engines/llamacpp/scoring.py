@@ -17,14 +17,13 @@ from torch import Tensor
 from tempering.engines.checkpoints.gguf import bake_gguf
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.errors import InputError
-from tempering.evaluation.cost import Cost, Variant, check_labels, summarised
+from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, summarised
 
 
 def losses(path: Path, chunks: Int[Tensor, "chunks length"]) -> list[float]:
     """Mean -log q of the tokens after the first of each chunk, nats per token."""
     with LlamaCpp(path, length=chunks.shape[1]) as model:
-        rows = model.logprobs(chunks.tolist())
-    return [-math.fsum(x for x in row if x is not None) / (len(row) - 1) for row in rows]
+        return [mean_loss(row) for row in model.logprobs(chunks.tolist())]
 
 
 def costs(

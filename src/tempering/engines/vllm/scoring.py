@@ -22,7 +22,7 @@ from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
 from tempering.engines.vllm.swap import agreed_answer, swap_profile
 from tempering.errors import InputError, MissingExtraError, ModelError
-from tempering.evaluation.cost import Cost, Variant, check_labels, summarised
+from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, summarised
 
 
 class VllmScorer:
@@ -99,8 +99,7 @@ class VllmScorer:
 
     def losses(self, chunks: Int[Tensor, "chunks length"]) -> list[float]:
         """Mean -log q of the tokens after the first of each chunk, nats per token."""
-        rows = self.logprobs(chunks.tolist())
-        return [-math.fsum(x for x in row if x is not None) / (len(row) - 1) for row in rows]
+        return [mean_loss(row) for row in self.logprobs(chunks.tolist())]
 
     def costs(
         self,
