@@ -276,6 +276,8 @@ def test_divergence_is_that_of_the_same_text(page, subject, painted):
             q = torch.log_softmax(subject.model(given).logits[0].double(), -1)[3:-1]
     expected = (p.exp() * (p - q)).sum(-1)
     assert found["kl"] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+    told = page.events("divergence", {**body, "start": len(ids + reply)})[-1]
+    assert "the reply has no token yet" in told["message"]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_divergence_is_that_of_the_same_text(page, subject, painted):
         ({"seed": -1}, "seed is a whole number"),
         ({"seed": 2**63}, "seed is a"),
         ({"profiles": [{"rows": ONES}] * 16}, "at most 15"),
-        ({"prompt": "\ud800"}, "prompt"),
+        ({"prompt": "\ud800"}, "half a character (U+D800)"),
         ({"policy": "phases(answer=)"}, "column 15"),
     ],
 )
@@ -343,6 +345,9 @@ def test_the_budget_finds_an_amplitude_within_it(page, painted):
     assert by_room["room"] * reach == pytest.approx(math.log(by_room["amplitude"]))
     told = page.events("budget", {"profile": {"rows": ONES}, "nats": 0.02})[-1]
     assert "paint something first" in told["message"]
+    ruled = {"rows": ONES, "rules": ["support(6)"] * LAYERS}
+    told = page.events("budget", {"profile": ruled, "nats": 0.02})[-1]
+    assert "has rules (support(6)): no amplitude scales them" in told["message"]
     told = page.events("budget", {"profile": painted, "nats": -1})[-1]
     assert "positive number of nats" in told["message"]
 
@@ -407,6 +412,8 @@ def test_a_record_holds_everything_on_the_page(page, painted):
     assert name in [row["name"] for row in page.get("/api/records").json()["records"]]
     told = page.refused("record", {**body, "columns": [{"label": "A", **painted}] * 2})
     assert "two columns are called A" in told["message"]
+    told = page.refused("record", {**body, "measured": {"before": 3, "after": {}, "label": "A"}})
+    assert "is an object of tables" in told["message"]
     told = page.refused("record", {**body, "samples": [{"label": 3}]})
     assert "samples" in told["message"]
 

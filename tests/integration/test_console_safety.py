@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tempering.console import fields
@@ -194,11 +196,96 @@ def test_a_body_that_the_page_never_sends_is_a_refusal(page, body, said):
         ([[1e6] * 4, *ONES[1:]], "between"),
         ([[10**400] * 4, *ONES[1:]], "bounds"),
         ("rows", "list of rows"),
+        ([[float("nan")] * 4, *ONES[1:]], "nan"),
     ],
 )
 def test_a_profile_that_does_not_fit_is_a_refusal(page, rows, said):
-    told = page.refused("profile/save", {"profile": {"rows": rows}})
-    assert said in told["message"]
+    body = json.dumps({"profile": {"rows": rows}})
+    told = page.client.post("/api/profile/save", content=body, headers=page.headers).json()
+    assert told["type"] == "error" and said in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (5, "for each of 8 layers"),
+        (0, "for each of 8 layers"),
+        ("support(6)", "for each of 8 layers"),
+        ({"a": 1}, "for each of 8 layers"),
+        (["support(6)"] * 7, "for each of 8 layers"),
+        ([None, 1, *[None] * 6], "layers.1.self_attn: a rule is a text or null, not 1"),
+        ([False] * 8, "layers.0.self_attn: a rule is a text or null, not False"),
+        ([["support(6)"]] * 8, "layers.0.self_attn: a rule is a text or null"),
+        ([""] * 8, "column 1"),
+    ],
+)
+def test_rules_that_are_none_are_a_refusal(page, rules, said):
+    for path in ("profile/save", "cost", "measure"):
+        told = page.refused(path, {"profile": {"rows": ONES, "rules": rules}})
+        assert said in told["message"]
+
+
+HALF = json.dumps("hot \ud83d").encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("cost", b'{"profile": {"rows": []}, "text": %b}' % HALF),
+        ("throb", b'{"task": %b, "pattern": "throb(3,2,1,3)"}' % HALF),
+        ("profile/save", b'{"profile": {"rows": [], "pattern": %b}}' % HALF),
+        ("record", b'{"samples": [{"trace": [{"token": %b}]}]}' % HALF),
+        ("record", b'{"answered": {%b: 1}}' % HALF),
+        ("bake", b'{"name": %b}' % HALF),
+        ("pattern", b'{"text": "hot \xed\xa0\xbd"}'),
+    ],
+)
+def test_half_a_character_is_a_refusal_wherever_it_stands(page, path, body):
+    answer = page.client.post(f"/api/{path}", content=body, headers=page.headers)
+    assert answer.status_code == 200
+    assert "half a character (U+D83D)" in answer.json()["message"]
+    assert "at place 5" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("path", ["pattern", "profile/read", "record", "write", "throb", "bake"])
+@pytest.mark.parametrize("depth", [60, 900, 10_000])
+def test_nesting_without_end_is_a_refusal(page, path, depth):
+    for opened, closed in ((b"[", b"]"), (b'{"a":', b"}")):
+        body = b'{"answers": %b1%b}' % (opened * depth, closed * depth)
+        told = page.client.post(f"/api/{path}", content=body, headers=page.headers).json()
+        assert told["type"] == "error"
+        assert "nested" in told["message"] or "recursion" in told["message"]
+
+
+def test_whole_characters_of_every_plane_pass(page):
+    body = b'{"text": "constant(1) \\ud83d\\udd25"}'
+    told = page.client.post("/api/pattern", content=body, headers=page.headers).json()
+    assert told["column"] == 13
+
+
+def test_a_crash_is_told_and_the_next_request_is_answered(page, monkeypatch, capsys):
+    def crash(*_):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr("tempering.console.saving.save_record", crash)
+    told = page.refused("record", {}, 500)
+    assert told["message"] == "ZeroDivisionError: by nothing"
+    assert "Traceback" in capsys.readouterr().err
+    assert page.post("pattern", {"text": "constant(1)"}).status_code == 200
+
+
+def test_a_folder_that_is_a_file_by_now_is_said(page, tmp_path):
+    (tmp_path / "runs").write_text("kept")
+    told = page.events("bake", {"profile": {"rows": ONES}, "name": "warm"})[-1]
+    assert told["type"] == "error" and "can't write" in told["message"]
+    assert told["kind"] == "OutputError"
+    assert (tmp_path / "runs").read_text() == "kept"
+
+
+def test_a_folder_s_name_may_hold_bytes_that_are_no_text(subject, tmp_path):
+    with asked(subject, tmp_path / "runs\udce9") as page:
+        assert page.get("/api/state").json()["out"].endswith("runs\udce9")
+        assert page.get("/api/records").json()["records"] == []
 
 
 def test_names_of_results_are_names(page, tmp_path):

@@ -79,6 +79,8 @@ def budget(
     """
     part = chunks[:_BUDGET_CHUNKS]
     reach = max(float(row.log().abs().max()) for row in painted.rows)
+    if pattern is None:
+        painted.refuse_rules("no amplitude scales them; change their level or their bounds")
     if pattern is None and reach == 0:
         raise InputError("every temperature is 1, which costs nothing; paint something first")
 

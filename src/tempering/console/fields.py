@@ -9,6 +9,7 @@ from typing import Any
 from tempering.errors import InputError
 
 MOST_BYTES = 16 * 2**20  # of one request: 80 x 128 temperatures in 60 columns are 13 MB
+_DEEPEST = 50  # lists within lists
 
 
 class Fields:
@@ -26,6 +27,7 @@ class Fields:
             raise InputError(f"the page sent no JSON: {error}") from error
         if not isinstance(data, dict):
             raise InputError(f"the page sent JSON that is no object but {type(data).__name__}")
+        _check(data)
         return cls(data)
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -77,3 +79,36 @@ class Fields:
         if not found:
             raise InputError(f"{name} holds no token")
         return found
+
+
+def _check(data: Any) -> None:
+    """InputError for what JSON can hold and no file, tokenizer or record can.
+
+    That is half of a surrogate pair, which UTF-8 has not, and nesting without end.
+    """
+    level = [data]
+    for _ in range(_DEEPEST):
+        for item in level:
+            # Keys are texts, too.
+            for text in item if isinstance(item, dict) else [item]:
+                if isinstance(text, str) and not text.isascii():
+                    _check_text(text)
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise InputError(f"the page sent JSON that is nested more than {_DEEPEST} deep")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"half a character (U+{ord(text[error.start]):04X}) stands in a text that the page "
+            f"sent, at place {error.start + 1}: {text[:40]!a}; take it out"
+        ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -125,10 +125,10 @@ class Console:
     async def _state(self, request: Request) -> Response:
         known = {**self.subject.for_page(), "out": str(self.out), "start": self.start}
         known["engine"] = None if self.remote is None else self.remote.for_page()
-        return JSONResponse(known)
+        return _Json(known)
 
     async def _records(self, request: Request) -> Response:
-        return JSONResponse({"out": str(self.out), "records": saving.listed(self.out)})
+        return _Json({"out": str(self.out), "records": saving.listed(self.out)})
 
     # -- answers at once
 
@@ -257,6 +257,13 @@ class Console:
         return await _answering(answer)(request)
 
 
+class _Json(JSONResponse):
+    """JSON in ASCII: a folder's name may hold bytes that no UTF-8 has."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
+
+
 class _Stream(StreamingResponse):
     """The events of a job, which is stopped when the page has gone, however early."""
 
@@ -289,7 +296,7 @@ def _static_files() -> dict[str, tuple[str, bytes]]:
 
 def _plain(make: Callable[[Fields], Any]) -> Answer:
     async def answer(request: Request, given: Fields) -> Response:
-        return JSONResponse(make(given))
+        return _Json(make(given))
 
     return answer
 
@@ -304,9 +311,11 @@ def _answering(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         try:
             return await answer(request, Fields.of(await request.body()))
         except TooMuchError as error:
-            return JSONResponse(message(error), 413)
-        except TemperingError as error:
-            return JSONResponse(message(error))
+            return _Json(message(error), 413)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            return _Json(message(error), 200 if isinstance(error, TemperingError) else 500)
 
     return endpoint
 
@@ -316,9 +325,7 @@ async def _lines(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     try:
         async for event in events:
             yield json.dumps(event, allow_nan=False).encode() + b"\n"
-    except TemperingError as error:
+    except Exception as error:
         yield json.dumps(message(error)).encode() + b"\n"
-    except ValueError as error:  # a number that JSON has not
-        yield json.dumps({"type": "error", "message": f"{error}"}).encode() + b"\n"
     finally:
         await events.aclose()  # type: ignore[attr-defined]

@@ -136,6 +136,8 @@ def _support(subject: Subject, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict) or not {"before", "after", "label"} <= given.keys():
         raise InputError("what was measured has the fields before, after and label")
     before, after, label = given["before"], given["after"], str(given["label"])
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        raise InputError("what was measured, before and after, is an object of tables each")
     try:
         return {
             "layers": list(subject.plan.names),
@@ -147,16 +149,19 @@ def _support(subject: Subject, given: Any) -> dict[str, Any]:
                 if name != "support"
             },
         }
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(f"what was measured lacks {error}") from error
 
 
 async def bake(subject: Subject, profile: Profile, out: Path, name: str) -> AsyncIterator[Event]:
     """`tempering bake` in a process of its own; what it says, line by line."""
     target = out / safe_name(name)
-    if target.exists():
-        raise OutputError(f"{target} exists already; give another name")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if target.exists():
+            raise OutputError(f"{target} exists already; give another name")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"can't write {target}: {error.strerror}") from error
     with tempfile.TemporaryDirectory() as folder:
         path = profile.save(Path(folder) / "profile.json")
         arguments = ["bake", subject.name, "--profile", str(path), "--out", str(target)]

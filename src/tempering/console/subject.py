@@ -125,10 +125,15 @@ class Subject:
             Profile.from_rows(found, self.plan), model=self.stated or None, pattern=pattern
         )
         rules = data.get("rules")
-        if not rules or not any(rules):
+        if rules is None:
             return made
-        if not isinstance(rules, list) or len(rules) != len(layers):
+        if not isinstance(rules, list) or len(rules) not in (0, len(layers)):
             raise ProfileError(f"a profile has a rule, or none, for each of {len(layers)} layers")
+        for layer, text in zip(layers, rules, strict=False):
+            if text is not None and not isinstance(text, str):
+                raise ProfileError(f"{layer.name}: a rule is a text or null, not {text!r:.40}")
+        if all(text is None for text in rules):
+            return made
         return replace(made, rules=tuple(None if text is None else rule(text) for text in rules))
 
     def to_page(self, profile: Profile) -> dict[str, Any]:

@@ -75,12 +75,8 @@ class Job:
             return True
         except (StopIteration, StoppedError):
             pass
-        except TemperingError as error:
-            self.send(message(error))
         except Exception as error:
-            # A crash is a message in the column; the terminal has the rest.
-            traceback.print_exc()
-            self.send({"type": "error", "message": f"{type(error).__name__}: {error}"})
+            self.send(message(error))
         self.close()
         return False
 
@@ -94,8 +90,14 @@ class Job:
         self.send(None)
 
 
-def message(error: TemperingError) -> Event:
-    """An error as the page is told it; column: where in a text, from 1."""
+def message(error: Exception) -> Event:
+    """An error as the page is told it; column: where in a text, from 1.
+
+    A crash is a message too, and the terminal has the rest of it.
+    """
+    if not isinstance(error, TemperingError):
+        traceback.print_exception(error)
+        return {"type": "error", "message": f"{type(error).__name__}: {error}"}
     return {
         "type": "error",
         "message": str(error),

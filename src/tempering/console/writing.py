@@ -194,6 +194,8 @@ def divergence(
     subject: Subject, tokens: Sequence[int], start: int, profile: Profile
 ) -> Iterator[Event]:
     """KL(untempered || tempered) at every token of a reply, both reading the same text, nats."""
+    if start == len(tokens):
+        raise InputError("the reply has no token yet; write one first")
     reply = torch.tensor(list(tokens[start:]))
     logits = _both(subject, tokens, profile, len(reply) + 1)[:, :-1]
     _, kl = losses_and_divergence(logits[1], logits[0], reply)
