@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -155,6 +156,59 @@ def test_the_meter_lets_a_text_pass(server):
     assert json.loads(meter.readline())["type"] in ("cost", "waiting")  # it goes on
     meter.close()
     assert server.idle()
+
+
+def test_two_tabs_that_write_and_one_that_measures_disturb_none_of_them(server):
+    rows = [[1.5] * 4] * 8
+    written = ("write", {**ORDER, "tokens": 12, "profiles": [{"rows": rows}]})
+    asks = [written, ("measure", {"profile": {"rows": rows}}), written]
+
+    def told(answer):
+        found = [json.loads(line) for line in answer]
+        return [event for event in found if event["type"] not in ("waiting", "turn")]
+
+    alone = [told(asked(server, *ask)) for ask in asks]
+    together = [asked(server, *ask) for ask in asks]
+    assert [told(answer) for answer in together] == alone
+    assert [events[-1]["type"] for events in alone] == ["done", "measured", "done"]
+
+
+@pytest.mark.parametrize("path", ["measure", "cost"])
+def test_a_tab_that_closes_while_it_measures_frees_the_model(server, path):
+    answer = asked(server, path, {"profile": {"rows": [[1.5] * 4] * 8}})
+    assert json.loads(answer.readline())["type"] == "turn"
+    answer.close()
+    assert server.idle()
+    events = [json.loads(line) for line in asked(server, "write", {**ORDER, "tokens": 2})]
+    assert events[-1]["type"] == "done"
+
+
+def test_a_tab_that_closes_while_it_bakes_ends_the_command_and_leaves_nothing(server, monkeypatch):
+    started, kept = threading.Event(), []
+    start = asyncio.create_subprocess_exec
+
+    async def noted(*arguments, **options):
+        kept.append(await start(*arguments, **options))
+        started.set()
+        return kept[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+    host, port = server.base.removeprefix("http://").split(":")
+    body = json.dumps({"profile": {"rows": [[1.5] * 4] * 8}, "name": "left"}).encode()
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as tab:
+        tab.sendall(
+            f"POST /api/bake HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: token {TOKEN}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert started.wait(PATIENCE)
+    (process,) = kept
+    for _ in range(int(PATIENCE * 20)):
+        if process.returncode is not None:
+            break
+        threading.Event().wait(0.05)
+    assert process.returncode not in (None, 0)
+    assert not (server.console.out / "left").exists()
 
 
 def test_stages_that_are_left_keep_their_record(server):
