@@ -21,6 +21,7 @@ from tempering.console.safety import REPORT_POLICY, Guard, TooMuchError
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job, ModelTurns, Work, message
 from tempering.errors import RefusedError, TemperingError
+from tempering.reports import render_html
 from tempering.tokens import parse_policy
 
 _KINDS = {
@@ -117,7 +118,7 @@ class Console:
 
     async def _report(self, request: Request) -> Response:
         try:
-            text = saving.report(self.out, request.path_params["name"])
+            text = render_html(saving.recorded(self.out, request.path_params["name"]))
         except TemperingError as error:
             return Response(f"{error}\n", 404, media_type="text/plain")
         return HTMLResponse(text, headers={"content-security-policy": REPORT_POLICY})

@@ -19,7 +19,7 @@ from tempering.console.fields import Fields
 from tempering.console.subject import Subject
 from tempering.console.turns import Event
 from tempering.errors import DataError, InputError, OutputError, TemperingError
-from tempering.reports import Record, render_html, save_html
+from tempering.reports import Record, save_html
 
 # A name in the folder of results: no separators, no dot in front, so that nothing else is named.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -65,13 +65,21 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def report(out: Path, name: str) -> str:
-    """The report of a record in the folder, as HTML."""
+def recorded(out: Path, name: str) -> Record:
+    """A record of the folder; DataError where it has none of this name."""
     path = out / f"{safe_name(name)}.json"
     # A link could lead out of the folder.
     if path.is_symlink() or not path.is_file():
         raise DataError(f"the folder {out} has no record {name}")
-    return render_html(Record.load(path))
+    return Record.load(path)
+
+
+def keep(record: Record, out: Path) -> str:
+    """Write a record and its report under a free name; the name."""
+    path = reserve(record, out)
+    record.save(path)
+    save_html(record, path.with_suffix(".html"))
+    return path.stem
 
 
 def save_record(subject: Subject, given: Fields, out: Path) -> str:
@@ -115,10 +123,7 @@ def save_record(subject: Subject, given: Fields, out: Path) -> str:
         },
         seed=given.whole("seed", 0, 2**63 - 1),
     )
-    path = reserve(record, out)
-    record.save(path)
-    save_html(record, path.with_suffix(".html"))
-    return path.stem
+    return keep(record, out)
 
 
 def _with_limits(item: Any) -> Any:

@@ -10,14 +10,13 @@ from typing import Any
 from tempering.agents.contract import Memory, StageError
 from tempering.agents.plan import Plan
 from tempering.agents.run import collect, rows_of, run_plan, spent
-from tempering.cli.shared.common import reserve
 from tempering.console.fields import Fields
-from tempering.console.saving import safe_name
+from tempering.console.saving import keep, recorded
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job, StoppedError
 from tempering.engines.generating.local import LocalEngine
 from tempering.errors import DataError
-from tempering.reports import Record, save_html
+from tempering.reports import Record
 
 _BATCH = 8  # workers at once: the tree moves, and a stop waits for no long batch
 
@@ -53,10 +52,7 @@ class StagesRun:
 
     @classmethod
     def _again(cls, subject: Subject, name: str, out: Path) -> StagesRun:
-        path = out / f"{safe_name(name)}.json"
-        if path.is_symlink() or not path.is_file():
-            raise DataError(f"the folder {out} has no record {name}")
-        record = Record.load(path)
+        record = recorded(out, name)
         settings = record.settings
         if record.kind != "throb" or not {"plan", "run", "task"} <= settings.keys():
             raise DataError(f"{name} is no whole record of throb but of '{record.kind}'")
@@ -156,10 +152,7 @@ class StagesRun:
             model={**self.subject.stated, "name": Path(self.subject.name).name},
             seed=self.seed,
         )
-        path = reserve(record, self.out)
-        record.save(path)
-        save_html(record, path.with_suffix(".html"))
-        return path.stem
+        return keep(record, self.out)
 
 
 class _Told(Memory):
