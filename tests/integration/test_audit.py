@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -129,6 +130,24 @@ def test_an_interval_covers_the_truth():
         covered += found.temperature.low <= 1 <= found.temperature.high
         assert found.right is True
     assert covered >= 7
+
+
+def test_a_temperature_that_the_interval_denies_is_never_called_right():
+    """3% from few tokens: too little for an alarm, and too much to be called right."""
+    engine = tiny.llama(rope_parameters=PLAIN).bfloat16()
+    own = copy.deepcopy(engine).float()
+    for layer in engine.model.layers:
+        layer.self_attn.scaling /= 1.03
+    verdicts = []
+    for seed in range(4):
+        said = tiny.said_by(engine, tiny.prompts(2, 128, seed))
+        found = audit(own, said, precision="bfloat16", layers=False, mistakes=[])
+        assert found.right is not True, found.verdict
+        verdicts.append(found)
+    unsure = next(item for item in verdicts if item.right is None)
+    assert unsure.exit_code == 2
+    tokens, needed = re.findall(r"from (\d+) tokens .*give ([\d,]+)", unsure.verdict)[0]
+    assert int(needed.replace(",", "")) >= 2 * int(tokens)
 
 
 def test_too_few_tokens_are_said(llama):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
-from tempering.audit.candidates import ALIKE, Candidate, Court, TemperatureEstimate
+from tempering.audit.candidates import ALIKE, MARGIN, Candidate, Court, TemperatureEstimate
 from tempering.audit.mistakes.base import Mistake, MistakeCase, cases
 from tempering.audit.reference import Reference
 from tempering.audit.rounding import check_precision, rounded
@@ -24,6 +24,9 @@ from tempering.errors import DataError, RefusedError
 _LEAST = 100
 # Half an interval of T wider than this tells nothing: the coarsest mistake that counts is 3%.
 _WIDEST = 0.03
+# Of half the 95% interval: a T further from what it should be is not called right, even where it is
+# not far enough for an alarm (3.3 standard errors, which one right engine in a thousand exceeds).
+_DOUBT = 1.7
 _COMMON = 0.3  # correlation, below which two models have nothing in common
 _PARTINGS = 12
 
@@ -243,9 +246,13 @@ def _verdict(
         best = min(alike, key=lambda item: item.numbers, default=best)
     if best is None and court.agrees(right):
         half = (whole.high - whole.low) / 2 / whole.value
-        if half > _WIDEST:
+        away = abs(math.log(whole.value / whole.said))
+        doubtful = away > max(MARGIN, _DOUBT * half)
+        if half > _WIDEST or doubtful:
             tokens = len(court.y)
-            needed = math.ceil(tokens * (half / _WIDEST) ** 2 / 100) * 100
+            # An alarm is raised at twice the distance, in standard errors, at which doubt begins.
+            wanted = away / (2 * _DOUBT) if doubtful else _WIDEST
+            needed = math.ceil(tokens * max((half / wanted) ** 2, 2.0 * doubtful) / 100) * 100
             return None, (
                 f"it can't be told from {tokens} tokens ({whole.text()}); give {needed:,}"
             )
