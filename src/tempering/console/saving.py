@@ -162,11 +162,12 @@ async def bake(subject: Subject, profile: Profile, out: Path, name: str) -> Asyn
     """`tempering bake` in a process of its own; what it says, line by line."""
     target = out / safe_name(name)
     try:
-        if target.exists():
-            raise OutputError(f"{target} exists already; give another name")
+        taken = target.exists()
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"can't write {target}: {error.strerror}") from error
+        raise OutputError(f"can't write {target}: {error.strerror or error}") from error
+    if taken:
+        raise OutputError(f"{target} exists already; give another name")
     with tempfile.TemporaryDirectory() as folder:
         path = profile.save(Path(folder) / "profile.json")
         arguments = ["bake", subject.name, "--profile", str(path), "--out", str(target)]
