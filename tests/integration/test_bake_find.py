@@ -8,7 +8,8 @@ import torch
 from tempering.attention import Profile, tempered
 from tempering.attention.baking.bake import bake, foldable
 from tempering.attention.baking.fold_search import search
-from tempering.attention.baking.isolated_layer import Isolated, capture_calls
+from tempering.attention.baking.isolated_layer import Isolated
+from tempering.attention.baking.layer_calls import capture_calls
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import BakeError, ModelError, ProfileError, RefusedError
 from tempering.survey.families import tasks

@@ -129,8 +129,13 @@ def permuted(weights: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(weights.shape)
 
 
-def write_llama(path: Path, kinds: list[str], more: dict | None = None) -> Path:
-    """A llama whose attn_q tensors have the given types; everything else is float32."""
+def write_llama(
+    path: Path, kinds: list[str], more: dict | None = None, values: str = "F32"
+) -> Path:
+    """A llama whose attn_q tensors have the given types; everything else is float32.
+
+    values: the type of attn_v.
+    """
     generator = np.random.default_rng(0)
     characters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     vocabulary = ["<pad>", "<s>", "</s>", *characters, *(chr(256 + i) for i in range(68)), "ab"]
@@ -178,7 +183,7 @@ def write_llama(path: Path, kinds: list[str], more: dict | None = None) -> Path:
         add(at + "ffn_norm.weight", WIDTH)
         add(at + "attn_q.weight", WIDTH, WIDTH, kind=kind, std=0.2)
         add(at + "attn_k.weight", KV * DIM, WIDTH)
-        add(at + "attn_v.weight", KV * DIM, WIDTH)
+        add(at + "attn_v.weight", KV * DIM, WIDTH, kind=values)
         add(at + "attn_output.weight", WIDTH, WIDTH)
         add(at + "ffn_gate.weight", 96, WIDTH)
         add(at + "ffn_up.weight", 96, WIDTH)

@@ -17,7 +17,8 @@ from tempering.attention.baking import fold_search
 from tempering.attention.baking.bake import bake, foldable
 from tempering.attention.baking.file_rows import locate
 from tempering.attention.baking.folds import Fold
-from tempering.attention.baking.isolated_layer import Isolated, capture_calls
+from tempering.attention.baking.isolated_layer import Isolated
+from tempering.attention.baking.layer_calls import capture_calls
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import BakeError
 from tests.integration import attention_oracle as oracle

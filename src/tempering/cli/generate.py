@@ -208,8 +208,7 @@ def side_by_side(
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")
     neutral = Profile.neutral(layout(network))
-    alone = all(bool((row == 1).all()) for row in profile.rows) and not any(profile.rules)
-    if alone:
+    if profile.changes_nothing:
         labels = labels[:1]
     ids = prompt_ids(tokenizer, prompt, chat=chat)
     common.check_context(
@@ -231,9 +230,9 @@ def side_by_side(
             texts[step.row] += step.text
             update(texts)
     full = torch.cat([ids, torch.tensor([s.token for s in found[0]], dtype=ids.dtype)])[None]
-    after = {} if alone else {labels[1]: measure_tokens(network, full, profile=profile)}
+    after = {} if len(labels) == 1 else {labels[1]: measure_tokens(network, full, profile=profile)}
     return {
-        "pattern": pattern_section({} if alone else {labels[1]: profile}, neutral),
+        "pattern": pattern_section({} if len(labels) == 1 else {labels[1]: profile}, neutral),
         "generations": {
             "prompt": prompt,
             "samples": [

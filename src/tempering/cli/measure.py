@@ -94,7 +94,7 @@ def measure(
             chunk=chunk,
             limit=limit,
         )
-        chosen.resolve(layout(network), rules=True)
+        chosen.resolve(layout(network), rules=True, scales=True)
         chosen.check_model(network)
         label = chosen.pattern or Path(profile or "profile").stem
         if label == UNTEMPERED:

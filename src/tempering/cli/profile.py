@@ -60,12 +60,18 @@ def show(profile: File, as_json: common.Json = False) -> None:
     names = chosen.names or tuple(f"layer {i}" for i in range(len(chosen.rows)))
     width = max(len(name) for name in names)
     rules = chosen.rules or (None,) * len(names)
-    for name, row, rule in zip(names, chosen.rows, rules, strict=True):
-        temperatures = " ".join(f"{value:.3f}" for value in row.tolist())
-        print(f"{name:{width}}  {temperatures}" + (f"  {rule}" if rule else ""))
+    scales = chosen.output_scale or (None,) * len(names)
+    for name, row, rule, scale in zip(names, chosen.rows, rules, scales, strict=True):
+        print(f"{name:{width}}  {_numbers(row)}" + (f"  {rule}" if rule else ""))
+        if scale is not None:
+            print(f"{'output scales':>{width}}  {_numbers(scale)}")
     for name in chosen.untempered:
         print(f"{name:{width}}  no softmax")
     _print_evidence(chosen.evidence)
+
+
+def _numbers(row: Any) -> str:
+    return " ".join(f"{value:.3f}" for value in row.tolist())
 
 
 def _print_evidence(evidence: Any) -> None:
@@ -120,8 +126,9 @@ def diff(first: File, second: File, as_json: common.Json = False) -> None:
 
     one, two = Profile.load(first), Profile.load(second)
     for path, one_of in ((first, one), (second, two)):
-        if any(one_of.rules):
-            raise ProfileError(f"{path} has rules; only temperatures have a ratio")
+        if any(one_of.rules) or one_of.output_scale:
+            what = "rules" if any(one_of.rules) else "output scales"
+            raise ProfileError(f"{path} has {what}; only temperatures have a ratio")
     if [len(row) for row in one.rows] != [len(row) for row in two.rows] or (
         one.names and two.names and one.names != two.names
     ):

@@ -51,6 +51,10 @@ def repair(
     elsewhere: learning.Elsewhere = 6,
     shuffles: learning.Shuffles = 2,
     per: learning.Per = "head",
+    scales: Annotated[
+        bool,
+        typer.Option(help="Learn factors on the heads' outputs too, one for each value head."),
+    ] = True,
     constraint: learning.ConstraintFile = None,
     within: learning.Within = 0.01,
     passes: Annotated[int, typer.Option(help="Times through the data.", min=1)] = 1,
@@ -88,6 +92,7 @@ def repair(
         "samples": samples,
         "top": top or None,
         "per": per,
+        "output scales": scales and by == "learning",
         "passes": passes,
         "rows": rows,
         "held_out": held_out,

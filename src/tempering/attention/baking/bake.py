@@ -6,6 +6,7 @@ bake(model, profile)   a copy of the model whose own temperature is the profile'
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import replace
 from typing import Any
@@ -21,16 +22,15 @@ from tempering.attention.baking.comparison import (
     refuse_rounding,
     verification_inputs,
 )
-from tempering.attention.baking.fold_search import FoundFold, search
+from tempering.attention.baking.fold_search import search
 from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldable, LayerFold
-from tempering.attention.baking.isolated_layer import Isolated, capture_calls
-from tempering.attention.baking.profile_folds import betas
+from tempering.attention.baking.layer_calls import isolated_layers
+from tempering.attention.baking.profile_folds import Betas, named_fold, profile_folds
 from tempering.attention.baking.widened import folded_copy
 from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
-from tempering.attention.hooks import interface_patch
 from tempering.attention.hooks.site import is_held
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
@@ -134,39 +134,13 @@ def _not_finite(weights: Tensor) -> str:
 def _folds(
     model: nn.Module, model_layout: Layout, sample: dict[str, Any] | None
 ) -> tuple[LayerFold, ...]:
-    config: Any = model.config
-    implementation = config._attn_implementation
-    setter: Any = getattr(model, "set_attn_implementation", None)
-    # Fused kernels run in half precision and show no logits.
-    switched = implementation not in (None, "eager", "sdpa")
-    if switched:
-        setter("eager")
-    try:
-        calls = capture_calls(model, list(model_layout.names), sample)
-        found = []
-        # The interface is wrapped once, and not anew for each trial.
-        interface_patch.acquire()
-        try:
-            for layer in model_layout.layers:
-                module = model.get_submodule(layer.name)
-                item = search(Isolated(module, layer, calls.pop(layer.name)))
-                found.append(_named(model, layer.name, item))
-        finally:
-            interface_patch.release()
-    finally:
-        if switched:
-            setter(implementation)
+    found = []
+    with contextlib.closing(isolated_layers(model, model_layout.layers, sample)) as layers:
+        for layer in layers:
+            item = search(layer)
+            folds = tuple(named_fold(model, layer, fold) for fold in item.folds)
+            found.append(LayerFold(layer.layer.name, item.verdict, item.reason, folds))
     return tuple(found)
-
-
-def _named(model: nn.Module, layer: str, found: FoundFold) -> LayerFold:
-    """Parameters by their names in the model; the first one, where a parameter has several."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    folds = tuple(
-        replace(fold, parameter=first[id(model.get_parameter(f"{layer}.{fold.parameter}"))])
-        for fold in found.folds
-    )
-    return LayerFold(layer, found.verdict, found.reason, folds)
 
 
 def _without_shared(model: nn.Module, layers: tuple[LayerFold, ...]) -> tuple[LayerFold, ...]:
@@ -220,9 +194,8 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     """
     refuse_baked(model)
     profile.check_model(model)
-    profile.resolve(layout(model, sample))
-    found = foldable(model, sample)
-    chosen = betas(found, model, profile)
+    profile.resolve(layout(model, sample), scales=True)
+    chosen = profile_folds(foldable(model, sample), model, profile, sample)
     for fold, beta in chosen:
         weights = model.get_parameter(fold.parameter)
         exact, stored = (folded_copy(weights, [(fold, beta)], each) for each in (False, True))
@@ -240,7 +213,10 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
         for fold, beta in chosen:
             fold.apply_(result.get_parameter(fold.parameter), beta)
     config: Any = result.config
-    mark = make_mark(profile, {fold.parameter: [(fold, beta)] for fold, beta in chosen})
+    parts: dict[str, Betas] = {}
+    for fold, beta in chosen:
+        parts.setdefault(fold.parameter, []).append((fold, beta))
+    mark = make_mark(profile, parts)
     setattr(config, BAKED_MARK, mark)
     return result
 

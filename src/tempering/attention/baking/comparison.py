@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tempering.attention.baking.folds import ADDS_ONE, Fold
-from tempering.attention.baking.isolated_layer import sample_with_types
+from tempering.attention.baking.layer_calls import sample_with_types
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.sample import run
 from tempering.attention.profiles.profile import Profile

@@ -74,8 +74,8 @@ def flaw_of(
             return Flaw.UNDONE
         affine = not explained and _affine(layer, base, folds)
         return Flaw.AFFINE if affine else Flaw.LOGITS
-    floor = _floor(layer)
-    if _output_error(layer.run(beta), runs, floor) > 1:
+    floor = floor_of(layer)
+    if output_error(layer.run(beta), runs, floor) > 1:
         return Flaw.OUTPUTS
     if not _choices_agree(base, runs, beta, floor):
         return Flaw.CHOICES
@@ -114,7 +114,7 @@ def error_as_it_is(
         for own, other in zip(one.outputs, two.outputs, strict=True):
             if bool((other.isfinite() & ~own.isfinite()).any()):
                 return math.inf
-    return _output_error(expected, runs, _floor(layer), jittered)
+    return output_error(expected, runs, floor_of(layer), jittered)
 
 
 def _betas(layer: Isolated, per_head: bool) -> Float[Tensor, "heads"]:
@@ -124,7 +124,7 @@ def _betas(layer: Isolated, per_head: bool) -> Float[Tensor, "heads"]:
     return torch.full((heads,), _UNIFORM)
 
 
-def _floor(layer: Isolated) -> float:
+def floor_of(layer: Isolated) -> float:
     return max(layer.layer.mask_floor, torch.finfo(torch.float32).min / 2)
 
 
@@ -175,7 +175,7 @@ def _affine(layer: Isolated, base: list[SeenLogits], folds: tuple[Fold, ...]) ->
     return bool(error <= 1e-3 * slopes[0].abs().max())
 
 
-def _output_error(
+def output_error(
     expected: list[SeenLogits],
     runs: list[SeenLogits],
     floor: float,

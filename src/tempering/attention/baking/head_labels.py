@@ -73,7 +73,7 @@ def reaches(layer: Isolated) -> tuple[dict[str, Reach], list[str]]:
     found, idle = {}, []
     for index, name in enumerate(parameters):
         gradients = {path: (plain[index], marked[index]) for path, (plain, marked) in paths.items()}
-        reach = _reach(gradients, output[index], _marks(layer.layer.heads))
+        reach = _reach(gradients, output[index], marks_of(layer.layer.heads))
         if reach is not None:
             found[name] = reach
         ends = [*(plain for plain, _ in gradients.values()), output[index]]
@@ -82,7 +82,7 @@ def reaches(layer: Isolated) -> tuple[dict[str, Reach], list[str]]:
     return found, idle
 
 
-def _marks(heads: int) -> Float[Tensor, "heads"]:
+def marks_of(heads: int) -> Float[Tensor, "heads"]:
     """c_h: evenly spread in 1..2, in an order without pattern."""
     order = torch.randperm(heads, generator=torch.Generator().manual_seed(1))
     return (1 + order / heads).float()
@@ -95,7 +95,7 @@ def _gradients(
     layer: Isolated, runs: list[SeenLogits], parameters: list[Tensor]
 ) -> tuple[dict[Through, tuple[Gradients, Gradients]], Gradients]:
     """Gradients with cotangents G and c G by each path to the logits; those of the outputs."""
-    marks = _marks(layer.layer.heads)
+    marks = marks_of(layer.layer.heads)
     generator = torch.Generator().manual_seed(0)
 
     def random_like(tensor: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _reach(
             continue
         shared = None
         for axis in range(plain.ndim):
-            slices = _Slices(plain, marked, axis)
+            slices = Slices(plain, marked, axis)
             by_key = _alive(key if through is Through.QUERIES else None, axis, plain)
             if bool((slices.alive & by_key).any()):
                 continue
@@ -164,7 +164,7 @@ def _alive(gradient: Tensor | None, axis: int, like: Tensor) -> Tensor:
     return (gradient != 0).movedim(axis, 0).reshape(like.shape[axis], -1).any(1).cpu()
 
 
-class _Slices:
+class Slices:
     """The two gradients of a parameter, slice by slice along an axis."""
 
     def __init__(self, plain: Tensor, marked: Tensor, axis: int) -> None:

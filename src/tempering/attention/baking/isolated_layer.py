@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tempering.attention.control.handle import Tempering
-from tempering.attention.examining.sample import run, sample_inputs
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import has_sinks, sliced_logits
 from tempering.attention.profiles.profile import Profile
@@ -29,57 +27,7 @@ from tempering.attention.profiles.profile import Profile
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def capture_calls(
-    model: nn.Module, names: list[str], sample: dict[str, Any] | None = None
-) -> dict[str, list[Arguments]]:
-    """The arguments of every call that the named modules receive in one forward pass."""
-    calls: dict[str, list[Arguments]] = {name: [] for name in names}
-
-    def hook(name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name].append((tree_map(_copied, args), tree_map(_copied, kwargs)))
-
-        return keep
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
-        for name in names
-    ]
-    try:
-        run(model, sample if sample is not None else sample_with_types(model))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def sample_with_types(model: Any) -> dict[str, Any]:
-    """A padded batch, with two types of tokens where the model knows them: XLNet's queries meet
-    weights for them that take no part otherwise.
-    """
-    inputs = sample_inputs(model)
-    types = int(getattr(model.config, "type_vocab_size", 2) or 1)
-    if hasattr(model.config, "type_vocab_sizes"):  # TAPAS has seven types for each token
-        types = 1
-    if "token_type_ids" in inspect.signature(model.forward).parameters and types > 1:
-        ids = inputs["input_ids"]
-        halves = torch.arange(ids.shape[1], device=ids.device) * 2 // ids.shape[1]
-        inputs["token_type_ids"] = halves.expand_as(ids).contiguous()
-    return inputs
-
-
-def _copied(item: Any) -> Any:
-    if not isinstance(item, Tensor):
-        return _with_own_cache(item)
-    item = item.detach().clone()
-    if not item.is_floating_point():
-        return item
-    # In float32, masking must be float32's lowest number.
-    masked = item <= torch.finfo(item.dtype).min / 2
-    return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
-
-
-def _with_own_cache(item: Any) -> Any:
+def with_own_cache(item: Any) -> Any:
     """A copy of a cache, which the call that it is given to writes to; any other item as it is."""
     from transformers import Cache
 
@@ -143,19 +91,28 @@ class Isolated:
                 for tensor, values in zip(tensors, saved, strict=True):
                     tensor.copy_(values)
 
-    def run(self, beta: Float[Tensor, "heads"] | None = None) -> list[SeenLogits]:
-        """One `SeenLogits` for each call; with `beta`, the layer's logits are multiplied by it."""
+    def run(
+        self,
+        beta: Float[Tensor, "heads"] | None = None,
+        scale: Float[Tensor, "heads"] | None = None,
+    ) -> list[SeenLogits]:
+        """One `SeenLogits` for each call.
+
+        beta: what the layer's logits are multiplied by. scale: what its heads' outputs are.
+        """
         if beta is None:
             profile = Profile.neutral(self._layout)
         else:
             profile = Profile.from_rows([beta.double().reciprocal()], self._layout)
+        if scale is not None:
+            profile = replace(profile, output_scale=(scale.double(),))
         return list(self._runs(profile))
 
     def _runs(self, profile: Profile) -> Iterator[SeenLogits]:
         for args, kwargs in self.calls:
             seen = SeenLogits()
             # Some layers write into dictionaries that they are given; this makes new ones.
-            args, kwargs = tree_map(_with_own_cache, (args, kwargs))
+            args, kwargs = tree_map(with_own_cache, (args, kwargs))
             with (
                 Tempering(self.module, self._layout, [profile]) as handle,
                 torch.random.fork_rng(devices=[]),

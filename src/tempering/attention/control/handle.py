@@ -46,7 +46,8 @@ class Tempering:
         modules = [submodule(model, layer.name) for layer in model_layout.layers]
         rules = map(layer_rule, modules, self._rules_of(profiles))
         placements = [forward.placement_of(module) for module in modules]
-        parts = map(LayerPart, model_layout.layers, rows, rules, inverses(rows, placements))
+        scales = _stack_scales(profiles, model_layout)
+        parts = map(LayerPart, model_layout.layers, rows, rules, inverses(rows, placements), scales)
         outside = [(submodule(model, name), name) for name in model_layout.outside]
         self._hold = Hold([*modules, *(module for module, _ in outside)], private=private)
         own_softmax = bool(outside) or any(
@@ -87,11 +88,13 @@ class Tempering:
                 )
             check_profiles(profiles, model, self._layout, walked)
         rules = self._rules_of(profiles)
+        scales = _stack_scales(profiles, self._layout)
         with LOCK:
             for site, own in zip(self._sites, rules, strict=True):
                 for state in site.states_of(self._hold.number):
                     check_attach(self._hold.number, state, own)
             self.set_rows(_stack(profiles, self._layout))
+            self.set_scales(scales)
             self._set_rules(rules)
             self._note_moves()
 
@@ -109,6 +112,7 @@ class Tempering:
         parts = [site.parts[self._hold.number] for site in self._sites]
         self._hold.moves = any(
             part.rule is not None
+            or part.scale is not None
             or part.temperature.requires_grad
             or bool((part.temperature != 1).any())
             for part in parts
@@ -145,6 +149,17 @@ class Tempering:
                 site.check(self._hold.number, row)
             for site, row in zip(self._sites, rows, strict=True):
                 site.set(self._hold.number, row)
+            self._note_moves()
+
+    def set_scales(self, scales: Iterable[Tensor | None]) -> None:
+        """Set the output scales of each layer, Float[Tensor, "rows heads"], or None for none.
+
+        Gradients flow to those that need one.
+        """
+        self._require_active()
+        with LOCK:
+            for site, scale in zip(self._sites, scales, strict=True):
+                site.set_scale(self._hold.number, scale)
             self._note_moves()
 
     def calls(self) -> dict[str, int]:
@@ -220,12 +235,32 @@ def check_profiles(
     for item in made_for.values():
         item.check_model(model, walked)
     for item in profiles:
-        item.resolve(model_layout, rules=True)
+        item.resolve(model_layout, rules=True, scales=True)
+        _refuse_scales_at_softmax(item, model_layout)
+
+
+def _refuse_scales_at_softmax(profile: Profile, model_layout: Layout) -> None:
+    """RefusedError for output scales of a layer whose attention is its own code."""
+    own = [layer.name for layer in model_layout.layers if layer.route == "softmax"]
+    if own:
+        profile.refuse_scales(
+            f"{own[0]} attends by code of its own, which shows no head's output; take a model that "
+            "uses transformers' attention interface"
+        )
 
 
 def _stack(profiles: Sequence[Profile], model_layout: Layout) -> list[Tensor]:
     """For each layer, Float[Tensor, "rows heads"] over the profiles."""
-    resolved = [profile.resolve(model_layout, rules=True) for profile in profiles]
+    resolved = [profile.resolve(model_layout, rules=True, scales=True) for profile in profiles]
     if len(resolved) == 1:
         return [row[None] for row in resolved[0]]
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]
+
+
+def _stack_scales(profiles: Sequence[Profile], model_layout: Layout) -> Sequence[Tensor | None]:
+    """For each layer, the output scales over the profiles; None for all without any."""
+    found = [profile.scales_by_layer(model_layout) for profile in profiles]
+    if all(scales is None for scales in found):
+        return [None] * len(model_layout.layers)
+    ones = [torch.ones(heads, dtype=torch.float64) for heads in model_layout.heads]
+    return [torch.stack(rows) for rows in zip(*(s or ones for s in found), strict=True)]

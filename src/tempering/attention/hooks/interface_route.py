@@ -164,7 +164,7 @@ def attend(
     if len(beta) > 1 and (sinks or _has_sink_per_head(extras, kwargs)):
         inputs = (query, key, value)
         output = _by_row(function, state, beta, shift, module, inputs, attention_mask, kwargs)
-        return tuple(None if x is None else x.half() for x in output) if half else output
+        return _given_back(output, state, half)
 
     scaling = kwargs.get("scaling")
     uniform = None if compiling or state.rule is not None else state.uniform
@@ -181,6 +181,19 @@ def attend(
         target = _ModuleWithSinks(module, lambda own: _scaled_sinks(own, beta))
     mask = scaled_mask(attention_mask, beta, layer.mask_floor)
     output = function(target, query, key, value, mask, **kwargs)
+    return _given_back(output, state, half)
+
+
+def _given_back(output: Any, state: TemperatureState, half: bool) -> Any:
+    """What an attention function gave, with the heads' outputs times their scales."""
+    if state.scale is not None:
+        mixed = output[0]
+        if mixed.ndim != 4 or mixed.shape[2] != state.layer.heads:
+            raise ArchitectureError(
+                f"{state.layer.name} gives outputs of shape {tuple(mixed.shape)}, where heads are "
+                "not axis 2 of 4, so output scales can't reach them"
+            )
+        output = ((mixed * state.scale).to(mixed.dtype), *output[1:])
     return tuple(None if x is None else x.half() for x in output) if half else output
 
 

@@ -38,14 +38,15 @@ _MOST_STATES = 64
 class LayerPart:
     """The part of one handle in the temperature of one module.
 
-    inverse: 1/T, if it is computed already. calls: how often the part acted in combinations with
-    handles that are removed.
+    inverse: 1/T, if it is computed already. scale: of the heads' outputs, if the profile has any.
+    calls: how often the part acted in combinations with handles that are removed.
     """
 
     layer: AttentionLayer
     temperature: Tensor
     rule: Any = None
     inverse: Inverse | None = None
+    scale: Tensor | None = None
     calls: int = 0
 
 
@@ -154,6 +155,8 @@ class Site:
                     state.set(number, part.temperature)
                 else:
                     state.parts[number] = part.temperature
+                if part.scale is not None:
+                    state.set_scale(number, part.scale)
             around = self.states.get(numbers[:-1])
             if around is not None:
                 state.observer, state.trial = around.observer, around.trial
@@ -177,6 +180,12 @@ class Site:
         part.temperature, part.inverse = temperature, None
         for state in self.states_of(number):
             state.set(number, temperature)
+
+    def set_scale(self, number: int, scale: Tensor | None) -> None:
+        """Change the output scales that a hold gives, if any."""
+        self.parts[number].scale = scale
+        for state in self.states_of(number):
+            state.set_scale(number, scale)
 
     def set_rule(self, number: int, rule: Any) -> None:
         """Change the rule that a hold gives, if any."""

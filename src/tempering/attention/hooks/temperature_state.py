@@ -79,6 +79,7 @@ class TemperatureState:
     trial: in the self-check, an object that compares the softmax's inputs, before and after they
         were divided, with a reference.
     parts: the temperatures of each handle, by its number.
+    scale: Float[Tensor, "rows 1 heads 1"], the product of the handles' output scales, or None.
     calls: how many calls of the module met this temperature.
     """
 
@@ -100,6 +101,8 @@ class TemperatureState:
         self.observer: Any = None
         self.trial: Any = None
         self.parts: dict[object, Tensor] = {}
+        self.scales: dict[object, Tensor] = {}
+        self.scale: Tensor | None = None
         self.calls = 0
 
     def set(self, owner: object, temperature: Float[Tensor, "rows heads"]) -> None:
@@ -107,6 +110,17 @@ class TemperatureState:
         self.combined(owner, temperature)
         self.parts[owner] = temperature
         self._apply()
+
+    def set_scale(self, owner: object, scale: Float[Tensor, "rows heads"] | None) -> None:
+        """Set the output scales of one handle; None for none."""
+        if scale is None:
+            self.scales.pop(owner, None)
+        else:
+            self.scales[owner] = scale
+        parts = [part.to(self.beta) for part in self.scales.values()]
+        with _ordinary_tensors():
+            total = math.prod(parts[1:], start=parts[0]) if parts else None
+            self.scale = None if total is None else total[:, None, :, None]
 
     def combined(self, owner: object, temperature: Tensor) -> Tensor:
         """The product of all parts, if `temperature` were the part of `owner`."""
@@ -144,6 +158,8 @@ class TemperatureState:
         """Follow a model that was moved; ProfileError unless 1 or `batch` rows were given."""
         if self.beta.device != device:
             self.beta = self.beta.to(device)
+        if self.scale is not None and self.scale.device != device:
+            self.scale = self.scale.to(device)
         if self.beta.shape[0] not in (1, batch):
             raise ProfileError(
                 f"{self.beta.shape[0]} profiles were given for a batch of {batch} rows "

@@ -13,6 +13,9 @@ from tempering.attention.limits import check_values
 from tempering.attention.profiles.rules import Rule
 from tempering.errors import ProfileError
 
+# Of output scales: what float16 takes of the numbers that pass through a head.
+SMALLEST, LARGEST = 1e-3, 1e3
+
 
 def describe_rows(rows: Sequence[Tensor]) -> str:
     """A short text for messages, e.g. "30 layers x 9 heads"."""
@@ -26,6 +29,23 @@ def check_row(row: Tensor, where: str) -> None:
     if row.ndim != 1 or len(row) == 0:
         raise ProfileError(f"{where}: temperatures have shape [heads]; this has {tuple(row.shape)}")
     check_values(row, where)
+
+
+def check_scales(scales: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
+    """ProfileError unless `scales` can be the output scales of the heads that have `rows`."""
+    if [scale.shape for scale in scales] != [row.shape for row in rows]:
+        raise ProfileError(
+            f"a profile of {describe_rows(rows)} has an output scale for each head or none; "
+            f"these are {len(scales)} layers of {sorted({len(s) for s in scales if s.ndim})} scales"
+        )
+    for place, scale in enumerate(scales):
+        bad = ~((scale >= SMALLEST) & (scale <= LARGEST))
+        if bool(bad.any()):
+            head = int(bad.nonzero()[0])
+            raise ProfileError(
+                f"layer {place}, head {head}: output scale {float(scale[head]):g}; give one from "
+                f"{SMALLEST:g} to {LARGEST:g}, where 1 changes nothing"
+            )
 
 
 def rows_by_layer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -24,6 +24,7 @@ from tempering.attention.profiles.fingerprint import (
 )
 from tempering.attention.profiles.fitting import (
     check_row,
+    check_scales,
     describe_rows,
     rows_by_layer,
     rules_by_layer,
@@ -54,6 +55,8 @@ class Profile:
     pattern: the schedule it was read from, if any.
     evidence: what was measured about it, if anything (see `tune`).
     rules: for each row a rule that adapts T to the query, or None (see `adaptive_profile`).
+    output_scale: for each row the factors on the outputs of its heads, as `repair` learns them
+        beside T: head h of layer l gives s[l, h] sum_j p_j v_j. () for 1 everywhere.
     """
 
     rows: tuple[Tensor, ...]
@@ -64,6 +67,7 @@ class Profile:
     pattern: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[Rule | None, ...] = ()
+    output_scale: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -77,6 +81,8 @@ class Profile:
             check_row(row, self.names[index] if self.names else f"layer {index}")
         if self.rules:
             check_rules(self.rules, len(self.rows))
+        if self.output_scale:
+            check_scales(self.output_scale, self.rows)
 
     # -- making one
 
@@ -187,18 +193,43 @@ class Profile:
         """A short text for messages, e.g. "30 layers x 9 heads"."""
         return describe_rows(self.rows)
 
-    def resolve(self, model_layout: Layout, *, rules: bool = False) -> list[Tensor]:
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the model under it is the untempered model."""
+        numbers = (*self.rows, *self.output_scale)
+        return not any(self.rules) and all(bool((row == 1).all()) for row in numbers)
+
+    def resolve(
+        self, model_layout: Layout, *, rules: bool = False, scales: bool = False
+    ) -> list[Tensor]:
         """One row for each attention layer of a layout, or a ProfileError with both shapes.
 
-        RefusedError when the profile has rules, unless the caller applies them too (rules=True).
+        RefusedError when the profile has rules or output scales, unless the caller applies them
+        too (rules=True, scales=True).
         """
         if not rules:
             self.refuse_rules("temperatures that depend on the query act in transformers alone")
+        if not scales:
+            self.refuse_scales("they act in transformers and in baked models alone, so bake it")
         return rows_by_layer(self.rows, self.names, self.partial, model_layout)
 
     def rules_by_layer(self, model_layout: Layout) -> tuple[Rule | None, ...]:
         """The rule of each attention layer of a layout; None where it has none."""
         return rules_by_layer(self.rules, self.names, model_layout)
+
+    def scales_by_layer(self, model_layout: Layout) -> list[Tensor] | None:
+        """The output scales of each attention layer of a layout; None without any."""
+        if not self.output_scale:
+            return None
+        return rows_by_layer(self.output_scale, self.names, self.partial, model_layout)
+
+    def refuse_scales(self, why: str) -> None:
+        """RefusedError that says why, when the profile has output scales."""
+        if self.output_scale:
+            raise RefusedError(
+                f"this profile has output scales of heads beside temperatures: {why}; or learn "
+                "temperatures alone: tempering repair --no-scales"
+            )
 
     def refuse_rules(self, why: str) -> None:
         """RefusedError that says why, when the profile has rules."""
@@ -234,29 +265,36 @@ class Profile:
     def adopt(self, model: nn.Module) -> Profile:
         """The same temperatures bound to `model`; ProfileError when the shapes differ."""
         model_layout = layout(model)
-        rows = self.resolve(model_layout, rules=True)
+        rows = self.resolve(model_layout, rules=True, scales=True)
         return replace(
             Profile._for(model_layout, rows, model),
             pattern=self.pattern,
             evidence=self.evidence,
             rules=self.rules_by_layer(model_layout) if any(self.rules) else (),
+            output_scale=tuple(self.scales_by_layer(model_layout) or ()),
         )
 
     # -- changing one
 
     def scaled(self, room: float) -> Profile:
-        """T ** room: 0 is the untempered model, 1 this profile, -1 its mirror image."""
+        """T ** room: 0 is the untempered model, 1 this profile, -1 its mirror image.
+
+        Output scales go along: s ** room.
+        """
         self.refuse_rules("they can't be scaled; change their level or their bounds")
-        return replace(self, rows=tuple(row**room for row in self.rows), pattern=None, evidence={})
+        return self._changed(lambda rows: tuple(row**room for row in rows))
 
     def shuffled(self, seed: SupportsIndex) -> Profile:
         """The same values permuted over all heads of all layers: a control."""
         self.refuse_rules("they can't be shuffled over heads")
         generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
-        values = torch.cat(self.rows)
-        values = values[torch.randperm(len(values), generator=generator)]
-        rows = values.split([len(row) for row in self.rows])
-        return replace(self, rows=tuple(rows), pattern=None, evidence={})
+        sizes = [len(row) for row in self.rows]
+        order = torch.randperm(sum(sizes), generator=generator)
+        return self._changed(lambda rows: torch.cat(rows)[order].split(sizes))
+
+    def _changed(self, change: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> Profile:
+        scales = change(self.output_scale) if self.output_scale else ()
+        return replace(self, rows=change(self.rows), output_scale=scales, pattern=None, evidence={})
 
     # -- files
 

@@ -24,6 +24,8 @@ from tempering.errors import InputError
 from tempering.schedules import Schedule, as_schedule
 
 _KNOTS = 6
+# Adam's rates in benchmarks/repair_rivals.py: .05 for log s, .1 for log T.
+SCALE_UNIT = 0.5
 CHOICES = ("head", "layer", "kv", "type", "spline")
 
 
@@ -98,6 +100,27 @@ def pattern_basis(plan: Layout, patterns: Sequence[str | Schedule]) -> Basis:
         columns.append(column)
         names.append(f"log amplitude of {pattern}")
     return Basis(torch.stack(columns, dim=1), tuple(names), plan.heads, "pattern")
+
+
+def scale_basis(plan: Layout) -> Basis:
+    """log s of the heads' outputs: one number for each group of heads that share values.
+
+    So it folds into the rows that make these values, whatever format they are kept in. A number
+    counts half (`SCALE_UNIT`), since a likelihood is steeper in log s than in log T.
+    """
+    names: list[str] = []
+    groups: list[int] = []
+    for layer in plan.layers:
+        share = layer.heads // layer.kv_heads
+        stack = f"{layer.stack} " if len(plan.depths) > 1 else ""
+        groups += [len(names) + head // share for head in range(layer.heads)]
+        names += [
+            f"output scale of {stack}layer {layer.index} value head {head}"
+            for head in range(layer.kv_heads)
+        ]
+    matrix = torch.zeros(len(groups), len(names), dtype=torch.float64)
+    matrix[torch.arange(len(groups)), torch.tensor(groups)] = SCALE_UNIT
+    return Basis(matrix, tuple(names), plan.heads, "value head")
 
 
 def uniform_basis(plan: Layout) -> Basis:

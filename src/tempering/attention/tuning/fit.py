@@ -15,7 +15,7 @@ from torch import nn
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.attention.tuning.adam import Adam
-from tempering.attention.tuning.basis import Basis, make_basis
+from tempering.attention.tuning.basis import Basis, make_basis, scale_basis
 from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures, live_temperatures
 from tempering.attention.tuning.method import Method
 from tempering.attention.tuning.newton import Newton
@@ -53,6 +53,7 @@ def tune(
     rate: float | int = 0.02,
     rows: int = 1,
     checkpoint: bool = False,
+    output_scales: bool = False,
     seed: int = 0,
     state: str | Path | None = None,
     on_step: Callable[[Step], None] | None = None,
@@ -83,6 +84,7 @@ def tune(
     rate: of Adam, warmed up over a tenth of the steps and decaying to 0.
     rows: pieces of equal length that run side by side.
     checkpoint: run every layer again in the backward pass, for less memory.
+    output_scales: learn factors on the outputs of heads as well, see `scale_basis`.
     state: a file that keeps the run after every step; the same call goes on from it to the result
         of a run in one piece, or gives a finished run's result again.
     on_step: called with each row of the history. progress: (stage, done, total).
@@ -102,6 +104,7 @@ def tune(
     problem = make_problem(objectives, constraint, held_out, seed)
     plan = layout(model)
     basis = per if isinstance(per, Basis) else make_basis(model, plan, per)
+    scales = scale_basis(plan) if output_scales else None
     settings: dict[str, Any] = {
         "model": fingerprint(model),
         "objectives": [(o.name, o.weight, o.digest) for o in problem.goals],
@@ -111,6 +114,7 @@ def tune(
         "basis": (basis.per, hashlib.sha256(basis.matrix.numpy().tobytes()).hexdigest()),
         **numbers,
         "bounds": bounds,
+        **({"output scales": len(scales.names)} if scales else {}),
         "rows": rows,
         "patience": patience,
         "method": method,
@@ -118,7 +122,7 @@ def tune(
         "seed": seed,
     }
     prior = 1 / (float(prior_sd) ** 2 * problem.targets)
-    with live_temperatures(model, basis, bounds, checkpoint=checkpoint) as tempering:
+    with live_temperatures(model, basis, bounds, checkpoint=checkpoint, scales=scales) as tempering:
         mover: Method
         if method == "newton":
             mover = Newton(
@@ -172,7 +176,7 @@ def _tuned(run: Run, tempering: LiveTemperatures, prior_sd: float, seed: int) ->
     return Tuned(
         profile=profile,
         theta=choice.theta,
-        names=tempering.basis.names,
+        names=tempering.names,
         history=tuple(run.history),
         step=choice.step,
         room=choice.room,

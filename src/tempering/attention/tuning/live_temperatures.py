@@ -2,7 +2,10 @@
 
     log T = b tanh((B theta)/b)      b = log of the highest T where B theta > 0, of the lowest else
 
-so T is 1 at theta = 0, log T is B theta itself nearby, and T can't leave its bounds.
+so T is 1 at theta = 0, log T is B theta itself nearby, and T can't leave its bounds. The output
+scales s of heads, where they are learned too, have numbers of their own, within the same bounds:
+
+    log s = b tanh((S theta')/b)
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,31 +39,54 @@ Bounds = tuple[float | int, float | int]
 
 
 class LiveTemperatures(Tunable):
-    """A model under a handle whose temperatures are those of theta; made by `live_temperatures`."""
+    """A model under a handle whose temperatures are those of theta; made by `live_temperatures`.
+
+    scales: the basis of output scales, whose numbers come after those of temperatures.
+    """
 
     def __init__(
-        self, model: nn.Module, plan: Layout, handle: Tempering, basis: Basis, bounds: Bounds
+        self,
+        model: nn.Module,
+        plan: Layout,
+        handle: Tempering,
+        basis: Basis,
+        bounds: Bounds,
+        scales: Basis | None = None,
     ) -> None:
         self.model: Any = model
         self.plan = plan
-        self.basis = basis
-        self.size = basis.matrix.shape[1]
+        self.basis, self.scales = basis, scales
+        self.names = basis.names + (scales.names if scales else ())
+        self.size = len(self.names)
         self.bounds = bounds
         self._handle = handle
 
     def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
-        self._handle.set_rows([row.exp() for row in self._levels(torch.atleast_2d(theta))])
+        rows = torch.atleast_2d(theta)
+        self._handle.set_rows([row.exp() for row in self._levels(rows)])
+        if self.scales is not None:
+            self._handle.set_scales(self.output_scales(rows))
 
     def untempered(self) -> None:
         self._handle.set_rows([torch.ones(1, heads) for heads in self.plan.heads])
+        self._handle.set_scales([None] * len(self.plan.layers))
 
     def temperatures(self, theta: Float[Tensor, "numbers"]) -> list[Tensor]:
         """T of each layer, Float[Tensor, "heads"]."""
         return [level.exp() for level in self._levels(theta)]
 
+    def output_scales(self, theta: Float[Tensor, "*rows numbers"]) -> list[Tensor]:
+        """s of each layer, Float[Tensor, "*rows heads"]; nothing where none are learned."""
+        if self.scales is None:
+            return []
+        own = theta[..., len(self.basis.names) :]
+        return [level.exp() for level in self._bounded(self.scales, own)]
+
     def profile(self, theta: Float[Tensor, "numbers"]) -> Profile:
-        """T as a profile of this model."""
-        return Profile.from_rows(self.temperatures(theta), self.plan).adopt(self.model)
+        """T, and s, as a profile of this model."""
+        plain = Profile.from_rows(self.temperatures(theta), self.plan).adopt(self.model)
+        scales = (scale.detach().to("cpu", torch.float64) for scale in self.output_scales(theta))
+        return replace(plain, output_scale=tuple(scales))
 
     def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
         every = torch.cat(self.temperatures(theta))
@@ -69,16 +96,19 @@ class LiveTemperatures(Tunable):
         change = (after - before).abs()
         most = change.topk(min(_NAMED, len(change))).indices.tolist()
         return "; ".join(
-            f"{self.basis.names[i]}: {float(after[i].exp()):.3f}" for i in most if change[i] > 0
+            f"{self.names[i]}: {float(after[i].exp()):.3f}" for i in most if change[i] > 0
         )
 
     def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
         return _fault(self, theta, piece, gradient)
 
     def _levels(self, theta: Tensor) -> list[Tensor]:
+        return self._bounded(self.basis, theta[..., : len(self.basis.names)])
+
+    def _bounded(self, basis: Basis, theta: Tensor) -> list[Tensor]:
         low, high = (theta.new_tensor(math.log(bound)) for bound in self.bounds)
         levels = []
-        for row in self.basis.rows(theta):
+        for row in basis.rows(theta):
             bound = torch.where(row > 0, high, low)
             levels.append(bound * torch.tanh(row / bound))
         return levels
@@ -96,10 +126,16 @@ def check_bounds(bounds: Bounds) -> None:
 
 @contextlib.contextmanager
 def live_temperatures(
-    model: nn.Module, basis: Basis, bounds: Bounds, *, checkpoint: bool
+    model: nn.Module,
+    basis: Basis,
+    bounds: Bounds,
+    *,
+    checkpoint: bool,
+    scales: Basis | None = None,
 ) -> Iterator[LiveTemperatures]:
     """Freeze the weights and temper the model at T = 1; give everything back at the end.
 
+    scales: the basis of log s, if output scales of heads are live too.
     checkpoint: keep only the input of each layer in a forward pass and run the layer again in the
     backward pass: less memory, one more forward.
 
@@ -121,7 +157,7 @@ def live_temperatures(
             stack.enter_context(_checkpointed(model, plan))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        yield LiveTemperatures(model, plan, handle, basis, bounds)
+        yield LiveTemperatures(model, plan, handle, basis, bounds, scales)
 
 
 @contextlib.contextmanager
@@ -185,7 +221,7 @@ def _fault(
         return f"the untempered model fails there too ({before}); look at the data or the dtype"
     if gradient is not None:
         wrong = (~gradient.isfinite()).any(0).nonzero()[:, 0].tolist()
-        names = ", ".join(live.basis.names[i] for i in wrong[:3])
+        names = ", ".join(live.names[i] for i in wrong[:3])
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return f"it fails for {names}{more} ({after}; {named}). {_MEND}"
     return f"{after}; {named}. {_MEND}"

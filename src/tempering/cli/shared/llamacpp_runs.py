@@ -43,7 +43,8 @@ def uniform_temperature(pattern: str | None, profile: str | Path | None) -> floa
         values = None if is_rule(pattern) else schedule(pattern).sample(64)
     elif profile is not None:
         kept = Profile.load(profile)
-        values = None if any(kept.rules) else torch.cat([row.flatten() for row in kept.rows])
+        more = any(kept.rules) or bool(kept.output_scale)
+        values = None if more else torch.cat([row.flatten() for row in kept.rows])
     if values is None or not bool((values == values[0]).all()):
         raise InputError(
             "llama.cpp takes one attention temperature for the whole model, such as "

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from torch import Tensor
+
 from tempering.attention.profiles.profile import Profile
 
 
@@ -39,14 +41,12 @@ def model_card(base: str, profile: Profile, results: Mapping[str, Any], undo: st
         + (f", made for {profile.model.get('fingerprint')}" if profile.model else "")
         + ". `config.json` holds it whole, under `tempering`.",
         "",
-        "| layer | T of its heads |",
-        "|---|---|",
     ]
-    for name, row in zip(names, profile.rows, strict=True):
-        values = row.tolist()
-        same = all(value == values[0] for value in values)
-        text = f"{values[0]:.4g}" if same else " ".join(f"{value:.4g}" for value in values)
-        lines.append(f"| {name} | {text} |")
+    scaled = "" if not profile.output_scale else " factor on their outputs |"
+    lines += [f"| layer | T of its heads |{scaled}", "|---|---|" + ("---|" if scaled else "")]
+    for place, (name, row) in enumerate(zip(names, profile.rows, strict=True)):
+        factors = f" {_short(profile.output_scale[place])} |" if scaled else ""
+        lines.append(f"| {name} | {_short(row)} |{factors}")
     if profile.evidence:
         lines += ["", "Measured about the profile when it was made:", ""]
         lines += [f"- {key}: {value}" for key, value in profile.evidence.items()]
@@ -54,3 +54,10 @@ def model_card(base: str, profile: Profile, results: Mapping[str, Any], undo: st
     lines += [f"| {key} | {value} |" for key, value in results.items()]
     lines += ["", f"To take the profile out again: `{undo}`", ""]
     return "\n".join(lines)
+
+
+def _short(row: Tensor) -> str:
+    """The numbers of a layer's heads; one, where they are the same."""
+    values = row.tolist()
+    same = all(value == values[0] for value in values)
+    return f"{values[0]:.4g}" if same else " ".join(f"{value:.4g}" for value in values)

@@ -15,7 +15,7 @@ from tempering.attention.baking.comparison import (
     logits_of,
     verification_inputs,
 )
-from tempering.attention.baking.profile_folds import Betas, betas
+from tempering.attention.baking.profile_folds import Betas, profile_folds
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import CheckError, ModelError
@@ -63,9 +63,9 @@ def bake_target(
     Raises BakeError (names the layer and the reason), ProfileError, ModelError.
     """
     say("finding what folds, layer by layer")
-    profile.resolve(layout(model))
+    profile.resolve(layout(model), scales=True)
     found = foldable(model)
-    folds = betas(found, model, profile)
+    folds = profile_folds(found, model, profile)
     bound = profile.adopt(model)
     say("comparing with the controlled model")
     inputs = [*verification_inputs(model, None), _real_input(model, tokenizer)]

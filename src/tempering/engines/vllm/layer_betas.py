@@ -58,11 +58,12 @@ def layer_betas(
 
     Raises
     ------
-    RefusedError: a profile with rules.
+    RefusedError: a profile with rules or output scales.
     ProfileError: a row without a layer, a layer without a row, or another number of heads; the
     message describes profile and engine.
     """
     profile.refuse_rules("vLLM takes temperatures that are numbers")
+    profile.refuse_scales("vLLM takes temperatures alone, so bake it")
     if not layers:
         raise ProfileError("this worker has no attention layer, so it has no attention temperature")
     ordered = sorted(layers, key=lambda layer: layer.number)

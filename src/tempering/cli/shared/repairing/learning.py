@@ -42,6 +42,7 @@ def learn(
         constraint=limit,
         held_out=settings["held_out"],
         **learning(network, material.goals, settings["passes"], settings["rows"]),
+        output_scales=settings["output scales"],
         checkpoint=request.checkpoint,
         seed=request.seed,
         state=state,
