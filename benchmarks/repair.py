@@ -4,16 +4,18 @@
 
 For each form of compression (benchmarks/_compressed.py lists them and what they need): nats per
 token lost on text of four kinds, one of them like nothing that is learned from; the share of it
-that comes back by one temperature a head, learned from the uncompressed model; by one a layer, by
-one for all, and by heads' support alone; and under the same temperatures negated and shuffled.
+that comes back by one temperature a head, learned from the uncompressed model; by these and output
+scales; by one temperature a layer, by one for all, and by heads' support alone; and under the same
+numbers negated and shuffled.
 Shares have 95% intervals of a bootstrap over chunks. A form that loses less than --least is only
 measured.
 
---long: also at 2048 tokens, and recall of facts. --why: each head's support before, after, and
-after repair. --foreign: profiles of other forms, as controls. Writes
-benchmarks/results/repair.json, form by form, and profiles to --keep. Without computing anything,
---draw makes the figure and the table of docs/repair.md from the results, and --gallery puts the
-forms' profiles with their evidence into the package.
+--parts: which of these to make anew; the rest stays as it is in the results. --long: also at 2048
+tokens, and recall of facts. --why: each head's support before, after, and after repair. --foreign:
+profiles of other forms, as controls. Writes benchmarks/results/repair.json, form by form, and
+profiles to --keep. Without computing anything, --draw makes the figure and the table of
+docs/repair.md from the results, and --gallery puts the forms' profiles with their evidence into the
+package.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ from tempering.reports import Record, figure_repair, save_figure
 # Of the one temperature for all heads.
 LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)
 SUPPORT_CHUNKS = 4
+PARTS = ["temperatures", "scales", "layers", "simple"]
+SCALED = "with output scales"
 FIGURE = Path(__file__).parents[1] / "docs/images/repair.svg"
 _QUANTISED = "llama-quantize --allow-requantize SmolLM2-135M-Instruct.Q4_1.gguf OUT.gguf "
 # Profiles that come with the package: their folder there, the form, and how the model is made. The
@@ -174,38 +178,76 @@ def show(name: str, row: dict[str, Any]) -> None:
     )
 
 
-def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
+def measured(
+    name: str, options: Any, stock: dict[str, Any], found: dict[str, Any]
+) -> dict[str, Any]:
+    """What was found of a form before, with the parts that are asked for made anew."""
     reference, tests, known = stock["reference"], stock["tests"], stock["known"]
     model = compressed(name, reference, stock["ids"])
     subject, main = Subject(model, tests, known), next(iter(tests))
-    found: dict[str, Any] = {"damage": subject.rows(subject.before)}
+    found = found | {"damage": subject.rows(subject.before)}
     for test, row in found["damage"].items():
         print(f"{name}: {test}: {row['reference']:.4f} -> {row['compressed']:.4f}", flush=True)
     if found["damage"][main]["damage"] < options.least:
         return found
+    if "temperatures" in options.parts:
+        profile = learn(name, model, found, options, stock)
+        found |= under_profile(subject, profile, options, stock)
+    if "scales" in options.parts:
+        own: dict[str, Any] = {}
+        profile = learn(f"{name} with scales", model, own, options, stock, output_scales=True)
+        found[SCALED] = own | under_profile(subject, profile, options, stock)
+    if "layers" in options.parts:
+        goal = stock["goal"].having(stock["goal"].pieces[: options.layers])
+        by_layer = repair(
+            model, reference, goal, lessons=options.keep / "lessons", passes=1, rows=2, per="layer",
+            held_out=options.held_out,
+        )  # fmt: skip
+        found["per layer"] = subject.rows(subject.under(by_layer.profile, [main]))[main]
+        show("per layer", found["per layer"])
+    if "simple" in options.parts:
+        simple(name, model, subject, found, options, stock)
+    return found
+
+
+def learn(
+    name: str, model: Any, found: dict[str, Any], options: Any, stock: dict[str, Any], **more: Any
+) -> Profile:
+    """The profile that is learned, kept under the name; how it went goes into `found`."""
     start = time.monotonic()
     tuned = repair(
         model,
-        reference,
+        stock["reference"],
         stock["goal"],
         lessons=options.keep / "lessons",
         passes=options.passes,
         rows=options.rows,
         held_out=options.held_out,
         progress=say,
+        **more,
     )
     profile = tuned.profile
     found["learned"] = {
         "seconds": time.monotonic() - start,
         "chunks": options.chunks,
         "passes": options.passes,
+        "numbers": len(tuned.theta),
         "held out": [tuned.before, tuned.after],
         "extent": [float(profile.temperature.min()), float(profile.temperature.max())],
         "history": [[step.step, step.held_out] for step in tuned.history],
     }
     print(f"  learned in {found['learned']['seconds']:.0f} s", found["learned"]["history"])
     profile.save(kept(name, options.keep))
-    under = subject.under(profile, list(tests))
+    return profile
+
+
+def under_profile(
+    subject: Subject, profile: Profile, options: Any, stock: dict[str, Any]
+) -> dict[str, Any]:
+    """Rows of every test under a profile, by kind of text, and of its controls."""
+    main = next(iter(subject.tests))
+    found: dict[str, Any] = {}
+    under = subject.under(profile, list(subject.tests))
     found["per head"] = subject.rows(under)
     for test, row in found["per head"].items():
         show(f"per head, {test}", row)
@@ -220,14 +262,14 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
     for path in options.foreign:
         found[f"profile of {path.stem}"] = subject.few(Profile.load(path), few)
         show(f"profile of {path.stem}", found[f"profile of {path.stem}"])
-    if options.layers:
-        goal = stock["goal"].having(stock["goal"].pieces[: options.layers])
-        by_layer = repair(
-            model, reference, goal, lessons=options.keep / "lessons", passes=1, rows=2, per="layer",
-            held_out=options.held_out,
-        )  # fmt: skip
-        found["per layer"] = subject.rows(subject.under(by_layer.profile, [main]))[main]
-        show("per layer", found["per layer"])
+    return found
+
+
+def simple(
+    name: str, model: Any, subject: Subject, found: dict[str, Any], options: Any, stock: Any
+) -> None:
+    """One temperature for the whole model, and temperatures solved from support."""
+    main = next(iter(subject.tests))
     T = uniform(model, stock["taught"], layout(model))
     flat = Profile.from_schedule(T, model)
     found["uniform"] = {"T": T} | subject.rows(subject.under(flat, [main]))[main]
@@ -241,12 +283,12 @@ def measured(name: str, options: Any, stock: dict[str, Any]) -> dict[str, Any]:
         }
         show("by support", found["by support"])
         if options.why:
+            profile = Profile.load(kept(name, options.keep))
             found["why"] = why(stock["entropy"], model, profile, stock["ids"][:SUPPORT_CHUNKS])
             print(" ", found["why"])
     except Exception as error:  # a form that changes attention itself
         found["by support"] = {"refused": str(error)[:200]}
         print(" ", found["by support"])
-    return found
 
 
 def draw() -> None:
@@ -255,31 +297,33 @@ def draw() -> None:
     main = f"text, {SHORT} tokens"
     order = sorted(forms, key=lambda name: -forms[name]["damage"][main]["damage"])
     rows = []
-    print("| form | lost | per head | per layer | one T | by support | chunks |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| form | lost | with output scales | per head | per layer | one T | by support | chunks |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name in order:
         found = forms[name]
         lost = found["damage"][main]["damage"]
         cells = [name, f"{lost:.3f}"]
-        if "per head" in found:
-            own = found["per head"][main]
-            rows.append(
-                {
-                    **own,
-                    "label": "one temperature a head",
-                    "test": f"{name}, lost {lost:.2f}",
-                    "level": 0.95,
-                }
+        ways = {
+            "temperatures and output scales": found.get(SCALED, {}).get("per head", {}).get(main),
+            "one temperature a head": found.get("per head", {}).get(main),
+            **{key: found.get(key) for key in ("per layer", "uniform", "by support")},
+        }
+        for label, own in ways.items():
+            share = None if own is None else own.get("share")
+            cells.append(
+                "" if share is None else f"{share:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
             )
-            for part in (own, *(found.get(k, {}) for k in ("per layer", "uniform", "by support"))):
-                share = part.get("share")
-                span = (
-                    "" if share is None else f"{share:.2f} [{part['low']:.2f}, {part['high']:.2f}]"
-                )
-                cells.append(span)
-            cells.append(str(found["learned"]["chunks"]))
-        else:
-            cells += ["not learned"] + [""] * 4
+            if share is not None and label in list(ways)[:2]:
+                text = f"{name}, lost {lost:.2f}"
+                rows.append({**own, "label": label, "test": text, "level": 0.95})
+        learned_from = [
+            str(item["learned"]["chunks"])
+            for item in (found.get(SCALED), found)
+            if item and "learned" in item
+        ]
+        cells.append(", ".join(dict.fromkeys(learned_from)) or "not learned")
         print("| " + " | ".join(cells) + " |")
     record = Record.new("repair", settings={}, results={"repair": rows})
     print(save_figure(figure_repair(record), FIGURE))
@@ -288,7 +332,7 @@ def draw() -> None:
 def to_gallery(folder: str, keep: Path) -> Path:
     """A form's profile, with what it is for and what was measured."""
     name, recipe = RECIPES[folder]
-    found = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"][name]
+    found = json.loads((_bench.RESULTS / "repair.json").read_text())["forms"][name][SCALED]
     rows = [{"label": "repaired", **row} for row in found["per head"].values()]
     for kind, row in found["kinds"].items():
         rows.append({"label": "repaired", **row, "test": f"{kind}, {SHORT} tokens"})
@@ -302,7 +346,7 @@ def to_gallery(folder: str, keep: Path) -> Path:
         "learned": found["learned"],
         "repair": rows,
     }
-    profile = replace(Profile.load(kept(name, keep)), evidence=evidence)
+    profile = replace(Profile.load(kept(f"{name} with scales", keep)), evidence=evidence)
     return profile.save(GALLERY / folder / "repair.json")
 
 
@@ -317,7 +361,8 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--held-out", type=float, default=0.12)
-    parser.add_argument("--layers", type=int, default=18, help="chunks for one T a layer; 0: none")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--layers", type=int, default=18, help="chunks for one T a layer")
     parser.add_argument("--test-chunks", type=int, default=3, help="of each kind")
     parser.add_argument("--least", type=float, default=0.05)
     parser.add_argument("--long", type=int, default=0, help="chunks of 2048 tokens of each kind")
@@ -358,9 +403,10 @@ def main() -> None:
     }
     path = _bench.RESULTS / "repair.json"
     for name in options.forms:
-        found = measured(name, options, stock)
-        before = json.loads(path.read_text()) if path.exists() else {}
-        forms = before.get("forms", {})
+        known = json.loads(path.read_text())["forms"] if path.exists() else {}
+        found = measured(name, options, stock, known.get(name, {}))
+        # Another run may have written meanwhile.
+        forms = json.loads(path.read_text())["forms"] if path.exists() else {}
         forms[name] = found | {"settings": {"test chunks": options.test_chunks}}
         _bench.write("repair", {"forms": forms})
 
