@@ -3,6 +3,8 @@
 round 2, 3, 4 bits      every linear layer but the head, asymmetric, groups of 32
 Q2_K, Q3_K_S, ...       llama.cpp's own, on the embedded file (pip install cyllama==0.2.18)
 hqq 2, 3, 4 bits        half-quadratic quantisation, groups of 64 (pip install hqq)
+GPTQ 2, 3, 4 bits       as round, each column's error made up for by those after it (Frantar et al.
+                        2023); inputs are those of the uncompressed model, in all layers
 int8 activations        weights by row, activations by token, both to 8 bits, symmetric
 sparse 40%, 50%         the smallest weights of each row set to 0
 2:4                     two of every four weights of a row set to 0, the smallest
@@ -10,6 +12,8 @@ Wanda 50%, Wanda 2:4    the same by |w| times the norm of its input (Sun et al. 
 heads removed           in each layer the two heads whose output is smallest, weights set to 0
 layers removed          three layers whose output is most like their input (Men et al. 2024)
 window 128, 256         keys further away are masked, but the first four (Xiao et al. 2023)
+evicted 25, 50, 75%     before the second half of a text, the keys of its first half with the
+                        largest norms in each head, but the first four, go (Devoto et al. 2024)
 KV 4, 2 bits            keys by channel, values by token, groups of 32 (KIVI, Liu et al. 2024)
 """
 
@@ -87,6 +91,28 @@ def hqq(bits: int) -> Callable[[Any, Tensor], None]:
     return compress
 
 
+def gptq(bits: int, group: int = 32, damp: float = 0.01) -> Callable[[Any, Tensor], None]:
+    def compress(model: Any, ids: Tensor) -> None:
+        for linear, products in input_products(model, ids).items():
+            products += damp * products.diagonal().mean() * torch.eye(len(products)).double()
+            factor = torch.linalg.cholesky(torch.linalg.inv(products), upper=True).float()
+            weight: Tensor = linear.weight.data  # type: ignore[assignment]
+            left = weight.clone()
+            for place in range(left.shape[1]):
+                if place % group == 0:
+                    part = left[:, place : place + group]
+                    low = part.amin(1)
+                    step = ((part.amax(1) - low) / (2**bits - 1)).clamp(min=1e-12)
+                column = left[:, place]
+                weight[:, place] = (
+                    low + ((column - low) / step).round().clamp(0, 2**bits - 1) * step
+                )
+                error = (column - weight[:, place]) / factor[place, place]
+                left[:, place:] -= error[:, None] * factor[place, place:]
+
+    return compress
+
+
 def int8(model: Any, ids: Tensor) -> None:
     def by_token(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (through(args[0], symmetric(args[0].detach(), 8, -1)),)
@@ -130,11 +156,21 @@ def sparse(share: float | None, by_input: bool = False) -> Callable[[Any, Tensor
 
 def input_norms(model: Any, ids: Tensor) -> dict[nn.Module, Tensor]:
     """The Euclidean norm of every input of every linear layer, over the tokens of a text."""
+    squares = over_inputs(model, ids, lambda rows: rows.square().sum(0))
+    return {module: total.sqrt() for module, total in squares.items()}
+
+
+def input_products(model: Any, ids: Tensor) -> dict[nn.Module, Tensor]:
+    """X' X of the inputs X of every linear layer, over the tokens of a text."""
+    return over_inputs(model, ids, lambda rows: rows.double().T @ rows.double())
+
+
+def over_inputs(model: Any, ids: Tensor, of: Callable[[Tensor], Tensor]) -> dict[nn.Module, Tensor]:
+    """The sum of `of(inputs)`, a row for each token, for every linear layer."""
     sums: dict[nn.Module, Tensor] = {}
 
     def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        squares = args[0].square().flatten(0, -2).sum(0)
-        sums[module] = sums.get(module, 0.0) + squares
+        sums[module] = sums.get(module, 0.0) + of(args[0].flatten(0, -2))
 
     hooks = [linear.register_forward_pre_hook(add) for linear in linears(model)]
     with torch.no_grad():
@@ -142,7 +178,7 @@ def input_norms(model: Any, ids: Tensor) -> dict[nn.Module, Tensor]:
             model(row[None], use_cache=False)
     for hook in hooks:
         hook.remove()
-    return {module: total.sqrt() for module, total in sums.items()}
+    return sums
 
 
 # -- parts removed
@@ -191,6 +227,27 @@ def window(length: int) -> Callable[[Any, Tensor], None]:
     return compress
 
 
+def evicted(share: float) -> Callable[[Any, Tensor], None]:
+    def compress(model: Any, ids: Tensor) -> None:
+        def mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            size, heads = states.shape[1], module.num_key_value_groups
+            half = size // 2
+            keys = module.k_proj(states.detach()).unflatten(-1, (-1, module.head_dim))
+            norms = keys[:, SINKS:half].norm(dim=-1).transpose(1, 2)  # a rotation keeps norms
+            dropped = norms.argsort(-1).argsort(-1) >= norms.shape[-1] - round(share * half)
+            query, key = torch.arange(size)[:, None], torch.arange(size)
+            hidden = (key > query).expand(len(keys), keys.shape[2], size, size).clone()
+            hidden[:, :, half:, SINKS:half] |= dropped[:, :, None]
+            bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo().min)
+            return args, kwargs | {"attention_mask": bias.repeat_interleave(heads, 1)}
+
+        for layer in model.model.layers:
+            layer.self_attn.register_forward_pre_hook(mask, with_kwargs=True)
+
+    return compress
+
+
 def cache(bits: int) -> Callable[[Any, Tensor], None]:
     def compress(model: Any, ids: Tensor) -> None:
         def keys(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -224,6 +281,9 @@ FORMS: dict[str, Callable[[Any, Tensor], None]] = {
     "hqq 2 bits": hqq(2),
     "hqq 3 bits": hqq(3),
     "hqq 4 bits": hqq(4),
+    "GPTQ 2 bits": gptq(2),
+    "GPTQ 3 bits": gptq(3),
+    "GPTQ 4 bits": gptq(4),
     "int8 activations": int8,
     "sparse 40%": sparse(0.4),
     "sparse 50%": sparse(0.5),
@@ -234,6 +294,9 @@ FORMS: dict[str, Callable[[Any, Tensor], None]] = {
     "layers removed": layers_removed,
     "window 128": window(128),
     "window 256": window(256),
+    "evicted 25%": evicted(0.25),
+    "evicted 50%": evicted(0.5),
+    "evicted 75%": evicted(0.75),
     "KV 4 bits": cache(4),
     "KV 2 bits": cache(2),
 }

@@ -191,7 +191,7 @@ def measured(
     if found["damage"][main]["damage"] < options.least:
         return found
     if "temperatures" in options.parts:
-        profile = learn(name, model, found, options, stock)
+        profile = learn(name, model, found, options, stock, output_scales=False)
         found |= under_profile(subject, profile, options, stock)
     if "scales" in options.parts:
         own: dict[str, Any] = {}
@@ -201,7 +201,7 @@ def measured(
         goal = stock["goal"].having(stock["goal"].pieces[: options.layers])
         by_layer = repair(
             model, reference, goal, lessons=options.keep / "lessons", passes=1, rows=2, per="layer",
-            held_out=options.held_out,
+            held_out=options.held_out, output_scales=False,
         )  # fmt: skip
         found["per layer"] = subject.rows(subject.under(by_layer.profile, [main]))[main]
         show("per layer", found["per layer"])

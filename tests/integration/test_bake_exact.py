@@ -129,7 +129,7 @@ def test_a_wrong_fold_is_not_handed_out(monkeypatch):
     def wrong(*arguments):
         return [(fold, beta * 1.001) for fold, beta in right(*arguments)]
 
-    monkeypatch.setattr("tempering.attention.baking.bake.betas", wrong)
+    monkeypatch.setattr("tempering.attention.baking.profile_folds.betas", wrong)
     before = model.state_dict()["model.layers.0.self_attn.q_proj.weight"].clone()
     with pytest.raises(CheckError, match=r"disagrees with the controlled model: .*allowed 0.0001"):
         bake(model, Profile.from_matrix(temperatures("per head")))

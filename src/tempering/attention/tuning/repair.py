@@ -1,9 +1,10 @@
-"""Repair: temperatures that give back what compression took from a model, no weight changed.
+"""Repair: temperatures (and output scales) that give back what compression took from a model.
 
     repair(model, reference, objectives)     learned: minimise KL(reference || model) on a text
     repair_by_support(model, entropy, ids)   solved: every head's support is the reference's again
 
-The first takes gradients and gives back the most; the second one forward pass.
+No weight changes. The first takes gradients and gives back the most; the second takes one forward
+pass.
 
 Learning goes by Adam on a few chunks a step: compression moves a model so far that a few hundred
 numbers see where to go from a few thousand tokens, where Newton's method takes a full pass for one
@@ -51,12 +52,16 @@ def repair(
     top: int | None = TOP,
     passes: int = PASSES,
     rows: int = ROWS,
+    output_scales: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     **tuning: Any,
 ) -> Tuned:
     """Learn the temperatures under which a compressed model is most like its reference.
 
         minimise  sum_t KL(reference(. | t) || model(. | t)) / n  +  the prior of `tune`
+
+    With them, unless they are declined, a factor on the output of each group of heads that share
+    values (SEAL-H of Lee et al. 2025, by value head).
 
     Parameters
     ----------
@@ -68,6 +73,7 @@ def repair(
         again.
     top: how many tokens of each distribution are kept, see `lessons`; None for all.
     passes: times through the text. rows: pieces of each objective in a step, side by side.
+    output_scales: learn these factors as well; they fold into the rows that make the values.
     progress: (stage, done, total).
     tuning: `per`, `constraint`, `held_out`, `seed`, `state` and others, as for `tune`.
 
@@ -83,7 +89,7 @@ def repair(
         )
         del teacher
     settings = learning(model, goals, passes, rows) | tuning
-    return tune(model, goals, progress=progress, **settings)
+    return tune(model, goals, output_scales=output_scales, progress=progress, **settings)
 
 
 def learning(
