@@ -172,9 +172,7 @@ def test_scales_are_those_of_the_weights(ids):
     assert torch.equal(plain, tiny_llama(dtype=torch.float64)(input_ids=ids[:2]).logits)
 
 
-def test_a_model_without_norms_or_mixers_is_refused(model):
-    with pytest.raises(RefusedError, match="no linear layer 'mixer'"), head_scales(model, "mixer"):
-        pass
+def test_a_model_without_norms_is_refused():
     with pytest.raises(RefusedError, match="no norm"), norm_weights(torch.nn.Linear(2, 2)):
         pass
 

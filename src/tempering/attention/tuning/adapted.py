@@ -180,12 +180,12 @@ def opened_parameter(module: nn.Module, name: str) -> Iterator[None]:
 
 def _targets(model: nn.Module, target: str) -> dict[str, nn.Linear]:
     return {
-        f"{layer.name}.{target}": linear_in(model, layer.name, target)
+        f"{layer.name}.{target}": _linear_in(model, layer.name, target)
         for layer in layout(model).layers
     }
 
 
-def linear_in(model: nn.Module, attention: str, target: str) -> nn.Linear:
+def _linear_in(model: nn.Module, attention: str, target: str) -> nn.Linear:
     """The linear layer of that name in an attention module; RefusedError without one."""
     inside = dict(model.get_submodule(attention).named_children())
     module = inside.get(target)

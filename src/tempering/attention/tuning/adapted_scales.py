@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tempering.attention.control.handle import Tempering
+from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import Layout
-from tempering.attention.tuning.adapted import Slots, linear_in, opened_parameter
+from tempering.attention.profiles.profile import Profile
+from tempering.attention.tuning.adapted import Slots, opened_parameter
 from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.tunable import Tunable, frozen
 from tempering.errors import RefusedError
@@ -25,17 +28,17 @@ from tempering.errors import RefusedError
 class HeadScales(Tunable):
     """Multiplies the output of each head by exp(theta), before the heads are mixed."""
 
-    def __init__(self, model: nn.Module, plan: Layout) -> None:
+    def __init__(self, model: nn.Module, plan: Layout, handle: Tempering) -> None:
         self.model: Any = model
         self.heads = plan.heads
         self.size = sum(plan.heads)
-        self.parts: list[Tensor] | None = None
+        self._handle = handle
 
     def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
-        self.parts = list(torch.atleast_2d(theta).exp().split(list(self.heads), dim=1))
+        self._handle.set_scales(torch.atleast_2d(theta).exp().split(list(self.heads), dim=1))
 
     def untempered(self) -> None:
-        self.parts = None
+        self._handle.set_scales([None] * len(self.heads))
 
     def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
         return 1.0, 1.0
@@ -45,19 +48,6 @@ class HeadScales(Tunable):
 
     def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
         return "output scales went too far; try a smaller rate"
-
-    def scale(self, place: int) -> Any:
-        """A hook before the layer that mixes the heads of layer `place`."""
-
-        def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if self.parts is None:
-                return args
-            mixed = args[0]
-            part = self.parts[place].to(mixed)[:, None, :, None]
-            apart = mixed.unflatten(-1, (self.heads[place], -1)) * part
-            return (apart.flatten(-2), *args[1:])
-
-        return before
 
 
 class Together(Tunable):
@@ -122,19 +112,11 @@ def norm_weights(model: nn.Module) -> Iterator[Slots]:
 
 
 @contextlib.contextmanager
-def head_scales(model: nn.Module, target: str = "o_proj") -> Iterator[HeadScales]:
-    """The model with a factor on the output of every head, until the end.
-
-    target: the linear layer of each attention module that mixes the heads.
-    Raises RefusedError when there is none of that name.
-    """
+def head_scales(model: nn.Module) -> Iterator[HeadScales]:
+    """The model with a factor on the output of every head, until the end."""
     plan = layout(model)
-    tunable = HeadScales(model, plan)
-    with frozen(model), contextlib.ExitStack() as stack:
-        for place, layer in enumerate(plan.layers):
-            mixer = linear_in(model, layer.name, target)
-            stack.callback(mixer.register_forward_pre_hook(tunable.scale(place)).remove)
-        yield tunable
+    with frozen(model), tempered(model, Profile.neutral(plan)) as handle:
+        yield HeadScales(model, plan, handle)
 
 
 @contextlib.contextmanager
