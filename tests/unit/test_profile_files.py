@@ -91,9 +91,9 @@ def changed(tmp_path, **fields):
     return path
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_another_version(version, tmp_path):
-    with pytest.raises(ProfileError, match="version .*; this tempering reads 1"):
+    with pytest.raises(ProfileError, match="version .*; this tempering reads 1, 2, 3"):
         Profile.load(changed(tmp_path, version=version))
 
 
