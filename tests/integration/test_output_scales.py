@@ -175,12 +175,16 @@ def test_the_command_shows_them_and_compares_temperatures_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(drawn(tiny_llama()).save(tmp_path / "p.json"))
-    assert main(["profile", "show", path]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "show", path])
+    assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert shown.count("output scales") == LAYERS
     first = Profile.load(path).output_scale[0].tolist()
     assert " ".join(f"{value:.3f}" for value in first) in shown
-    assert main(["profile", "diff", path, path]) == 1
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "diff", path, path])
+    assert ended.value.code == 1
     assert "has output scales; only temperatures have a ratio" in capsys.readouterr().err
 
 
