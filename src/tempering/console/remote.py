@@ -17,14 +17,13 @@ from typing import Any
 
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.profiles.profile import Profile
-from tempering.console.fields import Fields
+from tempering.console.fields import MOST_COLUMNS, Fields
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job
 from tempering.engines.providers.keys import key_of
 from tempering.engines.vllm.client import active_profile, chat_events, served_model, swap_remote
 from tempering.errors import InputError, ProfileError, RefusedError, TemperingError
 
-MOST_COLUMNS = 16
 _ALTERNATIVES = 12
 _HEADS = "a server keeps attention in its workers and tells nothing about heads"
 _WEIGHTS = "it needs the model in this process; open the console with --model for that"
@@ -173,7 +172,7 @@ class RemoteOrder:
         prompt = given.text("prompt")
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
-        names = [str(name) for name in given.items("names", MOST_COLUMNS - 1)]
+        names = [str(name) for name in given.items("names", MOST_COLUMNS)]
         return cls(
             prompt,
             given.whole("tokens", 1, 100_000, 64),
