@@ -81,6 +81,7 @@ def test_a_reload_keeps_the_texts_and_all_that_was_found(page):
 
 def test_a_text_that_is_cut_off_by_a_reload_says_so(page):
     browser = page.browser
+    page.set("prompt", "Hot layers")
     page.set("tokens", "450")
     page.set("policy", "constant(2)")
     browser.click("#write")
@@ -96,6 +97,7 @@ def test_a_text_that_is_cut_off_by_a_reload_says_so(page):
 
 def test_an_edit_s_mark_and_its_two_profiles_survive_a_reload_and_stand_in_the_record(page):
     browser = page.browser
+    page.set("prompt", "Hot layers")
     page.set("tokens", "480")
     page.set("policy", "constant(2)")
     browser.drag(page.cell(5, 2))
@@ -131,6 +133,40 @@ def test_an_edit_s_mark_and_its_two_profiles_survive_a_reload_and_stand_in_the_r
     assert sample["label"] == "A, as written" and sample["finish"] is None
     named = [token["profile"] for token in sample["trace"]]
     assert named == ["A, until edit 1"] * mark + ["A, as written"] * (len(named) - mark)
+
+
+def test_a_budget_and_a_cost_stand_in_the_record_of_their_own_profile_alone(page):
+    browser = page.browser
+    page.set("tokens", "2")
+    page.set("schedule", "throb(12,3,1,12)")
+    browser.wait("!document.getElementById('curve').hidden")
+    browser.ask("document.activeElement.blur()")
+    browser.click("#find")
+    page.says("budget-facts", "largest amplitude")
+    amplitude = page.on("page.active().amplitude")
+    assert page.on("page.active().profile.pattern") == (
+        f"throb(12,3,1,12)|amplitude({amplitude!r})"
+    )
+    page.set("meter", True)
+    browser.wait("document.getElementById('cost').textContent.includes('nats')")
+    page.set("meter", False)
+
+    def recorded() -> dict:
+        page.write()
+        browser.ask("document.getElementById('save-facts').textContent = ''")
+        browser.click("#save-record")
+        page.says("save-facts", "record console-")
+        name = page.text("save-facts").removeprefix("record ").split(",")[0]
+        return Record.load(page.server.console.out / f"{name}.json").results
+
+    found = recorded()
+    (budget,) = found["budget"]
+    assert budget["amplitude"] == amplitude and budget["nats"] == 0.01
+    assert budget["pattern"] == "throb(12,3,1,12)" and budget["cost"] <= 0.01
+    assert found["cost"][0]["label"] == budget["label"] == "A"
+    browser.drag(page.cell(1, 1))
+    found = recorded()
+    assert "budget" not in found and "cost" not in found
 
 
 def test_what_is_too_long_to_keep_is_named_and_the_rest_comes_back(page):
@@ -230,7 +266,7 @@ def test_a_schedule_s_curve_comes_back_with_undo_a_tab_and_a_reload(page):
     browser.ask("document.activeElement.blur()")
     browser.click("#add-column")
     page.set("schedule", "thro")
-    page.says("schedule-error", "column 1")
+    page.says("schedule-error", "column 5")
     browser.click("#undo")  # column A alone
     assert browser.ask(hidden) is False
     browser.wait("location.hash.startsWith('#s=')")
@@ -254,15 +290,16 @@ def test_more_columns_than_letters(page):
 
 
 def test_whose_turn_it_is_is_said_wherever_one_waits(browser, server, page):
-    """A second tab writes; this one measures, asks and writes, and sees who has the model."""
+    """A second tab writes; this one measures and writes, and sees who has the model."""
     from tests.e2e.console_page import other_tab
 
     with other_tab(server, tokens=480) as first:
-        for button, place in (("#measure", "status"), ("#ask", "answered"), ("#write", "status")):
+        for button, place in (("#measure", "status"), ("#write", "status")):
             browser.click(button)
             page.says(place, "ahead: another tab has the model (write)")
         first.close()
     browser.wait(f"{STATUS} === 'written'")
+    page.set("prompt", "Hot layers")
     page.set("tokens", "450")
     page.set("policy", "constant(2)")
     browser.click("#write")

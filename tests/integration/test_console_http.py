@@ -428,7 +428,7 @@ def test_a_record_holds_everything_on_the_page(page, painted):
         ({"budget": {"label": "A"}}, "budget: expected a list"),
         ({"budget": [{"label": "A", "nats": "few", "amplitude": 1}]}, "budget[0].nats"),
         ({"budget": [{"label": "B", "nats": 1, "amplitude": 1}]}, "a column 'B'"),
-        ({"cost": 3}, "results.cost: expected a list"),
+        ({"cost": 3}, "sent.cost: expected a list"),
         ({"cost": [{**cost, "label": "B"}]}, "a column 'B'; it sent the columns A"),
         ({"measured": {"before": 3, "after": {}}}, "measured.before: expected an object"),
         ({"measured": {"before": before, "after": {"A": {}}}}, "measured.after.A"),

@@ -20,6 +20,7 @@ from tempering.console.subject import Subject
 from tempering.console.turns import Event
 from tempering.errors import DataError, InputError, OutputError, TemperingError
 from tempering.reports import Record, save_html, schema
+from tempering.reports.sections import check_results
 
 # A name in the folder of results: no separators, no dot in front, so that nothing else is named.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -120,6 +121,7 @@ def save_record(subject: Subject, given: Fields, out: Path) -> str:
             results[name] = given.data[name]
     if given.data.get("measured") is not None:
         results["support"] = _support(subject, given.data["measured"])
+    check_results(results, "what the page sent")
     _check_labels(results, profiles)
     record = Record.new(
         "console",
@@ -184,8 +186,8 @@ def _is_table(value: Any) -> bool:
 def _check_labels(results: dict[str, Any], profiles: dict[str, Profile]) -> None:
     """InputError where a text or a number is said to be of a column that isn't there."""
     samples = results["generations"]["samples"]
-    rows = [*samples, *results.get("cost", ()), *results.get("budget", ())]
-    labels = [row.get("label") if isinstance(row, dict) else None for row in rows]
+    rows = (*samples, *results.get("cost", ()), *results.get("budget", ()))
+    labels = (row["label"] for row in rows)
     for label in (*labels, *results.get("support", {"after": ()})["after"]):
         if label not in (UNTEMPERED, *profiles):
             raise InputError(

@@ -52,6 +52,8 @@ async function begin() {
   } catch (error) {
     complaint = /** @type {Error} */ (error).message;
   }
+  // Before the other parts hear of it, which stop what they do.
+  addEventListener("pagehide", () => session.store(whose));
   painting.start();
   writing.start();
   costs.start();
@@ -70,7 +72,6 @@ async function begin() {
     }
   });
   const lost = kept ? session.restore(kept) : [];
-  addEventListener("pagehide", () => session.store(whose));
   if (lost.length) complaint ||= `not kept over the reload (too long for the browser?): ${lost.join(", ")}`;
   page.say(complaint || (state.start?.note ?? "ready"));
   document.body.dataset.ready = "yes";

@@ -4,6 +4,7 @@ import { stream } from "./api.js";
 import { at, calm, make } from "./dom.js";
 import { isNeutral, short } from "./matrix.js";
 import * as page from "./page.js";
+import { read } from "./painting.js";
 import * as session from "./session.js";
 
 /**
@@ -96,15 +97,16 @@ async function find() {
       if (event.type === "tried") at("budget-facts").textContent = `amplitude ${short(event.amplitude)} costs ${short(event.cost.value)}`;
       if (event.type !== "budget") continue;
       const priced = event.cost ? `, which costs ${short(event.cost.value)}${interval(event.cost)}` : "; none above 1 is within the budget";
-      at("budget-facts").textContent = `largest amplitude ${short(event.amplitude)}${priced}${event.bounded ? "" : `; even ${event.largest} stays within it`}`;
       if (pattern !== undefined) {
         at("amplitude-on").checked = true;
         at("amplitude").max = String(Math.max(3, Math.ceil(event.amplitude)));
         at("amplitude").step = "any";
         at("amplitude").value = String(event.amplitude);
-        at("amplitude").dispatchEvent(new Event("input"));
+        at("amplitude-value").textContent = at("amplitude").value;
+        await read();
       } else if (event.room !== null) page.change({ room: column.room * event.room });
       const { amplitude, bounded } = event;
+      at("budget-facts").textContent = `largest amplitude ${short(amplitude)}${priced}${bounded ? "" : `; even ${event.largest} stays within it`}`;
       budget = { of: stamp(page.active()), found: { label: column.name, pattern: pattern ?? null, nats, amplitude, bounded, cost: event.cost?.value ?? null, low: event.cost?.low ?? null, high: event.cost?.high ?? null } };
     }
   } catch (error) {

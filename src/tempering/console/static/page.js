@@ -196,12 +196,12 @@ function set(id, value) {
   if (field.value === "" && value !== "") field.value = before;
 }
 
-/** Begin, with what the server says of its model. @param {any} state */
-export function begin(state) {
-  known = state;
+/** Begin, with what the server says of its model. @param {any} told */
+export function begin(told) {
+  known = told;
   const first = blank("A");
-  if (state.start) {
-    const { rows, rules, pattern } = state.start;
+  if (told.start) {
+    const { rows, rules, pattern } = told.start;
     Object.assign(first, { profile: { rows, rules, pattern }, amplitude: null });
   }
   history = new History({ columns: [first], active: 0 });

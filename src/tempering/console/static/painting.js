@@ -196,7 +196,7 @@ function asking(text, amplitude) {
 
 /** Read the schedule in the box; its error stands under the column where it is.
  * @param {boolean} [within] part of a step that was begun */
-async function read(within = false) {
+export async function read(within = false) {
   const column = page.active();
   const text = at("schedule").value.trim();
   const amplitude = at("amplitude-on").checked ? Number(at("amplitude").value) : null;
