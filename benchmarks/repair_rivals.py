@@ -71,7 +71,7 @@ def main() -> None:
         *(name + end for name in ALONE for end in ("", WITH_TEMPERATURES)),
         "output temperature",
     ]
-    assert set(FOLDS) <= {"temperatures", *ALTERNATIVES, *SCALES}
+    assert set(FOLDS) <= {REPAIR, "temperatures", *ALTERNATIVES, *SCALES}
     reference, tokenizer = load_model("smollm2")
     goal = as_objective("text", learned(tokenizer, options.chunks, 0))
     goal = teach(reference, goal, options.keep / "lessons")
