@@ -123,6 +123,12 @@ def test_a_reply_that_doesn_t_count_its_tokens_is_kept_and_reckoned(
         ("openai", b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
          b'data: {"choices": [{"delta": {"content": "b"}, "finish_reason": "stop"}], '
          b'"usage": {"prompt_tokens": 20, "completion_tokens": 5}}\n\ndata: [DONE]\n\n', "ab"),
+        ("openai", b": WAIT\n\n: WAIT\n\n" + json.dumps(chat("8", COUNTED)).encode(), "8"),
+        ("openai", {"choices": [{"delta": {"content": "8"}}], "usage": COUNTED}, "8"),
+        ("openai", {"choices": [{"delta": {"content": [{"type": "text", "text": "8"}]},
+         "message": None}], "usage": COUNTED}, "8"),
+        ("openai", b': KEEPALIVE\n\ndata: {"choices": [{"delta": {"content": "8"}}]}\n\n'
+         b'data: {"usage": {"prompt_tokens": 20, "completion_tokens": 5}, "choices": []}\n\n', "8"),
         ("anthropic", {"content": [{"type": "thinking", "thinking": "9"}, {"type": "text",
          "text": "8"}], "usage": {"input_tokens": 20, "output_tokens": 5}}, "8"),
         ("gemini", {"candidates": [{"content": {"parts": [{"text": "9", "thought": True},
@@ -146,6 +152,8 @@ def test_a_text_is_found_in_whatever_holds_it(monkeypatch, kind, body, text):
         ("openai", {"id": "x", "usage": COUNTED}, "no choices in the reply"),
         ("openai", chat(None, COUNTED, "content_filter"), "no text (finish: content_filter)"),
         ("openai", chat(None, COUNTED, refusal="I won't"), "the model refused: I won't"),
+        ("openai", chat([{"type": "refusal", "refusal": "I won't"}], COUNTED),
+         "the model refused: I won't"),
         ("openai", chat("", COUNTED, "length"), "allow more tokens"),
         ("openai", chat(None, COUNTED, "stop", reasoning_content="hm"), "reasoning and no answer"),
         ("openai", {"choices": [{"message": None, "finish_reason": "content_filter: X"}],
@@ -173,6 +181,13 @@ def test_a_refusal_is_told_and_not_asked_for_again(monkeypatch, kind, body, erro
         assert name not in error or reply.finish == finish
     if error == "upstream broke":
         assert reply.output == "half an"
+
+
+def test_a_streamed_reply_that_was_cut_off_is_kept_and_told(monkeypatch):
+    body = b'data: {"choices": [{"delta": {"content": "half an"}}]}\n\ndata: {"choices": [{"del'
+    reply, requests = ask(monkeypatch, "openai", body)
+    assert (reply.output, requests) == ("half an", 1)
+    assert reply.error is not None and "the streamed reply was cut off" in reply.error
 
 
 @pytest.mark.parametrize(

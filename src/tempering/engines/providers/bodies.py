@@ -19,8 +19,11 @@ def load(data: bytes) -> Any:
 
     Raises ValueError when the body is no JSON.
     """
+    text = text_of_bytes(data)
+    while text.startswith(":"):  # a comment that keeps a connection open, as gateways send it
+        text = text.partition("\n")[2].lstrip()
     try:
-        return json.loads(text_of_bytes(data), parse_int=_number)
+        return json.loads(text, parse_int=_number)
     except RecursionError:
         raise ValueError("brackets are nested too deep") from None
 

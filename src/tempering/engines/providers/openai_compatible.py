@@ -96,7 +96,10 @@ class OpenAICompatible:
         payload = _streamed(response.content) or opened(response)
         choice = first(payload.get("choices"))
         message = mapping(choice.get("message"))
-        text = text_of(message.get("content")) or text_of(choice.get("text"))
+        delta = mapping(choice.get("delta"))  # of a streamed piece that is the whole reply
+        text = text_of([message.get("content") or delta.get("content")]) or text_of(
+            choice.get("text")
+        )
         usage = mapping(payload.get("usage"))
         read = count(usage.get("prompt_tokens", usage.get("input_tokens")))
         written = count(usage.get("completion_tokens", usage.get("output_tokens")))
@@ -109,8 +112,8 @@ class OpenAICompatible:
             if not text and read is None and written is None:
                 raise HTTPStatusError(response)
             refused = reasons.reason_of(json.dumps({"error": error}).encode())
-        elif not text and isinstance(message.get("refusal"), str) and message["refusal"]:
-            refused, finish = f"the model refused: {message['refusal']}", "refusal"
+        elif not text and (said := _refusal(message)):
+            refused, finish = f"the model refused: {said}", "refusal"
         elif not text and "choices" not in payload:
             said = reasons.reason_of(response.content)
             if read is None and written is None:
@@ -123,11 +126,22 @@ class OpenAICompatible:
         return Completion(text, read, written, finish, refused)
 
 
+def _refusal(message: dict[str, Any]) -> str:
+    """What a model that refuses says, in a field of its message or in a part of its content."""
+    content = message.get("content")
+    parts = [mapping(part).get("refusal") for part in content] if isinstance(content, list) else []
+    return " ".join(said for said in (message.get("refusal"), *parts) if isinstance(said, str))
+
+
 def _streamed(data: bytes) -> dict[str, Any] | None:
-    """A reply that was streamed in pieces ("data: {..}") unasked; None for any other reply."""
+    """A reply that was streamed in pieces ("data: {..}") unasked; None for any other reply.
+
+    One that ends without its end mark was cut off, and says so as an error of its choice.
+    """
     if not data.lstrip().startswith((b"data:", b"event:", b": ")):
         return None
     text, finish = "", None
+    choice: dict[str, Any]
     whole: dict[str, Any] = {}
     for line in data.splitlines():
         if not line.startswith(b"data:"):
@@ -142,4 +156,7 @@ def _streamed(data: bytes) -> dict[str, Any] | None:
         whole |= {name: piece[name] for name in ("usage", "error") if piece.get(name)}
     if finish is None and not text and not whole:
         return None
-    return {**whole, "choices": [{"message": {"content": text}, "finish_reason": finish}]}
+    choice = {"message": {"content": text}, "finish_reason": finish}
+    if text and finish is None and not whole and b"[DONE]" not in data:
+        choice["error"] = "the streamed reply was cut off"
+    return {**whole, "choices": [choice]}
