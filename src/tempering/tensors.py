@@ -60,6 +60,16 @@ def from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
+def refuse_masked(values: Any, name: str, error: type[InputError]) -> None:
+    """Raise `error` for a numpy array with masked entries, which all libraries would use."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        place = ", ".join(str(index) for index in np.argwhere(np.ma.getmaskarray(values))[0])
+        raise error(
+            f"{name}[{place}] is masked, so it is no number; give it a value, or leave rows with "
+            "masked values out"
+        )
+
+
 def as_tensor(values: TensorLike, name: str, error: type[InputError]) -> Tensor:
     """A tensor as it is; an array, list or number as a tensor of its numbers.
 
@@ -68,6 +78,7 @@ def as_tensor(values: TensorLike, name: str, error: type[InputError]) -> Tensor:
     """
     if isinstance(values, Tensor):
         return values
+    refuse_masked(values, name, error)
     try:
         array = np.asarray(values)
     except ValueError:  # numpy raises it for rows of different lengths

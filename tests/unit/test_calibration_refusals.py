@@ -354,3 +354,10 @@ def test_interrupted_before_anything_is_known():
     z, y = draw(9000)
     with pytest.raises(KeyboardInterrupt):
         TemperatureScaler().fit(Stubborn(z, 0), y)
+
+
+@pytest.mark.parametrize("bins", [10_001, 10**9, 10**30, np.int64(2**62)])
+def test_more_bins_than_memory_holds_are_refused(bins):
+    z, y = draw()
+    with pytest.raises(InputError, match="expected at most 10000"):
+        TemperatureScaler().fit(z, y).report(z, y, bins=bins, resamples=2)

@@ -137,3 +137,34 @@ def test_units_and_regimes_take_them_too():
         tp.activation(np.array([1, 2]), "gaussian", "entropy")
     with pytest.raises(InputError, match="z must be a tensor.*got str"):
         tp.Activation("gaussian", "mean")("1")
+
+
+def test_masked_entries_are_refused_wherever_an_array_is_taken():
+    """numpy, torch and scikit-learn would use the value that lies under the mask."""
+    from tempering.estimators import AnnealedMixture, TemperatureScaler
+
+    rows = np.random.default_rng(0).normal(size=(12, 2))
+    hidden = np.ma.array(rows, mask=rows == rows[3, 1])
+    labels = (rows[:, 1] > rows[:, 0]).astype(int)
+    labels[:2] = 1 - labels[:2]  # else they are separable, and the best T is 0
+    masked_labels = np.ma.array(labels, mask=np.arange(12) == 5)
+    weights = np.ma.array(np.ones(12), mask=np.arange(12) == 7)
+    mixture, scaler = AnnealedMixture(1).fit(rows), TemperatureScaler().fit(rows, labels)
+    for place, call in {
+        r"energies\[3, 1\]": lambda: tp.responsibilities(hidden, 1.0),
+        r"X\[3, 1\] ": lambda: AnnealedMixture(1).fit(hidden),
+        r"X\[3, 1\] is": lambda: mixture.predict_proba(hidden),
+        r"sample_weight\[7\]": lambda: AnnealedMixture(1).fit(rows, sample_weight=weights),
+        r"X\[3, 1\] is masked": lambda: TemperatureScaler().fit(hidden, labels),
+        r"X\[3, 1\] is masked, so": lambda: scaler.predict_proba(hidden),
+        r"y\[5\]": lambda: TemperatureScaler().fit(rows, masked_labels),
+        r"sample_weight\[7\] is": lambda: scaler.fit(rows, labels, sample_weight=weights),
+        r"groups\[5\]": lambda: TemperatureScaler(per="group").fit(
+            rows, labels, groups=masked_labels
+        ),
+    }.items():
+        with pytest.raises(InputError, match=place):
+            call()
+    shown = np.ma.array(rows, mask=False)  # no entry is masked
+    assert np.array_equal(mixture.predict_proba(shown), mixture.predict_proba(rows))
+    assert np.array_equal(scaler.predict_proba(shown), scaler.predict_proba(rows))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tempering.errors import DataError, TemperingWarning
 from tempering.estimators.calibration.advice import advised
-from tempering.tensors import from_numpy
+from tempering.tensors import from_numpy, refuse_masked
 
 # The greatest ratio of two weights whose squares still fit into one float64 sum. Beyond it the
 # small weights would count as 0.
@@ -249,6 +249,7 @@ def as_array(values: Any, name: str = "classes") -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    refuse_masked(values, name, DataError)
     try:
         array = np.asarray(values)
     except ValueError:

@@ -219,6 +219,10 @@ def calibration_report(
     )
 
 
+# Each resample adds up the bins of each cluster; published reports have 10 to 100 bins.
+_MOST_BINS = 10_000
+
+
 class _Options(NamedTuple):
     bins: int
     resamples: int
@@ -233,8 +237,11 @@ def _options(bins: Any, resamples: Any, level: Any, seed: Any) -> _Options:
         or not 0 < float(level) < 1
     ):
         raise InputError(f"level = {level!r}; expected a share between 0 and 1, such as 0.95")
+    count = whole_number(bins, "bins", 1)
+    if count > _MOST_BINS:
+        raise InputError(f"bins = {count}; expected at most {_MOST_BINS}, since a few tell as much")
     return _Options(
-        whole_number(bins, "bins", 1),
+        count,
         whole_number(resamples, "resamples", 2),
         float(level),
         whole_number(seed, "seed", 0),

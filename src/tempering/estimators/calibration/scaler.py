@@ -44,6 +44,7 @@ from tempering.estimators.calibration.source import (
     TensorLogits,
     one_threaded,
 )
+from tempering.tensors import refuse_masked
 
 _CHOICES = {
     "inputs": ("logits", "probabilities"),
@@ -291,6 +292,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
                 )
             logits = TensorLogits(X)
         else:
+            refuse_masked(X, "X", DataError)
             if (reset or self.n_features_in_ == 1) and _is_one_dimensional(X):
                 X = np.asarray(X)[:, None]
             array = validate_data(self, X, reset=reset, ensure_all_finite=False)

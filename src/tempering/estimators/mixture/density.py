@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_n_features, check_is_fitted, validate_data
 from torch import Tensor
 
+from tempering.errors import DataError
 from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import Components, Family, as_measured
 from tempering.estimators.mixture.radial import radial
@@ -22,6 +23,7 @@ from tempering.estimators.mixture.reading import array_rows, check_tensor
 from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.rowwise import evaluate
 from tempering.estimators.mixture.settings import whole
+from tempering.tensors import refuse_masked
 
 
 class FittedMixture(DensityMixin, BaseEstimator):
@@ -112,6 +114,7 @@ class FittedMixture(DensityMixin, BaseEstimator):
             values = check_tensor(X, least)
             _check_n_features(self, X, reset=reset)
             return values
+        refuse_masked(X, "X", DataError)
         if isinstance(X, np.ndarray) and not X.dtype.isnative:
             X = X.astype(X.dtype.newbyteorder("="))  # else scikit-learn makes float64 of float32
         array = validate_data(

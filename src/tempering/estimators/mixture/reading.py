@@ -14,7 +14,7 @@ from torch import Tensor
 from tempering.errors import DataError
 from tempering.estimators.mixture.ranks import agreed, gathered
 from tempering.estimators.mixture.rows import Rows
-from tempering.tensors import from_numpy
+from tempering.tensors import from_numpy, refuse_masked
 
 MEDIAN_ROWS = 10_000  # rows whose medians are taken
 _EXTREME = 1000  # units are 2^-1000..2^1000, so that their inverses are normal numbers too
@@ -206,6 +206,7 @@ def as_numbers(
     """A tensor, or what numpy reads as an array of numbers; DataError for anything else."""
     if isinstance(given, Tensor):
         return given.detach().to(device, torch.float64)
+    refuse_masked(given, name, DataError)
     try:
         return from_numpy(np.asarray(given, dtype=np.float64)).to(device)
     except (TypeError, ValueError):
