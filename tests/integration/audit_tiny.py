@@ -17,6 +17,23 @@ YARN = {
     "rope_theta": 10000.0,
     "original_max_position_embeddings": 64,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "rope_theta": 10000.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(16)],
+    "long_factor": [1.5 + 0.5 * i for i in range(16)],
+    "original_max_position_embeddings": 64,
+    "factor": 8.0,
+}
 
 
 def _common(**more: Any) -> dict[str, Any]:
@@ -93,6 +110,37 @@ def gemma3(seed: int = 0, **more: Any) -> Any:
     return _random(Gemma3ForCausalLM, Gemma3TextConfig(**settings), seed)
 
 
+def vaultgemma(seed: int = 0, **more: Any) -> Any:
+    from transformers import VaultGemmaConfig, VaultGemmaForCausalLM
+
+    settings = _common(
+        query_pre_attn_scalar=20,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"],
+        attn_logit_softcapping=4.0,
+        final_logit_softcapping=5.0,
+        attn_implementation="eager",
+        **more,
+    )
+    return _random(VaultGemmaForCausalLM, VaultGemmaConfig(**settings), seed)
+
+
+def phi3(seed: int = 0, **more: Any) -> Any:
+    """Prompts of more than 64 tokens are long for longrope."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    # Its heads have hidden_size / heads dimensions, and the configuration its own limit.
+    own = {"hidden_size": 128, "original_max_position_embeddings": 64, "sliding_window": None}
+    settings = _common(**{"rope_parameters": dict(LONGROPE), **own, **more})
+    return _random(Phi3ForCausalLM, Phi3Config(**settings), seed)
+
+
+def mistral(seed: int = 0, **more: Any) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return _random(MistralForCausalLM, MistralConfig(**_common(sliding_window=24, **more)), seed)
+
+
 def qwen3(seed: int = 0, **more: Any) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -111,6 +159,20 @@ def gpt_oss(seed: int = 0, **more: Any) -> Any:
         **more,
     )
     return _random(GptOssForCausalLM, GptOssConfig(**settings), seed)
+
+
+def granite_swa(seed: int = 0, **more: Any) -> Any:
+    from transformers import GraniteSWAConfig, GraniteSWAForCausalLM
+
+    settings = _common(
+        attention_multiplier=0.3,
+        logits_scaling=2.0,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"],
+        attn_implementation="eager",
+        **more,
+    )
+    return _random(GraniteSWAForCausalLM, GraniteSWAConfig(**settings), seed)
 
 
 def granite(seed: int = 0, **more: Any) -> Any:

@@ -11,11 +11,22 @@ from tempering.audit import KNOWN, MistakeCase, attributes, audit, cases
 from tests.integration import audit_tiny as tiny
 
 REFERENCES: dict[str, Any] = {}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+# Architectures with positions that are not their default.
+STRETCHED: dict[str, Any] = {
+    "llama, longrope": lambda: tiny.llama(rope_parameters=dict(tiny.LONGROPE)),
+    "llama, llama3": lambda: tiny.llama(rope_parameters=dict(tiny.LLAMA3)),
+    "qwen2, llama3": lambda: tiny.qwen2(rope_parameters=dict(tiny.LLAMA3)),
+    "mistral, linear": lambda: tiny.mistral(rope_parameters=dict(tiny.LINEAR)),
+    "gemma3, linear": lambda: tiny.gemma3(
+        rope_parameters={"sliding_attention": PLAIN, "full_attention": dict(tiny.LINEAR)}
+    ),
+}
 
 
 def reference(kind: str) -> Any:
     if kind not in REFERENCES:
-        REFERENCES[kind] = getattr(tiny, kind)()
+        REFERENCES[kind] = STRETCHED.get(kind, getattr(tiny, kind, None))()
     return REFERENCES[kind]
 
 
@@ -73,6 +84,9 @@ def wide(module: Any) -> None:
             layer.self_attn.sliding_window = 10**6
 
 
+# Lists of one number for each pair of dimensions.
+LONG, SHORT = tiny.LONGROPE["long_factor"], tiny.LONGROPE["short_factor"]
+NEITHER = {"short_factor": [1.0] * 16, "long_factor": [1.0] * 16}
 OWN = {"attention_factor": 1.2079441541679836}
 SQRT = "(query_pre_attn_scalar, attention_multiplier) were ignored"
 # (architecture, what the verdict says, changed configuration, changed model)
@@ -109,6 +123,49 @@ WRONG = [
     ("granite", SQRT, setting(attention_multiplier=32**-0.5), None),
     ("granite", "scale 2 of its logits were missing", setting(logits_scaling=1.0), None),
     ("cohere", "scale 0.5 of its logits were missing", setting(logit_scale=1.0), None),
+    ("qwen2", "stretching of positions were missing", rope(factor=1.0, **OWN), None),
+    ("qwen2", "factor 8 of positions were squared", rope(factor=64.0, **OWN), None),
+    ("qwen2", "base of its rotation were 500000", rope(rope_theta=500000.0), None),
+    ("qwen2", "wrong head size: 1/sqrt(16)", None, scaled(0.25)),
+    ("qwen2", "scale were applied twice", None, scaled(1 / 32)),
+    ("llama", "applied to the queries and not to the keys", None, factor(0.5)),
+    ("gemma2", "scale were 1/32 in place of 1/sqrt(32)", None, scaled(1 / 32)),
+    ("gemma3", "scale were 1/32 in place of 1/sqrt(32)", None, scaled(1 / 32)),
+    ("gemma3", "not scaled", None, scaled(1.0)),
+    ("gpt_oss", "window of its sliding layers were 23", setting(sliding_window=23), None),
+    ("mistral", "base of its rotation were 1e+06", rope(rope_theta=1e6), None),
+    ("mistral", "window of its sliding layers were 25", setting(sliding_window=25), None),
+    ("mistral", "window of its sliding layers were missing", setting(sliding_window=None), None),
+    ("vaultgemma", "soft cap of its attention", setting(attn_logit_softcapping=None), None),
+    ("granite_swa", "sinks were missing", None, no_sinks),
+    ("granite_swa", "base of its rotation were 500000", setting(layer_rope_theta=[5e5] * 2), None),
+    ("phi3", "longrope's factor 1.2247 were applied twice", rope(attention_factor=1.5), None),
+    ("phi3", "longrope's factor 1.2247 were missing", rope(attention_factor=1.0), None),
+    ("phi3", "longrope's stretching of positions were missing", rope(**NEITHER), None),
+    ("phi3", "for short texts were used for texts of more than 64", rope(long_factor=SHORT), None),
+    ("phi3", "base of its rotation were 500000", rope(rope_theta=500000.0), None),
+    ("llama", "YaRN's factor were 4 in place of 8", rope(factor=4.0), None),
+    ("qwen2", "YaRN's factor were 16 in place of 8", rope(factor=16.0), None),
+    ("qwen2, llama3", "llama3's factor were 4 in place of 8", rope(factor=4.0), None),
+    ("mistral, linear", "linear RoPE's factor were 8 in place of 4", rope(factor=8.0), None),
+    ("mistral", "stretched by 4 (linear RoPE)", setting(rope_parameters=dict(tiny.LINEAR)), None),
+    ("gemma3", "stretched by 8 (linear RoPE) in its full",
+     rope("full_attention", rope_type="linear", factor=8.0), None),
+    ("llama", "YaRN were left out", setting(rope_parameters=PLAIN), None),
+    ("gpt_oss", "YaRN were left out", setting(rope_parameters=PLAIN), None),
+    ("phi3", "longrope were left out", rope(attention_factor=1.0, **NEITHER), None),
+    ("llama, longrope", "factor 1.2247 were applied twice", rope(attention_factor=1.5), None),
+    ("llama, longrope", "factor 1.2247 were missing", rope(attention_factor=1.0), None),
+    ("llama, longrope", "stretching of positions were missing", rope(**NEITHER), None),
+    ("llama, longrope", "for short texts were used for", rope(long_factor=SHORT), None),
+    ("llama, llama3", "llama3's stretching", setting(rope_parameters=PLAIN), None),
+    ("llama, llama3", "llama3's factor 8 of positions were squared", rope(factor=64.0), None),
+    ("qwen2, llama3", "llama3's stretching", setting(rope_parameters=PLAIN), None),
+    ("qwen2, llama3", "llama3's factor 8 of positions were squared", rope(factor=64.0), None),
+    ("mistral, linear", "RoPE's stretching", setting(rope_parameters=PLAIN), None),
+    ("mistral, linear", "RoPE's factor 4 of positions were squared", rope(factor=16.0), None),
+    ("gemma3, linear", "missing in its full", rope("full_attention", factor=1.0), None),
+    ("gemma3, linear", "squared in its full", rope("full_attention", factor=16.0), None),
 ]  # fmt: skip
 
 
@@ -126,6 +183,17 @@ def test_it_is_named_first(kind, says, config, model):
     first = found.candidates[0]
     assert first.kind == "mistake" and says in first.name
     assert first.scale < found.scale / 10
+
+
+@pytest.mark.parametrize("kind", ["phi3", "llama, longrope"])
+def test_longropes_factors_for_long_texts_in_short_ones(kind):
+    """What engines do that choose by the longest text that they were started for."""
+    own = reference(kind)
+    engine = tiny.reconfigured(own, rope(short_factor=LONG))
+    both = [*tiny.said_by(engine, tiny.prompts(2, 60)), *tiny.said_by(engine, tiny.prompts(1, 80))]
+    found = audit(own, both, layers=False)
+    says = "longrope's factors for long texts were used for texts of at most 64 tokens"
+    assert says in found.verdict and found.candidates[0].kind == "mistake"
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3"])
@@ -173,7 +241,11 @@ def test_a_bos_too_many_or_too_few(kind, shift):
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "granite", "cohere"]
+    "kind",
+    [
+        *("llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "granite", "cohere"),
+        *("mistral", "vaultgemma", "granite_swa", "phi3", *STRETCHED),
+    ],
 )
 def test_a_right_engine_is_right_and_the_reference_is_given_back(kind):
     own = reference(kind)
@@ -194,14 +266,22 @@ def test_a_right_engine_is_right_and_the_reference_is_given_back(kind):
 
 
 def test_every_case_undoes_itself_also_after_an_exception():
-    for kind in ("gemma2", "gemma3", "gpt_oss", "granite", "llama"):
+    kinds = ("gemma2", "gemma3", "gpt_oss", "granite_swa", "granite", "llama", "mistral", "phi3")
+    for kind in kinds:
         own = reference(kind)
-        said = tiny.said_by(own, tiny.prompts(1))
+        attributes_of = [set(vars(module)) for module in own.modules()]
+
+        def said(own: Any = own) -> Any:
+            """Of a text that is short for longrope, and a long one."""
+            return [tiny.said_by(own, tiny.prompts(1, length)) for length in (60, 80)]
+
+        before = said()
         for case in cases(own):
             with pytest.raises(KeyError), case.change():
-                assert tiny.said_by(own, tiny.prompts(1)) != said, case.name
+                assert said() != before, case.name
                 raise KeyError
-            assert tiny.said_by(own, tiny.prompts(1)) == said, case.name
+            assert said() == before, case.name
+        assert [set(vars(module)) for module in own.modules()] == attributes_of
 
 
 def test_a_mistake_of_ones_own():

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 
 from tempering.attention import Profile, tempered
 from tempering.audit import ask, audit
@@ -49,7 +50,7 @@ llama = pytest.importorskip(
 
 KINDS = ("llama", "qwen2", "gemma3")
 # llama_ftype of llama.h.
-FTYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7}
+FTYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q8_0": 7, "Q4_K_M": 15}
 IDS = [1, *range(5, 100)]
 
 
@@ -90,9 +91,16 @@ def test_log_probabilities_are_the_models(files, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_baked_file_is_the_tempered_model(files, tmp_path, kind, name):
     cold, warm = tmp_path / "cold.gguf", tmp_path / "warm.gguf"
+    plain = files[kind]
+    if name == "Q4_K_M":  # blocks of 256 numbers: narrower layers would get other types
+        plain = write_gguf(tmp_path / "wide.gguf", kind, width=256)
     settings = llama.LlamaModelQuantizeParams()
     settings.ftype, settings.nthread = FTYPES[name], 1
-    llama.model_quantize(str(files[kind]), str(cold), settings)
+    llama.model_quantize(str(plain), str(cold), settings)
+    types = {
+        tensor.tensor_type.name for tensor in GGUFReader(cold).tensors if "attn_q.w" in tensor.name
+    }
+    assert types == {"Q4_K" if name == "Q4_K_M" else name}
     model, _ = load_gguf(cold)
     generator = torch.Generator().manual_seed(0)
     layers = model.config.num_hidden_layers
@@ -159,11 +167,11 @@ class Elsewhere(LlamaCpp):
         self.network, self._tokenizer, self.length, self.rows = network, tokenizer, 400, 4
         self.held: dict[int, list[int]] = {}
 
-    def ends(self) -> set[int]:
-        return {2}
+    def ends(self) -> frozenset[int]:
+        return frozenset({2})
 
     @torch.no_grad()
-    def read(self, row: int, ids: Any) -> Any:
+    def read(self, row: int, ids: Any, between: Any = None) -> Any:
         self.held[row] = list(ids)
         return self.network(torch.tensor([self.held[row]])).logits[:, -1]
 
@@ -492,6 +500,118 @@ def test_a_client_that_hangs_up_ends_its_request_alone(url, capfd):
                 client.recv(reads)
     assert post(url, "/completions", ASK)[1]["choices"] == whole
     assert capfd.readouterr().err == ""
+
+
+class Halted:
+    """The engine waits before its third step until the client has left; counts its work."""
+
+    def __init__(self, engine: LlamaCpp, monkeypatch: Any) -> None:
+        self.reached, self.left = threading.Event(), threading.Event()
+        self.steps = self.reads = 0
+        step, read = engine.step, engine.read
+
+        def stepping(tokens: Any) -> Any:
+            self.steps += 1
+            if self.steps == 3:
+                self.reached.set()
+                assert self.left.wait(60)
+            return step(tokens)
+
+        def reading(*arguments: Any) -> Any:
+            self.reads += 1
+            return read(*arguments)
+
+        monkeypatch.setattr(engine, "step", stepping)
+        monkeypatch.setattr(engine, "read", reading)
+
+
+def sent(url: str, body: Any) -> socket.socket:
+    """A connection on which a request has been sent."""
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    client = socket.create_connection((host, int(port)), timeout=60)
+    client.sendall(raw(body))
+    return client
+
+
+def raw(body: Any) -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"echo": True, "logprobs": 1}, {"n": 1}, {"stream": True, "stop": "x" * 500}],
+    ids=["whole", "echo", "one sample", "a stream that holds text back"],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_left_stops_its_request_within_a_step(engine, url, monkeypatch, more, reset):
+    halted = Halted(engine, monkeypatch)
+    client = sent(url, {**ASK, "max_tokens": 400, **more})
+    assert halted.reached.wait(60)
+    if reset:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    halted.left.set()
+    # Its turn comes when the other's is over; one token takes no step.
+    assert post(url, "/completions", {**ASK, "max_tokens": 1})[0] == 200
+    assert (halted.steps, halted.reads) == (3, 2)
+
+
+def test_who_leaves_the_queue_is_not_served(engine, url, monkeypatch):
+    halted = Halted(engine, monkeypatch)
+    with sent(url, {**ASK, "max_tokens": 5}) as served:
+        assert halted.reached.wait(60)
+        sent(url, ASK).close()
+        halted.left.set()
+        assert served.recv(15) == b"HTTP/1.1 200 OK"
+    assert post(url, "/completions", {**ASK, "max_tokens": 1})[0] == 200
+    assert halted.reads == 2
+
+
+def test_a_request_sent_ahead_is_no_hanging_up(url):
+    with sent(url, {**ASK, "max_tokens": 5}) as client:
+        client.sendall(raw({**ASK, "max_tokens": 6}))
+        found = b""
+        while found.count(b"completion_tokens") < 2:
+            part = client.recv(65536)
+            assert part, found
+            found += part
+    assert found.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_prompt_is_read_in_parts_that_can_be_stopped(files):
+    ids = [1, *[5 + i % 200 for i in range(299)]]
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyError
+
+    with LlamaCpp(files["llama"], threads=1) as model:
+        model._at_once = 64
+        wanted = model.read(0, ids)
+        for reading in (model.read, lambda _, ids, stop: model.logprobs([ids], stop)):
+            calls: list[int] = []
+            with pytest.raises(KeyError):
+                reading(0, ids, stop)
+            assert len(calls) == 3
+        assert torch.equal(model.read(0, ids, lambda: None), wanted)
+
+
+def test_the_ends_of_texts_are_looked_up_once(files):
+    class Counted:
+        def __init__(self, vocab: Any) -> None:
+            self.vocab, self.asked = vocab, 0
+
+        def is_eog(self, token: int) -> bool:
+            self.asked += 1
+            return bool(self.vocab.is_eog(token))
+
+    with LlamaCpp(files["llama"], threads=1) as model:
+        model.vocab = Counted(model.vocab)
+        assert model.ends() == {2} and model.ends() == {2}
+        assert model.vocab.asked == model.words
 
 
 def test_bodies_that_are_none_and_keys(engine):

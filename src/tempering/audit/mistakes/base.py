@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -80,6 +81,25 @@ def attributes(targets: Sequence[Any], **values: Any) -> Callable[[], AbstractCo
                     setattr(item, name, value)
 
     return changed
+
+
+def everywhere(function: Mistake) -> Mistake:
+    """A mistake whose cases of one name are one case that makes all of their changes.
+
+    For mistakes that go through modules: a model may have one for all of its layers, or one each.
+    """
+
+    @functools.wraps(function)
+    def joined(model: Any) -> list[MistakeCase]:
+        groups: dict[str, list[MistakeCase]] = {}
+        for case in function(model):
+            groups.setdefault(case.name, []).append(case)
+        return [
+            MistakeCase(name, together(*(item.change for item in group)), group[0].least)
+            for name, group in groups.items()
+        ]
+
+    return joined
 
 
 def together(

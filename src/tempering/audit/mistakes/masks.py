@@ -23,7 +23,9 @@ def window(model: Any) -> Iterator[MistakeCase]:
     config = text_config(model)
     own = getattr(config, "sliding_window", None)
     modules = [m for m in attention_modules(model) if getattr(m, "sliding_window", None)]
-    if not own or not modules:
+    kinds = getattr(config, "layer_types", None)
+    # Without kinds of layers (Mistral) all of them have the window, and masks alone read it.
+    if not own or (not modules and kinds and "sliding_attention" not in kinds):
         return
     for what, size in (
         ("were missing", _NONE),

@@ -1,141 +1,130 @@
-"""Mistakes in rotary positions: YaRN's, llama3's and longrope's factors, the base, the pairs."""
+"""Mistakes in rotary positions: YaRN's, llama3's and longrope's factors, and the base."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
-
-from tempering.audit.mistakes.base import MistakeCase, attributes, mistake
+from tempering.audit.mistakes.base import MistakeCase, attributes, everywhere, mistake, together
+from tempering.audit.mistakes.rotation import rotations
 
 _BASES = (10_000.0, 500_000.0, 1_000_000.0)
-
-
-def _rotary(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if _frequencies(m)]
-
-
-def _frequencies(module: nn.Module) -> list[str]:
-    """Names of a module's frequencies: inv_freq, or one for each kind of layer."""
-    return [
-        name
-        for name, value in vars(module).get("_buffers", {}).items()
-        if isinstance(value, Tensor) and name.endswith("inv_freq") and "original" not in name
-    ]
-
-
-def _kind(name: str) -> str:
-    """The kind of layer in a name: "sliding_attention" in "sliding_attention_inv_freq"."""
-    return name.removesuffix("inv_freq").removesuffix("_")
-
-
-def _told(kind: str) -> str:
-    return f" in its {kind.replace('_attention', '')} layers" if kind else ""
+_FACTORS = (2.0, 4.0, 8.0, 16.0)
 
 
 @mistake
+@everywhere
 def attention_factor(model: Any) -> Iterator[MistakeCase]:
     """The factor that YaRN and longrope put on cosines and sines: missing, halfway, twice."""
-    for module in _rotary(model):
-        for name in _frequencies(module):
-            kind = _kind(name)
-            attribute = f"{kind}_attention_scaling" if kind else "attention_scaling"
-            own = getattr(module, attribute, None)
-            if own is None or own == 1.0:
-                continue
-            label = _label(module, kind)
-            for what, value in (
-                ("were applied twice", own**2),
-                ("were missing", 1.0),
-                ("were applied to the queries and not to the keys", own**0.5),
-            ):
-                yield MistakeCase(
-                    f"{label}'s factor {own:.4f} {what}{_told(kind)}",
-                    attributes([module], **{attribute: value}),
-                )
+    for rotation in rotations(model):
+        attribute = rotation.attribute("attention_scaling")
+        own = getattr(rotation.module, attribute, None)
+        if own is None or own == 1.0:
+            continue
+        for what, value in (
+            ("were applied twice", own**2),
+            ("were missing", 1.0),
+            ("were applied to the queries and not to the keys", own**0.5),
+        ):
+            yield MistakeCase(
+                f"{rotation.label}'s factor {own:.4f} {what}{rotation.told}",
+                attributes([rotation.module], **{attribute: value}),
+            )
 
 
 @mistake
+@everywhere
 def scaling_missing(model: Any) -> Iterator[MistakeCase]:
     """The stretching of positions (YaRN, llama3, linear, longrope) missing or done twice."""
-    for module in _rotary(model):
-        for name in _frequencies(module):
-            kind = _kind(name)
-            settings = _settings(module, kind)
-            if settings is None or settings.get("rope_type", "default") == "default":
-                continue
-            plain = _computed(module, kind, {"rope_type": "default"})
-            if plain is not None:
+    for rotation in rotations(model):
+        if rotation.rope_type == "default":
+            continue
+        label, told = rotation.label, rotation.told
+        plain = rotation.retuned({"rope_type": "default"})
+        if plain is not None:
+            yield MistakeCase(f"{label}'s stretching of positions were missing{told}", plain)
+            attribute = rotation.attribute("attention_scaling")
+            if getattr(rotation.module, attribute, 1.0) != 1.0:
+                unscaled = attributes([rotation.module], **{attribute: 1.0})
                 yield MistakeCase(
-                    f"{_label(module, kind)}'s stretching of positions were missing{_told(kind)}",
-                    attributes([module], **{name: plain}),
+                    f"{label} were left out, the stretching and the factor{told}",
+                    together(plain, unscaled),
                 )
-            if "factor" in settings:
-                twice = _computed(module, kind, {"factor": settings["factor"] ** 2})
-                if twice is not None:
-                    yield MistakeCase(
-                        f"{_label(module, kind)}'s factor {settings['factor']:g} of positions were "
-                        f"squared{_told(kind)}",
-                        attributes([module], **{name: twice}),
-                    )
+        factor = rotation.settings.get("factor")
+        # longrope's is in its attention factor alone.
+        if factor is not None and rotation.rope_type != "longrope":
+            twice = rotation.retuned({"factor": factor**2})
+            if twice is not None:
+                yield MistakeCase(
+                    f"{label}'s factor {factor:g} of positions were squared{told}", twice
+                )
 
 
 @mistake
-def wrong_base(model: Any) -> Iterator[MistakeCase]:
-    """Another base than the model's, or that of the other kind of layer."""
-    for module in _rotary(model):
-        names = _frequencies(module)
-        own = {name: _settings(module, _kind(name)) or {} for name in names}
-        bases = {name: float(settings.get("rope_theta", 0)) for name, settings in own.items()}
-        for name in names:
-            if not bases[name]:
+@everywhere
+def wrong_factor(model: Any) -> Iterator[MistakeCase]:
+    """Positions stretched by another factor than the model's, or where it doesn't stretch them."""
+    for rotation in rotations(model):
+        own = rotation.settings.get("factor")
+        attribute = rotation.attribute("attention_scaling")
+        scale = getattr(rotation.module, attribute, 1.0)
+        for factor in _FACTORS:
+            if rotation.rope_type == "default":
+                change = rotation.retuned({"rope_type": "linear", "factor": factor})
+                name = f"its positions were stretched by {factor:g} (linear RoPE){rotation.told}"
+            elif own is None or own == factor or rotation.rope_type == "longrope":
                 continue
-            others = dict.fromkeys([*(b for n, b in bases.items() if n != name), *_BASES])
-            for base in others:
-                if not base or base == bases[name]:
-                    continue
-                values = _computed(module, _kind(name), {"rope_theta": base})
-                if values is not None:
-                    yield MistakeCase(
-                        f"the base of its rotation were {base:g} in place of {bases[name]:g}"
-                        f"{_told(_kind(name))}",
-                        attributes([module], **{name: values}),
-                    )
+            else:
+                change = rotation.retuned({"factor": factor})
+                name = f"{rotation.label}'s factor were {factor:g} in place of {own:g}"
+                name += rotation.told
+                # YaRN's factor of attention follows from it, where the model names none.
+                follows = rotation.attention_factor({"factor": factor})
+                if follows != scale and change is not None:
+                    change = together(change, attributes([rotation.module], **{attribute: follows}))
+                elif factor == own**2:
+                    continue  # squared, above
+            if change is not None:
+                yield MistakeCase(name, change)
 
 
-def _label(module: Any, kind: str) -> str:
-    names = {"yarn": "YaRN", "longrope": "longrope", "llama3": "llama3", "linear": "linear RoPE"}
-    settings = _settings(module, kind) or {}
-    found = str(settings.get("rope_type", "rope"))
-    return names.get(found, found)
+@mistake
+@everywhere
+def longrope_swapped(model: Any) -> Iterator[MistakeCase]:
+    """longrope's factors for long texts used for short ones, or those for short ones for long."""
+    for rotation in rotations(model):
+        if rotation.rope_type != "longrope":
+            continue
+        limit = rotation.limit
+        for what, other, where, least in (
+            ("long", "short", f"texts of at most {limit} tokens", 0),
+            ("short", "long", f"texts of more than {limit} tokens", limit + 1),
+        ):
+            factors = rotation.settings[f"{what}_factor"]
+            change = rotation.retuned({f"{other}_factor": factors})
+            if change is not None:
+                yield MistakeCase(
+                    f"longrope's factors for {what} texts were used for {where}{rotation.told}",
+                    change,
+                    least,
+                )
 
 
-def _settings(module: Any, kind: str) -> dict[str, Any] | None:
-    config = getattr(module, "config", None)
-    found = getattr(config, "rope_parameters", None)
-    if kind and isinstance(found, dict):
-        found = found.get(kind)
-    return dict(found) if isinstance(found, dict) else None
-
-
-def _computed(module: Any, kind: str, change: dict[str, Any]) -> Tensor | None:
-    """The module's frequencies with its settings changed, as transformers computes them."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    config = copy.deepcopy(module.config)
-    settings = config.rope_parameters[kind] if kind else config.rope_parameters
-    settings.update(change)
-    rope_type = settings.get("rope_type", "default")
-    function = ROPE_INIT_FUNCTIONS.get(rope_type)
-    if rope_type == "default":
-        function = getattr(module, "compute_default_rope_parameters", None)
-    if function is None:
-        return None
-    own = getattr(module, f"{kind}_inv_freq" if kind else "inv_freq")
-    options = {"layer_type": kind} if kind else {}
-    values, _ = function(config, device=own.device, **options)
-    if values.shape != own.shape or bool((values == own).all()):
-        return None
-    return values.to(own)
+@mistake
+@everywhere
+def wrong_base(model: Any) -> Iterator[MistakeCase]:
+    """Another base than the model's, or that of another kind of layer."""
+    found = rotations(model)
+    bases = [float(rotation.settings.get("rope_theta", 0)) for rotation in found]
+    for rotation, own in zip(found, bases, strict=True):
+        if not own:
+            continue
+        for base in dict.fromkeys([*bases, *_BASES]):
+            if not base or base == own:
+                continue
+            change = rotation.retuned({"rope_theta": base})
+            if change is not None:
+                yield MistakeCase(
+                    f"the base of its rotation were {base:g} in place of {own:g}{rotation.told}",
+                    change,
+                )

@@ -84,8 +84,9 @@ def open_reference(name: str, device: str | None, precision: str | None) -> tupl
     import torch
 
     if name.endswith(".gguf"):
-        from tempering.engines.loading.gguf_files import load_gguf
+        from tempering.engines.loading.gguf_files import check_positions, load_gguf
 
+        check_positions(Path(name).expanduser())
         network, tokenizer = load_gguf(Path(name).expanduser())
         return (network if device is None else network.to(device)), tokenizer
     weights = "float32" if precision in (None, "q8") else precision

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -98,6 +99,8 @@ class LlamaCpp:
         self._batch = llama.LlamaBatch(n_tokens=int(settings.n_batch), embd=0, n_seq_max=1)
         self._at_once = int(settings.n_batch)
         self._tokenizer: Any = None
+        self._ends: frozenset[int] | None = None
+        self._floats = struct.Struct(f"{self.words}f")
 
     def _told(self, key: str) -> str | None:
         """What the file says under a key, or None."""
@@ -187,18 +190,24 @@ class LlamaCpp:
         found = self.vocab.tokenize(text, special, True)
         return [int(token) for token in found]
 
-    def ends(self) -> set[int]:
+    def ends(self) -> frozenset[int]:
         """The tokens that end a text."""
-        return {token for token in range(self.words) if self.vocab.is_eog(token)}
+        if self._ends is None:
+            self._ends = frozenset(t for t in range(self.words) if self.vocab.is_eog(t))
+        return self._ends
 
-    def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """log q of every token of every prompt, nats; None for the first."""
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], between: Callable[[], None] | None = None
+    ) -> list[list[float | None]]:
+        """log q of every token of every prompt, nats; None for the first. between: as in `read`."""
         found: list[list[float | None]] = []
         for ids in prompts:
             self._fits(len(ids), "a prompt")
             self.forget(0)
             values: list[float | None] = [None]
             for start in range(0, len(ids), self._at_once):
+                if between is not None:
+                    between()
                 part = list(ids[start : start + self._at_once])
                 logits = self._decode([(0, token, start + i) for i, token in enumerate(part)])
                 goals = torch.tensor(list(ids[start + 1 : start + 1 + len(part)]))
@@ -208,12 +217,20 @@ class LlamaCpp:
         self.forget(0)
         return found
 
-    def read(self, row: int, ids: Sequence[int]) -> Float[Tensor, "1 vocab"]:
-        """Read a prompt into a row, from its start; the logits of the next token."""
+    def read(
+        self, row: int, ids: Sequence[int], between: Callable[[], None] | None = None
+    ) -> Float[Tensor, "1 vocab"]:
+        """Read a prompt into a row, from its start; the logits of the next token.
+
+        between: called before each part that llama.cpp reads at once; what it raises ends the
+        reading.
+        """
         self._fits(len(ids), "the prompt")
         self.forget(row)
         logits = torch.empty(0)
         for start in range(0, len(ids), self._at_once):
+            if between is not None:
+                between()
             part = ids[start : start + self._at_once]
             places = [(row, token, start + i) for i, token in enumerate(part)]
             logits = self._decode(places, only_last=True)
@@ -247,8 +264,10 @@ class LlamaCpp:
         wanted = [len(tokens) - 1] if only_last else range(len(tokens))
         rows = np.empty((len(wanted), self.words), dtype=np.float32)
         for i, place in enumerate(wanted):
-            # cyllama hands out a list of Python floats; this is the quickest way to copy one.
-            rows[i] = np.fromiter(self._context.get_logits_ith(place), np.float32, self.words)
+            # cyllama hands out a list of Python floats; this is the quickest way to copy one
+            # (benchmarks/llamacpp_policies.py).
+            values = self._floats.pack(*self._context.get_logits_ith(place))
+            rows[i] = np.frombuffer(values, np.float32)
         return torch.from_numpy(rows)
 
     def _fits(self, tokens: int, what: str) -> None:

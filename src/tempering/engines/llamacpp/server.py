@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hmac
 import json
+import select
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -35,8 +37,10 @@ class TextPiece:
 class WrittenReply:
     """A request being carried out: pieces of text, and the tokens with their log probabilities."""
 
-    def __init__(self, model: LlamaCpp, request: ServedRequest) -> None:
-        self.model, self.request = model, request
+    def __init__(
+        self, model: LlamaCpp, request: ServedRequest, between: Callable[[], None] | None = None
+    ) -> None:
+        self.model, self.request, self.between = model, request, between
         count = len(request.samples)
         self.texts = [""] * count
         self.finish: list[str | None] = [None] * count
@@ -54,6 +58,7 @@ class WrittenReply:
                 request.samples,
                 tokens=request.tokens,
                 top_p=request.top_p,
+                between=self.between,
             ):
                 row = step.row
                 if self.finish[row] is not None:
@@ -151,6 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         chat = self.path == "/v1/chat/completions"
         try:
             with self.turn:
+                self._waits()
                 request = read_request(body, self.model, self.name, chat=chat)
                 if request.stream:
                     self._streamed(request)
@@ -165,6 +171,14 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             self._error(500, _told(error))
 
+    def _waits(self) -> None:
+        """ConnectionAbortedError where the client has hung up: its request ends with it."""
+        look = select.poll()
+        look.register(self.connection, select.POLLIN)
+        # What can be read is the end of the connection, or a next request sent ahead.
+        if look.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionAbortedError("the client has hung up")
+
     def _allowed(self) -> bool:
         if self.key is None:
             return True
@@ -172,11 +186,11 @@ class _Handler(BaseHTTPRequestHandler):
         return hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode())
 
     def _whole(self, request: ServedRequest) -> None:
-        done = WrittenReply(self.model, request)
+        done = WrittenReply(self.model, request, self._waits)
         for _ in done.pieces():
             pass
         choices = []
-        said = self.model.logprobs([request.prompt])[0] if request.echo else []
+        said = self.model.logprobs([request.prompt], self._waits)[0] if request.echo else []
         for row, text in enumerate(done.texts):
             tokens: list[tuple[int, float | None]] = [*done.tokens[row]]
             if request.echo:
@@ -203,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {**body, "text": text}
 
     def _streamed(self, request: ServedRequest) -> None:
-        done = WrittenReply(self.model, request)
+        done = WrittenReply(self.model, request, self._waits)
         head = self._head(request, part=True)
         pieces = done.pieces()
         # The first piece before the headers, so that an error is still an error.

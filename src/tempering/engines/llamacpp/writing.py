@@ -6,7 +6,7 @@ are drawn as `tempering generate` draws them: the same logits and seed give the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,11 +72,13 @@ def write(
     *,
     tokens: int,
     top_p: float | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Iterator[StreamedToken]:
     """Continue a prompt once for each sample, token by token, all in one batch.
 
-    A row ends at a token that ends texts, which is not yielded. Raises InputError where the
-    prompt and the new tokens don't fit, or there are more samples than rows.
+    A row ends at a token that ends texts, which is not yielded. between: called before each step;
+    what it raises ends all of the samples. Raises InputError where the prompt and the new tokens
+    don't fit, or there are more samples than rows.
     """
     if not 1 <= len(samples) <= model.rows:
         raise InputError(
@@ -91,11 +93,11 @@ def write(
         )
     rows, ends = WritingRows(prompt, samples), model.ends()
     texts = [GrowingText(model.tokenizer) for _ in samples]
-    logits = model.read(0, prompt).expand(len(samples), -1)
-    for row in range(1, len(samples)):
-        model.copy(0, row)
     alive = list(range(len(samples)))
     try:
+        logits = model.read(0, prompt, between).expand(len(samples), -1)
+        for row in range(1, len(samples)):
+            model.copy(0, row)
         for step in range(tokens):
             cooled, temperature = rows.temper(alive, logits)
             states = [rows.states[row] for row in alive]
@@ -120,6 +122,8 @@ def write(
             alive = [row for row, _, _ in going]
             if not alive or step + 1 == tokens:
                 return
+            if between is not None:
+                between()
             logits = model.step(going)
     finally:
         for row in range(len(samples)):

@@ -36,6 +36,34 @@ def open_gguf(source: Path) -> Any:
     return reader
 
 
+def check_positions(source: Path) -> None:
+    """ModelError for a file whose positions are stretched: transformers would leave that out.
+
+    Its readers of GGUF files (5.23) take the base of the rotation and nothing else, gpt-oss
+    apart: what ran in this process would be another model. The weights are read whole, so that
+    a fold needs no such check.
+    """
+    reader = open_gguf(source)
+    field = reader.get_field("general.architecture")
+    kind = "" if field is None else str(field.contents())
+    scaling = reader.get_field(f"{kind}.rope.scaling.type")
+    why = None
+    if scaling is not None and scaling.contents() != "none":
+        why = f"rope.scaling.type = {scaling.contents()}"
+    for tensor in reader.tensors:
+        if tensor.name in _STRETCHES:
+            why = f"its tensor {tensor.name}"
+    if why is not None and kind != "gpt-oss":
+        raise ModelError(
+            f"{source} stretches positions ({why}), which transformers leaves out of GGUF files: "
+            "here it would be another model. Name the checkpoint that the file was made from"
+        )
+
+
+# llama3's and longrope's factors of frequencies.
+_STRETCHES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
 def embedded_gguf(name: str) -> Path:
     """The GGUF file that an embedded model comes in."""
     return embedded._find(embedded.MODELS[name]).path

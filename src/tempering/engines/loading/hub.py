@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from tempering.engines.loading.embedded import MODELS, EmbeddedModel, embedded_directory
-from tempering.engines.loading.gguf_files import load_gguf
+from tempering.engines.loading.gguf_files import check_positions, load_gguf
 from tempering.engines.loading.model_files import check_directory
 from tempering.engines.loading.quiet import quiet
 from tempering.engines.loading.rounding import round_weights
@@ -55,6 +55,7 @@ def load_model(
     _check_device(device)
     text = str(name)
     if is_gguf(name):
+        check_positions(Path(text).expanduser())
         model, tokenizer = load_gguf(Path(text).expanduser())
         tokenizer.padding_side = "left"
         model = model.to(dtype)
