@@ -72,7 +72,9 @@ def write_gguf(
     out.add_eos_token_id(2)
     out.add_chat_template(TEMPLATE)
 
-    def add(name: str, *shape: int, std: float = 0.3, start: float = 0.0) -> None:
+    usual = 0.3 * (WIDTH / width) ** 0.5
+
+    def add(name: str, *shape: int, std: float = usual, start: float = 0.0) -> None:
         values = (start + std * rng.normal(size=shape)).astype(np.float32)
         if kind == "llama" and name.split(".")[-2] in ("attn_q", "attn_k"):
             heads = HEADS if "attn_q" in name else KV  # llama's files pair neighbours

@@ -9,12 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter, RopeScalingType
 
 from tempering.attention import Profile, tempered
 from tempering.cli import main
 from tempering.engines.loading.hub import load_model
+from tempering.errors import ModelError
+from tests.integration.llamacpp_tiny import write_gguf
 from tests.tiny import TEXT, save_tiny_llama
 
 
@@ -217,3 +221,35 @@ def test_a_server_of_another_model_is_refused_after_one_prompt(
     monkeypatch.setattr(Server, "network", other)
     assert of_server(server, directory, tmp_path, "") == 1
     assert "nothing in common" in capsys.readouterr().err and Server.asked == 1
+
+
+def yarn(out: GGUFWriter) -> None:
+    out.add_rope_scaling_type(RopeScalingType.YARN)
+    out.add_rope_scaling_factor(8.0)
+
+
+def llama3(out: GGUFWriter) -> None:
+    out.add_tensor("rope_freqs.weight", np.ones(8, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "more, says", [(yarn, "rope.scaling.type = yarn"), (llama3, "its tensor rope_freqs.weight")]
+)
+def test_a_gguf_file_that_stretches_positions_is_no_reference(tmp_path, capsys, more, says):
+    """transformers would leave it out, and a right engine would be called wrong."""
+    file = write_gguf(tmp_path / "stretched.gguf", more=more)
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"tokens": [5, 6, 7], "logprobs": [null, -1.0, -1.0]}')
+    assert run("--reference", str(file), "--engine", str(said), "--out", str(tmp_path / "r")) == 1
+    message = capsys.readouterr().err
+    assert says in message and "Name the checkpoint that the file was made from" in message
+    with pytest.raises(ModelError, match="stretches positions"):
+        load_model(file)
+
+
+def test_a_gguf_file_that_says_that_it_stretches_nothing_is_read(tmp_path):
+    file = write_gguf(
+        tmp_path / "plain.gguf", more=lambda out: out.add_rope_scaling_type(RopeScalingType.NONE)
+    )
+    network, _ = load_model(file)
+    assert network.config.rope_parameters["rope_type"] == "default"

@@ -70,22 +70,24 @@ def wrong_factor(model: Any) -> Iterator[MistakeCase]:
         scale = getattr(rotation.module, attribute, 1.0)
         for factor in _FACTORS:
             if rotation.rope_type == "default":
-                change = rotation.retuned({"rope_type": "linear", "factor": factor})
+                settings: dict[str, Any] = {"rope_type": "linear", "factor": factor}
                 name = f"its positions were stretched by {factor:g} (linear RoPE){rotation.told}"
             elif own is None or own == factor or rotation.rope_type == "longrope":
                 continue
             else:
-                change = rotation.retuned({"factor": factor})
-                name = f"{rotation.label}'s factor were {factor:g} in place of {own:g}"
-                name += rotation.told
-                # YaRN's factor of attention follows from it, where the model names none.
-                follows = rotation.attention_factor({"factor": factor})
-                if follows != scale and change is not None:
-                    change = together(change, attributes([rotation.module], **{attribute: follows}))
-                elif factor == own**2:
-                    continue  # squared, above
-            if change is not None:
-                yield MistakeCase(name, change)
+                settings = {"factor": factor}
+                told = f"{factor:g} in place of {own:g}{rotation.told}"
+                name = f"{rotation.label}'s factor were {told}"
+            change = rotation.retuned(settings)
+            if change is None:
+                continue
+            # YaRN's factor of attention follows from this one, where the model names none.
+            follows = rotation.attention_factor(settings)
+            if follows != scale:
+                change = together(change, attributes([rotation.module], **{attribute: follows}))
+            elif own is not None and factor == own**2:
+                continue  # squared, above
+            yield MistakeCase(name, change)
 
 
 @mistake

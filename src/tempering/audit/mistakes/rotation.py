@@ -121,13 +121,14 @@ class Rotation:
 
 
 def rotations(model: nn.Module) -> list[Rotation]:
-    """Every rotation of a model, in order of modules."""
-    return [
+    """Every rotation of a model whose settings are known, in order of modules."""
+    found = [
         Rotation(module, name)
         for module in model.modules()
         for name, value in module._buffers.items()
         if isinstance(value, Tensor) and name.endswith("inv_freq") and "original" not in name
     ]
+    return [rotation for rotation in found if rotation.settings]
 
 
 def _settings(config: Any, kind: str) -> dict[str, Any]:
