@@ -36,7 +36,7 @@ import _bench
 import torch
 from _audit_pool import Pool, StoredReference, stored_audit
 
-from tempering.audit import Audit, Scored, audit, cases, rounded
+from tempering.audit import Audit, Scored, audit, cases, rounded, scored
 from tests.integration import audit_tiny as tiny
 
 KINDS = ("llama", "qwen2", "gemma3", "gemma2", "qwen3", "gpt_oss", "granite", "mistral", "phi3")
@@ -196,13 +196,8 @@ class Embedded:
         few = few[: self.options.named]
         rows = []
         for says, change in self._mistakes():
-            wrong = [
-                item
-                for item in self.pool.said(
-                    f"{says}, {len(few)} prompts", lambda c=change: self._padded(c(few))
-                )
-                if list(item.tokens) in few
-            ]
+            answers = zip(few, change(few), strict=True)
+            wrong = [scored(ids, row, f"prompt {i}") for i, (ids, row) in enumerate(answers)]
             found = stored_audit(self.reference, wrong, precision="q8", name="llama.cpp")
             first = found.candidates[0]
             rows.append(
@@ -227,15 +222,6 @@ class Embedded:
                 "verdict": found.verdict,
             }
         ]
-
-    def _padded(self, rows: list[list[float | None]]) -> list[list[float | None]]:
-        """Answers to a few prompts as a table of the pool; the others' are never looked at."""
-        blank: list[float | None] = [None] + [-1.0] * (self.pool.length - 1)
-        step = max(len(self.pool.prompts) // self.options.named, 1)
-        table = [list(blank) for _ in self.pool.prompts]
-        for place, row in enumerate(rows):
-            table[place * step] = row
-        return table
 
     def _llamacpp(self, path: Path, temperature: float) -> list[Scored]:
         return self.pool.said(
@@ -262,6 +248,10 @@ class Embedded:
         rows: list[tuple[str, Callable[[Any], Any]]] = [
             (f"the base of its rotation were {base:g}", self._with(rope_freq_base=base))
             for base in (10000.0, 500000.0, 1000000.0)
+        ]
+        rows += [
+            (f"its positions were stretched by {factor} ", self._with(rope_freq_scale=1 / factor))
+            for factor in (2, 4, 8, 16)
         ]
         return [
             *rows,
@@ -357,10 +347,10 @@ def main() -> None:
     parser.add_argument("what", choices=("tiny", "embedded"))
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--pool", type=int, default=60, help="prompts in all")
+    parser.add_argument("--pool", type=int, default=50, help="prompts in all")
     parser.add_argument("--chunk", type=int, default=128, help="tokens of a prompt")
-    parser.add_argument("--prompts", type=int, default=12, help="of a draw")
-    parser.add_argument("--named", type=int, default=4, help="prompts for each injected mistake")
+    parser.add_argument("--prompts", type=int, default=10, help="of a draw")
+    parser.add_argument("--named", type=int, default=3, help="prompts for each injected mistake")
     parser.add_argument("--threads", type=int, default=2)
     keep = Path(tempfile.gettempdir()) / "tempering-audit"
     parser.add_argument("--keep", default=str(keep), help="folder of what was computed")

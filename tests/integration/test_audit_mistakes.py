@@ -269,19 +269,19 @@ def test_every_case_undoes_itself_also_after_an_exception():
     kinds = ("gemma2", "gemma3", "gpt_oss", "granite_swa", "granite", "llama", "mistral", "phi3")
     for kind in kinds:
         own = reference(kind)
-        attributes_of = [set(vars(module)) for module in own.modules()]
 
         def said(own: Any = own) -> Any:
             """Of a text that is short for longrope, and a long one."""
             return [tiny.said_by(own, tiny.prompts(1, length)) for length in (60, 80)]
 
         before = said()
+        held = [set(vars(module)) for module in own.modules()]
         for case in cases(own):
             with pytest.raises(KeyError), case.change():
                 assert said() != before, case.name
                 raise KeyError
             assert said() == before, case.name
-        assert [set(vars(module)) for module in own.modules()] == attributes_of
+        assert [set(vars(module)) for module in own.modules()] == held
 
 
 def test_a_mistake_of_ones_own():
