@@ -7,7 +7,7 @@ Needs cyllama: pip install 'tempering[llamacpp]'. Processor time of one step on 
     decode     llama.cpp alone
     list       the logits as cyllama hands them out: a list of 49,152 Python floats
     copy       that list as float32, by each way of copying it
-    policy     a whole token of `tempering generate`, by policy
+    policy     a whole token of `tempering serve`, by policy (`tempering generate` traces it too)
 
 cyllama 0.2.18 has no other way to the logits: no buffer, no address, no exported function of
 llama.cpp, and the state that it saves holds none. Writes benchmarks/results/llamacpp_policies.json.
@@ -73,7 +73,7 @@ def policies(engine: LlamaCpp, tokens: int, turns: int) -> dict[str, float]:
         for text in POLICIES:
             sample = SampledToken(parse_policy(text, engine.tokenizer), turn)
             start = time.process_time()
-            count = sum(1 for _ in write(engine, prompt, [sample], tokens=tokens))
+            count = sum(1 for _ in write(engine, prompt, [sample], tokens=tokens, traced=False))
             times[text].append((time.process_time() - start) / max(count, 1))
     return {text: 1e3 * statistics.median(found) for text, found in times.items()}
 

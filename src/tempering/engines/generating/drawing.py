@@ -38,8 +38,9 @@ def draw_tokens(
         weights = torch.zeros_like(weights).scatter(-1, places, ordered)
         weights = weights / weights.sum(-1, keepdim=True)
     cumulative = weights.double().cumsum(-1)
-    # Rounding may leave the last sum below 1; then the last live token is drawn.
-    last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-    index = torch.searchsorted(cumulative, numbers.to(cumulative)[:, None], right=True)
-    tokens = torch.minimum(index, last)
+    tokens = torch.searchsorted(cumulative, numbers.to(cumulative)[:, None], right=True)
+    if int(tokens.max()) == weights.shape[-1]:
+        # Rounding left a last sum below 1, and the number above it: the last live token is drawn.
+        last = (weights > 0).long().cumsum(-1).argmax(-1, keepdim=True)
+        tokens = torch.minimum(tokens, last)
     return Drawn(tokens[:, 0], weights.gather(1, tokens)[:, 0].log())

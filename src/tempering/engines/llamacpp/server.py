@@ -58,6 +58,7 @@ class WrittenReply:
                 request.samples,
                 tokens=request.tokens,
                 top_p=request.top_p,
+                traced=False,
                 between=self.between,
             ):
                 row = step.row

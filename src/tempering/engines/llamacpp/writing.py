@@ -6,6 +6,7 @@ are drawn as `tempering generate` draws them: the same logits and seed give the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from tempering.engines.generating.side_by_side import GrowingText, StreamedToken
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.errors import InputError
 from tempering.tokens.policy import Policy, temper_logits
-from tempering.tokens.trace import trace_steps
+from tempering.tokens.trace import TraceStep, trace_steps
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,15 @@ def write(
     *,
     tokens: int,
     top_p: float | None = None,
+    traced: bool = True,
     between: Callable[[], None] | None = None,
 ) -> Iterator[StreamedToken]:
     """Continue a prompt once for each sample, token by token, all in one batch.
 
-    A row ends at a token that ends texts, which is not yielded. between: called before each step;
-    what it raises ends all of the samples. Raises InputError where the prompt and the new tokens
-    don't fit, or there are more samples than rows.
+    A row ends at a token that ends texts, which is not yielded. traced: also the entropies and the
+    support before each token, which take longer than its draw; else they are NaN. between: called
+    before each step; what it raises ends all of the samples. Raises InputError where the prompt
+    and the new tokens don't fit, or there are more samples than rows.
     """
     if not 1 <= len(samples) <= model.rows:
         raise InputError(
@@ -101,7 +104,11 @@ def write(
         for step in range(tokens):
             cooled, temperature = rows.temper(alive, logits)
             states = [rows.states[row] for row in alive]
-            known = trace_steps(-logits.to(cooled.dtype), temperature, states)
+            if traced:
+                known = trace_steps(-logits.to(cooled.dtype), temperature, states)
+            else:
+                at = zip(states, temperature.tolist(), strict=True)
+                known = [TraceStep(state.phase, T, *[math.nan] * 3) for state, T in at]
             drawn = draw_tokens(cooled, rows.numbers(alive), top_p)
             raw = logits.log_softmax(-1).gather(1, drawn.tokens[:, None])[:, 0]
             going: list[tuple[int, int, int]] = []
