@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter
 
-WIDTH, HEADS, KV, DIM = 64, 4, 2, 16
+WIDTH, HEADS, KV = 64, 4, 2
 CHARACTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
 VOCABULARY = [
     *("<pad>", "<s>", "</s>", "<think>", "</think>"),
@@ -43,7 +43,7 @@ def write_gguf(
     layers = 6 if kind == "gemma3" else 2
     inner = 96 if width == WIDTH else width
     # llama.cpp scales gemma3 by 1/sqrt(size of a head), transformers by 1/sqrt(256).
-    dim = 256 if kind == "gemma3" else DIM
+    dim = 256 if kind == "gemma3" else width // HEADS
     rng = np.random.default_rng(seed)
     out = GGUFWriter(path, kind)
     out.add_block_count(layers)

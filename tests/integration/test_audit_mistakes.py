@@ -185,6 +185,41 @@ def test_it_is_named_first(kind, says, config, model):
     assert first.scale < found.scale / 10
 
 
+@pytest.mark.parametrize("beside", [1.00002, 1.001])
+@pytest.mark.parametrize(
+    "kind, says, model",
+    [
+        ("llama", "YaRN's factor 1.2079 were applied twice", factor(2)),
+        ("qwen2", "YaRN's factor 1.2079 were missing", factor(0)),
+        ("mistral", "heads padded to 64", scaled(64**-0.5)),
+    ],
+)
+def test_a_mistake_that_is_a_temperature_is_named_beside_rounded_constants(
+    kind, says, model, beside
+):
+    """vLLM's own rounding moves T by some 1e-5, which makes a fitted T the likelier one."""
+    own = reference(kind)
+    engine = tiny.reconfigured(own, lambda config: None)
+    model(engine)
+    for layer in engine.model.layers:
+        layer.self_attn.scaling /= beside
+    found = audit(own, tiny.said_by(engine, tiny.prompts()), layers=False)
+    assert says in found.verdict and says in found.candidates[0].name
+    assert max(found.candidates, key=lambda item: item.gain).kind == "model"
+
+
+def test_another_temperature_is_not_the_nearest_mistake():
+    """1% off what YaRN's factor twice would be is no rounding."""
+    own = reference("llama")
+    engine = tiny.reconfigured(own, lambda config: None)
+    factor(2)(engine)
+    for layer in engine.model.layers:
+        layer.self_attn.scaling /= 1.01
+    found = audit(own, tiny.said_by(engine, tiny.prompts()), layers=False)
+    assert found.candidates[0].kind == "model"
+    assert f"it runs at T = {1.01 / OWN['attention_factor'] ** 2:.3f}" in found.verdict
+
+
 @pytest.mark.parametrize("kind", ["phi3", "llama, longrope"])
 def test_longropes_factors_for_long_texts_in_short_ones(kind):
     """What engines do that choose by the longest text that they were started for."""

@@ -142,7 +142,7 @@ def audit(
         if reference.slopes and not any(court.agrees(item) for item in found):
             found.append(court.slope())
         say("temperatures", 1, 1)
-        found.sort(key=lambda item: -item.gain)
+        found = court.ordered(found, fitted["model"])
         right, verdict = _verdict(court, found, fitted, name)
     return Audit(
         right=right,
