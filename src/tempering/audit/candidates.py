@@ -134,35 +134,28 @@ class Court:
         return self.judged(case.name, "mistake", self.y - found)
 
     def ordered(self, found: Sequence[Candidate], whole: Candidate) -> list[Candidate]:
-        """The likeliest first; before fitted numbers the mistakes that say the same.
+        """The likeliest first; but before fitted numbers the mistakes that say the same.
 
         Where a mistake is nothing but another temperature (YaRN's factor twice), the fit is the
-        likelier one by what the engine rounds its constants: some 1e-5 of T, which few tokens
-        show. So the two are compared again with errors of MARGIN in log T as noise, and the mistake
-        comes first where the fit is no better than its numbers are worth.
+        likelier one by what the engine rounds its constants. So a mistake comes first where its
+        log probabilities differ from the fit's by no more than MARGIN in log T would make.
 
         whole: the fit of one temperature, for what log T does to the log probabilities.
         """
         ranked = sorted(found, key=lambda item: -item.gain)
         first, estimate = ranked[0], whole.temperatures[0]
         away = math.log(estimate.value / estimate.said)
-        if not (first.numbers and first.stands_out and away):
+        if not (first.numbers and first.stands_out) or abs(away) < MARGIN:
             return ranked
-        moved = (self.right.residuals - whole.residuals) / away
-        noise = MARGIN * scale_of(moved)
-        wanted = self._blurred(first, noise)
+        moved = scale_of(self.right.residuals - whole.residuals) / abs(away)
         same = [
             item
             for item in ranked
-            if item.kind == "mistake" and item.stands_out and self._blurred(item, noise) >= wanted
+            if item.kind == "mistake"
+            and item.stands_out
+            and scale_of(item.residuals - first.residuals) <= MARGIN * moved
         ]
         return [*same, *(item for item in ranked if item not in same)]
-
-    def _blurred(self, candidate: Candidate, noise: float) -> float:
-        """Log likelihood with at least so much noise, nats, less log(tokens)/2 a fitted number."""
-        scale = scale_of(candidate.residuals, max(self.least, noise))
-        value = float(log_likelihoods(candidate.residuals, scale).sum())
-        return value - candidate.numbers / 2 * math.log(len(candidate.residuals))
 
     def temperatures(
         self, per: str, basis: Basis, said: Sequence[float], start: float = 0.0
