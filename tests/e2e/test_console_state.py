@@ -138,6 +138,7 @@ def test_an_edit_s_mark_and_its_two_profiles_survive_a_reload_and_stand_in_the_r
 def test_a_budget_and_a_cost_stand_in_the_record_of_their_own_profile_alone(page):
     browser = page.browser
     page.set("tokens", "2")
+    page.on("page.shared.text = 'Temperature decides how many stay alive. '.repeat(12)")
     page.set("schedule", "throb(12,3,1,12)")
     browser.wait("!document.getElementById('curve').hidden")
     browser.ask("document.activeElement.blur()")

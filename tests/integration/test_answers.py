@@ -48,3 +48,24 @@ def test_answers_are_the_likeliest_tokens_under_each_profile(tiny):
     right = found["answered"]
     assert right["questions"] == 2 and right["right, untempered"] in (0, 1, 2)
     assert right["right, hot"] == sum(r["hot"].startswith(r["stated"]) for r in found["answers"])
+
+
+def test_a_check_before_every_token_ends_the_asking_and_gives_the_model_back(tiny):
+    model, tokenizer = tiny
+    plain = Profile.neutral(layout(model))
+    hot = Profile.from_matrix([[3.0] * len(row) for row in plain.rows]).adopt(model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = model(ids).logits
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        answers(model, tokenizer, hot, "hot", questions=2, words=30, check=check)
+    assert len(calls) == 2  # within the first question
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, before)

@@ -370,9 +370,10 @@ def test_texts_that_are_too_short_are_said(page, painted):
 def test_the_questions_are_the_demo_s(page, subject, painted, monkeypatch):
     calls = []
 
-    def answers(network, tokenizer, profile, label, *, seed, progress):
+    def answers(network, tokenizer, profile, label, *, seed, progress, check):
         calls.append((network, profile.temperature.tolist(), seed))
         progress(1, 2)
+        check()
         return {"answers": [{"question": "q"}], "answered": {"questions": 1}}
 
     monkeypatch.setattr("tempering.console.costs.answers", answers)

@@ -131,10 +131,16 @@ def questions(subject: Subject, profile: Profile, seed: int, job: Job) -> Iterat
 
     def told(done: int, total: int) -> None:
         job.send({"type": "progress", "done": done, "total": total})
-        job.check()
 
-    told(0, 1)
-    found = answers(subject.model, subject.tokenizer, profile, _LABEL, seed=seed, progress=told)
+    found = answers(
+        subject.model,
+        subject.tokenizer,
+        profile,
+        _LABEL,
+        seed=seed,
+        progress=told,
+        check=job.check,
+    )
     yield {"type": "answers", "label": _LABEL, **found}
 
 

@@ -19,10 +19,12 @@ def answers(
     questions: int = QUESTIONS,
     words: int = WORDS,
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """The likeliest answers to questions about one context, side by side, and how many are right.
 
-    An answer is right when what follows the question begins with it.
+    An answer is right when what follows the question begins with it. check: called before every
+    token; what it raises ends the asking.
     """
     import torch
 
@@ -46,7 +48,9 @@ def answers(
         texts = ["", ""]
         greedy = ConstantPolicy(0)
         with torch.no_grad():
-            for step in stream(network, tokenizer, ids, rows, tokens=length, policy=greedy):
+            for step in stream(
+                network, tokenizer, ids, rows, tokens=length, policy=greedy, revised=check
+            ):
                 texts[step.row] += step.text
         told = [text.strip() for text in texts]
         table.append(
