@@ -313,13 +313,18 @@ def test_whose_turn_it_is_is_said_wherever_one_waits(browser, server, page):
 
 def test_a_worker_s_text_grows_as_it_is_written(page):
     browser = page.browser
-    page.set("widths", "throb(1,1,1,1)")
-    page.set("stage-tokens", "60")
+    page.set("widths", "throb(2,1,1,2)")
+    page.set("stage-tokens", "12")
     browser.ask(
         "window.seen = new Set(); new MutationObserver(() => seen.add("
         "document.querySelector('#tree .output')?.textContent)).observe("
         "document.getElementById('tree'), {subtree: true, childList: true, characterData: true})"
     )
+    page.set("task", " ")
+    browser.click("#run-stages")
+    page.says("stages-error", "the task is empty")
+    assert page.text("stages-facts") == ""  # nothing is waited for
+    page.set("task", "Name it.")
     browser.click("#run-stages")
     page.says("stages-facts", "record throb-")
     seen = [text for text in browser.ask("[...seen]") if text]

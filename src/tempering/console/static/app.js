@@ -72,6 +72,7 @@ async function begin() {
     }
   });
   const lost = kept ? session.restore(kept) : [];
+  if (kept) page.keep(); // the address may lag behind
   if (lost.length) complaint ||= `not kept over the reload (too long for the browser?): ${lost.join(", ")}`;
   page.say(complaint || (state.start?.note ?? "ready"));
   document.body.dataset.ready = "yes";

@@ -4,8 +4,8 @@ import { ask, stream } from "./api.js";
 import { answers, budget, cost } from "./costs.js";
 import { at, download } from "./dom.js";
 import * as page from "./page.js";
-import { measuredOf } from "./painting.js";
 import { records } from "./stages.js";
+import { measuredOf } from "./views.js";
 import { asked, columns, earlier } from "./writing.js";
 
 /** @param {() => Promise<string>} act */

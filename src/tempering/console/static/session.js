@@ -50,13 +50,15 @@ export function store(whose) {
   sessionStorage.setItem(KEY, JSON.stringify({ whose, address: location.hash, dropped }));
 }
 
-/** What was kept, if this page was reloaded or come back to and is of the same model and address.
+/** What was kept, if this page was reloaded, or come back to at the same address.
  * @param {string} whose @returns {Head|null} */
 export function kept(whose) {
   const [how] = /** @type {PerformanceNavigationTiming[]} */ (performance.getEntriesByType("navigation"));
   if (how?.type !== "reload" && how?.type !== "back_forward") return null;
   const head = stored(KEY);
-  return head?.whose === whose && head.address === location.hash ? head : null;
+  if (head?.whose !== whose) return null;
+  // While a reload has begun, the page may still put its newest state into the address.
+  return how.type === "reload" || head.address === location.hash ? head : null;
 }
 
 /** One part of what was kept, or null. @param {string} name */

@@ -73,7 +73,10 @@ async function run(body) {
     }
   } catch (error) {
     if (mine.signal.aborted) at("stages-facts").textContent = "stopped; what was done is in its record below";
-    else page.complain("stages-error", error);
+    else {
+      at("stages-facts").textContent = "";
+      page.complain("stages-error", error);
+    }
   }
   if (mine === running) at("stop-stages").disabled = true;
   page.emit("written");

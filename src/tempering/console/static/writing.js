@@ -9,8 +9,9 @@ import { drawScale } from "./grid.js";
 import { visible } from "./lines.js";
 import { short } from "./matrix.js";
 import * as page from "./page.js";
-import { forget, live } from "./painting.js";
+import { live } from "./painting.js";
 import * as session from "./session.js";
+import { forget } from "./views.js";
 
 /** @type {Columns} */
 export let columns;
