@@ -8,7 +8,7 @@ import time
 
 from tempering.reports import Record
 from tests.e2e.browser import needs_chromium
-from tests.e2e.console_page import PAGE, STATUS, WRITING, painted
+from tests.e2e.console_page import PAGE, STATUS, WRITING, other_tab, painted
 from tests.e2e.console_server import TOKEN
 
 pytestmark = needs_chromium
