@@ -25,13 +25,17 @@ CONFIG: Any = Config(
 )
 
 
-def params(policy: Any, sample: int = 0) -> Any:
+def params(policy: Any, request: Request) -> Any:
+    """The parameters of a request as they reach the worker, admitted."""
     from vllm import SamplingParams
+
+    from tempering.engines.vllm.arguments import with_taken
 
     extra: dict[str, Any] = {} if policy is None else {"tempering": str(policy)}
     if policy is not None and parse_policy(str(policy)).samples is not None:
-        extra["tempering_sample"] = sample
-    return SamplingParams(temperature=1.0, max_tokens=99, extra_args=extra or None)
+        extra["tempering_sample"] = request.sample
+    own = vars(request.given)
+    return with_taken(SamplingParams(max_tokens=99, extra_args=extra or None, **own), None)
 
 
 class Rows:
@@ -48,7 +52,7 @@ class Rows:
     def add(self, added: Any) -> None:
         for place, policy, request in added:
             self.lists[place] = list(request.generated)
-            own = params(policy, request.sample)
+            own = params(policy, request)
             self._added.append((place, own, list(request.prompt), self.lists[place]))
 
     def update(self, removed: Any = (), moved: Any = ()) -> None:
@@ -96,7 +100,7 @@ class Slots:
     def add(self, slot: int, policy: Any, request: Request) -> bool:
         self.prompt[slot] = len(request.prompt)
         self.grow(slot, request)
-        return bool(self.processor.add_request(slot, params(policy, request.sample)))
+        return bool(self.processor.add_request(slot, params(policy, request)))
 
     def grow(self, slot: int, request: Request) -> None:
         whole = torch.tensor([*request.prompt, *request.generated], dtype=torch.int32)
