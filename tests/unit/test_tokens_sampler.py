@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempering.errors import InputError
-from tempering.tokens import RequestSettings, parse_policy, temper_logits
+from tempering.tokens import RequestSettings, TokenState, parse_policy, temper_logits
 from tempering.tokens.engine_check import reference_kept, reference_posterior
 from tempering.tokens.truncation import ORDER
 
@@ -95,7 +95,13 @@ def test_a_policy_reads_what_truncation_left():
 def test_limits_of_temperature_are_limits_of_what_is_kept():
     for own in ("top_k=3", "top_p=0.5", "min_p=0.2", "min_p=1"):
         for T, near in (("0", "1e-4"), ("inf", "1e6")):
-            assert kept(f"sampler(T={T}, {own})")[0] == kept(f"sampler(T={near}, {own})")[0], own
+            limit, close = (
+                temper_logits(
+                    parse_policy(f"sampler(T={value}, {own})"), torch.tensor([ROW]), [TokenState()]
+                ).logits.softmax(-1)
+                for value in (T, near)
+            )
+            torch.testing.assert_close(limit, close, atol=1e-5, rtol=0, msg=own)
     assert kept("sampler(T=inf, top_p=0.5)")[0] == [0, 2, 4, 7]  # seven live, ranked by logit
     assert kept("sampler(T=0, top_k=3)", [1.0, 1.0, 1.0, 1.0])[0] == [0, 1, 2, 3]
 

@@ -24,6 +24,7 @@ from tempering.tokens import (
     temper_logits,
 )
 from tempering.tokens.policy import ConstantPolicy
+from tempering.tokens.request import Asked
 
 
 @dataclass
@@ -117,7 +118,10 @@ def test_requests_that_cannot_be(params, message):
 
 def test_kept_policies_are_counted_in_bytes():
     kept = arguments._PolicyCache(most=100_000)
-    small, large = parse_policy("constant(0.5)"), parse_policy("schedule(linear(2,1), length=9999)")
+    small, large = (
+        Asked(parse_policy(text), RequestSettings())
+        for text in ("constant(0.5)", "schedule(linear(2,1), length=9999)")
+    )
     for number in range(1000):
         kept.add((f"{number}", 0), small, None, 20)
         assert kept.bytes <= 100_000
@@ -177,11 +181,9 @@ class Frontend:
 
 
 def admit(params, prompt=None, frontend=None, **more):
-    request = SimpleNamespace(cache_salt=None, sampling_params=params)
-
     def original(self, request_id, prompt, params, *args, **kwargs):
         admission.check_request(params)
-        return request
+        return SimpleNamespace(cache_salt=None, sampling_params=params)
 
     prompt = {"type": "token", "prompt_token_ids": [1]} if prompt is None else prompt
     return admission.process_inputs(original, frontend or Frontend(), "id", prompt, params, **more)

@@ -45,7 +45,7 @@ class AfterPolicy(PolicyOperation):
 
     name, signature = "after", 'x|after("marker", n, y)'
     summary = "x until the model has written a marker n times, then y; without x, the request's own"
-    example = "constant(1)|after(ids(7,12), 3, constant(0.5))"
+    example = "constant(1)|after(ids(7,12), 3, 0.5)"
 
     marker: Delimiter
     n: int
