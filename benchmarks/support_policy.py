@@ -4,8 +4,8 @@ Before: three passes that count ties and masked tokens, then `temperature_for`. 
 it is, which starts from a sample of each row (`posterior/wide.py`). In turns, with a softmax as the
 unit, and the largest error of N against float64.
 
-    python benchmarks/support_policy.py                       # made-up logits and the embedded model's
-    python benchmarks/support_policy.py --repeats 3 --kinds head   # does it run?
+    python benchmarks/support_policy.py               # made-up logits, and the embedded model's
+    python benchmarks/support_policy.py --repeats 3 --kinds head     # does it run?
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Support solved on wide rows from a sample of them: exact, row by row, whatever the sample said."""
+"""Support solved on wide rows from a sample of each: exact, whatever the sample said."""
 
 import math
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tempering.errors import InputError
 from tempering.tokens import RequestSettings, TokenState, parse_policy, temper_logits
 from tempering.tokens.engine_check import reference_kept, reference_posterior
-from tempering.tokens.truncation import ORDER
+from tempering.tokens.truncation import ORDER, smallest
 
 INF = math.inf
 # Apart by enough that no float32 rounding decides what is kept.
@@ -119,6 +119,20 @@ def test_a_nucleus_wider_than_the_head_that_is_sorted_first():
     for p in (0.2, 0.9, 0.999):
         found = kept(f"sampler(top_p={p})", row)[0]
         assert found == list(range(int((weights < p).sum()) + 1))
+
+
+@given(
+    st.lists(st.integers(-20, 20), min_size=1, max_size=200),
+    st.integers(1, 30),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_smallest_energies_are_exact(values, k, draw):
+    row = [float(value) for value in values] + [INF] * draw.randrange(3)
+    other = draw.sample(row, len(row))
+    k = min(k, len(row))
+    found = smallest(torch.tensor([row, other]), k)
+    assert found.tolist() == [sorted(row)[:k]] * 2
 
 
 def test_what_is_left_out_is_the_requests_own():

@@ -25,8 +25,8 @@ from tempering.posterior.solve import block_rows, entropy_and_slope, entropy_sla
 WIDE = 4096  # hypotheses; below, a row's passes cost less than its sample
 _STRIDE = 64
 _HEAD = 64
-# Temperatures of the grid, over the energy at the head's edge. Beyond it Newton's method has further
-# to go.
+# Temperatures of the grid, over the energy at the head's edge. Beyond them Newton's method has
+# further to go.
 _GRID, _LOWEST, _HIGHEST = 32, 1 / 200, 20.0
 _TURNS = 6
 # A step this short in log T is one where Newton's method squares its error. The next error is then
