@@ -111,7 +111,7 @@ def measure(name: str, folder: Path, turns: int) -> dict[str, Any]:
     return {
         "format": name,
         "profile": source,
-        "types of q": result.kept,
+        "types": result.kept,
         "same size": cold.stat().st_size == warm.stat().st_size,
         "rounding": result.rounding,
         **{

@@ -12,10 +12,10 @@ measured.
 
 --parts: which of these to make anew; the rest stays as it is in the results. --long: also at 2048
 tokens, and recall of facts. --why: each head's support before, after, and after repair. --foreign:
-profiles of other forms, as controls. Writes benchmarks/results/repair.json, form by form, and
-profiles to --keep. Without computing anything, --draw makes the figure and the table of
-docs/repair.md from the results, and --gallery puts the forms' profiles with their evidence into the
-package.
+forms whose profiles are controls of the part "foreign". Writes benchmarks/results/repair.json, form
+by form, and profiles to --keep. Without computing anything, --draw makes the figure and the table
+of docs/repair.md from the results, and --gallery puts the forms' profiles with their evidence into
+the package.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from tempering.reports import Record, figure_repair, save_figure
 # Of the one temperature for all heads.
 LEVELS = (0.85, 0.95, 1.05, 1.1, 1.2, 1.3)
 SUPPORT_CHUNKS = 4
-PARTS = ["temperatures", "scales", "layers", "simple"]
+PARTS = ["temperatures", "scales", "layers", "simple", "foreign"]
 SCALED = "with output scales"
 FIGURE = Path(__file__).parents[1] / "docs/images/repair.svg"
 _QUANTISED = "llama-quantize --allow-requantize SmolLM2-135M-Instruct.Q4_1.gguf OUT.gguf "
@@ -205,6 +205,13 @@ def measured(
         )  # fmt: skip
         found["per layer"] = subject.rows(subject.under(by_layer.profile, [main]))[main]
         show("per layer", found["per layer"])
+    if "foreign" in options.parts:
+        few = [own[0] for own in stock["kinds"].values()]
+        for other in options.foreign:
+            profile = Profile.load(kept(f"{other} with scales", options.keep))
+            row = subject.few(replace(profile, model=None), few)
+            found.setdefault(SCALED, {}).setdefault("foreign", {})[other] = row
+            show(f"profile of {other}", row)
     if "simple" in options.parts:
         simple(name, model, subject, found, options, stock)
     return found
@@ -259,9 +266,6 @@ def under_profile(
     for label, control in (("negated", profile.scaled(-1.0)), ("shuffled", profile.shuffled(0))):
         found[label] = subject.few(control, few)
         show(label, found[label])
-    for path in options.foreign:
-        found[f"profile of {path.stem}"] = subject.few(Profile.load(path), few)
-        show(f"profile of {path.stem}", found[f"profile of {path.stem}"])
     return found
 
 
@@ -367,7 +371,7 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.05)
     parser.add_argument("--long", type=int, default=0, help="chunks of 2048 tokens of each kind")
     parser.add_argument("--why", action="store_true")
-    parser.add_argument("--foreign", type=Path, nargs="*", default=[])
+    parser.add_argument("--foreign", nargs="*", default=[], choices=list(FORMS))
     parser.add_argument("--keep", type=Path, default=Path("runs/repair"))
     parser.add_argument("--measure-only", action="store_true")
     parser.add_argument("--draw", action="store_true")

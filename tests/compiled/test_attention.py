@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,25 @@ def test_compiled_while_tempered(model):
     check(run, model, None)
     with tempered(model, given(temperatures(4))):
         check(run, model, temperatures(4))
+
+
+def test_output_scales_act_in_a_compiled_model_and_change_without_compiling_again(model):
+    def scaled(seed):
+        scales = tuple(oracle.random_temperatures(seed, LAYERS, HEADS).double())
+        return replace(given(temperatures(seed)), output_scale=scales)
+
+    counter = CompileCounter()
+    run = torch.compile(model, fullgraph=True, backend=counter)
+    with tempered(model, scaled(1)) as handle:
+        one = logits(run)
+        assert (one - logits(model)).abs().max() < 1e-5
+        count = counter.frame_count
+        handle.update(scaled(2))
+        assert (logits(run) - logits(model)).abs().max() < 1e-5
+        assert (logits(run) - one).abs().max() > 1e-3
+        assert counter.frame_count == count
+        handle.update(given(temperatures(2)))  # none any more
+        check(run, model, temperatures(2))
 
 
 @pytest.mark.parametrize("rows", [(), (3,)], ids=["one profile", "rows"])

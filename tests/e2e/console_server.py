@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from tempering.console.remote import Remote
 from tempering.console.routes import Console
 from tempering.console.subject import Subject
 from tests.e2e.browser import PATIENCE
@@ -39,9 +40,14 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(subject: Subject, out: Path, start: dict[str, Any] | None = None) -> Iterator[Served]:
+def served(
+    subject: Subject,
+    out: Path,
+    start: dict[str, Any] | None = None,
+    remote: Remote | None = None,
+) -> Iterator[Served]:
     """A console on a free port, until the block ends."""
-    console = Console(subject, out, start)
+    console = Console(subject, out, start, remote)
     found = socket.socket()
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]

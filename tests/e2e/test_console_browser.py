@@ -8,118 +8,13 @@ import time
 import pytest
 
 from tempering import Profile
-from tempering.console.subject import Subject
 from tempering.engines.generating.side_by_side import prompt_ids, stream
-from tempering.engines.loading.hub import load_model
 from tempering.tokens import parse_policy
-from tests.e2e.browser import Browser, needs_chromium
-from tests.e2e.console_server import TOKEN, served
-from tests.tiny import save_tiny_llama
+from tests.e2e.browser import needs_chromium
+from tests.e2e.console_page import PAGE, STATUS, Page, painted
+from tests.e2e.console_server import served
 
 pytestmark = needs_chromium
-PAGE = "(await import('/static/page.js'))"
-STATUS = "document.getElementById('status').textContent"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    try:
-        browser.attach()
-        yield browser
-    finally:
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    return Subject.of("tiny", *load_model(save_tiny_llama(folder / "tiny")))
-
-
-@pytest.fixture(scope="module")
-def server(subject, tmp_path_factory):
-    with served(subject, tmp_path_factory.mktemp("runs")) as server:
-        yield server
-
-
-class Page:
-    """The page in the browser, with what tests ask of it."""
-
-    def __init__(self, browser: Browser, server) -> None:
-        self.browser, self.server = browser, server
-
-    def open(self, fragment: str = "", *, width: int = 1200, dark: bool = False) -> None:
-        # Another address first: a change of the fragment alone would load nothing.
-        self.browser.visit("about:blank", width=width, dark=dark)
-        self.browser.visit(self.server.url + fragment, width=width, dark=dark)
-        self.browser.wait("document.body.dataset.ready === 'yes'")
-
-    def on(self, expression: str):
-        """The value of an expression over the module page.js, called `page`."""
-        return self.browser.ask(f"(async () => {{ const page = {PAGE}; return {expression}; }})()")
-
-    def rows(self) -> list[list[float]]:
-        return self.on("page.active().profile.rows")
-
-    def set(self, name: str, value) -> None:
-        """Set a field as a person does: its value, then its events."""
-        kind = "checked" if isinstance(value, bool) else "value"
-        self.browser.ask(
-            f"(() => {{ const e = document.getElementById({json.dumps(name)});"
-            f"e.{kind} = {json.dumps(value)};"
-            "e.dispatchEvent(new Event('input', {bubbles: true}));"
-            "e.dispatchEvent(new Event('change', {bubbles: true})); })()"
-        )
-
-    def quiet(self) -> None:
-        """No text and no meter unless a test asks for them."""
-        self.set("auto", False)
-        self.set("meter", False)
-
-    def cell(self, layer: int, head: int) -> tuple[float, float]:
-        """The middle of a cell in the window."""
-        return tuple(
-            self.browser.ask(
-                "(async () => { const { grid: g } = await import('/static/painting.js');"
-                "g.canvas.scrollIntoView({block: 'center'});"
-                "const b = g.canvas.getBoundingClientRect();"
-                f"return [b.x + 34 + ({head} + .5) * g.cellWidth,"
-                f" b.y + 16 + ({layer} + .5) * g.cellHeight]; }})()"
-            )
-        )
-
-    def text(self, name: str) -> str:
-        return self.browser.ask(f"document.getElementById({json.dumps(name)}).textContent")
-
-    def says(self, name: str, text: str) -> None:
-        """Wait until an element says a text."""
-        self.browser.wait(
-            f"document.getElementById({json.dumps(name)}).textContent.includes({json.dumps(text)})"
-        )
-
-    def write(self) -> None:
-        self.browser.ask("document.getElementById('status').textContent = ''")
-        self.browser.click("#write")
-        self.browser.wait(f"['written', 'not written'].includes({STATUS})")
-
-
-@pytest.fixture
-def page(browser, server):
-    found = Page(browser, server)
-    found.open()
-    found.quiet()
-    yield found
-    assert browser.complaints() == []
-    browser.visit("about:blank", width=800)
-    assert server.idle()
-
-
-def painted(*cells: tuple[int, int], value: float = 1.2) -> list[list[float]]:
-    rows = [[1.0] * 4 for _ in range(8)]
-    for layer, head in cells:
-        rows[layer][head] = value
-    return rows
 
 
 # -- opening
@@ -141,36 +36,6 @@ def test_it_opens_whole_and_asks_for_nothing_elsewhere(browser, server, width, d
         " return [e.id, b.left >= s.left - 1 && b.right <= s.right + 1]; })"
     )
     assert [name for name, inside in boxes if not inside and name != "matrix"] == []
-
-
-def test_every_control_has_a_name(page):
-    tree = page.browser.call("Accessibility.getFullAXTree")["nodes"]
-    roles = {"button", "textbox", "combobox", "slider", "checkbox", "spinbutton", "radio",
-             "application"}  # fmt: skip
-    controls = [n for n in tree if n.get("role", {}).get("value") in roles and not n["ignored"]]
-    assert len(controls) > 35
-    assert [n for n in controls if not n.get("name", {}).get("value")] == []
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_text_stands_out(browser, server, dark):
-    page = Page(browser, server)
-    page.open(dark=dark)
-    poor = browser.ask(
-        "(async () => { const c = await import('/static/colour.js');"
-        "const rgb = t => t.match(/[\\d.]+/g).map(Number);"
-        "const ground = e => { for (; e; e = e.parentElement) {"
-        " const v = rgb(getComputedStyle(e).backgroundColor);"
-        " if (v.length < 4 || v[3] > 0) return v; }"
-        " return [255, 255, 255]; };"
-        "return [...document.querySelectorAll('h1, h1 span, h2, h3, label, button:enabled, .quiet,"
-        " input, select, textarea, a, th, output, .error, .meter')]"
-        ".map(e => [e.tagName + '#' + e.id + '.' + e.className,"
-        " c.contrast(rgb(getComputedStyle(e).color), ground(e))]).filter(x => x[1] < 4.5); })()"
-    )
-    assert poor == []
-    red, *_ = browser.ask("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")
-    assert (red > 128) is dark
 
 
 # -- painting
@@ -308,28 +173,6 @@ def test_a_profile_file_comes_back_and_a_hostile_one_is_text(page, subject, tmp_
         page.says("profile-note", said)
     assert page.rows() == profile.temperature.tolist()
     assert page.browser.ask("window.hit === undefined")
-
-
-def test_reload_and_a_link_come_back_to_the_same_state(page):
-    page.browser.drag(page.cell(1, 1))
-    page.set("prompt", "Hot </script> layers")
-    page.set("policy", "support(3)")
-    page.set("seed", "41")
-    page.browser.wait("location.hash.startsWith('#s=')")
-    time.sleep(0.4)
-    state, fragment = page.on("page.state()"), page.browser.ask("location.hash")
-    assert TOKEN not in fragment
-    page.browser.reload()
-    page.browser.wait("document.body.dataset.ready === 'yes'")
-    assert page.on("page.state()") == state
-    page.open()  # without the fragment it begins anew
-    assert page.rows() == painted()
-    page.browser.ask(f"location.hash = {json.dumps(fragment)}")
-    page.browser.wait(f"(async () => {PAGE}.active().profile.rows[1][1] === 1.2)()")
-    assert page.browser.ask("document.getElementById('prompt').value") == "Hot </script> layers"
-    page.open("#s=torn")
-    assert "is damaged" in page.browser.ask(STATUS)
-    page.quiet()
 
 
 # -- text

@@ -194,13 +194,14 @@ def test_scores_are_the_untempered_likelihoods(tiny):
 def test_progress_is_told_after_every_token(tiny):
     model, tokenizer = tiny
     prompt = tokenizer("Hot", return_tensors="pt").input_ids[0]
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     rows = [BatchRow(prompt, 1.0, seed=i, tokens=3 + 2 * i) for i in range(2)]
     found = generate_rows(model, rows, progress=lambda *change: told.append(change))
     for i, own in enumerate(found):
-        going = [count for row, count in told if row == i]
+        going = [count for row, count, _ in told if row == i]
         last = len(own.tokens) if own.end is not None else rows[i].tokens - 1
         assert going == list(range(1, last + 1))
+        assert [token for row, _, token in told if row == i] == own.tokens[:last]
 
 
 def test_a_stop_lets_the_batch_finish_and_starts_no_other(tiny):

@@ -288,7 +288,7 @@ def test_divergence_is_that_of_the_same_text(page, subject, painted):
         ({"tokens": 0}, "tokens is a whole number"),
         ({"seed": -1}, "seed is a whole number"),
         ({"seed": 2**63}, "seed is a"),
-        ({"profiles": [{"rows": ONES}] * 16}, "at most 15"),
+        ({"profiles": [{"rows": ONES}] * 61}, "at most 60"),
         ({"prompt": "\ud800"}, "half a character (U+D800)"),
         ({"policy": "phases(answer=)"}, "column 15"),
     ],
@@ -394,9 +394,11 @@ def test_a_record_holds_everything_on_the_page(page, painted):
         **ORDER,
         "columns": [{"label": "A", **painted}],
         "samples": [{"label": "A", "seed": 3, "text": text, "tokens": 6}],
-        "measured": {"before": before, "after": after, "label": "A"},
+        "measured": {"before": before, "after": {"A": after}},
         "cost": [cost],
+        "budget": [{"label": "A", "nats": 0.02, "amplitude": 1.5, "cost": 0.01}],
         "answers": [{"question": "q", "stated": "1"}],
+        "answered": {"questions": 1, "right, painted": 0},
     }
     name = page.post("record", body).json()["name"]
     record = Record.load(page.console.out / f"{name}.json")
@@ -404,7 +406,8 @@ def test_a_record_holds_everything_on_the_page(page, painted):
     assert record.results["pattern"][1]["temperature"] == painted["rows"]
     assert record.results["generations"]["samples"][0]["text"] == text
     assert record.results["support"]["after"]["A"] == after["support"]
-    assert record.results["cost"] == [cost]
+    for section in ("cost", "budget", "answers", "answered"):
+        assert record.results[section] == body[section]
     assert (
         Profile.from_json(record.settings["profiles"]["A"]).temperature.tolist() == painted["rows"]
     )
@@ -412,10 +415,75 @@ def test_a_record_holds_everything_on_the_page(page, painted):
     assert name in [row["name"] for row in page.get("/api/records").json()["records"]]
     told = page.refused("record", {**body, "columns": [{"label": "A", **painted}] * 2})
     assert "two columns are called A" in told["message"]
-    told = page.refused("record", {**body, "measured": {"before": 3, "after": {}, "label": "A"}})
-    assert "is an object of tables" in told["message"]
-    told = page.refused("record", {**body, "samples": [{"label": 3}]})
-    assert "samples" in told["message"]
+    sample = body["samples"][0]
+    for change, said in (
+        ({"answers": "yes"}, "answers: expected a list, got the text 'yes'"),
+        ({"answers": {}}, "answers: expected a list"),
+        ({"answers": [3]}, "answers[0]: expected an object"),
+        ({"answers": [{"question": 3, "stated": "1"}]}, "answers[0].question: expected a text"),
+        ({"answers": [{"question": "q"}]}, "stated"),
+        ({"answers": [{"question": "q", "stated": "1", "x": [1]}]}, "answers[0].x: expected a sin"),
+        ({"answered": []}, "answered: expected an object"),
+        ({"answered": {"right": {"a": 1}}}, "answered.right: expected a single value"),
+        ({"budget": {"label": "A"}}, "budget: expected a list"),
+        ({"budget": [{"label": "A", "nats": "few", "amplitude": 1}]}, "budget[0].nats"),
+        ({"budget": [{"label": "B", "nats": 1, "amplitude": 1}]}, "a column 'B'"),
+        ({"cost": 3}, "sent.cost: expected a list"),
+        ({"cost": [{**cost, "label": "B"}]}, "a column 'B'; it sent the columns A"),
+        ({"measured": {"before": 3, "after": {}}}, "measured.before: expected an object"),
+        ({"measured": {"before": before, "after": {"A": {}}}}, "measured.after.A"),
+        ({"measured": {"before": before, "after": {"B": after}}}, "a column 'B'"),
+        ({"measured": {"before": {**before, "support": [[1.0]]}, "after": {}}}, "other heads"),
+        ({"measured": {"before": {**before, "peak": 3}, "after": {}}}, "quantities.peak"),
+        ({"samples": [{"label": 3}]}, "samples[0]"),
+        ({"samples": [{**sample, "label": "B"}]}, "a column 'B'"),
+        ({"samples": [{**sample, "trace": [{"token": []}]}]}, "trace[0].token"),
+        ({"columns": [{"label": "A", "rows": ONES, "pattern": "constant(2)"}]}, "of their pattern"),
+    ):
+        told = page.refused("record", {**body, **change})
+        assert said in told["message"], change
+    kept = {path.name for path in page.console.out.glob("console-*")}
+    assert kept == {f"{name}.json", f"{name}.html"}  # a refusal leaves nothing behind
+
+
+def test_a_pattern_is_taken_only_with_its_own_temperatures(page, subject):
+    rows = Profile.from_schedule(PATTERN, subject.model).temperature.tolist()
+    off = [list(row) for row in rows]
+    off[3][1] += 1e-3
+    some = Profile.from_schedule(PATTERN, subject.model, layers=[2, 3]).temperature.tolist()
+    ruled = ["support(6)"] * LAYERS
+    for rows_, rules, pattern in (
+        (rows, None, PATTERN),
+        (some, None, PATTERN),  # read for these layers alone
+        (ONES, ruled, "support(6)"),
+        (ONES, [None, *ruled[1:]], "support(6)"),
+        (off, None, None),
+    ):
+        sent = {"rows": rows_, "rules": rules, "pattern": pattern}
+        found = page.post("profile/save", {"profile": sent}).json()
+        assert found["pattern"] == pattern
+    for rows_, rules, pattern in (
+        (off, None, PATTERN),
+        (ONES, None, PATTERN),
+        (rows, None, "linear(2,0.5)"),
+        (rows, None, "nonsense"),
+        (rows, None, ""),
+        (rows, None, "<b>"),
+        (rows, None, "(" * 5000),
+        (rows, None, "throb(12,3,1,12) as layer support, amplitude 1.5, per head"),
+        (ONES, None, "support(6)"),
+        (ONES, ruled, "support(7)"),
+        (ONES, ruled, PATTERN),
+    ):
+        sent = {"rows": rows_, "rules": rules, "pattern": pattern}
+        told = page.refused("profile/save", {"profile": sent})
+        assert "are not those of their pattern" in told["message"], pattern
+    # A file's pattern that only its own data could tell is not taken over, and this is said.
+    told = Profile.from_schedule(PATTERN, subject.model).to_json()
+    told["pattern"] = "throb(12,3,1,12) as layer support, amplitude 1.5, per head"
+    found = page.post("profile/read", {"profile": told}).json()
+    assert found["pattern"] is None and "can't be told from the temperatures" in found["note"]
+    assert found["rows"] == rows
 
 
 def test_stages_run_are_kept_and_go_on(page):
@@ -433,6 +501,16 @@ def test_stages_run_are_kept_and_go_on(page):
         for row in stage["workers"]
     }
     assert kept == rows and len(kept) == 6
+    assert record.settings["run"]["timeout"] == 120.0 and record.settings["run"]["retries"] == 5
+    # What a worker writes comes as it is written; its last token with its row.
+    said = {}
+    for event in events:
+        if event["type"] == "worker":
+            where = (event["stage"], event["worker"])
+            said[where] = said.get(where, "") + event["text"]
+    for where, row in rows.items():
+        assert row["output"].startswith(said[where].strip()), where
+    assert any(said.values())
     again = page.events("throb", {"resume": last["name"]})
     assert {(e["stage"], e["worker"]): e["row"] for e in again if e["type"] == "row"} == rows
     told = page.refused("throb", {**body, "pattern": "thorb(3)"})

@@ -70,6 +70,10 @@ class Serve(BaseHTTPRequestHandler):
                 others = [{"token": word, "logprob": -0.5}, {"token": "<b>", "logprob": -2.0}]
                 told = {"token": word, "logprob": -0.5, "top_logprobs": others}
                 choice = {"delta": {"content": word}, "logprobs": {"content": [told]}}
+                if "completions" in self.path and "chat" not in self.path:
+                    top = {item["token"]: item["logprob"] for item in reversed(others)}
+                    columns = {"tokens": [word], "token_logprobs": [-0.5], "top_logprobs": [top]}
+                    choice = {"text": word, "logprobs": columns}
                 self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
                 self.wfile.flush()
                 time.sleep(0.01)
@@ -141,6 +145,17 @@ def test_columns_are_requests_with_their_profile_policy_and_seed(page, server):
         assert request["vllm_xargs"]["tempering"] == "support(3)"
         assert (request["seed"], request["max_tokens"], request["temperature"]) == (4, 9, 1)
         assert request["model"] == "org/served" and request["stream"] is True
+
+
+def test_a_prompt_that_is_no_chat_turn_goes_on_as_it_stands(page, server):
+    body = {"prompt": "Hi", "tokens": 9, "chat": False, "names": []}
+    tokens = [event for event in page.events("write", body) if event["type"] == "token"]
+    assert [t["text"] for t in tokens] == list(WORDS)
+    assert tokens[0]["log_probability"] == -0.5
+    assert [a["text"] for a in tokens[0]["alternatives"]] == ["Hot", "<b>"]
+    assert tokens[0]["alternatives"][0]["after"] == pytest.approx(0.6065, abs=1e-4)
+    (sent,) = server.kind.seen
+    assert sent["prompt"] == "Hi" and "messages" not in sent and sent["logprobs"] == 12
 
 
 def test_what_the_server_refuses_is_said_in_its_words(page):

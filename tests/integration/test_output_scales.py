@@ -20,6 +20,7 @@ from tempering.attention.tuning.basis import make_basis, scale_basis
 from tempering.attention.tuning.batches import text_batches
 from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.repair import repair
+from tempering.cli import main
 from tempering.cli.shared.llamacpp_runs import uniform_temperature
 from tempering.engines.checkpoints.bake import bake_checkpoint, undo_checkpoint
 from tempering.engines.checkpoints.gguf import bake_gguf, undo_gguf
@@ -168,6 +169,23 @@ def test_controls_carry_them_along() -> None:
     }
     assert len(pairs) == 4 * LAYERS  # each head's two numbers stay together
     assert not torch.equal(shuffled.temperature, profile.temperature)
+
+
+def test_the_command_shows_them_and_compares_temperatures_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(drawn(tiny_llama()).save(tmp_path / "p.json"))
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "show", path])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.count("output scales") == LAYERS
+    first = Profile.load(path).output_scale[0].tolist()
+    assert " ".join(f"{value:.3f}" for value in first) in shown
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "diff", path, path])
+    assert ended.value.code
+    assert "has output scales; only temperatures have a ratio" in capsys.readouterr().err
 
 
 def test_places_that_take_temperatures_alone_refuse_them(tmp_path: Path) -> None:

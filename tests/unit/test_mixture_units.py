@@ -136,6 +136,17 @@ def test_a_ridge_that_is_large_for_the_data_is_said():
     assert ["2 distinct row(s)" in str(found.message) for found in caught] == [True]
 
 
+@pytest.mark.parametrize("scale", [1e-7, 1e-9, 1e-12, 1e-80, 1e-160, 1e-300])
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_a_ridge_that_swallows_the_data_is_said(scale, covariance_type):
+    """Then the variances within components are lost in rounding."""
+    model = AnnealedMixture(2, covariance_type=covariance_type, random_state=0)
+    with pytest.warns(TemperingWarning, match=r"reg_covar = 1e-06 is large next to the .* column"):
+        model.fit(two() * scale)
+    with pytest.warns(TemperingWarning, match="column 1"):
+        model.fit(two() * [1, scale])
+
+
 @pytest.mark.parametrize("far", [30, 100])
 @pytest.mark.parametrize("features", [1, 2])
 def test_a_small_group_far_away_is_found_with_tied_covariances(features, far):

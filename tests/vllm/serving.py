@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 KEY = "secret"
+# Seconds for a server to start; ten times what tests of the browser wait, on a busy machine too.
+_PATIENCE = 10 * float(os.environ.get("TEMPERING_PATIENCE", 60))
 PROGRAM = "from tempering.cli import main; import sys; main(sys.argv[1:])"
 
 
@@ -68,7 +70,7 @@ def serving(
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
+    for _ in range(int(_PATIENCE)):
         if process.poll() is not None:
             raise AssertionError(f"the server ended: {log.read_text()[-3000:]}")
         if healthy(url):

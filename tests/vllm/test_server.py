@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import torch
 
@@ -188,6 +189,32 @@ def test_beam_search_is_refused_rather_than_untempered(server):
     with pytest.raises(BadRequestError, match="beam search makes requests of its own"):
         complete(server, ids, {"tempering": "support(3)"}, **beams)
     assert len(complete(server, ids, **beams).choices) == 2
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"tempering": "constant(0.5)"},
+        {"temperature_thinking": 0.5},
+        {"post_thinking": {"temperature": 0.2}},
+        {"tempering_profile": "hot"},
+        {"dynatemp_range": 0.5, "vllm_xargs": {"tempering": "constant(0.5)"}},
+    ],
+)
+def test_an_argument_beside_vllms_own_is_refused(server, beside):
+    for path, body in {
+        "completions": {"prompt": "a"},
+        "chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+        "responses": {"input": "a"},
+        "completions ": {"prompt": "a", "use_beam_search": True, "n": 2},
+    }.items():
+        answer = httpx.post(
+            f"{server.url}/v1/{path.strip()}",
+            json={"model": "tiny", **body, **beside},
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=120,
+        )
+        assert answer.status_code == 400 and "inside vllm_xargs" in answer.text, (path, answer.text)
 
 
 def test_a_ladder_gives_each_sample_its_own(server):

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tempering.agents.plain import after_thinking, boxes, plain
+from tempering.agents.plain import RETRACTION, after_thinking, boxes, plain, rival_boxes
 
 _MARK = re.compile(
-    r"(?:\b(?:answer|ans|choice|option|selection|solution)"
+    r"(?:\b(?:answer|ans|choice|option|selection|solution)[\"']?"
     r"(?:\s(?:to|of|for)\b[^.:=\n]{0,80}?)?(?:\s(?:is|would be|should be|must be|:|=)|[:=])"
     r"|\b(?:answer|ans)\s*\n"
     r"|\b(?:pick|choose|select|chose|picked|selected|go with|going with|opt for)\b"
@@ -32,7 +32,8 @@ _WRONG = re.compile(
     r"[\s\"')\].]*(?:is|are|was|seems|looks|can be|must be|cannot|can't|isn't|doesn't|won't)\b"
     r"[^.,;\n]{0,80}?\b(?:wrong|incorrect|false|out|not|eliminated|distractor|excluded|n't|invalid"
     r"|be right|fit|work)\b"
-    r"|[\s\"')\]]*(?:isn't|cannot|can't|doesn't|won't)\b",
+    r"|[\s\"')\]]*(?:isn't|cannot|can't|doesn't|won't)\b"
+    r"|[\"')\]]*\s?(?:\?\s?(?:no|nope|wrong)|:\s?(?:wrong|incorrect))\b",
     re.IGNORECASE,
 )
 # Before a word in lower case, A is an article and I a pronoun, and neither is a choice; the words
@@ -91,8 +92,8 @@ def choice(output: str, known: Options) -> str | None:
     output = after_thinking(output)
     boxed = boxes(output)
     if boxed:
-        content = boxed[-1][2]
-        return None if content is None else _in_box(plain(content), known)
+        inside = [None if c is None else _in_box(plain(c), known) for _, _, c in boxed]
+        return None if rival_boxes(output, boxed) and inside[-1] != inside[-2] else inside[-1]
     text = plain(output).strip()
     if whole := known.names.get(text.strip(" .!?\"'()[]:").casefold()):
         return whole
@@ -104,7 +105,8 @@ def choice(output: str, known: Options) -> str | None:
         if marked is None and text[place : place + 1].casefold() in known.names:
             marked = _lower_case_letter(text, place, known)
         if marked is not None and not _negated(text, marked):
-            return None if _joined(text, marked, found) else marked.choice
+            unclear = _joined(text, marked, found) or _retracted(text, marked, found)
+            return None if unclear else marked.choice
     found = [m for m in found if not m.article and not _negated(text, m)]
     if len({m.choice for m in found}) <= 1:
         return found[0].choice if found else None
@@ -173,6 +175,14 @@ def _joined(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
     # The letter of one choice with the text of another.
     spelled = (m for m in others if m.end > m.start + 1 and not _negated(text, m))
     return label is not None and any(m.start == label.end() for m in spelled)
+
+
+def _retracted(text: str, mention: _Mention, found: Sequence[_Mention]) -> bool:
+    """Whether the text after a marked choice takes it back for another: C. Actually, B."""
+    taken = RETRACTION.search(text, mention.end)
+    return taken is not None and any(
+        m.start > taken.end() and m.choice != mention.choice and not m.article for m in found
+    )
 
 
 def _at_either_end(text: str, known: Options) -> str | None:

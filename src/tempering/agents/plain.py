@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 OPAQUE = "\ufffc"
 
+# Where a reply takes back what it answered before.
+RETRACTION = re.compile(
+    r"\b(?:actually|wait|correction|oops|sorry|scratch that|my mistake|on second thought"
+    r"|I made an? (?:mistake|error)|let me (?:re\w+|correct|fix|try again))\b",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<(/?)(think|thinking|thought|reasoning)>", re.IGNORECASE)
 MOST_BOXED = 2000  # characters in a box; a longer box counts as one that is never closed
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
@@ -89,6 +96,11 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
         content = text[match.end() : place - 1] if depth == 0 else None
         found.append((match.start(), place, content))
     return found
+
+
+def rival_boxes(text: str, boxed: Sequence[tuple[int, int, str | None]]) -> bool:
+    r"""Whether the last two boxes stand in one sentence: \boxed{3} or \boxed{4}."""
+    return len(boxed) > 1 and not re.search(r"[.!?\n]", text[boxed[-2][1] : boxed[-1][0]])
 
 
 def plain(text: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from tempering.agents.numerals import numerals, value_of
-from tempering.agents.plain import OPAQUE, after_thinking, boxes, plain
+from tempering.agents.plain import OPAQUE, RETRACTION, after_thinking, boxes, plain, rival_boxes
 from tempering.agents.spelled import SPELLED, WORD, spells, value_of_words
 
 # The reading of a part of a reply: a value, UNCLEAR where it holds an answer that can't be read for
@@ -27,21 +27,24 @@ Reading = Fraction | str | None
 MOST_STATED = 600  # characters of a stated answer, and of the sentence around it
 MOST_MARKS = 20  # of a kind, the last ones
 
-_LINK = r"(?:\s*(?:is|are|was|equals|(?:would|should|must|will|can)(?:\s\w+)?\sbe|=|:)+)"
+# A quote stands before the link where the mark is a key of JSON: {"answer": 42}.
+_LINK = r"(?:[\"']?\s*(?:is|are|was|equals|(?:would|should|must|will|can)(?:\s\w+)?\sbe|=|:)+)"
 _OF = r"(?:\s(?:to|of|for|in)\b[^.:=\n]{0,80}?)?"
 _MARKS = [
     re.compile(r"####()"),
-    re.compile(rf"\bfinal\s(?:answer|result){_OF}{_LINK}()", re.IGNORECASE),
+    re.compile(rf"\bfinal[\s_](?:answer|result){_OF}{_LINK}()", re.IGNORECASE),
     re.compile(rf"\b(?:answer|ans)(?:{_OF}{_LINK}|\s*\n|(?=\s[-+$]?\d))()", re.IGNORECASE),
     re.compile(rf"\b(?:result|total|solution){_LINK}()", re.IGNORECASE),
 ]
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+|(?<=。)")
 _ABBREVIATED = re.compile(r"\b(approx|ca|resp|Rs|e\.g|i\.e|etc|No|Nr|vs)\.", re.IGNORECASE)
+_OTHER = re.compile(r"\s[(\[]\s*(?:or|and)\b", re.IGNORECASE)  # 5 (or 6)
 _ASIDE = re.compile(r"\s[(\[][^()\[\]]{0,200}[)\]]")
 _UNSURE = re.compile(
     r"\bnot\b|n't\b|\b(?:cannot|unknown|unclear|undetermined|undefined|impossible|between|than|least"
     r"|most|under|over|below|above|nor|neither|either|half|twice|double|triple|third|quarter|root"
-    r"|log|ln|sin|cos|every|if|unless|up to|one of|infinite|any|all|none|except)\b|[<>≤≥≠±≪≫]",
+    r"|log|ln|sin|cos|every|if|unless|up to|one of|infinite|any|all|none|null|nan|n/a"
+    r"|except)\b|[<>≤≥≠±≪≫]",
     re.IGNORECASE,
 )
 _OPERATION = re.compile(
@@ -57,6 +60,8 @@ _JOINED = re.compile(
     r"[\s≈~$€£+(]*$",
     re.IGNORECASE,
 )
+# 5! = 120, 5!/3!, 5! ways; but not: It is 42! Great.
+_FACTORIAL = re.compile(r"(?<=[\w)])!(?=[ ]*[=+×÷*/^,;)-]|[.]|[ ]+[a-z])")
 _UNITS = re.compile(r"\s*[A-Za-z]+\s*")
 # The last two lines give values to two variables, and the reader can't know which is asked for.
 _ASSIGNED = re.compile(r"^\W*([A-Za-z])\s*&?=[^\n]*\n\W*(?!\1)[A-Za-z]\s*&?=[^\n]*\s*\Z", re.M)
@@ -66,6 +71,20 @@ _REASON = re.compile(
 _REASONS = re.compile(
     r"\W*(?:explanation|explain|reason|because|since|steps?|working|solution|here|justification"
     r"|details|proof|check|to\s)",
+    re.IGNORECASE,
+)
+# In a stated answer, what leads from one number to another that follows from it: 3 each, so 9.
+_LEADS_ON = re.compile(
+    r"\b(?:so|therefore|thus|hence|then|giving|making|total\w*|altogether|in all|i\.e|that is|which"
+    r"\s(?:gives|makes|means|totals))\b",
+    re.IGNORECASE,
+)
+# A sentence that checks or explains an answer, and so has numbers that are none.
+_CHECK = re.compile(
+    r"\W*(?:(?:let(?:'s| me| us)|we can|you can|to)\s(?:double[- ]?|re-?)?(?:check|verif)"
+    r"|(?:double[- ]?|re-?)?(?:check|verif)|indeed\b|re(?:member|call)\b|hope\b"
+    r"|for (?:example|instance)\b|we used\b|(?:this|that|it|which)\sincludes\b"
+    r"|(?:since|because)\b[^,]*\Z|\([^()]*\)\W*\Z)",
     re.IGNORECASE,
 )
 _NOTES = re.compile(r"\s*\(?(?:note|checked|source|ref|confidence|time|tokens|p\.?s)\b", re.I)
@@ -90,7 +109,7 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
             region = _region(text, match.end())
             found = _stated(region, percent)
             if isinstance(found, Fraction):
-                return found
+                return None if _retracted(text[match.end() + len(region) :], found) else found
             if found == UNCLEAR:
                 return None
             stated = stated or bool(re.search(r"\w", region))
@@ -100,17 +119,32 @@ def number(output: str, *, percent: bool = False) -> Fraction | None:
 def _boxed(
     output: str, boxed: Sequence[tuple[int, int, str | None]], percent: bool
 ) -> Fraction | None:
-    contents = [None if c is None else _stated(f" {_prose(c)} ", percent) for _, _, c in boxed]
-    if len(boxed) > 1 and contents[-1] != contents[-2]:
-        between = output[boxed[-2][1] : boxed[-1][0]]
-        if not re.search(r"[.!?\n]", between):
-            return None
+    # In a box every "!" is a factorial's.
+    contents = [
+        None if c is None else _stated(f" {_prose(c).replace('!', OPAQUE)} ", percent)
+        for _, _, c in boxed
+    ]
+    if rival_boxes(output, boxed) and contents[-1] != contents[-2]:
+        return None
     return contents[-1] if isinstance(contents[-1], Fraction) else None
 
 
 def _prose(text: str) -> str:
-    """Plain text in which "=" stands for every arrow that leads to a result."""
-    return re.sub(r"->|=>|[→⇒⟹]|\\(?:to|Rightarrow|implies)(?![a-zA-Z])", "=", plain(text))
+    """Plain text in which "=" stands for every arrow that leads to a result.
+
+    The sign of a factorial becomes `OPAQUE`; as an exclamation mark it would end the sentence.
+    """
+    text = re.sub(r"->|=>|[→⇒⟹]|\\(?:to|Rightarrow|implies)(?![a-zA-Z])", "=", plain(text))
+    return _FACTORIAL.sub(OPAQUE, text)
+
+
+def _retracted(rest: str, value: Fraction) -> bool:
+    """Whether the text after a stated answer takes it back: Answer: 42. Wait, it is 43."""
+    taken = RETRACTION.search(rest)
+    return taken is not None and (
+        spells(rest[taken.end() :])
+        or any(one.value != value for one in numerals(rest[taken.end() :]))
+    )
 
 
 def _without_abbreviation_points(text: str) -> str:
@@ -140,7 +174,9 @@ def _region(text: str, start: int) -> str:
 
 def _without_asides(text: str) -> str:
     """The text without brackets that hold words, such as (see step 2)."""
-    text = _ASIDE.sub(lambda m: " " if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
+    text = _ASIDE.sub(
+        lambda m: " " if re.search(r"[A-Za-z]{2}", m[0]) and not _OTHER.match(m[0]) else m[0], text
+    )
     # Without a quantity on its left, the sign means "about", and says nothing of an equation.
     return re.sub(r"(?<![\d)\s])(?<!\b[A-Za-z])(\s{0,3})≈", r"\1", text)
 
@@ -178,7 +214,8 @@ def _stated(region: str, percent: bool) -> Reading:
     direct = not re.search(
         r"\w", re.sub(r"\b(?:about|around|approx\w*|exactly|just)\b", "", before)
     )
-    if direct and not _several(between):
+    leads_on = _LEADS_ON.search(between) or _LEADS_ON.search(region[found[-1].end :])
+    if direct and not leads_on and not _several(between):
         return first.value
     return UNCLEAR
 
@@ -238,6 +275,11 @@ def _in_last_sentence(text: str, percent: bool) -> Fraction | None:
         found = _spelled(text) if len(text.split()) <= 8 else None
         return found if isinstance(found, Fraction) else None
     sentence = telling[-1]
+    # What checks an answer has its numbers, and so has JSON without a key that is known.
+    if _CHECK.match(sentence) and len(telling) > 1:
+        return None
+    if text.lstrip().startswith("{") and len({one.value for one in numerals(text)}) > 1:
+        return None
     later = sentences[len(sentences) - sentences[::-1].index(sentence) :]
     if any(spells(s) for s in later if not _NOTES.match(s)):
         return None

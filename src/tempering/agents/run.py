@@ -19,7 +19,7 @@ from tempering.agents import prompts
 from tempering.agents.contract import Call, Engine, Ledger, Memory, Reply, StageError, Stop, never
 from tempering.agents.plan import Plan, Stage
 from tempering.counts import whole_number
-from tempering.errors import InputError
+from tempering.errors import DataError, InputError
 from tempering.files import check_utf8
 
 Row = dict[str, Any]
@@ -97,9 +97,20 @@ def collect(plan: Plan, ledger: Ledger, rounds: int) -> list[Row]:
 
 
 def rows_of(stages: list[Row]) -> Iterator[tuple[str, Row]]:
-    """(name in a ledger, row) of every worker in a record's section `stages`."""
+    """(name in a ledger, row) of every worker in a record's section `stages`.
+
+    Raises DataError for a row that lacks what a run needs to go on with it.
+    """
     for stage in stages:
         for worker in stage["workers"]:
+            missing = [name for name in ("worker", "of", "error", "output") if name not in worker]
+            if stage.get("round") is None:
+                missing.append("round")
+            if missing:
+                raise DataError(
+                    f"the stage '{stage['stage']}' of the record has a worker without "
+                    f"{', '.join(missing)}, so that no run can go on with it"
+                )
             yield f"{stage['round']}/{stage['stage']}/{worker['worker']}", worker
 
 

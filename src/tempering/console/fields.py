@@ -8,6 +8,7 @@ from typing import Any
 
 from tempering.errors import InputError
 
+MOST_COLUMNS = 60  # that are painted; the untempered model is one more row of the batch
 MOST_BYTES = 16 * 2**20  # of one request: 80 x 128 temperatures in 60 columns are 13 MB
 _DEEPEST = 50  # lists within lists
 

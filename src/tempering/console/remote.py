@@ -7,6 +7,7 @@ profiles, which the server was started with.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import queue
@@ -17,14 +18,18 @@ from typing import Any
 
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.profiles.profile import Profile
-from tempering.console.fields import Fields
+from tempering.console.fields import MOST_COLUMNS, Fields
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job
 from tempering.engines.providers.keys import key_of
-from tempering.engines.vllm.client import active_profile, chat_events, served_model, swap_remote
+from tempering.engines.vllm.client import (
+    active_profile,
+    served_model,
+    streamed_events,
+    swap_remote,
+)
 from tempering.errors import InputError, ProfileError, RefusedError, TemperingError
 
-MOST_COLUMNS = 16
 _ALTERNATIVES = 12
 _HEADS = "a server keeps attention in its workers and tells nothing about heads"
 _WEIGHTS = "it needs the model in this process; open the console with --model for that"
@@ -117,7 +122,7 @@ class Remote:
         gone: threading.Event,
     ) -> None:
         """One column, in a thread of its own; its request ends when the page has gone."""
-        stream = chat_events(self.url, self.key, order.body(self.model, name))
+        stream = streamed_events(self.url, self.key, order.body(self.model, name))
         try:
             for event in stream:
                 if gone.is_set():
@@ -136,11 +141,23 @@ class Remote:
 
 def _tokens(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The tokens of one streamed choice, with their likeliest alternatives where it has them."""
-    known = (choice.get("logprobs") or {}).get("content") or []
+    told = choice.get("logprobs") or {}
+    known = told.get("content") or []
     if not known:
-        text = (choice.get("delta") or {}).get("content") or ""
-        if text:
+        text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+        if text and not told.get("tokens"):
             yield {"text": text, "log_probability": "NaN", "alternatives": []}
+    # The plain interface tells the same in columns.
+    columns = (told.get(name) or () for name in ("tokens", "token_logprobs", "top_logprobs"))
+    for token, logprob, top in itertools.zip_longest(*columns):
+        likeliest = sorted((top or {}).items(), key=lambda item: -item[1])
+        yield {
+            "text": str(token),
+            "log_probability": "NaN" if logprob is None else _number(logprob),
+            "alternatives": [
+                {"text": text, "after": math.exp(float(other))} for text, other in likeliest
+            ],
+        }
     for item in known:
         yield {
             "text": str(item["token"]),
@@ -166,6 +183,7 @@ class RemoteOrder:
     policy: str
     seed: int
     names: tuple[str | None, ...]
+    chat: bool
 
     @classmethod
     def of(cls, given: Fields) -> RemoteOrder:
@@ -173,30 +191,32 @@ class RemoteOrder:
         prompt = given.text("prompt")
         if not prompt.strip():
             raise InputError("the prompt is empty; give some text to continue")
-        names = [str(name) for name in given.items("names", MOST_COLUMNS - 1)]
+        names = [str(name) for name in given.items("names", MOST_COLUMNS)]
         return cls(
             prompt,
             given.whole("tokens", 1, 100_000, 64),
             given.text("policy", "constant(0.7)"),
             given.whole("seed", 0, 2**63 - 1, 0),
             (None, *names),
+            given.flag("chat", True),
         )
 
     def body(self, model: str, name: str | None) -> dict[str, Any]:
-        """A request of the chat interface; the policy is the one temperature."""
+        """A request as a chat turn or of plain text; the policy is the one temperature."""
         extra: dict[str, Any] = {"tempering": self.policy}
         if name is not None:
             extra["tempering_profile"] = name
-        return {
+        body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": "user", "content": self.prompt}],
             "max_tokens": self.tokens,
             "temperature": 1,
             "seed": self.seed,
-            "logprobs": True,
-            "top_logprobs": _ALTERNATIVES,
             "vllm_xargs": extra,
         }
+        if not self.chat:
+            return {**body, "prompt": self.prompt, "logprobs": _ALTERNATIVES}
+        turn = [{"role": "user", "content": self.prompt}]
+        return {**body, "messages": turn, "logprobs": True, "top_logprobs": _ALTERNATIVES}
 
 
 def shape_of(profile: Profile, name: str) -> Subject:

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from tempering.console import costs, heads, saving, stages, writing
-from tempering.console.fields import Fields
+from tempering.console.fields import MOST_COLUMNS, Fields
 from tempering.console.remote import Remote, RemoteOrder
 from tempering.console.safety import REPORT_POLICY, Guard, TooMuchError
 from tempering.console.subject import Subject
@@ -152,7 +152,8 @@ class Console:
         order = self.orders.get(given.text("run"))
         if order is None:
             return {"changed": False}
-        order.change([self.subject.profile(item) for item in given.items("profiles", 60)])
+        profiles = [self.subject.profile(item) for item in given.items("profiles", MOST_COLUMNS)]
+        order.change(profiles, given.whole("edit", 0, 2**53, 0))
         return {"changed": True}
 
     def _record(self, given: Fields) -> Event:

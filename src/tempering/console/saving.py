@@ -11,20 +11,37 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.profile import UNTEMPERED, Profile
 from tempering.cli.shared.common import reserve
 from tempering.cli.shared.sections import pattern_section
 from tempering.console.costs import QUANTITIES
-from tempering.console.fields import Fields
+from tempering.console.fields import MOST_COLUMNS, Fields
 from tempering.console.subject import Subject
 from tempering.console.turns import Event
 from tempering.errors import DataError, InputError, OutputError, TemperingError
-from tempering.reports import Record, save_html
+from tempering.reports import Record, save_html, schema
+from tempering.reports.sections import check_results
 
 # A name in the folder of results: no separators, no dot in front, so that nothing else is named.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _MOST_LISTED = 500
 _LIMITS = {"Infinity": math.inf, "-Infinity": -math.inf}
+_MOST_PROFILES = 4 * MOST_COLUMNS  # a column that was edited while it was written has several
+# Sections that the record itself doesn't know.
+_OTHERS = {
+    "answers": schema.listed(
+        schema.an_object(
+            {"question": schema.a_text, "stated": schema.a_text}, extra=schema.a_scalar
+        )
+    ),
+    "answered": schema.mapped(schema.a_scalar),
+    "budget": schema.listed(
+        schema.an_object(
+            {"label": schema.a_text, "nats": schema.a_number, "amplitude": schema.a_number},
+            extra=schema.a_scalar,
+        )
+    ),
+}
 
 
 def safe_name(name: str) -> str:
@@ -86,7 +103,7 @@ def save_record(subject: Subject, given: Fields, out: Path) -> str:
     """A record with everything on the page, and its report; its name."""
     subject.require()
     profiles: dict[str, Profile] = {}
-    for item in given.items("columns", 60):
+    for item in given.items("columns", _MOST_PROFILES):
         label = Fields(item if isinstance(item, dict) else {}).text("label")
         if label in profiles:
             raise InputError(f"two columns are called {label}; give each a name of its own")
@@ -95,14 +112,17 @@ def save_record(subject: Subject, given: Fields, out: Path) -> str:
         "pattern": pattern_section(profiles, Profile.neutral(subject.plan)),
         "generations": {
             "prompt": given.text("prompt"),
-            "samples": _with_limits(given.items("samples", 60)),
+            "samples": _with_limits(given.items("samples", MOST_COLUMNS + 1)),
         },
     }
-    for name in ("cost", "answers", "answered"):
-        if given.data.get(name):
+    for name in ("cost", "budget", "answers", "answered"):
+        if given.data.get(name) is not None:
+            _OTHERS.get(name, schema.anything)(given.data[name], name)
             results[name] = given.data[name]
-    if given.data.get("measured"):
+    if given.data.get("measured") is not None:
         results["support"] = _support(subject, given.data["measured"])
+    check_results(results, "what the page sent")
+    _check_labels(results, profiles)
     record = Record.new(
         "console",
         settings={
@@ -137,25 +157,43 @@ def _with_limits(item: Any) -> Any:
 
 
 def _support(subject: Subject, given: Any) -> dict[str, Any]:
-    """The section `support` from what `costs.measured` told the page."""
-    if not isinstance(given, dict) or not {"before", "after", "label"} <= given.keys():
-        raise InputError("what was measured has the fields before, after and label")
-    before, after, label = given["before"], given["after"], str(given["label"])
-    if not isinstance(before, dict) or not isinstance(after, dict):
-        raise InputError("what was measured, before and after, is an object of tables each")
-    try:
-        return {
-            "layers": list(subject.plan.names),
-            "before": before["support"],
-            "after": {label: after["support"]},
-            "quantities": {
-                name: {"before": before[name], "after": {label: after[name]}}
-                for name in QUANTITIES
-                if name != "support"
-            },
-        }
-    except KeyError as error:
-        raise InputError(f"what was measured lacks {error}") from error
+    """The section `support` from what `costs.measured` told the page.
+
+    given: {before: tables, after: {label: tables}}, a table for each quantity.
+    """
+    tables = schema.an_object(dict.fromkeys(QUANTITIES, schema.anything), extra=schema.anything)
+    schema.an_object({"before": tables, "after": schema.mapped(tables)})(given, "measured")
+    before, after = given["before"], given["after"]
+    heads = [len(row) for row in before["support"]] if _is_table(before["support"]) else None
+    if heads is not None and heads != list(subject.plan.heads):
+        raise InputError(f"what was measured has other heads than {subject.plan.describe()}")
+
+    def of(name: str) -> dict[str, Any]:
+        own = {label: table[name] for label, table in after.items()}
+        return {"before": before[name], "after": own}
+
+    return {
+        "layers": list(subject.plan.names),
+        **of("support"),
+        "quantities": {name: of(name) for name in QUANTITIES if name != "support"},
+    }
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) for row in value)
+
+
+def _check_labels(results: dict[str, Any], profiles: dict[str, Profile]) -> None:
+    """InputError where a text or a number is said to be of a column that isn't there."""
+    samples = results["generations"]["samples"]
+    rows = (*samples, *results.get("cost", ()), *results.get("budget", ()))
+    labels = (row["label"] for row in rows)
+    for label in (*labels, *results.get("support", {"after": ()})["after"]):
+        if label not in (UNTEMPERED, *profiles):
+            raise InputError(
+                f"the page sent results of a column {label!r:.40}; it sent the columns "
+                f"{', '.join(profiles) or 'none'}"
+            )
 
 
 async def bake(subject: Subject, profile: Profile, out: Path, name: str) -> AsyncIterator[Event]:

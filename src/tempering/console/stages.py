@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from tempering.agents.contract import Memory, StageError
 from tempering.agents.plan import Plan
 from tempering.agents.run import collect, rows_of, run_plan, spent
+from tempering.cli.shared import engine_options
 from tempering.console.fields import Fields
 from tempering.console.saving import keep, recorded
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job, StoppedError
 from tempering.engines.generating.local import LocalEngine
+from tempering.engines.generating.side_by_side import GrowingText
 from tempering.errors import DataError
 from tempering.reports import Record
 
@@ -56,6 +59,10 @@ class StagesRun:
         settings = record.settings
         if record.kind != "throb" or not {"plan", "run", "task"} <= settings.keys():
             raise DataError(f"{name} is no whole record of throb but of '{record.kind}'")
+        task, run = settings["task"], settings["run"]
+        rounds = run.get("rounds") if isinstance(run, dict) else None
+        if not isinstance(task, str) or isinstance(rounds, bool) or not isinstance(rounds, int):
+            raise DataError(f"{name} doesn't say its task or how many rounds it has; run it anew")
         made_by = (record.model or {}).get("fingerprint")
         if made_by != subject.stated.get("fingerprint"):
             raise DataError(f"{name} was begun with another model ({made_by}); it goes on there")
@@ -63,16 +70,26 @@ class StagesRun:
             subject,
             out,
             Plan.from_data(settings["plan"], f"the plan in {name}"),
-            settings["task"],
+            task,
             int(record.seed or 0),
-            int(settings["run"].get("rounds") or 1),
+            rounds,
             dict(rows_of(record.results.get("stages", []))),
         )
 
     def work(self, job: Job) -> Iterator[Event]:
         """The tree, each change of it, and the name of the record at the end."""
+        texts: dict[str, GrowingText] = defaultdict(lambda: GrowingText(self.subject.tokenizer))
+        said: dict[str, str] = defaultdict(str)  # since the page was last told
+
+        def heard(key: str, token: int) -> None:
+            said[key] += texts[key].add(token)
+
         engine = LocalEngine(
-            self.subject.model, self.subject.tokenizer, name=self.subject.name, batch=_BATCH
+            self.subject.model,
+            self.subject.tokenizer,
+            name=self.subject.name,
+            batch=_BATCH,
+            heard=heard,
         )
         ledger = _Told(job)
         for name, row in self.begun.items():
@@ -81,7 +98,8 @@ class StagesRun:
 
         def watch(turn: int, stage: Any, worker: int, state: str, count: int) -> None:
             where = {"round": turn, "stage": stage.name, "worker": worker + 1}
-            job.send({"type": "worker", **where, "state": state, "tokens": count})
+            new = said.pop(f"{turn}/{stage.name}/{worker + 1}", "")
+            job.send({"type": "worker", **where, "state": state, "tokens": count, "text": new})
             job.check()
 
         stopped: str | None = None
@@ -128,11 +146,12 @@ class StagesRun:
             "rounds": self.rounds,
             "seed": self.seed,
             "budget": None,
-            "concurrency": 8,
-            "timeout": 120.0,
-            "retries": 5,
+            # As `tempering throb` keeps them; --resume goes on with them.
+            "concurrency": engine_options.CONCURRENCY,
+            "timeout": engine_options.TIMEOUT,
+            "retries": engine_options.RETRIES,
             "batch": _BATCH,
-            "policy": "strict",
+            "policy": engine_options.POLICY,
             "models": None,
             "device": None,
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),

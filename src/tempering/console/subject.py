@@ -17,7 +17,8 @@ from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.profiles.adaptive import adaptive_profile
 from tempering.attention.profiles.fingerprint import describe_model
 from tempering.attention.profiles.profile import Profile
-from tempering.attention.profiles.rules import KNOWN, is_rule, rule
+from tempering.attention.profiles.rules import KNOWN, Rule, is_rule, rule
+from tempering.console.fields import MOST_COLUMNS
 from tempering.data.gallery import gallery
 from tempering.errors import InputError, ProfileError, TemperingError
 from tempering.schedules import PATTERNS, schedule
@@ -91,6 +92,7 @@ class Subject:
                 for layer, own in zip(self.plan.layers, self.plan.heads, strict=True)
             ],
             "context": self.context,
+            "columns": MOST_COLUMNS,
             "chat": self.tokenizer is None or bool(self.tokenizer.chat_template),
             "coldest": COLDEST,
             "hottest": HOTTEST,
@@ -118,34 +120,41 @@ class Subject:
         found = [
             _row(row, layer.heads, layer.name) for row, layer in zip(rows, layers, strict=True)
         ]
-        pattern = data.get("pattern")
-        if pattern is not None and not isinstance(pattern, str):
-            raise ProfileError(f"a profile's pattern is a text, not {pattern!r:.40}")
         made = replace(
-            Profile.from_rows(found, self.plan), model=self.stated or None, pattern=pattern
+            Profile.from_rows(found, self.plan),
+            model=self.stated or None,
+            rules=_rules(data.get("rules"), self.plan),
         )
-        rules = data.get("rules")
-        if rules is None:
+        pattern = data.get("pattern")
+        if pattern is None:
             return made
-        if not isinstance(rules, list) or len(rules) not in (0, len(layers)):
-            raise ProfileError(f"a profile has a rule, or none, for each of {len(layers)} layers")
-        for layer, text in zip(layers, rules, strict=False):
-            if text is not None and not isinstance(text, str):
-                raise ProfileError(f"{layer.name}: a rule is a text or null, not {text!r:.40}")
-        if all(text is None for text in rules):
-            return made
-        return replace(made, rules=tuple(None if text is None else rule(text) for text in rules))
+        if not isinstance(pattern, str):
+            raise ProfileError(f"a profile's pattern is a text, not {pattern!r:.40}")
+        if not states(pattern, made, self.plan):
+            raise ProfileError(
+                f"the page sent temperatures that are not those of their pattern {pattern!r:.80} "
+                "(a link that was changed?); give the pattern anew, or paint: what is painted has "
+                "none"
+            )
+        return replace(made, pattern=pattern)
 
     def to_page(self, profile: Profile) -> dict[str, Any]:
         """A profile as the page holds it; ProfileError unless it fits the model's shape."""
         self.require()
         rows = profile.resolve(self.plan, rules=True)
         rules = profile.rules_by_layer(self.plan)
-        return {
+        found: dict[str, Any] = {
             "rows": [row.tolist() for row in rows],
             "rules": [None if item is None else str(item) for item in rules],
             "pattern": profile.pattern,
         }
+        if profile.pattern is not None and not states(profile.pattern, profile, self.plan):
+            found["pattern"] = None
+            found["note"] = (
+                f"Its pattern, {profile.pattern[:80]}, can't be told from the temperatures of this "
+                "model, so what is saved here doesn't name it."
+            )
+        return found
 
     def from_text(self, text: str, amplitude: float | None) -> dict[str, Any]:
         """The profile of a schedule or a rule in its text form, with the curve of a schedule.
@@ -178,12 +187,48 @@ class Subject:
         found = self.to_page(profile)
         made_for = (profile.model or {}).get("fingerprint")
         if made_for is not None and made_for != self.stated.get("fingerprint"):
-            found["note"] = (
+            noted = (
                 f"This profile was made for {(profile.model or {}).get('architecture')} "
                 f"({made_for}). Its shape fits this model, so it is shown; what was measured "
                 "about it holds for the other one."
             )
+            found["note"] = f"{noted} {found['note']}" if "note" in found else noted
         return found
+
+
+def states(pattern: str, profile: Profile, plan: Layout) -> bool:
+    """Whether a profile's temperatures are those that its pattern gives.
+
+    A pattern may have been read for some layers or heads alone; the others then have T = 1.
+    """
+    try:
+        if is_rule(pattern):
+            wanted = adaptive_profile(pattern, plan).rules
+            own = profile.rules_by_layer(plan)
+            return any(own) and all(item in (None, rule) for item, rule in zip(own, wanted))
+        given = Profile.from_schedule(pattern, plan).rows
+    except TemperingError:
+        return False
+    pairs = list(zip(profile.resolve(plan, rules=True), given, strict=True))
+    same = [torch.isclose(own, row, rtol=1e-9, atol=0) for own, row in pairs]
+    return any(bool(each.any()) for each in same) and all(
+        bool((each | (own == 1)).all()) for each, (own, _) in zip(same, pairs, strict=True)
+    )
+
+
+def _rules(given: Any, plan: Layout) -> tuple[Rule | None, ...]:
+    """The rules that the page sent, a text or null for each layer; () for none."""
+    if given is None:
+        return ()
+    layers = plan.layers
+    if not isinstance(given, list) or len(given) not in (0, len(layers)):
+        raise ProfileError(f"a profile has a rule, or none, for each of {len(layers)} layers")
+    for layer, text in zip(layers, given, strict=False):
+        if text is not None and not isinstance(text, str):
+            raise ProfileError(f"{layer.name}: a rule is a text or null, not {text!r:.40}")
+    if all(text is None for text in given):
+        return ()
+    return tuple(None if text is None else rule(text) for text in given)
 
 
 def _row(given: Any, heads: int, where: str) -> Tensor:

@@ -15,7 +15,7 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.stored import input_device
 from tempering.attention.measuring.measure import watching
 from tempering.attention.profiles.profile import Profile
-from tempering.console.fields import Fields
+from tempering.console.fields import MOST_COLUMNS, Fields
 from tempering.console.heads import LastQuery, packed
 from tempering.console.subject import Subject
 from tempering.console.turns import Event, Job
@@ -28,7 +28,6 @@ from tempering.tokens import parse_policy
 from tempering.tokens.applying import temper_logits
 from tempering.tokens.policy import Policy
 
-MOST_COLUMNS = 16
 _SHOWN = 12  # likeliest alternatives of each distribution
 
 
@@ -45,14 +44,14 @@ class Order:
     policy: Policy
     seed: int
     watch: bool
-    _changed: list[Profile] | None = None
+    _changed: tuple[int, list[Profile]] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, subject: Subject, given: Fields) -> Order:
         """Checked, before the model is asked for anything."""
         subject.require()
-        profiles = [subject.profile(item) for item in given.items("profiles", MOST_COLUMNS - 1)]
+        profiles = [subject.profile(item) for item in given.items("profiles", MOST_COLUMNS)]
         ids = prompt_ids(subject.tokenizer, given.text("prompt"), chat=given.flag("chat", True))
         tokens = given.whole("tokens", 1, 100_000, 64)
         if subject.context is not None and len(ids) + tokens > subject.context:
@@ -70,18 +69,18 @@ class Order:
             given.flag("watch", True),
         )
 
-    def change(self, profiles: Sequence[Profile]) -> None:
-        """Go on with these profiles from the next token."""
+    def change(self, profiles: Sequence[Profile], edit: int) -> None:
+        """Go on with these profiles from the next token. edit: the page's number for them."""
         if len(profiles) + 1 != len(self.profiles):
             raise InputError(
                 f"{len(self.profiles) - 1} columns are being written, the page sent "
                 f"{len(profiles)} profiles; start again to add or take away a column"
             )
         with self._lock:
-            self._changed = [self.profiles[0], *profiles]
+            self._changed = (edit, [self.profiles[0], *profiles])
 
-    def changed(self) -> list[Profile] | None:
-        """The new profiles, once."""
+    def changed(self) -> tuple[int, list[Profile]] | None:
+        """The newest edit and its profiles, once."""
         with self._lock:
             found, self._changed = self._changed, None
             return found
@@ -104,13 +103,15 @@ def write(subject: Subject, order: Order, job: Job) -> Iterator[Event]:
     asked = order.prompt.tolist()
     yield {"type": "prompt", "tokens": asked, "texts": texts_of(subject, asked)}
     steps = [0] * rows
-    swapped = False
+    edit: int | None = None
 
     def revised() -> list[Profile] | None:
-        nonlocal swapped
+        nonlocal edit
         found = order.changed()
-        swapped = swapped or found is not None
-        return found
+        if found is None:
+            return None
+        edit, profiles = found
+        return profiles
 
     with contextlib.ExitStack() as stack:
         observer = None
@@ -130,9 +131,9 @@ def write(subject: Subject, order: Order, job: Job) -> Iterator[Event]:
         # A generator that holds a profile gives it back here, not when it is collected.
         stack.callback(written.close)  # type: ignore[attr-defined]
         for token in written:
-            if swapped:
-                swapped = False
-                yield {"type": "changed"}
+            if edit is not None:
+                yield {"type": "changed", "edit": edit}
+                edit = None
             if observer is not None and observer.found:
                 step, kept = steps[token.row], observer.statistics(rows)
                 # Rows that have ended stay in the batch, and what they keep means nothing.

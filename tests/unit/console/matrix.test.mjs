@@ -87,3 +87,13 @@ test("neutral is neutral until a rule or a temperature", () => {
 test("numbers in few digits", () => {
   assert.deepEqual([1, 1.23456, 0.00012, 123456, 0, -0.5, NaN].map(m.short), ["1", "1.235", "1.20e-4", "1.23e+5", "0", "-0.5", "NaN"]);
 });
+
+test("rows are the same where every head's temperature is", () => {
+  const rows = [[1, 2], [3]];
+  assert.ok(m.sameRows(rows, rows));
+  assert.ok(m.sameRows(rows, [[1, 2], [3]]));
+  for (const other of [[[1, 2]], [[1, 2], [3.0000001]], [[1], [3]], [[1, 2], [3, 4]], [[2, 1], [3]], []]) {
+    assert.ok(!m.sameRows(rows, other), JSON.stringify(other));
+    assert.ok(!m.sameRows(other, rows), JSON.stringify(other));
+  }
+});

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { packed, unpacked } from "../../../src/tempering/console/static/address.js";
+import { freeName } from "../../../src/tempering/console/static/columns.js";
+import { fitted } from "../../../src/tempering/console/static/session.js";
 import * as c from "../../../src/tempering/console/static/colour.js";
 import { History } from "../../../src/tempering/console/static/history.js";
 import * as l from "../../../src/tempering/console/static/lines.js";
@@ -141,4 +143,25 @@ test("the largest values, the largest first", () => {
 
 test("tokens that one can't see have signs", () => {
   assert.deepEqual(["", " a", "a ", "\n\n", "a b", "\t"].map(l.visible), ["∅", "␣a", "a␣", "⏎⏎", "a b", "⇥"]);
+});
+
+test("a column's name is the first that no other has", () => {
+  assert.equal(freeName([]), "A");
+  assert.equal(freeName(["B", "A", "D"]), "C");
+  const all = [..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"];
+  assert.equal(freeName(all), "A2");
+  assert.equal(freeName([...all, "A2", "A3", "C2"]), "B2");
+});
+
+test("what is kept fits, the first parts first, and what doesn't is named", () => {
+  const part = (name, value) => ({ name, keep: () => value });
+  const parts = [part("state", "abc"), part("texts", "x".repeat(50)), part("own", undefined), part("small", 7)];
+  const all = fitted(parts, 1000);
+  assert.deepEqual([...all.kept], [["state", '"abc"'], ["texts", JSON.stringify("x".repeat(50))], ["small", "7"]]);
+  assert.deepEqual(all.dropped, []);
+  const some = fitted(parts, 10);
+  assert.deepEqual([...some.kept.keys()], ["state", "small"]);
+  assert.deepEqual(some.dropped, ["texts"]);
+  assert.deepEqual(fitted(parts, 5).dropped, ["texts", "small"]);
+  assert.deepEqual([...fitted([part("none", null)], 4).kept], [["none", "null"]]);
 });

@@ -14,6 +14,9 @@ from tempering.cli.shared import common
 if TYPE_CHECKING:
     from tempering.agents.contract import Engine
 
+# Defaults of the options below.
+CONCURRENCY, TIMEOUT, RETRIES, POLICY = 8, 120.0, 5, "strict"
+
 SaveProfiles = Annotated[
     Path | None,
     typer.Option(

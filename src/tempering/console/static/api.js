@@ -45,11 +45,33 @@ export async function ask(path, body) {
   return told;
 }
 
-/** Each event of a stream as it comes; throws a Refusal for an event of the type "error".
+/** @type {Set<object>} streams of this page whose turn it is */
+const turns = new Set();
+
+/** Each event of a stream as it comes; throws a Refusal for an event of the type "error". An event
+ * of the type "waiting" says in `words` who has the model.
  * @param {string} path @param {unknown} body @param {AbortSignal} signal
  * @returns {AsyncGenerator<any>} */
 export async function* stream(path, body, signal) {
   const answer = await fetched(path, body, signal);
+  const mine = {};
+  try {
+    for await (const event of events(answer, signal)) {
+      if (event.type === "error") throw new Refusal(event.message, event.column);
+      if (event.type === "turn") turns.add(mine);
+      if (event.type === "waiting") {
+        turns.delete(mine);
+        event.words = `${event.ahead} ahead: ${turns.size ? "this page" : "another tab"} has the model (${event.whose})`;
+      }
+      yield event;
+    }
+  } finally {
+    turns.delete(mine);
+  }
+}
+
+/** The lines of an answer. @param {Response} answer @param {AbortSignal} signal @returns {AsyncGenerator<any>} */
+async function* events(answer, signal) {
   const reader = /** @type {ReadableStream<Uint8Array>} */ (answer.body).getReader();
   const decoder = new TextDecoder();
   let rest = "";
@@ -65,11 +87,7 @@ export async function* stream(path, body, signal) {
     const lines = rest.split("\n");
     rest = /** @type {string} */ (lines.pop());
     if (part.done && rest) lines.push(rest); // a refusal is a whole answer, without a line's end
-    for (const line of lines) {
-      const event = JSON.parse(line);
-      if (event.type === "error") throw new Refusal(event.message, event.column);
-      yield event;
-    }
+    for (const line of lines) yield JSON.parse(line);
     if (part.done) return;
   }
 }

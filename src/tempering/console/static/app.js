@@ -7,6 +7,7 @@ import { at } from "./dom.js";
 import * as page from "./page.js";
 import * as painting from "./painting.js";
 import * as saving from "./saving.js";
+import * as session from "./session.js";
 import * as stages from "./stages.js";
 import * as writing from "./writing.js";
 
@@ -43,12 +44,16 @@ async function begin() {
   }
   page.begin(state);
   if (!at("prompt").value) at("prompt").value = PROMPT;
+  const whose = `${state.name} ${state.fingerprint}`;
+  const kept = session.kept(whose);
   let complaint = "";
   try {
-    await page.restore();
+    await page.restore(kept && session.part("the state"));
   } catch (error) {
     complaint = /** @type {Error} */ (error).message;
   }
+  // Before the other parts hear of it, which stop what they do.
+  addEventListener("pagehide", () => session.store(whose));
   painting.start();
   writing.start();
   costs.start();
@@ -66,6 +71,8 @@ async function begin() {
       page.say(/** @type {Error} */ (error).message);
     }
   });
+  const lost = kept ? session.restore(kept) : [];
+  if (lost.length) complaint ||= `not kept over the reload (too long for the browser?): ${lost.join(", ")}`;
   page.say(complaint || (state.start?.note ?? "ready"));
   document.body.dataset.ready = "yes";
 }

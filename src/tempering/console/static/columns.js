@@ -23,6 +23,17 @@ export const COLOURINGS = {
   kl: { kind: "sequential", low: 0, high: 1, of: (t) => t.kl ?? NaN, text: ["0 nats", "1"] },
 };
 
+/** A name for a column that no other has: A to Z, then A2 to Z2 and so on.
+ * @param {string[]} used */
+export function freeName(used) {
+  for (let round = 1; ; round++) {
+    for (const letter of "ABCDEFGHIJKLMNOPQRSTUVWXYZ") {
+      const name = round === 1 ? letter : `${letter}${round}`;
+      if (!used.includes(name)) return name;
+    }
+  }
+}
+
 /** @param {HTMLElement} span @param {Token} token @param {string} by */
 function colour(span, token, by) {
   const how = COLOURINGS[by];
@@ -53,7 +64,9 @@ export class Columns {
     this.box = box;
     this.choose = choose;
     this.by = "temperature";
-    /** @type {{name: string, tokens: Token[], body: HTMLElement, spans: HTMLElement[], note: HTMLElement}[]} */
+    /** @type {{name: string, tokens: Token[], marks: number[], body: HTMLElement, spans: HTMLElement[],
+     *   note: HTMLElement, stale: HTMLElement, finish: "length"|"end"|null}[]}
+     * marks: tokens before which the temperatures changed; finish: null of a text that was cut off */
     this.columns = [];
   }
 
@@ -63,10 +76,11 @@ export class Columns {
     this.columns = names.map((name, row) => {
       const body = make("div", { className: "body", role: "group", "aria-label": `Text, ${name}` });
       const note = make("p", { className: "quiet" });
-      this.box.append(make("div", { className: row === active ? "column active" : "column" }, make("h3", {}, name), body, note));
+      const stale = make("p", { className: "quiet", hidden: true }, "written before the last edit");
+      this.box.append(make("div", { className: row === active ? "column active" : "column" }, make("h3", {}, name), body, note, stale));
       body.addEventListener("click", (/** @type {MouseEvent} */ event) => this.meant(row, event.target));
       body.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.key(row, event));
-      return { name, tokens: [], body, spans: [], note };
+      return { name, tokens: [], marks: [], body, spans: [], note, stale, finish: null };
     });
   }
 
@@ -85,8 +99,39 @@ export class Columns {
   /** Mark that the temperatures changed here. */
   mark() {
     for (const column of this.columns.slice(1)) {
+      column.marks.push(column.tokens.length);
       column.body.append(make("span", { className: "changed", title: "From here on with the new temperatures; the keys of what came before stay those of the old ones" }, "┊"));
     }
+  }
+
+  /** Everything that is written, for `comeBack`. */
+  kept() {
+    return this.columns.map(({ name, tokens, marks, note, finish }) => ({ name, tokens, marks, note: note.textContent, finish }));
+  }
+
+  /** Show what `kept` gave; throws where it is something else, with nothing changed.
+   * @param {ReturnType<Columns["kept"]>} kept @param {number} active */
+  comeBack(kept, active) {
+    this.reset(kept.map(({ name }) => name), active);
+    const longest = Math.max(0, ...kept.map(({ tokens }) => tokens.length));
+    // A column that has ended is marked at its end.
+    const places = (kept[1]?.marks ?? []).map((_, k) => Math.max(...kept.slice(1).map(({ marks }) => marks[k])));
+    for (let i = 0; i <= longest; i++) {
+      for (const place of places) if (place === i) this.mark();
+      for (const { tokens } of kept) if (i < tokens.length) this.add(tokens[i]);
+    }
+    kept.forEach(({ note, finish }, row) => {
+      this.tell(row, note ?? "");
+      this.columns[row].finish = finish;
+    });
+  }
+
+  /** A text is whole. @param {number} row @param {number} count @param {number} most tokens that were asked for */
+  done(row, count, most) {
+    const column = this.columns[row];
+    if (!column) return;
+    column.finish = count < most ? "end" : "length";
+    this.tell(row, `${count} tokens${count < most ? ", ended by itself" : ""}`);
   }
 
   /** @param {number} row @param {string} text */

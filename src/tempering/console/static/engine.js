@@ -15,6 +15,7 @@ async function swap(body) {
   at("put-facts").textContent = body.ask ? "" : "waiting for requests in flight";
   try {
     for await (const event of stream("put", body, new AbortController().signal)) {
+      if (event.type === "waiting") at("put-facts").textContent = event.words;
       if (event.type === "in force") at("put-facts").textContent = `in force: ${event.digest}`;
     }
     return true;

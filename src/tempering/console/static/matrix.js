@@ -96,6 +96,13 @@ export function difference(a, b) {
   return a.map((row, l) => row.map((t, h) => Math.log(t / b[l][h])));
 }
 
+/** Whether every head has the same temperature in both.
+ * @param {number[][]} a
+ * @param {number[][]} b */
+export function sameRows(a, b) {
+  return a.length === b.length && a.every((row, l) => row === b[l] || (row.length === b[l].length && row.every((t, h) => t === b[l][h])));
+}
+
 /** Whether every temperature is 1 and no layer has a rule.
  * @param {Profile} profile */
 export function isNeutral(profile) {

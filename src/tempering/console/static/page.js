@@ -3,7 +3,8 @@
 import { packed, unpacked } from "./address.js";
 import { at, calm } from "./dom.js";
 import { History } from "./history.js";
-import { isNeutral, neutral, packedRows, unpackedRows, withRoom } from "./matrix.js";
+import { neutral, packedRows, sameRows, unpackedRows, withRoom } from "./matrix.js";
+import * as session from "./session.js";
 
 /**
  * @typedef {import("./matrix.js").Profile} Profile
@@ -33,14 +34,18 @@ export function emit(name, detail) {
 export const shared = {
   /** @type {{row: number, index: number}|null} the chosen token */
   token: null,
-  /** @type {{before: any, after: any, label: string}|null} */
-  measured: null,
   /** @type {string|null} the user's own text for the meter */
   text: null,
   writing: false,
-  /** @type {any} the last cost, budget and answers, for the record */
-  results: {},
+  /** @type {Column[]} the columns that are written, as they were, after the untempered one */
+  written: [],
 };
+
+/** The row of a column in what is written; 0, the untempered one's, where it is not among them.
+ * @param {Column} column */
+export function rowOf(column) {
+  return 1 + shared.written.findIndex((own) => own.name === column.name);
+}
 
 /** @returns {number[]} heads of each layer */
 export function heads() {
@@ -56,6 +61,17 @@ export function active() {
 export function acting(column) {
   const { rows, rules, pattern } = column.profile;
   return { rows: withRoom(rows, column.room), rules, pattern: column.room === 1 ? pattern : null };
+}
+
+/** Whether two columns act alike: what was found out of one then holds for the other.
+ * @param {Pick<Column, "profile"|"room">|null|undefined} a @param {Pick<Column, "profile"|"room">|null|undefined} b */
+export function alike(a, b) {
+  if (!a || !b) return false;
+  return (
+    a.room === b.room &&
+    (a.profile === b.profile ||
+      (sameRows(a.profile.rows, b.profile.rows) && a.profile.rules.every((rule, i) => rule === b.profile.rules[i])))
+  );
 }
 
 /** Change the column that is painted. @param {Partial<Column>} change
@@ -93,8 +109,12 @@ export function complain(id, error) {
   place.textContent = error === undefined ? "" : error instanceof Error ? error.message : String(error);
 }
 
-const SETTINGS = ["prompt", "tokens", "seed", "policy", "token-colour", "edit"];
+const SETTINGS = [
+  "prompt", "tokens", "seed", "policy", "token-colour", "edit", "brush", "tool", "shown", "attention-by", "budget",
+  "named", "task", "widths", "stage-amplitude", "stage-tokens", "bake-name",
+];
 const SWITCHES = ["chat", "auto", "watch", "meter", "amplitude-on"];
+const LONGEST = 1_500_000; // characters; beyond 2 million a browser drops an address
 
 /** Everything that a link carries. */
 export function state() {
@@ -115,11 +135,21 @@ export function state() {
 
 let saved = "";
 
+/** The state as the part of an address after #; throws where it is too long for one. */
+export async function fragment() {
+  const found = await packed(state());
+  if (found.length > LONGEST) throw new Error("what is painted and written here is too long for an address: a link can't carry it; save it as a profile or a record");
+  return `#${found}`;
+}
+
 /** Put the state into the address, soon. */
 export const keep = calm(150, async () => {
-  const fragment = await packed(state());
-  saved = `#${fragment}`;
-  window.history.replaceState(null, "", saved);
+  try {
+    saved = await fragment();
+    window.history.replaceState(null, "", saved);
+  } catch (error) {
+    say(/** @type {Error} */ (error).message);
+  }
 });
 
 /** Whether the address holds another state than the page put there. */
@@ -127,16 +157,18 @@ export function addressed() {
   return location.hash !== saved;
 }
 
-/** Read the state of the address; throws, with nothing changed, where it doesn't fit the model. */
-export async function restore() {
-  const found = await unpacked(location.hash);
-  if (found === null) return false;
+/** Come back to a state, by default that of the address; throws, with nothing changed, where it
+ * doesn't fit the model. @param {any} [found] */
+export async function restore(found) {
+  found ??= await unpacked(location.hash);
+  if (found === null) return;
   if (found.v !== 1 || !Array.isArray(found.columns) || !found.columns.length) {
     throw new Error("the link was made by another version of the console");
   }
+  if (found.columns.length > known.columns) throw new Error(`the link has ${found.columns.length} columns, more than ${known.columns}`);
   const sizes = heads();
   /** @type {Column[]} */
-  const columns = found.columns.slice(0, 15).map((/** @type {any} */ c, /** @type {number} */ i) => ({
+  const columns = found.columns.map((/** @type {any} */ c, /** @type {number} */ i) => ({
     name: String(c.name ?? String.fromCharCode(65 + i)).slice(0, 40),
     room: Number.isFinite(c.room) ? c.room : 1,
     text: String(c.text ?? ""),
@@ -148,25 +180,35 @@ export async function restore() {
     },
   }));
   history = new History({ columns, active: Math.min(columns.length - 1, Math.max(0, Number(found.active) || 0)) });
-  for (const id of SETTINGS) if (typeof found.settings?.[id] === "string") at(id).value = found.settings[id];
+  for (const id of SETTINGS) if (typeof found.settings?.[id] === "string") set(id, found.settings[id]);
   for (const id of SWITCHES) if (typeof found.switches?.[id] === "boolean") at(id).checked = found.switches[id];
   if (found.model !== known.fingerprint) say("this link was made with another model of the same shape");
-  return true;
 }
 
-/** Begin, with what the server says of its model. @param {any} state */
-export function begin(state) {
-  known = state;
+/** Set a field; what a list doesn't offer leaves it as it is.
+ * @param {string} id @param {string} value */
+function set(id, value) {
+  const field = at(id);
+  const before = field.value;
+  // What the matrix can show is listed when the columns are known; see `painting.fill`.
+  if (id === "shown") field.dataset.wanted = value;
+  field.value = value;
+  if (field.value === "" && value !== "") field.value = before;
+}
+
+/** Begin, with what the server says of its model. @param {any} told */
+export function begin(told) {
+  known = told;
   const first = blank("A");
-  if (state.start) {
-    const { rows, rules, pattern } = state.start;
+  if (told.start) {
+    const { rows, rules, pattern } = told.start;
     Object.assign(first, { profile: { rows, rules, pattern }, amplitude: null });
   }
   history = new History({ columns: [first], active: 0 });
   for (const id of [...SETTINGS, ...SWITCHES]) at(id).addEventListener("change", keep);
   at("prompt").addEventListener("input", keep);
+  session.remember("the state", state, () => {});
   on("profile", keep);
   on("active", keep);
 }
 
-export { isNeutral };

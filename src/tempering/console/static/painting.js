@@ -1,10 +1,12 @@
 // The matrix: what is painted, and what is measured behind it.
 
 import { ask, floats, Refusal, stream } from "./api.js";
+import { freeName } from "./columns.js";
 import { at, calm, make } from "./dom.js";
 import { drawCurve, drawScale, Grid } from "./grid.js";
 import { brushOf, difference, painted, short, withRoom } from "./matrix.js";
 import * as page from "./page.js";
+import * as session from "./session.js";
 
 const QUANTITIES = { support: "support", sink_share: "sink share", entropy: "entropy", peak: "peak", distance: "mean distance" };
 const LIVE = { support: "support", sink_share: "sink share", peak: "peak" };
@@ -12,16 +14,30 @@ const WHEN = { before: "before", after: "after", change: "change" };
 
 /** @type {Grid} */
 export let grid;
+/**
+ * What every head kept on a text: of the model as it is, and under a column as it was then.
+ * @typedef {{of: Pick<page.Column, "profile"|"room">, text: string|null, before: any, after: any}} Measured
+ * @type {Measured[]} the newest first
+ */
+let measurements = [];
+const MOST_MEASURED = 8;
 /** What every head kept, for each step of the text: [statistic, column, layer, head].
  * @type {Float32Array[]} */
 let steps = [];
 let columnsWritten = 0;
 const MOST_KEPT = 64 * 2 ** 20; // bytes of statistics kept for tokens that may be chosen
 
-/** @param {string} text */
-function curveOff(text = "") {
-  at("curve").hidden = true;
-  page.complain("schedule-error", text || undefined);
+/** @type {Map<string, any>} curves by schedule and amplitude: one comes back with undo, a tab, a reload */
+const curves = new Map();
+
+/** @param {page.Column} column */
+const curveOf = (column) => `${column.amplitude} ${column.text}`;
+
+/** Draw the active column's schedule, or none. */
+function curve() {
+  const found = curves.get(curveOf(page.active()));
+  at("curve").hidden = !found;
+  if (found) drawCurve(at("curve"), found);
 }
 
 // -- views
@@ -48,11 +64,18 @@ function logs(values, label) {
   return { values, kind: "diverging", low: -reach, high: reach, label };
 }
 
+/** What was measured under a column as it is now, on the text that is chosen now.
+ * @param {page.Column} column */
+export function measuredOf(column) {
+  return measurements.find((m) => m.text === page.shared.text && page.alike(m.of, column));
+}
+
 /** @param {string} what @returns {[number[][], number[][]]} */
 function measuredTables(what) {
-  const found = page.shared.measured;
   const table = (/** @type {any} */ from) => (from ? from[what].map((/** @type {any[]} */ row) => row.map((v) => v ?? NaN)) : []);
-  return [table(found?.before), table(found?.after)];
+  // The model as it is was measured with any of them.
+  const before = measurements.find((m) => m.text === page.shared.text)?.before;
+  return [table(before), table(measuredOf(page.active())?.after)];
 }
 
 /** @param {string} what @returns {[ArrayLike<number>[], ArrayLike<number>[]]} */
@@ -67,7 +90,7 @@ function liveTables(what) {
     const start = (place * columnsWritten + column) * sizes.length * wide;
     return sizes.map((n, layer) => values.subarray(start + layer * wide, start + layer * wide + n));
   };
-  return [table(0), table(page.history.value.active + 1)];
+  return [table(0), table(page.rowOf(page.active()) || Infinity)];
 }
 
 /** @param {string} what @param {string} when @param {ArrayLike<number>[]} before @param {ArrayLike<number>[]} after
@@ -110,12 +133,13 @@ function tell([layer, head]) {
   const value = found.values[layer]?.[head];
   const t = page.active().profile.rows[layer][head] ** page.active().room;
   const rule = page.active().profile.rules[layer];
+  const missing = at("shown").value.startsWith("measured") ? "not measured for this profile; press Measure" : "nothing written with heads live yet";
   const own = at("shown").selectedOptions[0].textContent;
   const known = page.known.layers[layer];
   at("cell").textContent =
     `${known.stack === "decoder" ? "" : `${known.stack} `}layer ${known.index}, head ${head}: T = ${short(t)}` +
     (rule ? `, rule ${rule}` : "") +
-    (at("shown").value === "temperature" ? "" : value === undefined || Number.isNaN(value) ? `; ${own}: not measured yet` : `; ${own}: ${found.label(value)}`);
+    (at("shown").value === "temperature" ? "" : value === undefined || Number.isNaN(value) ? `; ${own}: ${missing}` : `; ${own}: ${found.label(value)}`);
   at("exact-layer").value = String(layer);
   at("exact-head").value = String(head);
   if (document.activeElement !== at("exact-value")) at("exact-value").value = short(t);
@@ -164,26 +188,47 @@ function key(event) {
 
 let asked = 0;
 
+/** @param {string} text @param {number|null} amplitude */
+function asking(text, amplitude) {
+  const isRule = page.known.rules.some((/** @type {string} */ r) => text.startsWith(r.slice(0, r.indexOf("(") + 1)));
+  return ask("pattern", { text, ...(amplitude === null || isRule ? {} : { amplitude }) });
+}
+
 /** Read the schedule in the box; its error stands under the column where it is.
  * @param {boolean} [within] part of a step that was begun */
-async function read(within = false) {
+export async function read(within = false) {
   const column = page.active();
   const text = at("schedule").value.trim();
   const amplitude = at("amplitude-on").checked ? Number(at("amplitude").value) : null;
   const mine = ++asked;
-  if (!text) return curveOff();
-  const isRule = page.known.rules.some((/** @type {string} */ r) => text.startsWith(r.slice(0, r.indexOf("(") + 1)));
+  page.complain("schedule-error");
+  if (!text) {
+    at("curve").hidden = true;
+    return;
+  }
   try {
-    const found = await ask("pattern", { text, ...(amplitude === null || isRule ? {} : { amplitude }) });
+    const found = await asking(text, amplitude);
     if (mine !== asked || column.name !== page.active().name) return;
-    page.complain("schedule-error");
-    at("curve").hidden = !found.curve;
-    if (found.curve) drawCurve(at("curve"), found.curve);
     const profile = { rows: found.rows, rules: found.rules, pattern: found.pattern };
-    page.change({ profile, text: at("schedule").value, amplitude, room: 1 }, within);
+    curves.set(`${amplitude} ${text}`, found.curve);
+    page.change({ profile, text, amplitude, room: 1 }, within);
   } catch (error) {
     if (mine !== asked) return;
-    curveOff(error instanceof Refusal ? error.message : String(error));
+    at("curve").hidden = true;
+    page.complain("schedule-error", error instanceof Refusal ? error.message : String(error));
+  }
+}
+
+/** Ask for the curve of a schedule that came with a link or a reload. */
+async function recalled() {
+  const column = page.active();
+  if (!column.text || curves.has(curveOf(column))) return curve();
+  curves.set(curveOf(column), null); // asked once
+  try {
+    curves.set(curveOf(column), (await asking(column.text, column.amplitude)).curve);
+    curve();
+  } catch {
+    // a link's text that is no schedule: the temperatures stand for themselves
   }
 }
 
@@ -191,9 +236,9 @@ async function read(within = false) {
 async function take(path, body, name) {
   try {
     const found = await ask(path, body);
-    page.change({ profile: { rows: found.rows, rules: found.rules, pattern: found.pattern }, text: "", room: 1 });
     at("schedule").value = "";
-    curveOff();
+    page.complain("schedule-error");
+    page.change({ profile: { rows: found.rows, rules: found.rules, pattern: found.pattern }, text: "", room: 1 });
     at("profile-note").hidden = false;
     at("profile-note").textContent = found.note ?? `${name} is in column ${page.active().name}`;
   } catch (error) {
@@ -222,8 +267,9 @@ function fill() {
     }),
   );
   at("remove-column").disabled = columns.length < 2;
-  at("add-column").disabled = columns.length >= 15;
-  const chosen = at("shown").value || "temperature";
+  at("add-column").disabled = columns.length >= page.known.columns;
+  const chosen = at("shown").dataset.wanted ?? (at("shown").value || "temperature");
+  delete at("shown").dataset.wanted;
   const options = [make("option", { value: "temperature" }, "temperature")];
   columns.forEach((other, i) => i !== active && options.push(make("option", { value: `difference:${i}` }, `difference from ${other.name}`)));
   for (const [kind, title, names] of /** @type {any[]} */ ([["measured", "Measured on the text", QUANTITIES], ["live", "Live, while it writes", LIVE]])) {
@@ -246,6 +292,8 @@ function boxes() {
   at("amplitude-value").textContent = at("amplitude").value;
   at("room").value = String(column.room);
   at("room-value").textContent = short(column.room);
+  grid.tool = at("tool").value;
+  curve();
 }
 
 /** @param {1|-1} way */
@@ -258,16 +306,16 @@ export function travel(way) {
 }
 
 async function measure() {
-  page.say("measuring the sample text");
-  const column = page.active();
+  const { profile, room } = page.active();
   /** @type {any} */
-  const found = { label: column.name };
+  const found = { of: { profile, room }, text: page.shared.text };
   try {
-    for await (const event of stream("measure", { profile: page.acting(column), text: page.shared.text ?? undefined }, new AbortController().signal)) {
-      if (event.type !== "measured") continue;
-      found[event.when] = event;
+    for await (const event of stream("measure", { profile: page.acting(page.active()), text: found.text ?? undefined }, new AbortController().signal)) {
+      if (event.type === "waiting") page.say(event.words);
+      if (event.type === "turn") page.say(`measuring ${found.text === null ? "the sample text" : "your text"}`);
+      if (event.type === "measured") found[event.when] = event;
     }
-    page.shared.measured = found;
+    measurements = [found, ...measurements.filter((m) => m.text !== found.text || !page.alike(m.of, found.of))].slice(0, MOST_MEASURED);
     page.say(`measured on ${found.after.tokens} tokens`);
     if (at("shown").value === "temperature") at("shown").value = "measured:support:change";
     show();
@@ -285,7 +333,7 @@ export function live(event) {
   if (at("shown").value.startsWith("live:")) show();
 }
 
-/** @param {number} columns */
+/** A new text is written: what heads kept in the last one is gone. @param {number} columns */
 export function forget(columns) {
   steps = [];
   columnsWritten = columns;
@@ -311,6 +359,12 @@ export function start() {
   fill();
   boxes();
   show();
+  recalled();
+  page.on("active", recalled);
+  session.remember("what was measured", () => measurements.length ? measurements.slice(0, 2) : undefined, (kept) => {
+    measurements = kept;
+    show();
+  });
   at("tool").addEventListener("change", () => (grid.tool = at("tool").value));
   at("shown").addEventListener("change", show);
   at("exact").addEventListener("submit", (/** @type {Event} */ event) => {
@@ -374,8 +428,8 @@ export function start() {
   at("patterns").append(...known.patterns.map((/** @type {string[]} */ [signature, summary, example]) => make("option", { value: example.startsWith("x|") ? "" : example }, `${signature}: ${summary}`)));
   at("add-column").addEventListener("click", () => {
     const { columns } = page.history.value;
-    const used = new Set(columns.map((c) => c.name));
-    const name = [..."ABCDEFGHIJKLMNO"].find((letter) => !used.has(letter)) ?? `${columns.length}`;
+    // Nor the name of a column that is written and was removed: its text and its heads keep it.
+    const name = freeName([...columns, ...page.shared.written].map((c) => c.name));
     page.repaint({ columns: [...columns, { ...page.active(), name }], active: columns.length });
   });
   at("remove-column").addEventListener("click", () => {
@@ -395,6 +449,7 @@ export function start() {
     show();
   });
   page.on("token", show);
+  page.on("text", show);
   new ResizeObserver(calm(60, () => grid.size())).observe(at("grid-box"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 }

@@ -4,11 +4,14 @@ import { ask, reportAddress, stream } from "./api.js";
 import { at, make } from "./dom.js";
 import { short } from "./matrix.js";
 import * as page from "./page.js";
+import * as session from "./session.js";
 
 /** @type {AbortController|null} */
 let running = null;
 /** @type {Map<string, any>} */
 const workers = new Map();
+/** @type {any[]} the tree and the rows that are done, for a page that is reloaded */
+let events = [];
 
 /** @param {any} event */
 function plant(event) {
@@ -41,6 +44,7 @@ function grow(event) {
     found.state.textContent = `${event.row.error ? "failed" : "done"}, sampled at T ${sent === null ? "its own" : short(sent)}, ${event.row.tokens_out} tokens`;
     found.item.className = `worker ${event.row.error ? "failed" : "done"}`;
   } else if (event.state === "running" || event.state === "retrying") {
+    found.output.append(event.text);
     found.state.textContent = `${event.state}, ${event.tokens} tokens`;
     found.item.className = "worker running";
   }
@@ -56,10 +60,15 @@ async function run(body) {
   at("stages-facts").textContent = "waiting for the model";
   try {
     for await (const event of stream("throb", body, mine.signal)) {
-      if (event.type === "waiting") at("stages-facts").textContent = `${event.ahead} ahead: another tab has the model (${event.whose})`;
+      if (event.type === "waiting") at("stages-facts").textContent = event.words;
       else if (event.type === "turn") at("stages-facts").textContent = "running";
-      else if (event.type === "tree") plant(event);
-      else if (event.type === "worker" || event.type === "row") grow(event);
+      else if (event.type === "tree") {
+        events = [event];
+        plant(event);
+      } else if (event.type === "worker" || event.type === "row") {
+        if (event.type === "row") events.push(event);
+        grow(event);
+      }
       else if (event.type === "record") at("stages-facts").textContent = `${event.stopped ?? "complete"}, ${event.tokens} tokens; record ${event.name}`;
     }
   } catch (error) {
@@ -93,6 +102,12 @@ export async function records() {
 }
 
 export function start() {
+  session.remember("the stages", () => (events.length ? { events, facts: at("stages-facts").textContent, cut: !at("stop-stages").disabled } : undefined), (kept) => {
+    events = kept.events;
+    plant(events[0]);
+    events.slice(1).forEach(grow);
+    at("stages-facts").textContent = kept.cut ? "stopped when the page was reloaded; what was done is in its record below" : kept.facts;
+  });
   at("run-stages").addEventListener("click", () =>
     run({ task: at("task").value, pattern: at("widths").value, amplitude: Number(at("stage-amplitude").value), tokens: Number(at("stage-tokens").value), seed: Number(at("seed").value) }));
   at("stop-stages").addEventListener("click", () => running?.abort());

@@ -10,6 +10,7 @@ import { visible } from "./lines.js";
 import { short } from "./matrix.js";
 import * as page from "./page.js";
 import { forget, live } from "./painting.js";
+import * as session from "./session.js";
 
 /** @type {Columns} */
 export let columns;
@@ -20,9 +21,10 @@ let running = null;
 let run = "";
 /** @type {{tokens: number[], texts: string[]}} */
 let prompt = { tokens: [], texts: [] };
-/** @type {import("./page.js").Column[]} the columns that are written, as they were */
-let written = [];
-let policy = "";
+/** @type {page.Column[][]} what the columns were until each mark in the text */
+export let earlier = [];
+/** @type {page.Column[][]} edits that were sent while the text is written; the server says which acts */
+let sent = [];
 /** What the last text was asked with, for the record. */
 export let asked = /** @type {any} */ (null);
 
@@ -62,24 +64,30 @@ export async function write() {
   page.shared.writing = true;
   page.shared.token = null;
   at("stop").disabled = false;
-  at("token-detail").hidden = at("attention-part").hidden = true;
-  written = page.history.value.columns;
-  policy = wanted.policy;
+  at("token-detail").hidden = at("attention-part").hidden = at("changed-facts").hidden = true;
+  page.shared.written = page.history.value.columns;
+  earlier = [];
+  sent = [];
   asked = wanted;
-  columns.reset(titles(), page.known.engine ? 0 : page.history.value.active + 1);
-  forget(written.length + 1);
+  columns.reset(titles(), activeRow());
+  forget(page.shared.written.length + 1);
   let ended = "";
   try {
     for await (const event of stream("write", { ...wanted, run }, mine.signal)) {
       if (mine !== running) return;
-      if (event.type === "waiting") page.say(`${event.ahead} ahead: another tab has the model (${event.whose})`);
+      if (event.type === "waiting") page.say(event.words);
       else if (event.type === "turn") page.say("writing");
       else if (event.type === "prompt") prompt = event;
       else if (event.type === "heads") live(event);
       else if (event.type === "token") columns.add(event);
-      else if (event.type === "changed") columns.mark();
+      else if (event.type === "changed") {
+        columns.mark();
+        earlier.push(page.shared.written);
+        page.shared.written = sent[event.edit];
+        at("changed-facts").hidden = false;
+      }
       else if (event.type === "done") {
-        event.tokens.forEach((/** @type {number} */ n, /** @type {number} */ row) => columns.tell(row, `${n} tokens${n < wanted.tokens ? ", ended by itself" : ""}`));
+        event.tokens.forEach((/** @type {number} */ n, /** @type {number} */ row) => columns.done(row, n, wanted.tokens));
         ended = "written";
       }
     }
@@ -97,8 +105,12 @@ export async function write() {
   page.shared.writing = false;
   at("stop").disabled = true;
   page.say(ended);
+  stale();
   page.emit("written");
-  if (ended === "written" && at("token-colour").value === "kl") divergences();
+  if (ended !== "written") return;
+  // An edit that came after the last token acts on the next text.
+  if (sent.length && at("auto").checked && !page.shared.written.every((own) => page.alike(own, now(own)))) write();
+  else if (at("token-colour").value === "kl") divergences();
 }
 
 /** After an edit: go on with the new temperatures, or start again. */
@@ -109,17 +121,36 @@ async function edited() {
     if (at("auto").checked && (await put())) write();
     return;
   }
-  if (running && at("edit").value === "on" && page.history.value.columns.length === written.length) {
-    const told = await ask("write/change", { run, profiles: page.history.value.columns.map(page.acting) }).catch((error) => {
+  const next = page.history.value.columns;
+  if (running && at("edit").value === "on" && next.length === page.shared.written.length) {
+    try {
+      const edit = sent.push(next) - 1;
+      if ((await ask("write/change", { run, edit, profiles: next.map(page.acting) })).changed) return;
+    } catch (error) {
       page.complain("write-error", error);
-      return { changed: true };
-    });
-    if (told.changed) {
-      written = page.history.value.columns;
       return;
     }
   }
   if (running || at("auto").checked) write();
+}
+
+/** The column that is painted now under the name of one that was written.
+ * @param {page.Column} own */
+function now(own) {
+  return page.history.value.columns.find((c) => c.name === own.name);
+}
+
+/** Mark the texts whose column is not as it was when they were written. */
+function stale() {
+  columns.columns.forEach((column, row) => {
+    const own = page.shared.written[row - 1];
+    column.stale.hidden = !own || !column.tokens.length || page.alike(own, now(own));
+  });
+}
+
+/** The row of the text that the painted column writes. */
+function activeRow() {
+  return page.known.engine ? 0 : page.rowOf(page.active());
 }
 
 /** KL at every token of the written columns, both models reading the same text. */
@@ -129,7 +160,7 @@ async function divergences() {
     if (row === 0) column.tokens.forEach((token) => (token.kl = 0));
     else {
       const tokens = [...prompt.tokens, ...column.tokens.map((t) => t.id)];
-      const body = { tokens, start: prompt.tokens.length, profile: page.acting(written[row - 1]) };
+      const body = { tokens, start: prompt.tokens.length, profile: page.acting(page.shared.written[row - 1]) };
       try {
         for await (const event of stream("divergence", body, new AbortController().signal)) {
           if (event.type === "divergence") event.kl.forEach((/** @type {number} */ kl, /** @type {number} */ i) => column.tokens[i] && (column.tokens[i].kl = kl));
@@ -162,7 +193,7 @@ function before() {
     texts: [...prompt.texts, ...column.tokens.slice(0, index).map((t) => t.text)],
     start: prompt.tokens.length,
     // The untempered column is compared with the profile that is painted.
-    profile: page.acting(row ? written[row - 1] : page.active()),
+    profile: page.acting(row ? page.shared.written[row - 1] : page.active()),
   };
 }
 
@@ -193,9 +224,10 @@ async function choose(row, index) {
   const mine = ++chosen;
   const { tokens, start, profile } = before();
   try {
-    for await (const event of stream("alternatives", { tokens, start, profile, policy }, new AbortController().signal)) {
-      if (mine !== chosen || event.type !== "alternatives") continue;
-      body.replaceChildren(...event.tokens.map(alternative));
+    for await (const event of stream("alternatives", { tokens, start, profile, policy: asked.policy }, new AbortController().signal)) {
+      if (mine !== chosen) continue;
+      if (event.type === "waiting") body.replaceChildren(make("tr", {}, make("td", {}, event.words)));
+      if (event.type === "alternatives") body.replaceChildren(...event.tokens.map(alternative));
     }
   } catch (error) {
     body.replaceChildren();
@@ -207,7 +239,7 @@ async function choose(row, index) {
 async function look([layer, head]) {
   if (page.known.engine) return page.say("a server keeps attention in its workers and tells nothing about heads");
   if (!page.shared.token) {
-    const row = Math.min(page.history.value.active + 1, columns.columns.length - 1);
+    const row = activeRow();
     const last = (columns.columns[row]?.tokens.length ?? 0) - 1;
     if (last < 0) return page.say("write something first; then a head can be looked at");
     columns.highlight(row, last);
@@ -223,7 +255,9 @@ async function look([layer, head]) {
   const mine = ++looked;
   try {
     for await (const event of stream("attention", { tokens, start: 1, profile, layer, head }, new AbortController().signal)) {
-      if (mine !== looked || event.type !== "attention") continue;
+      if (mine !== looked) continue;
+      if (event.type === "waiting") at("attention-facts").textContent = event.words;
+      if (event.type !== "attention") continue;
       context.show(texts, floats(event.before), floats(event.after));
       const sinks = event.sink.map((/** @type {number|null} */ s) => (s === null ? null : short(100 * s)));
       at("attention-facts").textContent =
@@ -236,9 +270,31 @@ async function look([layer, head]) {
   }
 }
 
+/** What is written, for a page that is reloaded. */
+function keep() {
+  if (!asked) return undefined;
+  const { shared } = page;
+  return { prompt, asked, earlier, written: shared.written, columns: columns.kept(), cut: shared.writing, error: at("write-error").textContent };
+}
+
+/** @param {any} kept what `keep` gave */
+function comeBack(kept) {
+  columns.comeBack(kept.columns, activeRow());
+  ({ prompt, asked, earlier } = kept);
+  page.shared.written = kept.written;
+  page.emit("active"); // marks the painted column among them
+  at("changed-facts").hidden = !earlier.length;
+  if (kept.cut) columns.columns.forEach((column, row) => column.tokens.length && columns.tell(row, "cut off here, when the page was reloaded"));
+  if (kept.error) page.complain("write-error", kept.error);
+  forget(0); // what heads kept at each step is not kept
+  recolour();
+  stale();
+}
+
 export function start() {
   columns = new Columns(at("texts"), choose);
   columns.reset(titles(), page.known.engine ? 0 : page.history.value.active + 1);
+  session.remember("the texts", keep, comeBack);
   context = new Context(at("context"), at("attended"));
   recolour();
   at("write").addEventListener("click", write);
@@ -267,11 +323,13 @@ export function start() {
     // A change of the tab alone changes no temperature.
     const same = before.columns === page.history.value.columns;
     before = page.history.value;
-    if (!same) soon();
+    if (same) return;
+    if (!running) stale();
+    soon();
   });
   page.on("look", look);
   page.on("active", () => {
-    if (!page.known.engine) columns.box.querySelectorAll(".column").forEach((/** @type {Element} */ c, /** @type {number} */ i) => c.classList.toggle("active", i === page.history.value.active + 1));
+    if (!page.known.engine) columns.box.querySelectorAll(".column").forEach((/** @type {Element} */ c, /** @type {number} */ i) => c.classList.toggle("active", i === activeRow()));
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     recolour();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class LocalEngine:
     batch: rows at once.
     score: also tell each output's likelihood under the untempered model (one more pass).
     rule: its row in the table of temperatures. policy: strict, clamp or omit, for what it refuses.
+    heard: told of every token but the last of a call as it is written, by the call's key.
     """
 
     name = "local"
@@ -44,6 +45,7 @@ class LocalEngine:
         score: bool = False,
         rule: ProviderRule | None = None,
         policy: str = "strict",
+        heard: Callable[[str, int], None] | None = None,
     ) -> None:
         if batch < 1:
             raise InputError(f"a batch has 1 row or more, got {batch}")
@@ -54,6 +56,7 @@ class LocalEngine:
         self.score = score
         self.rule = rule_for("local", name) if rule is None else rule
         self.policy = policy
+        self.heard = heard
         self._profiles: dict[str, Profile] = {}
         self._stopping: dict[str, tuple[int, ...]] = {}
 
@@ -105,7 +108,9 @@ class LocalEngine:
 
             places = tuple(index for index, _ in part)
 
-            def told(row: int, count: int, places: tuple[int, ...] = places) -> None:
+            def told(row: int, count: int, newest: int, places: tuple[int, ...] = places) -> None:
+                if self.heard is not None:
+                    self.heard(calls[places[row]].key, newest)
                 progress(places[row], "running", count)
 
             rows = [row for _, row in part]

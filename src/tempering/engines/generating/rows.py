@@ -68,14 +68,14 @@ def generate_rows(
     model: Any,
     rows: Sequence[BatchRow],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> list[Written]:
     """Generate all rows in one batch, padded on the left.
 
     Rows with the same prompt, the same profile and the same tokens so far are a single row for the
     model, whatever their temperatures and seeds. Rows that ended leave the batch.
 
-    progress: (row, tokens so far), after every token.
+    progress: (row, tokens so far, the newest of them), after every token but the last of a row.
 
     Raises TemperatureError or InputError for a row that can't be sampled, before any work.
     """
@@ -100,8 +100,8 @@ def generate_rows(
             going = ~over & (lengths[place] < limits[place])
             place, node, token = place[going], node[going], token[going]
             if progress is not None:
-                for row in place.tolist():
-                    progress(row, step + 1)
+                for row, newest in zip(place.tolist(), token.tolist(), strict=True):
+                    progress(row, step + 1, newest)
             if not len(place):
                 break
             if selectable(past):

@@ -53,8 +53,14 @@ class Backoff:
 
 # Kinds of errors that waiting doesn't mend: of OpenAI, of Anthropic, and Gemini's daily quotas.
 _FOR_GOOD = re.compile(
-    r"insufficient_quota|billing_(?:not_active|hard_limit_reached|error)|access_terminated"
+    r"insufficient_quota|exceeded_current_quota_error|billing_(?:not_active|hard_limit_reached|error)|access_terminated"
     r"|.*PerDay.*",
+    re.IGNORECASE,
+)
+# The same in words, from servers whose kinds are numbers.
+_SPENT = re.compile(
+    r"insufficient (?:\w+ )?(?:quota|balance|credits?|funds)|out of credits"
+    r"|account (?:\w+ )?(?:is |in )?(?:suspended|arrears|deactivated|disabled)",
     re.IGNORECASE,
 )
 # Kinds of errors, inside a reply with status 200, after which a try may succeed.
@@ -101,7 +107,7 @@ def refusal(status: int, headers: Mapping[str, str], data: bytes, url: str) -> F
         start = f"HTTP {status}"
     told = headers.get("x-should-retry")
     retry = told == "true" if told in ("true", "false") else retry
-    if any(_FOR_GOOD.fullmatch(code) for code in codes) or inner == 402:
+    if any(_FOR_GOOD.fullmatch(code) for code in codes) or _SPENT.search(said) or inner == 402:
         retry = False
     if status in (301, 302, 303, 307, 308) and "location" in headers:
         said += f"; it moved to {reasons.plain(headers['location'])}: give that address"
@@ -125,18 +131,43 @@ def wait_asked(headers: Mapping[str, str], data: bytes = b"") -> float | None:
         body = load(data)
     except ValueError:
         body = None
-    for item in body if isinstance(body, list) else [body]:
-        details = mapping(mapping(item).get("error")).get("details")
-        for detail in details if isinstance(details, list) else []:
-            seconds = _seconds(str(mapping(detail).get("retryDelay", "")))
-            if seconds is not None:
-                return seconds
-    said = re.search(r"(?:retry|try again) (?:in|after) ((?:[\d.]+ ?(?:ms|h|m|s)[a-z]* ?)+)",
-                     reasons.reason_of(data), re.IGNORECASE)  # fmt: skip
+    if (stated := _stated(body)) is not None:
+        return stated
+    said = re.search(
+        r"(?:(?:retry|try again)(?: your request)? (?:in|after)|wait(?: for)?)"
+        r" ((?:[\d.]+ ?(?:ms|d|h|m|s)[a-z]* ?)+)",
+        reasons.reason_of(data),
+        re.IGNORECASE,
+    )
     return _seconds(said[1]) if said else None
 
 
-_UNITS = {"ms": 0.001, "h": 3600.0, "m": 60.0, "s": 1.0}
+_STATED = {"retrydelay": 1.0, "retryafter": 1.0, "retryafterseconds": 1.0, "retryafterms": 1000.0}
+
+
+def _stated(value: Any, depth: int = 0) -> float | None:
+    """Seconds in a field such as Gemini's retryDelay or a gateway's retry_after, of a JSON body."""
+    if depth > 8:
+        return None
+    if isinstance(value, dict):
+        for name, item in value.items():
+            unit = _STATED.get(re.sub(r"[_-]", "", name).lower())
+            if unit is not None and (seconds := _duration(item)) is not None:
+                return seconds / unit
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    found = (_stated(item, depth + 1) for item in items)
+    return next((seconds for seconds in found if seconds is not None), None)
+
+
+def _duration(value: Any) -> float | None:
+    """A number, "20s", or {"seconds": 20, "nanos": 0}, in seconds."""
+    if isinstance(value, dict):
+        whole, part = (_duration(value.get(name, 0)) for name in ("seconds", "nanos"))
+        return None if whole is None or part is None else whole + part * 1e-9
+    return None if isinstance(value, bool) else _seconds(str(value))
+
+
+_UNITS = {"ms": 0.001, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 def _seconds(text: str) -> float | None:
@@ -145,8 +176,8 @@ def _seconds(text: str) -> float | None:
     try:
         found = float(text)
     except ValueError:
-        parts = re.findall(r"([\d.]+) ?(ms|h|m|s)[a-z]*", text)
-        if not parts or not re.fullmatch(r"(?:[\d.]+ ?(?:ms|h|m|s)[a-z]* ?)+", text):
+        parts = re.findall(r"([\d.]+) ?(ms|d|h|m|s)[a-z]*", text)
+        if not parts or not re.fullmatch(r"(?:[\d.]+ ?(?:ms|d|h|m|s)[a-z]* ?)+", text):
             return None
         try:
             found = sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -89,6 +89,7 @@ def child_params(original: Callable[..., Any], self: Any, index: int) -> Any:
 
 def beam_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """vLLM's parameters of beam search. vLLM drops `vllm_xargs` from them, so ours are refused."""
+    _refuse_misplaced(self)
     asked = [key for key in getattr(self, "vllm_xargs", None) or {} if key in KEYS]
     if asked:
         from vllm.exceptions import VLLMValidationError
@@ -98,6 +99,26 @@ def beam_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
             "without use_beam_search"
         )
     return original(self, *args, **kwargs)
+
+
+def request_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's parameters of a request over HTTP.
+
+    vLLM ignores fields that it doesn't know, so an argument of ours beside vLLM's own is refused.
+    """
+    _refuse_misplaced(self)
+    return original(self, *args, **kwargs)
+
+
+def _refuse_misplaced(request: Any) -> None:
+    beside = [key for key in getattr(request, "model_extra", None) or {} if key in KEYS]
+    if beside:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"vLLM ignores {beside[0]!r} beside its own parameters; send it inside vllm_xargs: "
+            f'"vllm_xargs": {{"{beside[0]}": ...}}'
+        )
 
 
 def check_request(params: Any) -> None:

@@ -49,13 +49,16 @@ def served_model(url: str, key: str | None = None) -> str:
         raise RefusedError(f"{url} answers, but lists no model: {text[:60]!r}") from error
 
 
-def chat_events(url: str, key: str | None, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a server's chat interface streams, event by event; closing the iterator ends it there.
+def streamed_events(url: str, key: str | None, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a server writes, event by event; closing the iterator ends it there.
+
+    body: a request of the chat interface where it has `messages`, else of the plain one.
 
     Raises RefusedError or InputError in the server's words.
     """
     sent = json.dumps({**body, "stream": True}).encode()
-    with _opened(url, "/v1/chat/completions", key, sent, _PATIENCE) as answer:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    with _opened(url, path, key, sent, _PATIENCE) as answer:
         try:
             for line in answer:
                 data = line.strip().removeprefix(b"data:").strip()

@@ -37,6 +37,7 @@ def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs
     """vLLM's `InputProcessor.__init__`: this process takes in requests, perhaps over HTTP."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
     from tempering.engines.vllm import admission, failing
@@ -45,6 +46,8 @@ def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs
     wrap(RequestOutputCollector, "put", failing.put)
     for kind in (ChatCompletionRequest, CompletionRequest):
         wrap(kind, "to_beam_search_params", admission.beam_params)
+    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
+        wrap(kind, "to_sampling_params", admission.request_params)
 
 
 def _init_worker(

@@ -91,20 +91,29 @@ def warn_of_ridge(components: Components, family: Family, rows: Rows, level: int
     inside = family.shape.variances(components.covariances, rows.features) - family.ridge
     mass = components.log_mass.exp() if len(inside) > 1 else inside.new_ones(1)
     within = (mass @ inside) / mass.sum()
-    small = (family.ridge > _RIDGE * within) & (within > _REPEATED * family.ridge)
-    if bool(small.any()):
-        # Components on rows that repeat have no variance but rounding; a ridge is what they need.
-        drawn = rows.sample(MEDIAN_ROWS)
-        spread = typical_spreads(drawn.measured(drawn.values, torch.float64).abs(), drawn.weights)
-        small = small & (family.ridge > _FINE * spread.square()) & (spread > 0)
-    if bool(small.any()):
-        column = int(small.nonzero()[0])
-        square = rows.unit * rows.unit
-        warnings.warn(
-            f"reg_covar = {family.ridge * square:.3g} is large next to the variance within "
-            f"components, {float(within[column]) * square:.3g} in column {column}: it blurs "
-            "clusters that the data may tell apart. Pass reg_covar=0, or scale X to a variance of "
-            "about 1",
-            errors.TemperingWarning,
-            stacklevel=level + 1,
-        )
+    large = family.ridge > _RIDGE * within
+    if not bool(large.any()):
+        return
+    drawn = rows.sample(MEDIAN_ROWS)
+    spread = typical_spreads(drawn.measured(drawn.values, torch.float64).abs(), drawn.weights)
+    # A ridge above the square of a spread may leave no digit of the variances within.
+    above = (family.ridge > spread.square()) & (spread > 0)
+    # Components on rows that repeat have no variance but rounding; a ridge is what they need.
+    told = (within > _REPEATED * family.ridge) & (family.ridge > _FINE * spread.square())
+    small = large & (spread > 0) & (above | told)
+    if not bool(small.any()):
+        return
+    column = int(small.nonzero()[0])
+    square = rows.unit * rows.unit
+    next_to = (
+        f"the variance within components, {float(within[column]) * square:.3g} in column {column}"
+        if bool(told[column])
+        else f"the spread of column {column}, about {float(spread[column]) * rows.unit:.1g} squared"
+    )
+    warnings.warn(
+        f"reg_covar = {family.ridge * rows.unit * rows.unit:.3g} is large next to {next_to}: it "
+        "blurs clusters that the data may tell apart. Pass reg_covar=0, or scale X to a variance "
+        "of about 1",
+        errors.TemperingWarning,
+        stacklevel=level + 1,
+    )
