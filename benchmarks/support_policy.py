@@ -19,7 +19,7 @@ import torch
 
 from tempering.errors import SupportError
 from tempering.posterior import solve, support, temperature_for
-from tempering.tokens import parse_policy
+from tempering.tokens import Policy, parse_policy
 from tempering.tokens.temper import certain, token_energies
 
 TARGETS = (2.0, 3.0, 12.0, 100.0)
@@ -80,10 +80,9 @@ def before(energies: torch.Tensor, wanted: float) -> torch.Tensor:
         return temperature_for(energies.double(), target.double())
 
 
-def after(energies: torch.Tensor, wanted: float) -> torch.Tensor:
+def after(energies: torch.Tensor, policy: Policy) -> torch.Tensor:
     """The policy as it is, with `certain`."""
     bool(certain(energies).any())
-    policy = parse_policy(f"support({wanted!r})")
     return policy.temperatures(energies, [policy.state([])] * len(energies))
 
 
@@ -124,10 +123,11 @@ def main() -> None:
             logits = KINDS[kind](rows, options.vocabulary, generator)
             energies = token_energies(logits)
             for wanted in TARGETS:
+                policy = parse_policy(f"support({wanted!r})")
                 jobs = {
                     "softmax": lambda logits=logits: torch.softmax(logits, -1),
                     "before": lambda e=energies, n=wanted: before(e, n),
-                    "after": lambda e=energies, n=wanted: after(e, n),
+                    "after": lambda e=energies, p=policy: after(e, p),
                 }
                 report = _bench.ratios(
                     _bench.interleave(jobs, options.repeats, clock=clock), "softmax"

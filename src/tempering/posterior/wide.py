@@ -2,13 +2,13 @@
 
 A row of 50,000 energies is read whole only two or three times. A sample of it gives the start:
 
-    head     the minima of slices of the row, of which the 64 least are taken for its 64 least
-    tail     every 64th energy above those, counted 64 times
+    head     the minima of 768 slices of the row, of which the 64 least are taken for its 64 least
+    tail     one energy in each slice, where it lies above those, for all energies of the slice
 
-S of that sample is known on a grid of temperatures at once, and where it meets the target lies
-within a few hundredths of the solution. Newton's method on the log odds of the entropy, as in
-`solve`, does the rest on the whole row. How the sample was drawn changes its cost, never what it
-converges to; rows that don't converge so are left to `temperature_for`.
+S of that sample is evaluated on a grid of temperatures at once, and on a finer one between the two
+that enclose the target. Newton's method on the log odds of the entropy, as in `solve`, does the
+rest on the whole row. The sample changes what that costs, never what it converges to; rows that
+don't converge so are left to `temperature_for`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch import Tensor
 from tempering.posterior.solve import block_rows, entropy_and_slope, entropy_slack, temperature_for
 
 WIDE = 4096  # hypotheses; below, a row's passes cost less than its sample
-_STRIDE = 64
-_HEAD = 64
-# Temperatures of the grid, over the energy at the head's edge. Beyond them Newton's method has
-# further to go.
-_GRID, _LOWEST, _HIGHEST = 32, 1 / 200, 20.0
+_SLICES, _HEAD = 768, 64
+# Temperatures of a grid, and the ends of the first, over the energy at the head's edge. Beyond them
+# Newton's method has further to go.
+_GRID, _LOWEST, _HIGHEST = 8, 1 / 200, 20.0
 _TURNS = 6
 # A step this short in log T is one where Newton's method squares its error. The next error is then
 # about k s^2, with the k = s/r^2 that this step s had after the one before, r.
@@ -110,26 +109,38 @@ def _solve(
 
 def _start(excess: Tensor, wanted: Tensor) -> Float[Tensor, " rows"]:
     """Where the entropy of a sample of each row meets the target; NaN where it can't be told."""
-    count = excess.shape[1] // _STRIDE
-    sliced = excess[:, : count * _STRIDE].view(len(excess), _STRIDE, count)
-    least = torch.cat([sliced.amin(1), excess[:, count * _STRIDE :]], -1)
-    head = least.topk(min(_HEAD, least.shape[1]), largest=False, sorted=False).values
+    width = max(4, excess.shape[1] // _SLICES)
+    count = excess.shape[1] // width
+    sliced = excess[:, : count * width].reshape(len(excess), width, count)
+    least = torch.cat([sliced.amin(1), excess[:, count * width :]], -1)
+    head = least.topk(_HEAD, largest=False, sorted=False).values
     edge = head.amax(-1, keepdim=True)
-    tail = excess[:, ::_STRIDE]
+    tail = excess[:, ::width]
     tail = torch.where(tail > edge, tail, math.inf)
     sample = torch.cat([head, tail], -1)
-    counted = torch.cat(
-        [head.new_zeros(head.shape[1]), tail.new_full((tail.shape[1],), math.log2(_STRIDE))]
-    )
-    steps = torch.linspace(math.log2(_LOWEST), math.log2(_HIGHEST), _GRID, device=excess.device)
-    grid = edge * torch.exp2(steps).to(edge)  # [row, temperature]
-    reduced = sample.unsqueeze(1) / (grid * -math.log(2)).unsqueeze(-1)
-    reduced.clamp_(min=-200)  # 2^-200 is 0 in float32, and adds nothing to S in float64
-    weights = torch.exp2(reduced + counted)
+    times = torch.cat([head.new_zeros(_HEAD), tail.new_full(tail.shape[1:], math.log2(width))])
+    steps = torch.linspace(0, 1, _GRID, device=excess.device, dtype=excess.dtype)
+    cold, hot = edge.log2() + math.log2(_LOWEST), edge.log2() + math.log2(_HIGHEST)
+    for finer in (True, False):
+        grid = torch.lerp(cold, hot, steps)  # log T of each row
+        entropy = _sample_entropy(sample, times, torch.exp2(grid))
+        above = (entropy < wanted.unsqueeze(-1)).sum(-1, keepdim=True).clamp(1, _GRID - 1)
+        ends = torch.cat([above - 1, above], -1)
+        cold, hot = grid.gather(-1, ends).split(1, -1)
+        if not finer:
+            low, high = entropy.gather(-1, ends).split(1, -1)
+    share = ((wanted.unsqueeze(-1) - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
+    return torch.exp2(torch.lerp(cold, hot, share)).squeeze(-1)
+
+
+def _sample_entropy(
+    sample: Float[Tensor, "rows some"],
+    times: Float[Tensor, " some"],
+    temperature: Float[Tensor, "rows grid"],
+) -> Float[Tensor, "rows grid"]:
+    """S in bits of energies that count 2^times times, at each temperature."""
+    reduced = sample.unsqueeze(1) / (temperature * -math.log(2)).unsqueeze(-1)
+    reduced.clamp_(min=-200)  # 2^-200 adds nothing to S, and +inf never meets a 0 in a product
+    weights = torch.exp2(reduced + times)
     total = weights.sum(-1)
-    entropy = total.log2() - (weights * reduced).sum(-1) / total
-    above = (entropy < wanted.unsqueeze(-1)).sum(-1, keepdim=True).clamp(1, _GRID - 1)
-    low, high = (entropy.gather(-1, above - side).squeeze(-1) for side in (1, 0))
-    share = ((wanted - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
-    cooler, hotter = (grid.gather(-1, above - side).squeeze(-1).log2() for side in (1, 0))
-    return torch.exp2(torch.lerp(cooler, hotter, share))
+    return total.log2() - weights.mul_(reduced).sum(-1).div_(total)
