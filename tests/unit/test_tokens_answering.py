@@ -248,6 +248,8 @@ def test_states_are_functions_of_the_tokens(text, tokens, back):
         ("constant(1)|loops(heat=0.5)", "heat >= 1, finite; got 0.5"),
         ("constant(1)|loops(heat=inf)", "heat >= 1, finite; got inf"),
         ("constant(0)|loops()", "0 stays 0"),
+        ("constant(1)" + "|loops(window=4096)" * 5, "come to 16384 tokens at most"),
+        (f"{IDS}" + "|budget(a=9)" * 8, "8 of phases and budget at most"),
         ("loops(0.7)", "column 7: .*takes a policy, such as constant"),
         ('constant(1)|after("Wait", 2, 0.5)', r"give the tokenizer: parse_policy\(text, tok"),
         ("constant(1)|after(ids(3), 0, 0.5)", "n = 1 or more, got 0"),

@@ -15,12 +15,12 @@ from tempering.errors import ScheduleError
 from tempering.schedules import PATTERNS, Schedule, as_schedule, schedule_of
 
 # Imported for their policies, which are in POLICY_CLASSES from then on.
-from tempering.tokens import loops as loops
 from tempering.tokens import targeted as targeted
 from tempering.tokens.after import AfterPolicy
 from tempering.tokens.budget import BudgetPolicy
 from tempering.tokens.clock import check_points
 from tempering.tokens.known_delimiters import Delimiter
+from tempering.tokens.loops import LoopsPolicy
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import POLICY_CLASSES, ConstantPolicy, Policy, PolicyOperation
 from tempering.tokens.sampler import OrderPolicy, SamplerPolicy
@@ -29,6 +29,9 @@ from tempering.tokens.sampler import OrderPolicy, SamplerPolicy
 _GRAMMAR = Grammar(
     "policy", ScheduleError, strings=True, calls=500, characters=10_000, words=(OrderPolicy.name,)
 )
+# Each reads the chat template when it is made, which takes milliseconds, and every token.
+_MOST_READERS = 8
+_WIDEST = 2**14  # tokens that the loops of one policy keep; copied at every token
 
 # name -> (signature, what it does, an example that parses)
 POLICIES: dict[str, tuple[str, str, str]] = {
@@ -72,6 +75,8 @@ class _Builder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.points = 0  # that the patterns of the whole text need at once
+        self.readers_of_text = 0
+        self.window = 0
         self.readers: Readers = {
             "Policy": lambda argument, what: self.policy(argument.call(what, "policy")),
             "Policy | None": self.value,
@@ -83,6 +88,12 @@ class _Builder:
         }
 
     def policy(self, call: CallNode) -> Policy:
+        if call.name in (Phases.name, BudgetPolicy.name):
+            self.readers_of_text += 1
+            if self.readers_of_text > _MOST_READERS:
+                raise call.complaint(
+                    f"a policy has {_MOST_READERS} of phases and budget at most; merge some"
+                )
         if call.name == Phases.name:
             return call.made(lambda: Phases(self.spans(call), self.tokenizer))
         special = {
@@ -105,7 +116,15 @@ class _Builder:
         if bound and isinstance(bound[0], Schedule):
             self.points += bound[0].whole_points(bound[1] or 1)
             call.made(lambda: check_points(self.points))
-        return call.made(lambda: make(*bound))
+        made = call.made(lambda: make(*bound))
+        if isinstance(made, LoopsPolicy):
+            self.window += made.window
+            if self.window > _WIDEST:
+                raise call.complaint(
+                    f"the windows of a policy's loops come to {_WIDEST} tokens at most; give "
+                    "shorter ones"
+                )
+        return made
 
     def spans(self, call: CallNode) -> tuple[tuple[str, Span], ...]:
         spans: dict[str, Span] = {}
