@@ -91,9 +91,9 @@ def checked_number(
 
 
 def settings_of(values: Mapping[str, Any]) -> RequestSettings:
-    """The settings among a request's values; one that is absent or None asks for nothing."""
+    """The settings among a request's values, checked; what is absent or None asks for nothing."""
     given = {name: values[name] for name in SETTINGS if values.get(name) is not None}
-    return RequestSettings(**given)
+    return RequestSettings(**{name: checked_setting(name, value) for name, value in given.items()})
 
 
 def shown(value: object) -> str:
