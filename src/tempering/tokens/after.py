@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tempering.errors import InputError
 from tempering.tokens.delimiters import check_producible, delimiter_text
-from tempering.tokens.known_delimiters import Delimiter
 from tempering.tokens.policy import (
     Policy,
     PolicyOperation,
@@ -47,7 +46,7 @@ class AfterPolicy(PolicyOperation):
     summary = "x until the model has written a marker n times, then y; without x, the request's own"
     example = "constant(1)|after(ids(7,12), 3, 0.5)"
 
-    marker: Delimiter
+    marker: str | tuple[int, ...]
     n: int
     then: Policy
     tokenizer: Any = field(default=None, compare=False)

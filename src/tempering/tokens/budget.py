@@ -97,9 +97,9 @@ class BudgetPolicy(PolicyOperation):
         return min(found, key=len)
 
     def _ids(self, delimiter: Delimiter) -> tuple[int, ...]:
-        if not isinstance(delimiter, str):
+        if isinstance(delimiter, tuple):
             return delimiter
-        if isinstance(delimiter, Header):  # parts of it are the model's to choose
+        if isinstance(delimiter, Header):  # a part of it is the model's to choose
             return ()
         token_bytes = token_bytes_of(self.tokenizer)
         if delimiter in token_bytes.tags:

@@ -19,7 +19,6 @@ from tempering.tokens import targeted as targeted
 from tempering.tokens.after import AfterPolicy
 from tempering.tokens.budget import BudgetPolicy
 from tempering.tokens.clock import check_points
-from tempering.tokens.known_delimiters import Delimiter
 from tempering.tokens.loops import LoopsPolicy
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import POLICY_CLASSES, ConstantPolicy, Policy, PolicyOperation
@@ -208,7 +207,9 @@ def _pattern(argument: Argument, what: str) -> Schedule:
     return argument.made(lambda: as_schedule(given))
 
 
-def _delimiter(argument: Argument, signature: str, what: str = "its delimiters") -> Delimiter:
+def _delimiter(
+    argument: Argument, signature: str, what: str = "its delimiters"
+) -> str | tuple[int, ...]:
     given = argument.value
     if argument.keyword is None and isinstance(given, str):
         return given
