@@ -34,7 +34,7 @@ def leaf(draw):
     return draw.choice(
         (
             lambda: f"constant({draw.choice(('0', 'inf', '1', number(draw), number(draw)))})",
-            lambda: f"schedule(linear({number(draw)},{number(draw)}), length={draw.randint(2, 9)})",
+            lambda: f"schedule(linear({number(draw)},{number(draw)}), length={draw.randint(4, 9)})",
             lambda: f"support({number(draw, 1, 12)})",
             lambda: f"entropy(T0={number(draw)}, theta={number(draw, 0, 1)})",
             lambda: f"dynatemp({number(draw)}, exponent={number(draw)})",

@@ -130,7 +130,7 @@ def _made(request: Mapping[str, Any], own: RequestSettings, tokenizer: Any) -> A
     """What these arguments ask for; requests with the same arguments share one policy."""
 
     def made() -> Asked:
-        where = "the request or of the model's generation_config"
+        where = "the request (or its model's generation_config)"
         return asked_of(request, own, tokenizer, where)
 
     try:
