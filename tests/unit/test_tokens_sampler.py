@@ -60,9 +60,11 @@ def test_every_order_keeps_what_its_definition_keeps(order, cuts, T, row):
     close = any(
         live != wanted(order, {**cuts, name: cuts[name] * shift}, T, row)
         for name in cuts
-        if name != "top_k"
+        if name != "top_k" and cuts[name] < 1  # no tie is cut at 1, where no rounding decides
         for shift in (1 - 1e-5, 1 + 1e-5)
     )
+    # At T = inf all weights tie for the oracle; the limit that is kept is that of finite T.
+    close = close or (T == INF and cuts.get("min_p") == 1)
     if close:
         return
     certain = sum(value >= max(live) - 104 for value in live) == 1
