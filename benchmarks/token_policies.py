@@ -27,6 +27,11 @@ POLICIES = (
     "entropy(T0=1, theta=0.1)",
     "dynatemp(0.5, exponent=1, temperature=0.8)",
     "support(12)",
+    "phases(thinking=sampler(T=1, top_p=0.95, top_k=20), answer=sampler(T=0.3, min_p=0.05))",
+    "sampler(T=0.8, top_p=0.95)|order(top_p, temperature)",
+    "constant(0.7)|loops(heat=1.4, ngram=8, window=256)",
+    'constant(1)|after("Wait", 3, 0.5)',
+    "phases(thinking=1, answer=0.2)|budget(thinking=512)",
 )
 PROMPT = "<|im_start|>user\nTell me a story about a river.<|im_end|>\n<|im_start|>assistant\n"
 

@@ -37,6 +37,8 @@ POLICIES = (
     "support(12)",
     "phases(thinking=1, answer=0.2)",
     "schedule(throb(1.3,1,0.8,1.3), length=64)",
+    "phases(thinking=sampler(T=1, top_p=0.95, top_k=20), answer=sampler(T=0.3, min_p=0.05))",
+    "constant(0.7)|loops(heat=1.4, ngram=8, window=256)",
 )
 
 

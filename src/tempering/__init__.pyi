@@ -85,6 +85,7 @@ from .temperature import Targeted as Targeted
 from .temperature import Temperature as Temperature
 from .tokens import POLICIES as POLICIES
 from .tokens import Policy as Policy
+from .tokens import RequestSettings as RequestSettings
 from .tokens import TemperingLogitsProcessor as TemperingLogitsProcessor
 from .tokens import TokenState as TokenState
 from .tokens import Trace as Trace

@@ -2,7 +2,7 @@
 
 expression = call { "|" call }                  x|f(a) means f(x, a)
 call       = name "(" [ argument { "," argument } ] ")"
-argument   = [ name "=" ] ( number | string | expression )
+argument   = [ name "=" ] ( number | string | expression ), or a name in a call that takes words
 number     = 12 | 0.5 | 1e-3 | inf
 string     = as in JSON: "</think>"
 
@@ -31,6 +31,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _KEYWORD_SIGN = re.compile(r"\s*=")
+_CALL_SIGN = re.compile(r"\s*\(")
 _EXCERPT = 72  # characters of a long text that an error shows around the column
 _WHOLE = 2**53  # float64 holds every whole number below it
 DEEPEST = 50  # calls inside each other, pipes counted: a twentieth of Python's recursion limit
@@ -44,6 +45,7 @@ class Grammar:
 
     what: "pattern", "policy" or "rule", for messages. error: the type of its errors.
     strings: whether arguments may be texts in quotes. calls, characters: the most of them.
+    words: the calls whose arguments are words, as in order(top_k, temperature).
     """
 
     what: str
@@ -51,6 +53,7 @@ class Grammar:
     strings: bool = False
     calls: int = DEEPEST
     characters: int = 1_000_000
+    words: tuple[str, ...] = ()
 
     def read(self, text: str) -> CallNode:
         """Read a text as a tree of calls.
@@ -329,20 +332,27 @@ class _Reader:
         if inner is not None:
             arguments.append(Argument(inner, inner.start, source=self.source))
         self.take("(")
+        words = name in self.grammar.words
         if not self.stands(")"):
-            height = max(height, self.argument(arguments, depth))
+            height = max(height, self.argument(arguments, depth, words))
             while self.stands(","):
                 self.advance()
-                height = max(height, self.argument(arguments, depth))
+                height = max(height, self.argument(arguments, depth, words))
         if not self.stands(")"):
             raise self.expected("',' or ')'")
         self.advance()
         start = at if inner is None else inner.start
         return CallNode(name, tuple(arguments), at, start, self.end, self.source), height + 1
 
-    def argument(self, arguments: list[Argument], depth: int) -> int:
-        """Append one argument; the height of its tree, 0 for a number or a string."""
+    def argument(self, arguments: list[Argument], depth: int, words: bool) -> int:
+        """Append one argument; the height of its tree, 0 for a number, a string or a word."""
         at, keyword, height = self.at, None, 0
+        if words and not self.opens_call():
+            if self.kind != "name":
+                raise self.expected("a word")
+            arguments.append(Argument(self.word, at, source=self.source))
+            self.advance()
+            return 0
         value: float | str | CallNode
         # `seed=0` and `steps(1,2)` both begin with a name; the sign after it tells them apart.
         if self.kind == "name" and _KEYWORD_SIGN.match(self.text, self._next):
@@ -360,6 +370,10 @@ class _Reader:
             raise self.expected(f"a number{texts} or a {self.grammar.what}")
         arguments.append(Argument(value, at, keyword, source=self.source))
         return height
+
+    def opens_call(self) -> bool:
+        """Whether a call stands here: a name, and "(" after it."""
+        return self.kind == "name" and bool(_CALL_SIGN.match(self.text, self._next))
 
     def number(self) -> float:
         word, value = self.word, float(self.word)

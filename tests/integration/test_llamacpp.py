@@ -142,7 +142,7 @@ def test_policies_pass_the_contract_of_engines():
     def run(policy: Any, requests: Any, logits: Any) -> Any:
         found = []
         for request, row in zip(requests, logits, strict=True):
-            sample = SampledToken(policy, 0, request.sample)
+            sample = SampledToken(policy, 0, request.sample, request.given)
             rows = WritingRows(request.prompt, [sample])
             for token in request.generated:
                 rows.took(0, token)
@@ -150,9 +150,11 @@ def test_policies_pass_the_contract_of_engines():
         return torch.cat(found)
 
     def together(policy: Any, requests: Any, logits: Any) -> Any:
-        rows = WritingRows((), [SampledToken(policy, 0, request.sample) for request in requests])
+        rows = WritingRows((), [SampledToken(policy, 0, each.sample) for each in requests])
         for place, request in enumerate(requests):
-            rows.states[place] = policy.state(request.prompt, [], sample=request.sample)
+            rows.states[place] = policy.start(
+                request.prompt, sample=request.sample, given=request.given
+            )
             for token in request.generated:
                 rows.took(place, token)
         return rows.temper(range(len(requests)), logits)[0]
@@ -361,6 +363,24 @@ def test_a_stop_text_ends_a_sample_and_is_not_shown(url):
         assert (got, finish) == (text[: text.index(stop)], "stop")
 
 
+def test_requests_truncate_with_a_policy_and_without(url):
+    """top_k = 1 leaves the likeliest token at any temperature, whoever says so."""
+    body = {"prompt": IDS[:9], "max_tokens": 6, "seed": 3}
+    cold = post(url, "/completions", {**body, "temperature": 0})[1]["choices"][0]["text"]
+    for more in (
+        {"temperature": 5, "top_k": 1},
+        {"temperature": 5, "min_p": 1},
+        {"top_k": 1, "vllm_xargs": {"tempering": "constant(5)"}},
+        {"temperature": 5, "vllm_xargs": {"tempering": "sampler(top_k=1)"}},
+        {"top_k": 1, "vllm_xargs": {"tempering": "sampler(T=5)"}},
+        {"top_k": 1, "vllm_xargs": {"tempering": "constant(5)|order(top_k, temperature)"}},
+    ):
+        found = post(url, "/completions", {**body, **more})[1]
+        assert found["choices"][0]["text"] == cold, more
+    hot = post(url, "/completions", {**body, "temperature": 5})[1]["choices"][0]["text"]
+    assert hot != cold
+
+
 def test_a_chat_goes_through_the_template(url, engine):
     turns = [{"role": "user", "content": "Hi"}]
     body = {"messages": turns, "max_tokens": 6, "seed": 1, "temperature": 0.5}
@@ -383,7 +403,10 @@ def test_a_chat_goes_through_the_template(url, engine):
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"top_k": 5}, "'top_k' can't be carried out"),
+        ({"top_k": -2}, "top_k is a number from -1"),
+        ({"min_p": 2}, "min_p lies in"),
+        ({"vllm_xargs": {"tempering": "sampler(top_p=0.5)"}, "top_p": 0.9}, "given twice"),
+        ({"vllm_xargs": {"post_thinking": '{"top_p": 2}'}}, "post_thinking.top_p lies in"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"n": 9}, "4 texts side by side"),
         ({"n": True}, "n is a whole number"),

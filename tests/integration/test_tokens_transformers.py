@@ -288,7 +288,8 @@ def test_the_processor_keeps_the_contract_of_engines():
     def run(policy, requests, logits):
         longest = max(len(r.prompt) for r in requests)
         processor = processors.setdefault(
-            str(policy), TemperingLogitsProcessor(policy, prompt_length=longest)
+            str(policy),
+            TemperingLogitsProcessor(policy, prompt_length=longest, given=requests[0].given),
         )
         rows = [[PAD] * (longest - len(r.prompt)) + [*r.prompt, *r.generated] for r in requests]
         return processor(torch.tensor(rows), logits)

@@ -35,7 +35,9 @@ def temper(text: str, row, *, position: int = 0, sample: int = 0):
 
 def test_the_contract_holds_for_the_core():
     def run(policy, requests, logits):
-        states = [policy.state(r.prompt, r.generated, sample=r.sample) for r in requests]
+        states = [
+            policy.state(r.prompt, r.generated, sample=r.sample, given=r.given) for r in requests
+        ]
         return temper_logits(policy, logits, states)[0]
 
     assert check_engine(run) > 200
@@ -336,7 +338,9 @@ def test_the_state_survives_json():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_contract_holds_on_a_gpu():
     def run(policy, requests, logits):
-        states = [policy.state(r.prompt, r.generated, sample=r.sample) for r in requests]
+        states = [
+            policy.state(r.prompt, r.generated, sample=r.sample, given=r.given) for r in requests
+        ]
         return temper_logits(policy, logits.cuda(), states)[0].cpu()
 
     assert check_engine(run) > 200

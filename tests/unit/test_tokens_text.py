@@ -23,19 +23,32 @@ leaves = st.one_of(
     st.tuples(positive, positive).map(lambda v: f"dynatemp({v[0]!r}, {v[1]!r})"),
     st.tuples(positive, positive).map(lambda v: f"ladder({v[0]!r}, {v[1]!r}, n=7)"),
 )
+samplers = st.fixed_dictionaries(
+    {},
+    optional={
+        "T": positive.map(repr) | leaves,
+        "top_p": st.floats(0.01, 1).map(repr),
+        "top_k": st.integers(-1, 99).map(str),
+        "min_p": st.floats(0, 1).map(repr),
+    },
+).map(lambda values: f"sampler({', '.join(f'{k}={v}' for k, v in values.items())})")
+orders = st.permutations(["temperature", "top_p", "top_k", "min_p"]).map(
+    lambda names: f"order({', '.join(names)})"
+)
+ordered = st.tuples(samplers | leaves, orders).map("|".join)
 marks = st.one_of(
     st.lists(st.integers(0, 99), min_size=1, max_size=3).map(
         lambda v: f"ids({','.join(map(str, v))})"
     ),
 )
 phases = (
-    st.tuples(leaves, leaves, marks, marks)
+    st.tuples(leaves | samplers | ordered, leaves | samplers, marks, marks)
     .filter(lambda v: v[2] != v[3])
     .map(lambda v: f"phases(plan=between({v[0]}, {v[2]}, {v[3]}), answer={v[1]})")
 )
-piped = st.tuples(leaves | phases, st.lists(st.sampled_from(["room(0.5)", "clip(0.1,2)"]))).map(
-    lambda v: "|".join([v[0], *v[1]])
-)
+piped = st.tuples(
+    leaves | samplers | ordered | phases, st.lists(st.sampled_from(["room(0.5)", "clip(0.1,2)"]))
+).map(lambda v: "|".join([v[0], *v[1]]))
 
 
 @given(piped)
@@ -48,7 +61,10 @@ def test_the_text_form_round_trips(text):
     assert hash(again) == hash(policy)
 
 
-@given(st.text('phasetinkgwru0123456789.,=()|" -constclidyef', max_size=60) | st.text(max_size=40))
+@given(
+    st.text('samplertopkminphasetinkgwru0123456789.,=()|" -constclidyef', max_size=60)
+    | st.text(max_size=40)
+)
 @settings(deadline=None, max_examples=500)
 def test_any_text_is_a_policy_or_an_error_of_ours(text):
     try:
@@ -114,6 +130,34 @@ def test_every_policy_has_an_example_that_parses(name):
         (
             "phases(a=between(ladder(1,2,n=3), ids(3)), answer=ladder(1,2,n=4))",
             r"ladders of one policy have one n, got \[3, 4\]",
+        ),
+        ("sampler(top_p=2)", r"column 1: sampler: top_p lies in \(0, 1\], got 2"),
+        ("sampler(top_p=0)", r"top_p lies in \(0, 1\], got 0"),
+        ("sampler(min_p=1.5)", r"min_p lies in \[0, 1\], got 1.5"),
+        ("sampler(top_k=2.5)", "column 9: .*top_k takes a whole number, got 2.5"),
+        ("sampler(top_k=-2)", "top_k is a number from -1"),
+        ("sampler(topp=0.5)", "column 9: .*has no argument 'topp'; it has T, top_p, top_k, min_p"),
+        ("sampler(T=-1)", r"column 9: .*T takes T in 0\.\.inf, got -1"),
+        ('sampler(T="hot")', "column 9: .*takes a number or a policy"),
+        ("sampler(T=sampler(top_p=0.5))", "put samplers side by side, in phases"),
+        ("sampler(T=constant(1)|order(temperature))", "not constant.1.|order"),
+        ("phases(answer=sampler(T=phases(answer=1)))", "phases don't go inside phases"),
+        (
+            "constant(1)|order(top_k)",
+            r"column 13: order leaves temperature out.*order\(top_k, temp",
+        ),
+        ("constant(1)|order()", "order leaves temperature out"),
+        ("constant(1)|order(top_k, top_k, temperature)", "order names top_k twice"),
+        ("constant(1)|order(topk, temperature)", "order has no 'topk'; it has temperature, top_p"),
+        ("constant(1)|order(0.5)", "column 19: expected a word, found '0.5'"),
+        ('constant(1)|order("top_k", temperature)', "column 19: expected a word"),
+        ("constant(1)|order(temperature=1)", r"column 30: expected ',' or '\)', found '='"),
+        ("constant(1)|order(temperature, support(2))", "takes one policy, then words"),
+        ("order(temperature)", r"such as constant\(0.7\)|order\(temperature\)"),
+        ("sampler(top_p=0.9)|order(temperature)", "leaves out top_p, which sampler.* gives"),
+        (
+            "constant(1)|order(temperature)|order(temperature)",
+            "two orders of one policy",
         ),
         ('phases(a=between(1, ""), answer=1)', "one character or more"),
         ('phases(a=between(1, "\\x"), answer=1)', "no JSON string"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tempering.engines.vllm.arguments import policy_of
+from tempering.engines.vllm.arguments import asked_by
 from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
 from tests.unit.test_tokens_request import TOKENIZER
 from tests.unit.test_vllm_streams import Frontend, Params, admit
@@ -27,6 +27,11 @@ TEXTS = (
     "ladder(0.5,2, n=3)",
     'phases(x=between(1.3, "a", "b"), y=between(2, ids(3)), answer=0)',
     "constant(inf)|room(2)",
+    "phases(thinking=sampler(T=1, top_p=0.95, top_k=20), answer=sampler(T=0.3, min_p=0.05))",
+    "sampler(T=support(9), top_p=0.5)|order(min_p, top_k, top_p, temperature)",
+    "sampler()|clip(0.1, 2)",
+    "constant(1)|loops(heat=2, ngram=1, window=3)|budget(thinking=20)",
+    'phases(thinking=1, answer=0.2)|after("ab", 1, support(3))',
 )
 CHARACTERS = "()|,=\"'.0123456789einfa -x\\\x00é"
 
@@ -54,6 +59,9 @@ def arguments(draw: random.Random) -> dict[str, Any]:
             {"dynatemp_range": draw.choice((text, 1, -1, math.nan, 1e9, True))},
             {"post_thinking": draw.choice((text, '{"temperature": 1}', "[1]", '{"a": 1e999}'))},
             {"temperature_thinking": draw.choice((text, 1, -1, None))},
+            {"top_p_thinking": draw.choice((text, 0.9, 0, 2, None))},
+            {"top_k_thinking": draw.choice((text, 9, 0, -1, 1e9)), "min_p_thinking": 0.1},
+            {"post_thinking": draw.choice(('{"top_p": 0.5}', '{"top_k": 3, "min_p": 2}'))},
             {"tempering": draw.choice((None, 3, [text], {}))},
             {"tempering": text, "tempering_sample": draw.choice((0, 2, text, -1, None))},
             {"tempering_profile": draw.choice(("hot", text, 0, None, ["hot"]))},
@@ -75,6 +83,8 @@ def test_random_policies_are_refused_or_carried_out():
     for number in range(800):
         own = draw.choice((1.0, 1.0, 1.0, 0.0, 0.5))
         params = Params(arguments(draw), own, draw.choice((1, 1, 3)))
+        if draw.random() < 0.3:
+            params.top_k, params.min_p = draw.choice((0, 5)), draw.choice((0.0, 0.1))
         try:
             admit(params, None, Frontend(TOKENIZER))
         except ValueError as error:
@@ -82,10 +92,11 @@ def test_random_policies_are_refused_or_carried_out():
             refused += 1
             continue
         carried += 1
-        policy = policy_of(params, TOKENIZER)
-        if policy is None:
+        asked = asked_by(params, TOKENIZER)
+        if asked is None:
             continue
-        stream = Stream(policy, draw.randrange(policy.samples or 1), params.temperature)
+        sample = draw.randrange(asked.policy.samples or 1)
+        stream = Stream(asked.policy, sample, params.temperature, asked.given)
         tokens = [ord(draw.choice("ab<think>/")) for _ in range(3)]
         for count in range(4):
             logits = logits_of(draw, number)

@@ -13,11 +13,18 @@ import pytest
 import torch
 
 from tempering.engines.vllm import admission, arguments
-from tempering.engines.vllm.arguments import policy_of, sample_of
+from tempering.engines.vllm.arguments import asked_by, sample_of
 from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
 from tempering.errors import InputError, RefusedError
-from tempering.tokens import TokenState, check_engine, parse_policy, temper_logits
+from tempering.tokens import (
+    RequestSettings,
+    TokenState,
+    check_engine,
+    parse_policy,
+    temper_logits,
+)
 from tempering.tokens.policy import ConstantPolicy
+from tempering.tokens.request import Asked
 
 
 @dataclass
@@ -27,10 +34,18 @@ class Params:
     extra_args: dict[str, Any] | None = None
     temperature: float = 1.0
     n: int = 1
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 def asked(temperature=1.0, n=1, **extra):
     return Params(extra, temperature, n)
+
+
+def policy_of(params, tokenizer):
+    found = asked_by(params, tokenizer)
+    return found and found.policy
 
 
 # -- what a request asks for
@@ -103,7 +118,10 @@ def test_requests_that_cannot_be(params, message):
 
 def test_kept_policies_are_counted_in_bytes():
     kept = arguments._PolicyCache(most=100_000)
-    small, large = parse_policy("constant(0.5)"), parse_policy("schedule(linear(2,1), length=9999)")
+    small, large = (
+        Asked(parse_policy(text), RequestSettings())
+        for text in ("constant(0.5)", "schedule(linear(2,1), length=9999)")
+    )
     for number in range(1000):
         kept.add((f"{number}", 0), small, None, 20)
         assert kept.bytes <= 100_000
@@ -163,11 +181,9 @@ class Frontend:
 
 
 def admit(params, prompt=None, frontend=None, **more):
-    request = SimpleNamespace(cache_salt=None)
-
     def original(self, request_id, prompt, params, *args, **kwargs):
         admission.check_request(params)
-        return request
+        return SimpleNamespace(cache_salt=None, sampling_params=params)
 
     prompt = {"type": "token", "prompt_token_ids": [1]} if prompt is None else prompt
     return admission.process_inputs(original, frontend or Frontend(), "id", prompt, params, **more)
@@ -179,10 +195,36 @@ def test_requests_are_admitted():
     assert admit(asked(tempering_profile="hot")).cache_salt == "|tempering:hot"
 
 
+def test_a_policy_that_truncates_takes_vllms_truncation_over():
+    sent = asked(0.5, tempering="sampler(top_k=9)|order(top_k, top_p, temperature)")
+    sent.top_p = 0.9
+    taken = admit(sent).sampling_params
+    assert (taken.top_p, taken.top_k, taken.min_p, taken.temperature) == (1, 0, 0, 0.5)
+    assert sent.top_p == 0.9 and "_own_sampling" not in sent.extra_args  # the client's object
+    policy, given = asked_by(taken, None)
+    assert given == RequestSettings(temperature=0.5, top_p=0.9)
+    assert admit(taken).sampling_params.top_p == 1  # sent again: what it carried is dropped
+    # What doesn't truncate leaves vLLM's own as they are.
+    plain = asked(tempering="constant(0.5)")
+    plain.top_p = 0.9
+    assert admit(plain).sampling_params is plain
+
+
+def test_what_a_request_says_it_carried_is_not_believed():
+    forged = asked(tempering="sampler(top_k=9)", _own_sampling={"top_p": 0.1})
+    _, given = asked_by(admit(forged).sampling_params, None)
+    assert given == RequestSettings()
+
+
 def test_requests_are_refused_before_they_run():
     ids = "phases(thinking=between(1, ids(3)), answer=0)"
     embeds = {"type": "embeds", "prompt_embeds": torch.zeros(2, 4)}
     assert admit(asked(tempering="support(3)"), embeds).cache_salt is None
+    twice = asked(tempering="sampler(top_p=0.5)")
+    budgets = asked(tempering=f"{ids}|budget(thinking=9)".replace("ids(3)", "ids(3), ids(4)"))
+    budgets.thinking_token_budget = 5
+    unordered = asked(tempering="constant(1)|order(temperature)")
+    twice.top_p = unordered.top_p = 0.9
     speculative = Frontend()
     speculative.vllm_config.speculative_config = object()
     for message, call in {
@@ -193,6 +235,11 @@ def test_requests_are_refused_before_they_run():
         "does nothing without a ladder": lambda: admit(asked(tempering_sample=1)),
         "let VLLM_PLUGINS": lambda: admission.check_request(asked(tempering="support(3)")),
         "two temperatures": lambda: admit(asked(0.5, tempering="support(3)")),
+        "top_p is given twice": lambda: admit(twice),
+        "two budgets: .*thinking_token_budget=5": lambda: admit(budgets),
+        "leaves out top_p, which": lambda: admit(unordered),
+        "send top_p beside vllm_xargs": lambda: admit(asked(tempering="support(3)", top_p=0.5)),
+        "there is no argument 'top_p_think'": lambda: admit(asked(top_p_think=0.5)),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
@@ -216,7 +263,7 @@ def test_streams_keep_the_contract():
         own, states = [], []
         for request in requests:
             key = (str(policy), request.prompt, request.sample)
-            stream = streams.setdefault(key, Stream(policy, request.sample))
+            stream = streams.setdefault(key, Stream(policy, request.sample, given=request.given))
             own.append(stream)
             states.append(
                 stream.at(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tempering.engines.vllm import templates
-from tempering.engines.vllm.arguments import policy_of
+from tempering.engines.vllm.arguments import asked_by
 from tempering.tokens.turns import Templated
 from tests.unit.test_tokens_phases import CHATML, byte_level
 
@@ -23,6 +23,9 @@ class Params:
     extra_args: dict[str, Any] | None = None
     temperature: float = 1.0
     n: int = 1
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass
@@ -73,20 +76,20 @@ def test_the_template_of_a_server_or_request_reaches_the_policy(hf):
     params = templates.carried(
         Params({"tempering": "phases(thinking=1, answer=0.2)"}), render(THOUGHT)
     )
-    policy = policy_of(params, NAMED)
+    policy = asked_by(params, NAMED).policy
     assert policy.state([], NAMED.encode("<thought>a")).phase == "thinking"
     assert policy.state([], NAMED.encode("<think>a")).phase == "answer"
     assert policy.state(NAMED.encode("<thought> ### assistant ")).phase == "answer"
     # One tokenizer object for one template, so that equal requests share a policy.
     assert isinstance(policy.tokenizer, Templated)
-    assert policy_of(params, NAMED) is policy
+    assert asked_by(params, NAMED).policy is policy
 
 
 def test_the_tokenizers_own_template_is_not_carried(hf):
     for prompt in (render(None), render(NAMED.chat_template), {"type": "token"}, [1, 2]):
         params = Params({"tempering": "phases(thinking=1, answer=0.2)"})
         assert templates.carried(params, prompt) is params
-        assert policy_of(params, NAMED).tokenizer is NAMED
+        assert asked_by(params, NAMED).policy.tokenizer is NAMED
 
 
 def test_a_template_among_a_requests_own_arguments_is_not_believed(hf):

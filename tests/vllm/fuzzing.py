@@ -38,6 +38,8 @@ VALID = (
     'phases(x=between(1.3, "a", "b"), y=between(2, ids(3)), answer=0)',
     "schedule(shuffle(nest(throb(2,1), throb(1.2,1)), seed=7), length=99)",
     "constant(inf)|room(2)",
+    "phases(thinking=sampler(T=1, top_p=0.95, top_k=20), answer=sampler(T=0.3, min_p=0.05))",
+    "sampler(T=support(9))|order(min_p, top_k, top_p, temperature)",
 )
 SCRAPS = (
     *"()|,=\"'.0123456789einfa -x\\\x00é\u202e😀",
@@ -163,6 +165,9 @@ class Fuzz:
                     cold * (hot / cold) ** (rung / 2),
                 ),
                 ({"tempering": f"constant({hot})|clip(0,1.05)"}, 1.0, 1.05),
+                ({"tempering": f"sampler(T={hot}, top_p=1)"}, 1.0, hot),
+                ({"tempering": "sampler(top_k=0)|order(top_k, temperature)"}, cold, cold),
+                ({"post_thinking": f'{{"temperature": {cold}, "min_p": 0}}'}, hot, cold),
             )
         )
         body, which = self._body(extra, temperature=own)
@@ -335,6 +340,12 @@ _HOT = (
 )
 _BAD: tuple[Any, ...] = (
     {"tempering": "suport(3)"},
+    {"tempering": "sampler(top_p=2)"},
+    {"tempering": "constant(1)|order(top_k, top_p)"},
+    {"post_thinking": '{"top_p": 0}'},
+    {"top_p": 0.5},
+    {"top_p_think": 0.5},
+    {"min_p_thinking": 2},
     {"tempering": "support(-3)"},
     {"tempering": "constant(nan)"},
     {"tempering": "constant(1)" + "|room(1)" * 330},

@@ -25,13 +25,22 @@ CONFIG: Any = Config(
 )
 
 
-def params(policy: Any, sample: int = 0) -> Any:
+def params(policy: Any, request: Request) -> Any:
+    """The parameters of a request as they reach the worker, admitted."""
     from vllm import SamplingParams
+
+    from tempering.engines.vllm.arguments import with_taken
 
     extra: dict[str, Any] = {} if policy is None else {"tempering": str(policy)}
     if policy is not None and parse_policy(str(policy)).samples is not None:
-        extra["tempering_sample"] = sample
-    return SamplingParams(temperature=1.0, max_tokens=99, extra_args=extra or None)
+        extra["tempering_sample"] = request.sample
+    own = vars(request.given)
+    return with_taken(SamplingParams(max_tokens=99, extra_args=extra or None, **own), None)
+
+
+def own(requests: Any) -> torch.Tensor:
+    """The requests' own temperatures, a column."""
+    return torch.tensor([[request.given.temperature] for request in requests])
 
 
 class Rows:
@@ -48,7 +57,7 @@ class Rows:
     def add(self, added: Any) -> None:
         for place, policy, request in added:
             self.lists[place] = list(request.generated)
-            own = params(policy, request.sample)
+            own = params(policy, request)
             self._added.append((place, own, list(request.prompt), self.lists[place]))
 
     def update(self, removed: Any = (), moved: Any = ()) -> None:
@@ -66,7 +75,7 @@ def test_the_older_interface_keeps_the_contract():
         rows = Rows()
         rows.add([(place, policy, request) for place, request in enumerate(requests)])
         rows.update()
-        return rows.processor.apply(logits.clone())
+        return rows.processor.apply(logits / own(requests))  # vLLM has divided before
 
     assert check_engine(run) > 100
 
@@ -96,7 +105,7 @@ class Slots:
     def add(self, slot: int, policy: Any, request: Request) -> bool:
         self.prompt[slot] = len(request.prompt)
         self.grow(slot, request)
-        return bool(self.processor.add_request(slot, params(policy, request.sample)))
+        return bool(self.processor.add_request(slot, params(policy, request)))
 
     def grow(self, slot: int, request: Request) -> None:
         whole = torch.tensor([*request.prompt, *request.generated], dtype=torch.int32)
@@ -125,7 +134,7 @@ def test_the_newer_interface_keeps_the_contract():
         for slot, request in zip(places, requests):
             slots.add(slot, policy, request)
         lengths = [len(request.prompt) + len(request.generated) for request in requests]
-        return slots.apply(logits.clone(), places, lengths)
+        return slots.apply(logits.clone(), places, lengths) / own(requests)  # vLLM divides after
 
     assert check_engine(run) > 100
 

@@ -10,7 +10,7 @@ import torch
 
 from tempering.engines.vllm.swap import swap_profile
 from tempering.errors import RefusedError
-from tempering.tokens import parse_policy, temper_logits
+from tempering.tokens import RequestSettings, parse_policy, temper_logits
 from tests.vllm.reference import (
     EXTENSION,
     TEXTS,
@@ -122,7 +122,13 @@ POLICIES = (
     "entropy(T0=1.2, theta=0.5)",
     "ladder(0.5,2, n=3)",
     "dynatemp(0.5, exponent=2, temperature=0.8)|clip(0.5, 2)",
+    'phases(thinking=between(sampler(T=1.3, top_k=9), "e"), answer=sampler(T=0.5, min_p=0.05))',
+    'constant(0.7)|loops(heat=2, ngram=1, window=8)|after("e", 2, 1.5)',
+    'phases(thinking=between(1, "e", "a"), answer=1)|budget(thinking=3)',
+    "sampler(T=1.5, min_p=0.1)|order(min_p, top_k, top_p, temperature)",
 )
+# Of requests whose policy truncates: the settings that it leaves out.
+GIVEN = {POLICIES[-4]: {"top_p": 0.8}, POLICIES[-1]: {"top_k": 20, "top_p": 0.9}}
 
 
 def test_policies_of_requests_in_one_batch(tiny, engines):
@@ -136,6 +142,7 @@ def test_policies_of_requests_in_one_batch(tiny, engines):
     params = [
         _params(
             **settings,
+            **GIVEN.get(text or "", {}),
             n=3 if text and "ladder" in text else 1,
             seed=index,
             logprobs=-1,
@@ -169,7 +176,10 @@ def _check_samples(
     with torch.no_grad():
         logits = model(torch.tensor([[*ids, *written]])).logits[0, len(ids) - 1 : -1].float()
     policy = parse_policy(text or "constant(1)", tokenizer)
-    states = [policy.state(ids, written[:i], sample=sample) for i in range(len(written))]
+    given = RequestSettings(**GIVEN.get(text or "", {}))
+    states = [
+        policy.state(ids, written[:i], sample=sample, given=given) for i in range(len(written))
+    ]
     wanted = temper_logits(policy, logits, states)[0].softmax(-1)
     for row, expected in zip(answer.logprobs, wanted, strict=True):
         got = torch.zeros_like(expected)

@@ -25,7 +25,8 @@ from tempering.errors import InputError
 from tempering.evaluation.cost import losses_and_divergence
 from tempering.posterior import responsibilities
 from tempering.tokens import parse_policy
-from tempering.tokens.policy import Policy, temper_logits
+from tempering.tokens.applying import temper_logits
+from tempering.tokens.policy import Policy
 
 _SHOWN = 12  # likeliest alternatives of each distribution
 

@@ -85,7 +85,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, target: Tensor, minimum: Tensor, shape: torch.Size) -> Tensor:
-        size = _block_rows(rows)
+        size = block_rows(rows)
         result = torch.empty_like(target, memory_format=torch.contiguous_format)
         space = rows.new_empty(3, min(size, len(rows)), rows.shape[1])
         for start in range(0, len(rows), size):
@@ -106,7 +106,7 @@ class _Solve(torch.autograd.Function):
         # The saved temperature is this function's own output, so autograd differentiates these
         # lines by calling `backward` again: second derivatives need no code of their own.
         rows = ctx.saved_tensors[0]
-        blocks = zip(*(each.split(_block_rows(rows)) for each in (*ctx.saved_tensors, grad)))
+        blocks = zip(*(each.split(block_rows(rows)) for each in (*ctx.saved_tensors, grad)))
         to_rows, to_target = zip(*(_pull_back(*block) for block in blocks))
         return torch.cat(to_rows), torch.cat(to_target), None, None
 
@@ -198,7 +198,6 @@ def _bracket(
     # row (normal, exponential, uniform, Gumbel, Cauchy, log-normal, ...): to 0.1 of the bracket.
     share = torch.sigmoid(0.25 * odds + 0.3)
     start = torch.exp2(torch.lerp(low.log2(), high.log2(), share))
-    noise = 5 * kind.eps * (1 + math.log2(excess.shape[1]))
     return _Active(
         number=torch.arange(len(target), device=target.device),
         excess=excess,
@@ -206,7 +205,7 @@ def _bracket(
         hot=torch.log2(reach),
         wanted=torch.log2(target),
         odds=odds,
-        slack=(_NEAR * torch.minimum(rise, fall)).clamp(min=noise),
+        slack=entropy_slack(rise, fall, excess.shape[1]),
         low=low,
         high=high,
         temperature=start.clamp(low, high),
@@ -222,7 +221,7 @@ def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
     choice is unpredictable, thirty times as long as arithmetic.
     """
     temperature = rows.temperature
-    entropy, slope = _evaluate(rows.excess, temperature, space)
+    entropy, slope = entropy_and_slope(rows.excess, temperature, space)
     error = entropy - rows.wanted
     above = _truth(torch.gt, error, 0.0)
     low = torch.maximum(rows.low, temperature * (1 - above))
@@ -259,12 +258,18 @@ def _step(rows: _Active, space: Tensor, turn: int) -> _Active:
     )
 
 
+def entropy_slack(rise: Tensor, fall: Tensor, hypotheses: int) -> Tensor:
+    """|S - wanted| in bits that counts as solved, from the distances of S to its ends in nats."""
+    noise = 5 * torch.finfo(rise.dtype).eps * (1 + math.log2(hypotheses))
+    return (_NEAR * torch.minimum(rise, fall)).clamp(min=noise)
+
+
 def _truth(compare: Callable[..., Tensor], left: Tensor, right: Tensor | float) -> Tensor:
     """1 where the comparison holds, else 0."""
     return compare(left, right, out=torch.empty_like(left))
 
 
-def _evaluate(excess: Tensor, temperature: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+def entropy_and_slope(excess: Tensor, temperature: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
     """S in bits and its slope dS/dlog T.
 
     Bits, because torch's exp2 takes a quarter of the time of its exp on CPUs with AVX-512.
@@ -287,7 +292,8 @@ def _support_accuracy(dtype: torch.dtype) -> float:
     return 1e-6 if dtype == torch.float64 else 1e-5
 
 
-def _block_rows(rows: Tensor) -> int:
+def block_rows(rows: Tensor) -> int:
+    """How many rows are worked on at a time."""
     return max(1, _BLOCK.get(rows.device.type, _BLOCK_ELSEWHERE) // rows.shape[1])
 
 

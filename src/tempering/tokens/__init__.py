@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tempering.tokens.applying import temper_logits
 from tempering.tokens.engine_check import check_engine
 from tempering.tokens.grammar import POLICIES, parse_policy
-from tempering.tokens.policy import Policy, temper_logits
+from tempering.tokens.policy import Policy
 from tempering.tokens.processor_order import effective_order
 from tempering.tokens.request import policy_from_request
+from tempering.tokens.settings import RequestSettings
 from tempering.tokens.token_state import TokenState
 from tempering.tokens.trace import Trace, TraceRow
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "POLICIES",
     "Policy",
+    "RequestSettings",
     "TemperingLogitsProcessor",
     "TokenState",
     "Trace",

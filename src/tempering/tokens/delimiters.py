@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -74,8 +75,17 @@ def _joined(entries: Iterable[KnownDelimiters]) -> PhaseDelimiters:
     )
 
 
-def check_producible(delimiter: Delimiter, token_bytes: TokenBytes) -> None:
-    """Refuse a delimiter that this tokenizer can't produce."""
+def delimiter_text(delimiter: Delimiter) -> str:
+    """A delimiter as the text form of policies writes it."""
+    if isinstance(delimiter, tuple):
+        return f"ids({','.join(map(str, delimiter))})"
+    return json.dumps(str(delimiter), ensure_ascii=False)
+
+
+def check_producible(
+    delimiter: Delimiter, token_bytes: TokenBytes, what: str = "delimiter"
+) -> None:
+    """Refuse a delimiter, or another text, that this tokenizer can't produce."""
     for text in texts_of(delimiter):
         if text in token_bytes.tags:
             continue
@@ -83,14 +93,14 @@ def check_producible(delimiter: Delimiter, token_bytes: TokenBytes) -> None:
         made = token_bytes.join(ids)
         if text.encode() not in made:
             raise InputError(
-                f"this tokenizer can't produce the delimiter {text!r}: encoding it gives "
-                f"{made.decode(errors='replace')!r}; give the delimiter as the model writes it, "
+                f"this tokenizer can't produce the {what} {text!r}: encoding it gives "
+                f"{made.decode(errors='replace')!r}; give the {what} as the model writes it, "
                 "or as ids(...)"
             )
     for token in delimiter if isinstance(delimiter, tuple) else ():
         if not 0 <= token < token_bytes.size:
             raise InputError(
-                f"this tokenizer can't produce the delimiter ids{delimiter}: it has ids "
+                f"this tokenizer can't produce the {what} ids{delimiter}: it has ids "
                 f"0..{token_bytes.size - 1}, not {token}; ids differ between model versions, so "
                 "prefer the text"
             )

@@ -20,6 +20,8 @@ from torch import Tensor
 from tempering.errors import CheckError
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.policy import Policy
+from tempering.tokens.settings import RequestSettings
+from tempering.tokens.token_state import NOTHING_GIVEN
 
 VOCABULARY = 32
 # Energies here reach about 20 and T goes down to 0.2, so that float32 gives exp(-d/T) to about
@@ -42,16 +44,35 @@ POLICY_TEXTS = (
     "dynatemp(0.5, exponent=2, temperature=0.8)",
     "ladder(0.5,2, n=3)|room(0.5)",
     "constant(1e39)",
+    "sampler(T=0.8, top_p=0.7, top_k=9, min_p=0.02)",
+    f"phases(thinking=between(sampler(T=1.2, top_p=0.8), ids({OPEN}), ids({CLOSE})), "
+    "answer=sampler(T=0.4, min_p=0.05))",
+    "sampler(top_k=6)",
+    "sampler(T=1.5, top_p=0.8)|order(min_p, top_k, top_p, temperature)",
+    "sampler(T=support(3), top_p=0.95)|order(top_p, temperature)",
+    "sampler(T=inf, top_p=0.5)",
+    "constant(0.6)|loops(heat=2, ngram=1, window=4)",
+    "constant(1.5)|after(ids(9), 2, 0.4)",
+    f"phases(thinking=between(1.2, ids({OPEN}), ids({CLOSE})), answer=0.3)|budget(thinking=3)",
+    f"phases(thinking=between(1.2, ids({OPEN}), ids({CLOSE})), answer=0.3)|budget(thinking=6)",
 )
+BUDGETS = {POLICY_TEXTS[21]: 3, POLICY_TEXTS[22]: 6}
+# The settings of the requests that a policy is checked with, where they have any.
+GIVEN = {
+    POLICY_TEXTS[14]: RequestSettings(top_k=7),
+    POLICY_TEXTS[15]: RequestSettings(temperature=0.7, top_p=0.9, min_p=0.1),
+    POLICY_TEXTS[16]: RequestSettings(top_k=5, min_p=0.02),
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One row: the token ids so far, and which sample of its prompt it is."""
+    """One row: the token ids so far, which sample of its prompt it is, and its own settings."""
 
     prompt: tuple[int, ...]
     generated: tuple[int, ...]
     sample: int = 0
+    given: RequestSettings = NOTHING_GIVEN
 
 
 # run(policy, requests, logits [batch, vocab]) -> what the engine samples from, as logits
@@ -81,7 +102,8 @@ def check_engine(run: Run, *, samples: bool = True) -> int:
     Parameters
     ----------
     run: `run(policy, requests, logits) -> Tensor [batch, vocab]`, the logits (or log
-        probabilities) that the engine would sample from, before any top-k.
+        probabilities) that the engine would sample from, truncated where the policy `truncates`:
+        by it, and by the settings `given` of each request.
     samples: whether the engine knows which of n samples a request is; if not, `ladder` is left out.
 
     Returns
@@ -97,7 +119,7 @@ def check_engine(run: Run, *, samples: bool = True) -> int:
         policy = parse_policy(text)
         if policy.samples is not None and not samples:
             continue
-        requests = _requests(policy.samples or 1)
+        requests = _requests(policy.samples or 1, GIVEN.get(text, NOTHING_GIVEN))
         batches = [*requests, requests[2], requests[0]]  # the last two are rewinds
         for batch in batches:
             if policy.samples is None:
@@ -110,13 +132,13 @@ def check_engine(run: Run, *, samples: bool = True) -> int:
     return checked
 
 
-def _requests(samples: int) -> list[list[Request]]:
+def _requests(samples: int, given: RequestSettings) -> list[list[Request]]:
     """Batches that grow token by token; one of the two prompts opens a phase, replies reopen it."""
     prompts = [(1, OPEN, 9), (2, 6, 7)] if samples == 1 else [(2, 6, 7)]
     tokens = [(8, CLOSE, 5, OPEN, 9, 7), (OPEN, 9, 9, CLOSE, 8, 5)]
     return [
         [
-            Request(prompt, tokens[index][:length], sample)
+            Request(prompt, tokens[index][:length], sample, given)
             for index, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
@@ -125,8 +147,7 @@ def _requests(samples: int) -> list[list[Request]]:
 
 
 def _check_row(text: str, request: Request, logits: list[float], given: list[float]) -> None:
-    temperature = reference_temperature(text, request, logits)
-    expected = reference_posterior(logits, temperature)
+    temperature, expected = reference_row(text, request, logits)
     gap = max(abs(a - b) for a, b in zip(expected, given))
     if not gap <= _ROUNDING:
         raise CheckError(
@@ -189,6 +210,60 @@ def reference_support(logits: Sequence[float], target: float | int) -> float:
     return math.exp(low)
 
 
+def reference_row(text: str, request: Request, logits: list[float]) -> tuple[float, list[float]]:
+    """T and the posterior of a request, with the truncations of its policy in their order."""
+    if text in BUDGETS and _left(text, request) == 0:
+        return 1.0, [float(token == CLOSE) for token in range(len(logits))]
+    cuts, order = reference_cuts(text, request)
+    temperature: float | None = None
+    for name in order:
+        if name == "temperature":
+            temperature = reference_temperature(text, request, logits)
+        elif name in cuts:
+            logits = reference_kept(name, cuts[name], logits, temperature)
+    if temperature is None:
+        raise CheckError(f"{text}: no temperature in {order}")
+    return temperature, reference_posterior(logits, temperature)
+
+
+def reference_cuts(text: str, request: Request) -> tuple[dict[str, float | int], tuple[str, ...]]:
+    """The truncations of a request under one of `POLICY_TEXTS`, and the order."""
+    order: tuple[str, ...] = ("temperature", "min_p", "top_k", "top_p")
+    thinking, _ = _phase(request)
+    own: dict[str, tuple[dict[str, float | int], tuple[str, ...]]] = {
+        POLICY_TEXTS[13]: ({"top_p": 0.7, "top_k": 9, "min_p": 0.02}, order),
+        POLICY_TEXTS[14]: (
+            {"top_k": 7, "top_p": 0.8} if thinking else {"top_k": 7, "min_p": 0.05},
+            order,
+        ),
+        POLICY_TEXTS[15]: ({"top_k": 6, "top_p": 0.9, "min_p": 0.1}, order),
+        POLICY_TEXTS[16]: (
+            {"top_p": 0.8, "top_k": 5, "min_p": 0.02},
+            ("min_p", "top_k", "top_p", "temperature"),
+        ),
+        POLICY_TEXTS[17]: ({"top_p": 0.95}, ("top_p", "temperature")),
+        POLICY_TEXTS[18]: ({"top_p": 0.5}, order),
+    }
+    return own.get(text, ({}, order))
+
+
+def reference_kept(
+    name: str, value: float | int, logits: Sequence[float], temperature: float | None
+) -> list[float]:
+    """The logits that a truncation keeps, -inf for the others; tokens that tie share their fate."""
+    weights = reference_posterior(logits, 1.0 if temperature is None else temperature)
+    keep = []
+    for own, weight in zip(logits, weights):
+        likelier = [w for other, w in zip(logits, weights) if other > own]
+        if name == "top_k":
+            keep.append(len(likelier) < value)
+        elif name == "top_p":
+            keep.append(sum(likelier) < value)
+        else:
+            keep.append(weight >= value * max(weights))
+    return [each if kept else -math.inf for each, kept in zip(logits, keep)]
+
+
 def reference_temperature(text: str, request: Request, logits: list[float]) -> float:
     """T of a request under one of `POLICY_TEXTS`; each formula is written out by hand."""
     if sum(value >= max(logits) - 104 for value in logits) == 1:  # a certain token stays certain
@@ -198,6 +273,9 @@ def reference_temperature(text: str, request: Request, logits: list[float]) -> f
     unmasked = sum(value > -math.inf for value in logits)
     share = min(position, 5) / 5
     phase, _ = _phase(request)
+    written = request.generated
+    loops = bool(written) and written[-1] in written[-4:-1]
+    left = _left(text, request) if text in BUDGETS else None
     unclosed, unclosed_spent = _phase(request, closes=False)
     values: dict[str, Callable[[], float]] = {
         POLICY_TEXTS[0]: lambda: 1.0,
@@ -216,8 +294,24 @@ def reference_temperature(text: str, request: Request, logits: list[float]) -> f
         POLICY_TEXTS[10]: lambda: 0.3 + 1.0 * (entropy / math.log(unmasked)) ** 2,
         POLICY_TEXTS[11]: lambda: math.sqrt(0.5 * 4 ** (request.sample / 2)),
         POLICY_TEXTS[12]: lambda: math.inf,
+        POLICY_TEXTS[13]: lambda: 0.8,
+        POLICY_TEXTS[14]: lambda: 1.2 if phase else 0.4,
+        POLICY_TEXTS[15]: lambda: 0.7,
+        POLICY_TEXTS[16]: lambda: 1.5,
+        POLICY_TEXTS[17]: lambda: reference_support(logits, 3),
+        POLICY_TEXTS[18]: lambda: math.inf,
+        POLICY_TEXTS[19]: lambda: 1.2 if loops else 0.6,
+        POLICY_TEXTS[20]: lambda: 0.4 if written.count(9) >= 2 else 1.5,
+        POLICY_TEXTS[21]: lambda: 0.3 if left is None else 1.2 * min(1.0, 4 * left / 2),
+        POLICY_TEXTS[22]: lambda: 0.3 if left is None else 1.2 * min(1.0, 4 * left / 5),
     }
     return values[text]()
+
+
+def _left(text: str, request: Request) -> int | None:
+    """Tokens of a budget before its closing tag of one token; None outside the phase."""
+    inside, spent = _phase(request)
+    return max(0, BUDGETS[text] - 1 - spent) if inside else None
 
 
 def _throb(share: float) -> float:

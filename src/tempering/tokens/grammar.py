@@ -2,6 +2,7 @@
 
 A policy is a call of one of `POLICIES`; its patterns are those of `tempering.schedules`. In
 `phases(...)` each argument names a phase, and `between(x, "opener", "closer")` states delimiters.
+The arguments of `order(...)` are words, `after(...)` takes a marker, `budget(...)` names a phase.
 """
 
 from __future__ import annotations
@@ -13,22 +14,34 @@ from tempering.calls import Argument, CallNode, Grammar, Readers, bind, number_t
 from tempering.errors import ScheduleError
 from tempering.schedules import PATTERNS, Schedule, as_schedule, schedule_of
 
-# Imported for its policies, which are in POLICY_CLASSES from then on.
+# Imported for their policies, which are in POLICY_CLASSES from then on.
 from tempering.tokens import targeted as targeted
+from tempering.tokens.after import AfterPolicy
+from tempering.tokens.budget import BudgetPolicy
 from tempering.tokens.clock import check_points
-from tempering.tokens.known_delimiters import Delimiter
+from tempering.tokens.loops import LoopsPolicy
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import POLICY_CLASSES, ConstantPolicy, Policy, PolicyOperation
+from tempering.tokens.sampler import OrderPolicy, SamplerPolicy
 
 # Requests bring policies, so their size is bounded; sixty phases with a schedule each fit.
-_GRAMMAR = Grammar("policy", ScheduleError, strings=True, calls=500, characters=10_000)
+_GRAMMAR = Grammar(
+    "policy", ScheduleError, strings=True, calls=500, characters=10_000, words=(OrderPolicy.name,)
+)
+# Each reads the chat template when it is made, which takes milliseconds, and every token.
+_MOST_READERS = 8
+_WIDEST = 2**14  # tokens that the loops of one policy keep; copied at every token
 
 # name -> (signature, what it does, an example that parses)
 POLICIES: dict[str, tuple[str, str, str]] = {
     kind.name: (kind.signature, kind.summary, kind.example)
     for kind in sorted(
         POLICY_CLASSES.values(),
-        key=lambda kind: (kind is not Phases, issubclass(kind, PolicyOperation)),
+        key=lambda kind: (
+            kind is not Phases,
+            kind is not SamplerPolicy,
+            issubclass(kind, PolicyOperation),
+        ),
     )
 }
 
@@ -61,17 +74,34 @@ class _Builder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.points = 0  # that the patterns of the whole text need at once
+        self.readers_of_text = 0
+        self.window = 0
         self.readers: Readers = {
             "Policy": lambda argument, what: self.policy(argument.call(what, "policy")),
+            "Policy | None": self.value,
             "Schedule": _pattern,
             "float | int": Argument.number,
+            "float | int | None": Argument.number,
             "int": Argument.whole,
             "int | None": Argument.whole,
         }
 
     def policy(self, call: CallNode) -> Policy:
+        if call.name in (Phases.name, BudgetPolicy.name):
+            self.readers_of_text += 1
+            if self.readers_of_text > _MOST_READERS:
+                raise call.complaint(
+                    f"a policy has {_MOST_READERS} of phases and budget at most; merge some"
+                )
         if call.name == Phases.name:
             return call.made(lambda: Phases(self.spans(call), self.tokenizer))
+        special = {
+            OrderPolicy.name: self.order,
+            AfterPolicy.name: self.after,
+            BudgetPolicy.name: self.budget,
+        }
+        if call.name in special:
+            return special[call.name](call)
         kind = POLICY_CLASSES.get(call.name)
         if kind is None:
             if call.name in PATTERNS:
@@ -85,7 +115,15 @@ class _Builder:
         if bound and isinstance(bound[0], Schedule):
             self.points += bound[0].whole_points(bound[1] or 1)
             call.made(lambda: check_points(self.points))
-        return call.made(lambda: make(*bound))
+        made = call.made(lambda: make(*bound))
+        if isinstance(made, LoopsPolicy):
+            self.window += made.window
+            if self.window > _WIDEST:
+                raise call.complaint(
+                    f"the windows of a policy's loops come to {_WIDEST} tokens at most; give "
+                    "shorter ones"
+                )
+        return made
 
     def spans(self, call: CallNode) -> tuple[tuple[str, Span], ...]:
         spans: dict[str, Span] = {}
@@ -101,25 +139,63 @@ class _Builder:
     def span(self, name: str, argument: Argument) -> Span:
         given = argument.value
         if not (isinstance(given, CallNode) and given.name == "between"):
-            return Span(self.phase_policy(name, argument))
+            return Span(self.value(argument, f"phases: {name}"))
         signature = 'between(x, "opener", "closer")'
         if not 2 <= len(given.arguments) <= 3:
             raise given.complaint(f"{signature} takes 2 or 3 arguments")
         inner, *rest = given.arguments
         opener, *closers = [_delimiter(argument, signature) for argument in rest]
-        return Span(self.phase_policy(name, inner), (opener,), tuple(closers))
+        return Span(self.value(inner, f"phases: {name}"), (opener,), tuple(closers))
 
-    def phase_policy(self, name: str, argument: Argument) -> Policy:
+    def value(self, argument: Argument, what: str) -> Policy:
+        """A policy, or a number, which is `constant` of it."""
         given = argument.value
         if isinstance(given, str):
-            raise argument.complaint(f"phases: {name} takes a number or a policy")
+            raise argument.complaint(f"{what} takes a number or a policy")
         if isinstance(given, float):
             if not given >= 0:
-                raise argument.complaint(
-                    f"phases: {name} takes T in 0..inf, got {number_text(given)}"
-                )
+                raise argument.complaint(f"{what} takes T in 0..inf, got {number_text(given)}")
             return ConstantPolicy(given)
         return self.policy(given)
+
+    def order(self, call: CallNode) -> Policy:
+        if not call.arguments or not isinstance(call.arguments[0].value, CallNode):
+            raise call.complaint(
+                f"{OrderPolicy.signature}: pipe a policy into it, such as constant(0.7)|{call.text}"
+            )
+        inner = self.policy(call.arguments[0].value)
+        names: list[str] = []
+        for argument in call.arguments[1:]:
+            if not isinstance(argument.value, str):
+                raise argument.complaint(f"{OrderPolicy.signature} takes one policy, then words")
+            names.append(argument.value)
+        return call.made(lambda: OrderPolicy(inner, tuple(names)))
+
+    def after(self, call: CallNode) -> Policy:
+        signature = AfterPolicy.signature
+        if len(call.arguments) not in (3, 4):
+            raise call.complaint(
+                f"{signature} takes a marker, how often it is written, and the policy after it"
+            )
+        *before, marker, count, then = call.arguments
+        for argument in call.arguments:
+            if argument.keyword is not None:
+                raise argument.complaint(f"{signature}: write its arguments without names")
+        inner = self.value(before[0], f"{signature}: x") if before else SamplerPolicy()
+        text = _delimiter(marker, signature, "its marker")
+        n = count.whole(f"{signature}: n")
+        after = self.value(then, f"{signature}: y")
+        return call.made(lambda: AfterPolicy(inner, text, n, after, self.tokenizer))
+
+    def budget(self, call: CallNode) -> Policy:
+        signature = BudgetPolicy.signature
+        named = [argument for argument in call.arguments if argument.keyword is not None]
+        inner = [argument for argument in call.arguments if argument.keyword is None]
+        if len(named) != 1 or len(inner) > 1:
+            raise call.complaint(f"{signature} takes one policy and one phase with its tokens")
+        phase, limit = str(named[0].keyword), named[0].whole(f"{signature}: N")
+        policy = self.value(inner[0], f"{signature}: x") if inner else SamplerPolicy()
+        return call.made(lambda: BudgetPolicy(policy, phase, limit, self.tokenizer))
 
 
 def _pattern(argument: Argument, what: str) -> Schedule:
@@ -131,7 +207,9 @@ def _pattern(argument: Argument, what: str) -> Schedule:
     return argument.made(lambda: as_schedule(given))
 
 
-def _delimiter(argument: Argument, signature: str) -> Delimiter:
+def _delimiter(
+    argument: Argument, signature: str, what: str = "its delimiters"
+) -> str | tuple[int, ...]:
     given = argument.value
     if argument.keyword is None and isinstance(given, str):
         return given
@@ -140,4 +218,4 @@ def _delimiter(argument: Argument, signature: str) -> Delimiter:
         if min(ids) < 0:
             raise argument.complaint("token ids are 0 or more")
         return tuple(ids)
-    raise argument.complaint(f"{signature} takes its delimiters as text in quotes, or as ids(7,12)")
+    raise argument.complaint(f"{signature} takes {what} as text in quotes, or as ids(7,12)")

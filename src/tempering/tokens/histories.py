@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from tempering.errors import InputError, RefusedError
 from tempering.tokens.policy import Policy
-from tempering.tokens.token_state import TokenState
+from tempering.tokens.settings import RequestSettings
+from tempering.tokens.token_state import NOTHING_GIVEN, TokenState
 
 
 class Reading(NamedTuple):
@@ -31,10 +32,14 @@ class Histories:
     ----------
     policy: whose states these are.
     prompt_length: tokens in each row that come before the first generated one, padding included.
+    given: the settings that the policy takes over from the request.
     """
 
-    def __init__(self, policy: Policy, prompt_length: int) -> None:
+    def __init__(
+        self, policy: Policy, prompt_length: int, given: RequestSettings = NOTHING_GIVEN
+    ) -> None:
         self.policy = policy
+        self.given = given
         self.prompt_length = prompt_length
         self._rows: NDArray[np.int64] = np.empty((0, 0), dtype=np.int64)
         self._states: list[TokenState] = []
@@ -78,7 +83,7 @@ class Histories:
     def _rebuild(self, row: NDArray[np.int64], sample: int) -> TokenState:
         ids = row.tolist()
         prompt, generated = ids[: self.prompt_length], ids[self.prompt_length :]
-        return self.policy.state(prompt, generated, sample=sample)
+        return self.policy.state(prompt, generated, sample=sample, given=self.given)
 
     def _parents(self, rows: NDArray[np.int64]) -> list[int | None]:
         before = self._rows

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tempering.calls import number_text
 from tempering.errors import InputError
-from tempering.tokens.delimiters import check_producible, delimiters_of, named_delimiters
+from tempering.tokens.delimiters import (
+    check_producible,
+    delimiter_text,
+    delimiters_of,
+    named_delimiters,
+)
 from tempering.tokens.known_delimiters import KNOWN_DELIMITERS, Delimiter
 from tempering.tokens.phase_tracker import Meaning, Tracker
-from tempering.tokens.policy import ConstantPolicy, Policy, PolicyOperation
+from tempering.tokens.policy import Policy, check_ladders, dispatched, every_part, value_text
+from tempering.tokens.settings import RequestSettings
 from tempering.tokens.token_bytes import TokenBytes, token_bytes_of
-from tempering.tokens.token_state import TokenState
+from tempering.tokens.token_state import NOTHING_GIVEN, TokenState
+from tempering.tokens.truncation import Cut
 from tempering.tokens.turns import turns_of
 
 BASE = "answer"  # the phase of everything outside the other phases
@@ -34,16 +38,9 @@ class Span:
     closes: tuple[Delimiter, ...] = ()
 
     def __str__(self) -> str:
-        inner = self.policy
-        text = number_text(inner.T) if isinstance(inner, ConstantPolicy) else str(inner)
-        return (
-            f"between({', '.join([text, *map(_quoted, self._delimiters())])})"
-            if self.opens
-            else text
-        )
-
-    def _delimiters(self) -> tuple[Delimiter, ...]:
-        return (*self.opens, *self.closes)
+        text = value_text(self.policy)
+        marks = map(delimiter_text, (*self.opens, *self.closes))
+        return f"between({', '.join([text, *marks])})" if self.opens else text
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +51,8 @@ class Phases(Policy):
     A phase opened in the last turn of the prompt is open when generation begins; phases of earlier
     turns are not. A phase may be reopened; one that is never closed lasts to the end of the turn. A
     delimiter of several tokens counts from its last token on, and its tokens belong to the phase
-    that they end. The clock of a phase's policy counts the tokens generated in that phase.
+    that they end. The policy of a phase sees the tokens generated in that phase alone: its clock
+    counts them, and `loops` and `after` read them.
 
     Parameters
     ----------
@@ -68,7 +66,9 @@ class Phases(Policy):
     """
 
     name, signature = "phases", "phases(answer=x, thinking=x, tool=x, code=x)"
-    summary = "a temperature or policy for each phase; between(x, opener, closer) for other phases"
+    summary = (
+        "a temperature, policy or sampler by phase; between(x, opener, closer) for other phases"
+    )
     example = "phases(thinking=1, answer=0.2)"
 
     spans: tuple[tuple[str, Span], ...]
@@ -92,13 +92,16 @@ class Phases(Policy):
                     f"{', '.join(KNOWN_DELIMITERS)}); "
                     f'give them: {name}=between(0.7, "<{name}>", "</{name}>")'
                 )
-            if isinstance(_innermost(span.policy), Phases):
+            if any(isinstance(part, Phases) for part in every_part(span.policy)):
                 raise InputError(
                     f"phases don't go inside phases ({name}={span}); list them side by side"
                 )
-        rungs = {n for _, span in self.spans if (n := span.policy.samples) is not None}
-        if len(rungs) > 1:
-            raise InputError(f"the ladders of one policy have one n, got {sorted(rungs)}")
+            if within := [part for part in every_part(span.policy) if part.follows_phases]:
+                raise InputError(
+                    f"{within[0]} counts a phase of the whole reply; put it around phases: "
+                    f"phases(...)|{within[0].name}(...)"
+                )
+        check_ladders(self.parts)
         _ = self.tracker
 
     @cached_property
@@ -154,7 +157,8 @@ class Phases(Policy):
             meaning = meanings.get(delimiter, Meaning())
             if meaning.opens is not None:
                 raise InputError(
-                    f"the delimiter {_quoted(delimiter)} opens both {meaning.opens} and {name}"
+                    f"the delimiter {delimiter_text(delimiter)} opens both {meaning.opens} "
+                    f"and {name}"
                 )
             meanings[delimiter] = meaning._replace(opens=name)
         for delimiter in closes:
@@ -173,27 +177,48 @@ class Phases(Policy):
     def _policies(self) -> dict[str, Policy]:
         return {name: span.policy for name, span in self.spans}
 
-    def start(self, prompt: Sequence[int], *, sample: int = 0) -> TokenState:
-        state = TokenState(sample=sample, spent=tuple((name, 0) for name, _ in self.spans))
+    @cached_property
+    def _followers(self) -> tuple[str, ...]:
+        """The phases whose policy follows the tokens by itself."""
+        return tuple(name for name, policy in self._policies.items() if policy.reads_tokens)
+
+    def start(
+        self, prompt: Sequence[int], *, sample: int = 0, given: RequestSettings = NOTHING_GIVEN
+    ) -> TokenState:
+        spent = tuple((name, 0) for name, _ in self.spans)
+        inner = tuple(
+            self._policies[name].start((), sample=sample, given=given) for name in self._followers
+        )
+        state = TokenState(sample=sample, spent=spent, given=given, inner=inner)
         return _with_phase(self.tracker.begin(state, prompt))
 
     def advance(self, state: TokenState, token: int) -> TokenState:
         spent = tuple((name, n + (name == state.phase)) for name, n in state.spent)
-        after = replace(state, position=state.position + 1, spent=spent)
+        inner = state.inner
+        if state.phase in self._followers:
+            inner = tuple(
+                self._policies[name].advance(own, token) if name == state.phase else own
+                for name, own in zip(self._followers, inner, strict=True)
+            )
+        after = replace(state, position=state.position + 1, spent=spent, inner=inner)
         return _with_phase(self.tracker.follow(after, token))
 
     @property
-    def samples(self) -> int | None:
-        rungs = (span.policy.samples for _, span in self.spans)
-        return next((n for n in rungs if n is not None), None)
+    def parts(self) -> tuple[Policy, ...]:
+        return tuple(span.policy for _, span in self.spans)
 
     @property
     def reads_tokens(self) -> bool:
         return True
 
-    @property
-    def most_bytes(self) -> int:
-        return sum(span.policy.most_bytes for _, span in self.spans)
+    def cut(self, state: TokenState) -> Cut:
+        return self._policies[state.phase].cut(self._own(state))
+
+    def _own(self, state: TokenState) -> TokenState:
+        """The state that the policy of the current phase sees: of the tokens in that phase."""
+        if state.phase in self._followers:
+            return state.inner[self._followers.index(state.phase)]
+        return replace(state, position=dict(state.spent)[state.phase], inner=())
 
     def temperatures(
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
@@ -204,24 +229,11 @@ class Phases(Policy):
                 f"a state is in the phase {foreign.pop()!r}, which {self} doesn't have; make the "
                 "states by state(prompt, generated) of this policy"
             )
-        inner = [replace(state, position=dict(state.spent)[state.phase]) for state in states]
-        if len(present) == 1:
-            return self._policies[present.pop()].temperatures(energies, inner)
-        result = energies.new_empty(len(states), dtype=torch.float64)
-        for phase in present:
-            rows = [row for row, state in enumerate(states) if state.phase == phase]
-            policy = self._policies[phase]
-            result[rows] = policy.temperatures(energies[rows], [inner[row] for row in rows])
-        return result
+        policies = [self._policies[state.phase] for state in states]
+        return dispatched(policies, energies, [self._own(state) for state in states])
 
     def __str__(self) -> str:
         return f"phases({', '.join(f'{name}={span}' for name, span in self.spans)})"
-
-
-def _innermost(policy: Policy) -> Policy:
-    while isinstance(policy, PolicyOperation):
-        policy = policy.inner
-    return policy
 
 
 def _with_phase(state: TokenState) -> TokenState:
@@ -236,9 +248,3 @@ def _need(token_bytes: TokenBytes | None) -> TokenBytes:
             "parse_policy(text, tokenizer)"
         )
     return token_bytes
-
-
-def _quoted(delimiter: Delimiter) -> str:
-    if isinstance(delimiter, tuple):
-        return f"ids({','.join(map(str, delimiter))})"
-    return json.dumps(str(delimiter), ensure_ascii=False)

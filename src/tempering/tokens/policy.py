@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Float64, Shaped
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tempering.calls import DEEPEST, call_text, number_text, piped_text
 from tempering.errors import InputError, TemperatureError
 from tempering.schedules import Schedule
 from tempering.tokens.clock import LONGEST, Clock
-from tempering.tokens.temper import (
-    certain,
-    held_by,
-    logits_at_temperature,
-    one_per_row,
-    token_energies,
-)
-from tempering.tokens.token_state import TokenState
+from tempering.tokens.settings import RequestSettings
+from tempering.tokens.temper import one_per_row
+from tempering.tokens.token_state import NOTHING_GIVEN, TokenState
+from tempering.tokens.truncation import Cut
 
 # Name in the text form -> class, in order of definition.
 POLICY_CLASSES: dict[str, type[Policy]] = {}
@@ -34,13 +31,15 @@ class Policy(ABC):
 
     A policy is immutable and holds no state of any request: `state` and `advance` make a
     `TokenState` from token ids, `temperatures` reads it beside the logits. Engines apply a policy
-    through `token_temperatures`.
+    through `temper_logits`. A policy with a `sampler` or an `order` in it also truncates: it is
+    then given the request's own settings, and `cut` says what is kept of each row.
     """
 
     name: ClassVar[str]
     signature: ClassVar[str]
     summary: ClassVar[str]
     example: ClassVar[str]
+    follows_phases: ClassVar[bool] = False  # whether it tells phases of the whole reply apart
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -60,16 +59,23 @@ class Policy(ABC):
         states: one for each row.
         """
 
-    def start(self, prompt: Sequence[int], *, sample: int = 0) -> TokenState:
+    def start(
+        self, prompt: Sequence[int], *, sample: int = 0, given: RequestSettings = NOTHING_GIVEN
+    ) -> TokenState:
         """The state of a request that has generated nothing yet."""
-        return TokenState(sample=sample)
+        return TokenState(sample=sample, given=given)
 
     def advance(self, state: TokenState, token: int) -> TokenState:
         """The state after one more generated token."""
         return replace(state, position=state.position + 1)
 
     def state(
-        self, prompt: Sequence[int], generated: Sequence[int] = (), *, sample: int = 0
+        self,
+        prompt: Sequence[int],
+        generated: Sequence[int] = (),
+        *,
+        sample: int = 0,
+        given: RequestSettings = NOTHING_GIVEN,
     ) -> TokenState:
         """The state of a request, rebuilt from its token ids.
 
@@ -77,26 +83,51 @@ class Policy(ABC):
         ----------
         prompt, generated: token ids; the policy's clocks count generated tokens only.
         sample: which of the n samples of this prompt the request is, for `ladder`.
+        given: the request's own settings, for a policy that `truncates`.
         """
-        state = self.start(prompt, sample=sample)
+        state = self.start(prompt, sample=sample, given=given)
         for token in generated:
             state = self.advance(state, int(token))
         return state
 
+    def cut(self, state: TokenState) -> Cut:
+        """What is kept of the posterior that the next token is drawn from."""
+        given = state.given
+        return Cut(given.top_p, given.top_k, given.min_p)
+
+    def forced(self, state: TokenState) -> int | None:
+        """The token that the policy forces next, if any."""
+        return None
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies that this one is made of."""
+        return ()
+
+    @property
+    def truncates(self) -> bool:
+        """Whether top_p, top_k and min_p are the policy's, the request's own among them."""
+        return any(part.truncates for part in self.parts)
+
+    @property
+    def forces(self) -> bool:
+        """Whether it may force a token."""
+        return any(part.forces for part in self.parts)
+
     @property
     def samples(self) -> int | None:
         """n, when each of n samples of a prompt has a temperature of its own; else None."""
-        return None
+        return next((n for part in self.parts if (n := part.samples) is not None), None)
 
     @property
     def reads_tokens(self) -> bool:
         """Whether the state depends on which tokens there are, not only on how many."""
-        return False
+        return any(part.reads_tokens for part in self.parts)
 
     @property
     def most_bytes(self) -> int:
         """Bytes that the patterns of the policy may hold, at most."""
-        return 0
+        return sum(part.most_bytes for part in self.parts)
 
     def room(self, f: float | int) -> Policy:
         """T ** f: deviations from the model's own temperature 1 times f in logs."""
@@ -112,65 +143,6 @@ class Policy(ABC):
 
     def __repr__(self) -> str:
         return f"parse_policy({str(self)!r})"
-
-
-def token_temperatures(
-    policy: Policy, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
-) -> Float[Tensor, " batch"]:
-    """T of each row, as engines apply it: the policy's, but 1 where one token has p = 1.
-
-    So a token that an engine forces, by a logit more than 104 nats above all others, keeps p = 1
-    under every policy, also under `support`, which would heat until N tokens are alive. A
-    temperature beyond the range of the energies' dtype becomes the limit, 0 or inf.
-    """
-    forced = certain(energies)
-    if not bool(forced.any()):
-        return held_by(_checked_temperatures(policy, energies, states), energies)
-    result = energies.new_ones(len(energies))
-    free = (~forced).nonzero().squeeze(-1)
-    if len(free):
-        rows = energies[free]
-        result[free] = held_by(
-            _checked_temperatures(policy, rows, [states[i] for i in free.tolist()]), rows
-        )
-    return result
-
-
-def _checked_temperatures(policy: Policy, energies: Tensor, states: Sequence[TokenState]) -> Tensor:
-    temperature = policy.temperatures(energies, states)
-    if temperature.shape != (len(states),):
-        raise InputError(
-            f"{policy} gives temperatures of shape {list(temperature.shape)} for {len(states)} "
-            "rows; give one for each"
-        )
-    return temperature
-
-
-def temper_logits(
-    policy: Policy, logits: Shaped[Tensor, "batch vocab"], states: Sequence[TokenState]
-) -> tuple[Float[Tensor, "batch vocab"], Float[Tensor, " batch"]]:
-    """Temper one row of logits for each request: the whole contract between policy and engine.
-
-    Parameters
-    ----------
-    policy: e.g. `parse_policy("support(12)")`.
-    logits: raw, -inf where masked; any floating dtype.
-    states: `policy.state(prompt_ids, generated_ids)` of each row.
-
-    Returns
-    -------
-    (tempered logits, temperatures), at least float32. See `tempered` for the limits; a row with
-    T = 1 comes back bit for bit.
-
-    Raises
-    ------
-    EnergyError: NaN, +inf or an all-masked row. InputError: not one state for each row.
-    """
-    if len(states) != len(logits):
-        raise InputError(f"{len(logits)} rows of logits but {len(states)} states; give one a row")
-    energies = token_energies(logits)
-    temperature = token_temperatures(policy, energies, states)
-    return logits_at_temperature(logits, energies, temperature), temperature
 
 
 @dataclass(frozen=True, repr=False)
@@ -275,29 +247,71 @@ class PolicyOperation(Policy):
     inner: Policy
 
     def __post_init__(self) -> None:
-        depth, inner = 1, self.inner
-        while isinstance(inner, PolicyOperation):
-            depth, inner = depth + 1, inner.inner
-        if depth >= DEEPEST:
-            raise InputError(f"more than {DEEPEST} policies inside each other; merge some")
+        check_depth(self)
 
-    def start(self, prompt: Sequence[int], *, sample: int = 0) -> TokenState:
-        return self.inner.start(prompt, sample=sample)
+    def start(
+        self, prompt: Sequence[int], *, sample: int = 0, given: RequestSettings = NOTHING_GIVEN
+    ) -> TokenState:
+        return self.inner.start(prompt, sample=sample, given=given)
 
     def advance(self, state: TokenState, token: int) -> TokenState:
         return self.inner.advance(state, token)
 
-    @property
-    def samples(self) -> int | None:
-        return self.inner.samples
+    def cut(self, state: TokenState) -> Cut:
+        return self.inner.cut(state)
+
+    def forced(self, state: TokenState) -> int | None:
+        return self.inner.forced(state)
 
     @property
-    def reads_tokens(self) -> bool:
-        return self.inner.reads_tokens
+    def parts(self) -> tuple[Policy, ...]:
+        return (self.inner,)
 
-    @property
-    def most_bytes(self) -> int:
-        return self.inner.most_bytes
+
+def every_part(policy: Policy) -> Iterator[Policy]:
+    """A policy, the policies that it is made of, theirs, and so on."""
+    yield policy
+    for part in policy.parts:
+        yield from every_part(part)
+
+
+def value_text(policy: Policy) -> str:
+    """The text of a policy where a number means `constant` of it."""
+    return number_text(policy.T) if isinstance(policy, ConstantPolicy) else str(policy)
+
+
+def check_ladders(parts: Sequence[Policy]) -> None:
+    """InputError where ladders of one policy have different numbers of samples."""
+    rungs = {n for part in parts if (n := part.samples) is not None}
+    if len(rungs) > 1:
+        raise InputError(f"the ladders of one policy have one n, got {sorted(rungs)}")
+
+
+def dispatched(
+    policies: Sequence[Policy],
+    energies: Float[Tensor, "batch vocab"],
+    states: Sequence[TokenState],
+) -> Float64[Tensor, " batch"]:
+    """T of each row by a policy of its own; rows of one policy are done together."""
+    rows_of: dict[int, list[int]] = {}
+    for row, policy in enumerate(policies):
+        rows_of.setdefault(id(policy), []).append(row)
+    if len(rows_of) == 1:
+        return policies[0].temperatures(energies, states)
+    result = energies.new_empty(len(states), dtype=torch.float64)
+    for rows in rows_of.values():
+        own = [states[row] for row in rows]
+        result[rows] = policies[rows[0]].temperatures(energies[rows], own)
+    return result
+
+
+def check_depth(policy: Policy) -> None:
+    """InputError when policies stand too deep inside each other for Python's stack."""
+    depth, level = 0, [policy]
+    while level:
+        depth, level = depth + 1, [part for each in level for part in each.parts]
+        if depth > DEEPEST:
+            raise InputError(f"more than {DEEPEST} policies inside each other; merge some")
 
 
 @dataclass(frozen=True, repr=False)

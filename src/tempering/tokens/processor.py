@@ -15,18 +15,25 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from tempering.errors import InputError, RefusedError
+from tempering.tokens.applying import apply_policy
 from tempering.tokens.end_tokens import end_tokens
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.histories import Histories
-from tempering.tokens.policy import Policy, token_temperatures
-from tempering.tokens.processor_order import effective_order
+from tempering.tokens.policy import Policy
+from tempering.tokens.processor_order import effective_order, taken_settings
 from tempering.tokens.recorder import Recorder
-from tempering.tokens.temper import logits_at_temperature, token_energies
+from tempering.tokens.sampler import check_given
+from tempering.tokens.settings import RequestSettings
+from tempering.tokens.temper import token_energies
 from tempering.tokens.token_bytes import token_bytes_of
+from tempering.tokens.token_state import NOTHING_GIVEN
 from tempering.tokens.trace import Trace, trace_steps
 
 
@@ -42,8 +49,10 @@ class TemperingLogitsProcessor(LogitsProcessor):
 
     Give it as `model.generate(..., do_sample=True, logits_processor=[processor])`. It runs where
     transformers puts custom processors: after penalties and constraints, before top-k,
-    top-p and min-p (see `effective_order`). Batches with left padding, num_return_sequences,
-    beams and assisted decoding work, because the state of a row is read from its tokens.
+    top-p and min-p (see `effective_order`). A policy that truncates takes these three over, with
+    the temperature: generate() then runs none of its own. Batches with left padding,
+    num_return_sequences, beams and assisted decoding work, because the state of a row is read from
+    its tokens.
 
     Rows with T = 1 come back bit for bit. The others come back as tempered log probabilities, so
     that the sums that beam search keeps are log probabilities, too.
@@ -55,6 +64,8 @@ class TemperingLogitsProcessor(LogitsProcessor):
     prompt_length: tokens of a row before the first generated one, padding included. None: the
         length that generate() was given, which is known only inside generate().
     trace: a `Trace` to record in; call `trace.complete(sequences)` after generate().
+    given: outside generate(), the settings that a policy that truncates takes over; inside, they
+        are those of the generation config.
 
     Raises
     ------
@@ -73,6 +84,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
         tokenizer: Any = None,
         prompt_length: int | None = None,
         trace: Trace | None = None,
+        given: RequestSettings = NOTHING_GIVEN,
     ) -> None:
         if trace is not None and tokenizer is None:
             raise InputError("a trace records the tokens' text; give the tokenizer as well")
@@ -80,6 +92,8 @@ class TemperingLogitsProcessor(LogitsProcessor):
         self.tokenizer = tokenizer
         self.prompt_length = prompt_length
         self.trace = trace
+        self.given = given
+        check_given(self.policy, given, "the settings")
         self._runs: dict[int, _Run] = {}  # by the id of the config of the generate() call
 
     def __call__(
@@ -90,13 +104,14 @@ class TemperingLogitsProcessor(LogitsProcessor):
         rows = input_ids.cpu().numpy().astype(np.int64, copy=False)
         states, parents = run.histories.read(np.ascontiguousarray(rows))
         energies = token_energies(scores)
-        temperature = token_temperatures(self.policy, energies, states)
-        result = logits_at_temperature(scores, energies, temperature)
+        result, temperature = apply_policy(self.policy, scores, energies, states)
         if run.recorder is not None:
             steps = trace_steps(energies, temperature, states)
             raw = (-energies).log_softmax(-1)
             run.recorder.record(rows, parents, steps, raw, result.log_softmax(-1))
         unchanged = temperature == 1
+        if self.policy.truncates or self.policy.forces:
+            unchanged &= (result == scores).all(-1)
         if bool(unchanged.all()):
             return result
         return torch.where(unchanged.unsqueeze(-1), result, result.log_softmax(-1))
@@ -115,7 +130,7 @@ class TemperingLogitsProcessor(LogitsProcessor):
         return run
 
     def _begin(self, generation: _Generation | None, length: int) -> _Run:
-        prompt_length = self.prompt_length
+        prompt_length, given = self.prompt_length, self.given
         ends = end_tokens(self.tokenizer if generation is None else generation.config)
         if generation is None:
             if prompt_length is None:
@@ -124,7 +139,12 @@ class TemperingLogitsProcessor(LogitsProcessor):
                     "TemperingLogitsProcessor(..., prompt_length=input_ids.shape[1])"
                 )
         else:
+            if given != NOTHING_GIVEN:
+                raise InputError(
+                    "inside generate() the settings are those of its config; leave given= out"
+                )
             effective_order(generation.config, self.policy)
+            given = generation.taken_over(self.policy)
             generation.check_alone(self.policy)
             if length == 0 and self.policy.reads_tokens:
                 raise RefusedError(
@@ -148,7 +168,15 @@ class TemperingLogitsProcessor(LogitsProcessor):
                 lambda token: token_bytes(token).decode(errors="replace"),
             )
             self.trace.watch(recorder)
-        return _Run(Histories(self.policy, prompt_length), recorder)
+        return _Run(Histories(self.policy, prompt_length, given), recorder)
+
+
+_WARPERS: dict[str, type[LogitsProcessor]] = {
+    "temperature": TemperatureLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "min_p": MinPLogitsWarper,
+}
 
 
 class _Generation(NamedTuple):
@@ -157,6 +185,19 @@ class _Generation(NamedTuple):
     config: GenerationConfig
     processors: LogitsProcessorList
     assisted: bool
+
+    def taken_over(self, policy: Policy) -> RequestSettings:
+        """The settings that a policy takes over; generate()'s own processors of them are removed.
+
+        generate() makes its list of processors anew for each call, and its own stand behind all
+        that were given to it.
+        """
+        given = taken_settings(self.config, policy)
+        for name in given.active():
+            made = [p for p in self.processors if isinstance(p, _WARPERS[name])]
+            if made:
+                self.processors.remove(made[-1])
+        return given
 
     def check_alone(self, policy: Policy) -> None:
         """Refuse another temperature among the processors that generate() runs."""

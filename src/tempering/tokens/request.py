@@ -5,24 +5,75 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
-from tempering.calls import number_text
 from tempering.errors import InputError
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import ConstantPolicy, Policy
-from tempering.tokens.targeted import DynaTempPolicy
-
-_KEYS = (
-    "tempering",
-    "temperature",
-    "temperature_thinking",
-    "post_thinking",
-    "dynatemp_range",
-    "dynatemp_exponent",
+from tempering.tokens.sampler import SamplerPolicy, check_given
+from tempering.tokens.settings import (
+    SETTINGS,
+    TRUNCATIONS,
+    RequestSettings,
+    checked_number,
+    checked_setting,
+    shown,
 )
+from tempering.tokens.targeted import DynaTempPolicy
+from tempering.tokens.token_state import NOTHING_GIVEN
+
+THINKING = tuple(f"{name}_thinking" for name in SETTINGS)
+# The arguments that ask for a policy, beside the settings that every request has.
+POLICY_KEYS = ("tempering", *THINKING, "post_thinking", "dynatemp_range", "dynatemp_exponent")
+_KEYS = ("tempering", *SETTINGS, *POLICY_KEYS[1:])
+
+
+class Asked(NamedTuple):
+    """The policy of a request, and the settings that it takes over from the request.
+
+    A policy that doesn't truncate takes over the temperature alone; the engine truncates as ever.
+    """
+
+    policy: Policy
+    given: RequestSettings
+
+
+def asked_of(
+    request: Mapping[str, Any],
+    own: RequestSettings,
+    tokenizer: Any = None,
+    where: str = "the request",
+) -> Asked:
+    """What a request to an engine asks for.
+
+    Parameters
+    ----------
+    request: its `POLICY_KEYS`, one or more. own: its own settings.
+    where: whose own settings these are, for messages.
+
+    Returns
+    -------
+    Where `policy.truncates`, the engine neither divides by the temperature nor truncates itself:
+    it gives `given` to the policy's states. Otherwise it truncates by the request's settings.
+
+    Raises InputError: what `policy_from_request` refuses; settings given by policy and request.
+    """
+    if "tempering" in request:
+        policy = policy_from_request(request, tokenizer)
+        check_given(policy, own, where)
+        return Asked(policy, own)
+    by_phase = any(name in request for name in THINKING[1:]) or _truncates(request)
+    values = own.active() if by_phase else {}
+    policy = policy_from_request({**request, **values, "temperature": own.temperature}, tokenizer)
+    return Asked(policy, NOTHING_GIVEN)
+
+
+def _truncates(request: Mapping[str, Any]) -> bool:
+    after = request.get("post_thinking")
+    if isinstance(after, str):
+        after = _read(after)
+    return isinstance(after, Mapping) and any(name in after for name in TRUNCATIONS)
 
 
 def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
@@ -36,6 +87,10 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
     | `temperature: T, post_thinking: {"temperature": A}` (vLLM; or as JSON text) | \
 `phases(thinking=T, answer=A)` |
     | `temperature: T, dynatemp_range: R, dynatemp_exponent: E` (llama.cpp) | `dynatemp(R, E, T)` |
+
+    `top_p`, `top_k` and `min_p` may stand beside `temperature` everywhere, `top_p_thinking` and
+    its kin beside `temperature_thinking`, and all of them in `post_thinking`. Each temperature is
+    then a `sampler`; in a phase that doesn't name a setting, the request's own holds.
 
     Parameters
     ----------
@@ -51,75 +106,95 @@ def policy_from_request(request: object, tokenizer: Any = None) -> Policy:
     proposal for vLLM the first temperature holds until the first thinking has ended.
     """
     if not isinstance(request, Mapping):
-        raise InputError(f"a request is a mapping of {', '.join(_KEYS)}; got {_shown(request)}")
+        raise InputError(f"a request is a mapping of {', '.join(_KEYS)}; got {shown(request)}")
     for key in request:
         if key not in _KEYS:
             raise InputError(f"unknown key {key!r}; a request has {', '.join(_KEYS)}")
     if not request:
         raise InputError(f"the request is empty; give one or more of {', '.join(_KEYS)}")
-    for form in ("tempering", "temperature_thinking", "post_thinking"):
-        if form in request:
-            allowed = {form} if form == "tempering" else {form, "temperature"}
-            if others := sorted(request.keys() - allowed):
-                raise InputError(f"{form} can't be combined with {', '.join(others)}; give one")
+    _check_combined(request)
     if "tempering" in request:
         text = request["tempering"]
         if not isinstance(text, str):
-            raise InputError(f"tempering is the text of a policy, got {_shown(text)}")
+            raise InputError(f"tempering is the text of a policy, got {shown(text)}")
         return parse_policy(text, tokenizer)
-    temperature = _number(request, "temperature", 1.0, most=math.inf)
-    if "temperature_thinking" in request:
-        thinking = _number(request, "temperature_thinking", 1.0, most=math.inf)
-        return _thinking(thinking, temperature, tokenizer)
+    own = {"temperature": 1.0} | _settings(request)
+    if any(name in request for name in THINKING):
+        thinking = {
+            name: checked_setting(key, request[key])
+            for name, key in zip(SETTINGS, THINKING, strict=True)
+            if key in request
+        }
+        return _thinking(own | thinking, own | _off(thinking, own), tokenizer)
     if "post_thinking" in request:
-        inner = request["post_thinking"]
-        if isinstance(inner, str):
-            inner = _read(inner)
-        if not isinstance(inner, Mapping):
-            raise InputError(
-                f"post_thinking is a mapping such as {{'temperature': 0.2}}, got {_shown(inner)}"
-            )
-        if others := sorted(str(key) for key in inner if key != "temperature"):
-            raise InputError(
-                f"post_thinking.{others[0]} can't be changed by phase: a policy sets the "
-                "temperature alone; give it for the whole request"
-            )
-        after = _number(inner, "temperature", temperature, most=math.inf, where="post_thinking.")
-        return _thinking(temperature, after, tokenizer)
+        after = _post_thinking(request["post_thinking"])
+        return _thinking(own | _off(after, own), own | after, tokenizer)
     if "dynatemp_exponent" in request and "dynatemp_range" not in request:
         raise InputError("dynatemp_exponent does nothing without dynatemp_range; give both")
     if "dynatemp_range" in request:
-        width = _number(request, "dynatemp_range", 0.0)
-        exponent = _number(request, "dynatemp_exponent", 1.0)
-        if temperature == math.inf:
-            raise InputError("temperature inf has no range around it; give a finite temperature")
-        return DynaTempPolicy(width, exponent, temperature)
-    return ConstantPolicy(temperature)
+        return _sampler(_dynatemp(request, float(own["temperature"])), own)
+    return _sampler(ConstantPolicy(own["temperature"]), own)
 
 
-def _thinking(thinking: float, answer: float, tokenizer: Any) -> Policy:
-    spans = (("thinking", Span(ConstantPolicy(thinking))), ("answer", Span(ConstantPolicy(answer))))
+def _check_combined(request: Mapping[Any, Any]) -> None:
+    """Refuse keys of two forms."""
+    for form in ("tempering", *THINKING, "post_thinking"):
+        if form in request:
+            allowed = {form, *SETTINGS}
+            if form == "tempering":
+                allowed = {form}
+            elif form in THINKING:
+                allowed |= set(THINKING)
+            if others := sorted(request.keys() - allowed):
+                raise InputError(f"{form} can't be combined with {', '.join(others)}; give one")
+
+
+def _settings(values: Mapping[Any, Any], where: str = "") -> dict[str, float | int]:
+    """The settings among the values, checked."""
+    return {name: checked_setting(name, values[name], where) for name in SETTINGS if name in values}
+
+
+def _post_thinking(given: Any) -> dict[str, float | int]:
+    values = _read(given) if isinstance(given, str) else given
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"post_thinking is a mapping such as {{'temperature': 0.2}}, got {shown(values)}"
+        )
+    if others := sorted(str(key) for key in values if key not in SETTINGS):
+        raise InputError(
+            f"post_thinking.{others[0]:.40} can't be changed by phase; it has {', '.join(SETTINGS)}"
+        )
+    return _settings(values, "post_thinking.")
+
+
+def _off(one: Mapping[str, float | int], own: Mapping[str, float | int]) -> dict[str, float | int]:
+    """What the other phase has of the settings that one phase states and the request doesn't."""
+    neutral = vars(NOTHING_GIVEN)
+    return {name: neutral[name] for name in one if name not in own}
+
+
+def _thinking(
+    thinking: Mapping[str, float | int], answer: Mapping[str, float | int], tokenizer: Any
+) -> Policy:
+    spans = tuple(
+        (name, Span(_sampler(ConstantPolicy(values["temperature"]), values)))
+        for name, values in (("thinking", thinking), ("answer", answer))
+    )
     return Phases(spans, tokenizer)
 
 
-def _number(
-    request: Mapping[Any, Any], key: str, default: float, most: float = 1e6, where: str = ""
-) -> float:
-    """A number >= 0 of a request. JSON's true is no number, and neither is a text of digits."""
-    value = request.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{where}{key} is a number, got {_shown(value)}")
-    try:
-        result = float(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        raise InputError(
-            f"{where}{key} is beyond the numbers that float64 holds (the limit is written inf)"
-        ) from None
-    if not 0 <= result <= most:
-        raise InputError(
-            f"{where}{key} is a number from 0 to {number_text(most)}, got {_shown(value)}"
-        )
-    return result
+def _sampler(temperature: Policy, values: Mapping[str, float | int]) -> Policy:
+    """A temperature with the truncation among these values, if there is any."""
+    cuts = {name: values[name] for name in TRUNCATIONS if name in values}
+    return SamplerPolicy(temperature, **cuts) if cuts else temperature  # type: ignore[arg-type]
+
+
+def _dynatemp(request: Mapping[Any, Any], temperature: float) -> Policy:
+    width = checked_number("dynatemp_range", request["dynatemp_range"], 1e6)
+    exponent = checked_number("dynatemp_exponent", request.get("dynatemp_exponent", 1.0), 1e6)
+    if temperature == math.inf:
+        raise InputError("temperature inf has no range around it; give a finite temperature")
+    return DynaTempPolicy(width, exponent, temperature)
 
 
 def _read(text: str) -> Any:
@@ -128,13 +203,5 @@ def _read(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"post_thinking is JSON such as '{{\"temperature\": 0.2}}', got {_shown(text)}"
+            f"post_thinking is JSON such as '{{\"temperature\": 0.2}}', got {shown(text)}"
         ) from error
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # whole numbers of thousands of digits; deep nesting
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:60] + "..."

@@ -15,11 +15,12 @@ from torch import Tensor
 from tempering.calls import call_text, number_text
 from tempering.errors import InputError, SupportError, TemperatureError
 from tempering.posterior import entropy, temperature_for
+from tempering.posterior.wide import WIDE, wide_temperature
 from tempering.schedules import Schedule
 from tempering.schedules.patterns import Constant
 from tempering.tokens.clock import Clock
 from tempering.tokens.policy import Policy
-from tempering.tokens.temper import one_per_row
+from tempering.tokens.temper import count, live, one_per_row
 from tempering.tokens.token_state import TokenState
 
 
@@ -59,17 +60,17 @@ class SupportPolicy(Policy):
         self, energies: Float[Tensor, "batch vocab"], states: Sequence[TokenState]
     ) -> Float64[Tensor, " batch"]:
         target = one_per_row((self.clock.at(state.position) for state in states), energies)
-        ties = (energies == 0).sum(-1)
-        unmasked = (energies < math.inf).sum(-1)
+        ties, unmasked = count(torch.eq, energies, 0.0), live(energies)
         limit = torch.where(target <= ties, 0.0, math.inf)
         result = torch.where(ties == unmasked, 1.0, limit).double()
         # In the dtype of the solver, where a target may round to one of the ends.
         target = target.to(energies.dtype)
         solvable = (target > ties) & (target < unmasked)
         if bool(solvable.all()):
-            return _solved(energies, target)
+            return _solved(energies, target, ties, unmasked)
         if bool(solvable.any()):
-            result[solvable] = _solved(energies[solvable], target[solvable])
+            known = (each[solvable] for each in (energies, target, ties, unmasked))
+            result[solvable] = _solved(*known)
         return result
 
     @property
@@ -85,10 +86,15 @@ class SupportPolicy(Policy):
 
 
 def _solved(
-    energies: Float[Tensor, "batch vocab"], target: Float[Tensor, " batch"]
+    energies: Float[Tensor, "batch vocab"],
+    target: Float[Tensor, " batch"],
+    ties: Float[Tensor, " batch"],
+    unmasked: Float[Tensor, " batch"],
 ) -> Float64[Tensor, " batch"]:
     """T of each row's target; solved in float64 where the energies' dtype can't reach a target."""
     try:
+        if energies.shape[-1] >= WIDE:
+            return wide_temperature(energies.detach(), target, ties, unmasked).double()
         return temperature_for(energies, target).double()
     except SupportError:
         return temperature_for(energies.double(), target.double())

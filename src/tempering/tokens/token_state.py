@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tempering.errors import InputError
+from tempering.tokens.settings import RequestSettings
+
+NOTHING_GIVEN = RequestSettings()
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class TokenState:
     spent: (phase, tokens generated in it) for each phase of the policy.
     text: the last bytes of the text, as many as may belong to a delimiter that is not complete.
     ids: the last token ids, as many as may belong to a delimiter of ids that is not complete.
+    given: the request's own settings, which hold where a policy that truncates states none.
+    written: how often a marker was written, for `after`.
+    inner: the states of the policies that a policy is made of, where they follow the tokens by
+        themselves.
     """
 
     position: int = 0
@@ -35,10 +42,20 @@ class TokenState:
     spent: tuple[tuple[str, int], ...] = ()
     text: bytes = b""
     ids: tuple[int, ...] = ()
+    given: RequestSettings = NOTHING_GIVEN
+    written: int = 0
+    inner: tuple[TokenState, ...] = ()
+
+    def within(self, *others: TokenState, ids: tuple[int, ...] = ()) -> TokenState:
+        """The state of a policy around this one's, which counts the same tokens."""
+        return TokenState(
+            self.position, self.sample, self.phase, ids=ids, given=self.given, inner=(self, *others)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for a JSON file or a message to another process."""
-        return asdict(self) | {"text": self.text.hex()}
+        inner = [state.to_json() for state in self.inner]
+        return asdict(replace(self, inner=())) | {"text": self.text.hex(), "inner": inner}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenState:
@@ -52,6 +69,9 @@ class TokenState:
                 spent=tuple((str(name), int(count)) for name, count in data["spent"]),
                 text=bytes.fromhex(data["text"]),
                 ids=tuple(map(int, data["ids"])),
+                given=RequestSettings(**data["given"]),
+                written=int(data["written"]),
+                inner=tuple(map(cls.from_json, data["inner"])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(

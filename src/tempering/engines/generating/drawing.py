@@ -24,19 +24,9 @@ class Drawn(NamedTuple):
 def draw_tokens(
     cooled: Float[Tensor, "rows vocab"],
     numbers: Float[Tensor, "rows"],
-    top_p: float | None = None,
 ) -> Drawn:
-    """One token a row from tempered logits.
-
-    numbers: in [0, 1), float64. top_p: mass of the likeliest tokens that are drawn from.
-    """
+    """One token a row from tempered logits, -inf where cut. numbers: in [0, 1), float64."""
     weights = responsibilities(-cooled)
-    if top_p is not None and top_p < 1:
-        ordered, places = weights.sort(-1, descending=True)
-        before = ordered.double().cumsum(-1) - ordered
-        ordered = torch.where(before < top_p, ordered, 0.0)
-        weights = torch.zeros_like(weights).scatter(-1, places, ordered)
-        weights = weights / weights.sum(-1, keepdim=True)
     cumulative = weights.double().cumsum(-1)
     tokens = torch.searchsorted(cumulative, numbers.to(cumulative)[:, None], right=True)
     if int(tokens.max()) == weights.shape[-1]:

@@ -12,20 +12,17 @@ from typing import Any
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.writing import SampledToken
 from tempering.errors import InputError
-from tempering.tokens.request import policy_from_request
+from tempering.tokens.policy import ConstantPolicy
+from tempering.tokens.request import POLICY_KEYS, Asked, asked_of
+from tempering.tokens.sampler import OrderPolicy
+from tempering.tokens.settings import SETTINGS, settings_of
+from tempering.tokens.truncation import ORDER
 
-_POLICY = (
-    "tempering",
-    "temperature_thinking",
-    "post_thinking",
-    "dynatemp_range",
-    "dynatemp_exponent",
-)
 _SAMPLE = "tempering_sample"
 # Of OpenAI's names, what is carried out (the first two by one kind of request each), and what
 # changes nothing here.
-_READ = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "seed", "stop",
-         "stream", "stream_options", "logprobs", "model", "vllm_xargs")  # fmt: skip
+_READ = ("max_tokens", "max_completion_tokens", *SETTINGS, "n", "seed", "stop", "stream",
+         "stream_options", "logprobs", "model", "vllm_xargs")  # fmt: skip
 _OWN = {True: ("messages",), False: ("prompt", "echo")}
 _IDLE = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 # What asks for nothing at these values.
@@ -34,8 +31,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
     "best_of": (1,),
-    "top_k": (0, -1),
-    "min_p": (0,),
     "repetition_penalty": (1,),
     "suffix": ("",),
     "tools": ([],),
@@ -53,7 +48,6 @@ class ServedRequest:
     prompt: list[int]
     samples: list[SampledToken]
     tokens: int
-    top_p: float | None
     stop: tuple[str, ...]
     stream: bool
     usage: bool
@@ -94,7 +88,6 @@ def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> Ser
         prompt=prompt,
         samples=_samples(body, model, n),
         tokens=_limit(body, model, len(prompt), chat, echo),
-        top_p=_share(body),
         stop=_stop(body),
         stream=stream,
         usage=_usage(body, stream),
@@ -232,22 +225,13 @@ def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledTo
                 "tempering_profile: llama.cpp has no attention profiles of requests; bake the "
                 "profile into the file: tempering bake FILE.gguf --profile P --in-place-scales"
             )
-        if key not in (*_POLICY, _SAMPLE):
+        if key not in (*POLICY_KEYS, _SAMPLE):
             raise InputError(
                 f"there is no argument {key!r:.60}; vllm_xargs takes "
-                f"{', '.join((*_POLICY, _SAMPLE))}"
+                f"{', '.join((*POLICY_KEYS, _SAMPLE))}"
             )
-    given = {key: extra[key] for key in _POLICY if key in extra}
-    temperature = body.get("temperature")
-    if "tempering" in given:
-        if temperature not in (None, 1):
-            raise InputError(
-                f"two temperatures: the policy {given['tempering']!r:.60}, and temperature="
-                f"{temperature!r:.20}; send temperature=1"
-            )
-    else:
-        given["temperature"] = 1.0 if temperature is None else temperature
-    policy = policy_from_request(given, model.tokenizer)
+    asked = _asked(body, extra, model)
+    policy = asked.policy
     number = extra.get(_SAMPLE)
     if number is not None and (policy.samples is None or n != 1):
         raise InputError(f"{_SAMPLE} is for one sample of a ladder: send n=1 with it")
@@ -265,16 +249,19 @@ def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledTo
 
         seed = secrets.randbits(62)
     seed = _whole(seed, "seed", 0)
-    return [SampledToken(policy, (seed + i) % 2**63, first + i) for i in range(n)]
+    return [SampledToken(policy, (seed + i) % 2**63, first + i, asked.given) for i in range(n)]
 
 
-def _share(body: Mapping[str, Any]) -> float | None:
-    value = body.get("top_p")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InputError(f"top_p lies in (0, 1], got {value!r:.40}")
-    return float(value)
+def _asked(body: Mapping[str, Any], extra: Mapping[str, Any], model: LlamaCpp) -> Asked:
+    """The policy of a request, which truncates by the request's settings where it states none."""
+    own = settings_of(body)
+    request = {key: extra[key] for key in POLICY_KEYS if key in extra}
+    asked = Asked(ConstantPolicy(own.temperature), own)
+    if request:
+        asked = asked_of(request, own, model.tokenizer)
+    if asked.policy.truncates or own.active().keys() <= {"temperature"}:
+        return asked
+    return Asked(OrderPolicy(asked.policy, ORDER), own)
 
 
 def _whole(value: Any, name: str, least: int) -> int:

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on llama.cpp: completions and chats, policies per request.
 
     GET  /v1/models, /health
-    POST /v1/completions, /v1/chat/completions     n, seed, stop, stream, top_p, echo, logprobs
+    POST /v1/completions, /v1/chat/completions     n, seed, stop, stream, echo, logprobs
 
 Requests are carried out one after another, the samples of each side by side.
 """
@@ -57,7 +57,6 @@ class WrittenReply:
                 request.prompt,
                 request.samples,
                 tokens=request.tokens,
-                top_p=request.top_p,
                 traced=False,
                 between=self.between,
             ):

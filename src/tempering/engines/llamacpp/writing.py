@@ -18,17 +18,22 @@ from tempering.engines.generating.drawing import draw_tokens
 from tempering.engines.generating.side_by_side import GrowingText, StreamedToken
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.errors import InputError
-from tempering.tokens.policy import Policy, temper_logits
+from tempering.tokens.applying import temper_logits
+from tempering.tokens.policy import Policy
+from tempering.tokens.settings import RequestSettings
+from tempering.tokens.token_state import NOTHING_GIVEN
 from tempering.tokens.trace import TraceStep, trace_steps
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """One sample of a prompt. number: which of a ladder's it is. seed: of its draws."""
+    """One sample of a prompt. number: which of a ladder's it is. seed: of its draws. given: the
+    settings that its policy takes over from its request."""
 
     policy: Policy
     seed: int
     number: int = 0
+    given: RequestSettings = NOTHING_GIVEN
 
 
 class WritingRows:
@@ -37,13 +42,15 @@ class WritingRows:
 
     def __init__(self, prompt: Sequence[int], samples: Sequence[SampledToken]) -> None:
         self.samples = list(samples)
-        self.states = [item.policy.state(prompt, [], sample=item.number) for item in samples]
+        self.states = [
+            item.policy.start(prompt, sample=item.number, given=item.given) for item in samples
+        ]
         self.generators = [torch.Generator().manual_seed(item.seed) for item in samples]
 
     def temper(
         self, rows: Sequence[int], logits: Float[Tensor, "rows vocab"]
     ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows"]]:
-        """Logits of some rows over the temperatures of their policies, and the temperatures."""
+        """Logits of some rows under their policies, and the temperatures."""
         groups: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             groups.setdefault(id(self.samples[row].policy), []).append(place)
@@ -72,7 +79,6 @@ def write(
     samples: Sequence[SampledToken],
     *,
     tokens: int,
-    top_p: float | None = None,
     traced: bool = True,
     between: Callable[[], None] | None = None,
 ) -> Iterator[StreamedToken]:
@@ -109,7 +115,7 @@ def write(
             else:
                 at = zip(states, temperature.tolist(), strict=True)
                 known = [TraceStep(state.phase, T, *[math.nan] * 3) for state, T in at]
-            drawn = draw_tokens(cooled, rows.numbers(alive), top_p)
+            drawn = draw_tokens(cooled, rows.numbers(alive))
             raw = logits.log_softmax(-1).gather(1, drawn.tokens[:, None])[:, 0]
             going: list[tuple[int, int, int]] = []
             for place, row in enumerate(alive):

@@ -18,10 +18,12 @@ from tempering.engines.vllm.arguments import (
     KEYS,
     PROFILE,
     SAMPLE,
+    asked_by,
     asks_policy,
     extra_of,
-    policy_of,
     sample_of,
+    with_taken,
+    without_taken,
 )
 from tempering.engines.vllm.failing import failure_message
 from tempering.engines.vllm.settings import named_profiles
@@ -54,7 +56,7 @@ def process_inputs(
     **kwargs: Any,
 ) -> Any:
     """vLLM's `InputProcessor.process_inputs`, during which `check_request` knows the admission."""
-    params = templates.carried(params, prompt)
+    params = without_taken(templates.carried(params, prompt))
     tokens = not (
         isinstance(prompt, Mapping)
         and (prompt.get("type") == "embeds" or prompt.get("prompt_embeds") is not None)
@@ -71,6 +73,8 @@ def process_inputs(
     if extra and PROFILE in extra:
         # Keys and values depend on the profile: requests with different ones share no prefix.
         request.cache_salt = f"{request.cache_salt or ''}|tempering:{extra[PROFILE]}"
+    if asks_policy(params):
+        request.sampling_params = with_taken(request.sampling_params, self.tokenizer)
     return request
 
 
@@ -158,9 +162,15 @@ def _check(params: Any) -> None:
         )
     if admission.grows:
         raise RefusedError("a policy needs its whole prompt at once; send it without streaming in")
-    policy = policy_of(params, admission.tokenizer)
-    if policy is None:
+    asked = asked_by(params, admission.tokenizer)
+    if asked is None:
         return
+    policy = asked.policy
+    if policy.forces and getattr(params, "thinking_token_budget", None) is not None:
+        raise InputError(
+            f"two budgets: {policy!s:.200}, and thinking_token_budget="
+            f"{params.thinking_token_budget} of the request; send one"
+        )
     if policy.reads_tokens and not admission.tokens:
         raise RefusedError(
             f"{policy} reads the prompt's tokens, but this prompt is given as embeddings; "

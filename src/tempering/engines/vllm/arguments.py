@@ -5,6 +5,7 @@ They come in `SamplingParams.extra_args`, which is `vllm_xargs` over HTTP.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import threading
@@ -15,20 +16,22 @@ from typing import Any
 from tempering.engines.vllm import templates
 from tempering.errors import InputError
 from tempering.tokens.policy import Policy
-from tempering.tokens.request import policy_from_request
+from tempering.tokens.request import POLICY_KEYS, Asked, asked_of
+from tempering.tokens.settings import SETTINGS, TRUNCATIONS, RequestSettings, settings_of
+from tempering.tokens.token_state import NOTHING_GIVEN
 
 SAMPLE, PROFILE = "tempering_sample", "tempering_profile"
-_POLICY = (
-    "tempering",
-    "temperature_thinking",
-    "post_thinking",
-    "dynatemp_range",
-    "dynatemp_exponent",
-)
-KEYS = (*_POLICY, SAMPLE, PROFILE)
+KEYS = (*POLICY_KEYS, SAMPLE, PROFILE)
+# The extra argument that carries the request's own settings to the processes that sample, where
+# they are the policy's to carry out. It is no argument of users: one that a request sends is
+# dropped.
+_TAKEN = "_own_sampling"
 # How our arguments begin, and no argument of vLLM's or of another plugin does: an unknown argument
 # that begins so is taken for a misspelt one of ours.
-_OURS = ("tempering", "temperature", "dynatemp", "post_think", "dyna_temp")
+_OURS = (
+    *("tempering", "temperature", "dynatemp", "post_think", "dyna_temp"),
+    *(f"{name}_" for name in TRUNCATIONS),
+)
 _CLOSE = 0.8  # difflib's ratio: about one letter in five may differ
 # Longer keys aren't compared: our longest has 20 letters, and difflib's time grows with the square.
 _LONGEST = 32
@@ -50,12 +53,12 @@ def _refuse_misspelt(key: str) -> None:
     """InputError for an argument that looks like one of ours: ignored, it would temper nothing."""
     plain = key.strip().lower().replace("-", "_").replace(" ", "_")
     close = difflib.get_close_matches(plain, KEYS, 1, _CLOSE) if len(plain) <= _LONGEST else []
+    if plain in SETTINGS:
+        raise InputError(
+            f"send {plain} beside vllm_xargs (extra_args), among vLLM's own parameters"
+        )
     if not close and not plain.startswith(_OURS):
         return
-    if plain == "temperature":
-        raise InputError(
-            "send temperature beside vllm_xargs (extra_args), among vLLM's own parameters"
-        )
     hint = f"did you mean {close[0]}? " if close else ""
     raise InputError(f"there is no argument {key!r:.60}; {hint}tempering takes {', '.join(KEYS)}")
 
@@ -63,21 +66,53 @@ def _refuse_misspelt(key: str) -> None:
 def asks_policy(params: Any) -> bool:
     """Whether the request asks for a policy."""
     extra = getattr(params, "extra_args", None) or {}
-    return any(key in extra for key in _POLICY)
+    return any(key in extra for key in POLICY_KEYS)
 
 
-def policy_of(params: Any, tokenizer: Any) -> Policy | None:
-    """The policy of a request; None when it asks for none.
+def without_taken(params: Any) -> Any:
+    """The parameters of a request as its client sent them."""
+    extra = getattr(params, "extra_args", None) or {}
+    if _TAKEN not in extra:
+        return params
+    params = copy.copy(params)
+    params.extra_args = {key: value for key, value in extra.items() if key != _TAKEN}
+    return params
+
+
+def with_taken(params: Any, tokenizer: Any) -> Any:
+    """Parameters whose truncation is off where the request's policy takes it over."""
+    asked = asked_by(params, tokenizer)
+    if asked is None or not asked.policy.truncates:
+        return params
+    own = _own(params)
+    params = copy.copy(params)
+    params.extra_args = {**params.extra_args, _TAKEN: own.active()}
+    for name, value in vars(NOTHING_GIVEN).items():
+        if name != "temperature":  # by which vLLM divides; that is undone
+            setattr(params, name, value)
+    return params
+
+
+def _own(params: Any) -> RequestSettings:
+    """The request's own settings."""
+    taken = (getattr(params, "extra_args", None) or {}).get(_TAKEN)
+    if taken is not None:
+        return settings_of(taken)
+    return settings_of({name: getattr(params, name) for name in SETTINGS})
+
+
+def asked_by(params: Any, tokenizer: Any) -> Asked | None:
+    """The policy of a request and what it takes over; None when it asks for none.
 
     `tempering` is a policy's text. The names that users of other engines know
-    (`policy_from_request`) take the request's own temperature as theirs; `post_thinking` is JSON
+    (`policy_from_request`) take the request's own settings as theirs; `post_thinking` is JSON
     text there, because `vllm_xargs` holds no mappings.
 
     Raises
     ------
-    InputError: a policy that doesn't parse, two temperatures, or temperature 0.
+    InputError: a policy that doesn't parse, a setting given twice, or temperature 0.
     """
-    request = {key: value for key, value in extra_of(params).items() if key in _POLICY}
+    request = {key: value for key, value in extra_of(params).items() if key in POLICY_KEYS}
     if not request:
         return None
     tokenizer = templates.tokenizer_of(params, tokenizer)
@@ -88,29 +123,26 @@ def policy_of(params: Any, tokenizer: Any) -> Policy | None:
             "whatever a policy says; send temperature=1, with T = 0 in the policy where it is "
             'meant: "tempering": "phases(thinking=1, answer=0)"'
         )
-    if "tempering" in request:
-        if temperature != 1:
-            raise InputError(
-                f"two temperatures: the policy {request['tempering']!r:.60}, and "
-                f"temperature={temperature:g} of the request or of the model's generation_config; "
-                "send temperature=1"
-            )
-        return _made(request, tokenizer)
-    return _made({**request, "temperature": temperature}, tokenizer)
+    return _made(request, _own(params), tokenizer)
 
 
-def _made(request: Mapping[str, Any], tokenizer: Any) -> Policy:
-    """The policy of these arguments; requests with the same arguments share one object."""
+def _made(request: Mapping[str, Any], own: RequestSettings, tokenizer: Any) -> Asked:
+    """What these arguments ask for; requests with the same arguments share one policy."""
+
+    def made() -> Asked:
+        where = "the request (or its model's generation_config)"
+        return asked_of(request, own, tokenizer, where)
+
     try:
-        text = json.dumps(request, sort_keys=True)
+        text = json.dumps([request, own.active()], sort_keys=True)
     except (TypeError, ValueError, RecursionError):  # not JSON: the call names the key and refuses
-        return policy_from_request(request, tokenizer)
+        return made()
     key = (text, id(tokenizer))
-    policy = _CACHE.get(key)
-    if policy is None:
-        policy = policy_from_request(request, tokenizer)
-        _CACHE.add(key, policy, tokenizer, len(text))
-    return policy
+    asked = _CACHE.get(key)
+    if asked is None:
+        asked = made()
+        _CACHE.add(key, asked, tokenizer, len(text))
+    return asked
 
 
 class _PolicyCache:
@@ -123,26 +155,26 @@ class _PolicyCache:
     def __init__(self, most: int) -> None:
         self.most = most
         self.bytes = 0
-        self._policies: OrderedDict[tuple[str, int], tuple[Policy, Any, int]] = OrderedDict()
+        self._policies: OrderedDict[tuple[str, int], tuple[Asked, Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[str, int]) -> Policy | None:
+    def get(self, key: tuple[str, int]) -> Asked | None:
         with self._lock:
             if key not in self._policies:
                 return None
             self._policies.move_to_end(key)
             return self._policies[key][0]
 
-    def add(self, key: tuple[str, int], policy: Policy, tokenizer: Any, length: int) -> None:
+    def add(self, key: tuple[str, int], asked: Asked, tokenizer: Any, length: int) -> None:
         """Keep a policy, and drop those longest unused until all fit.
 
         The tokenizer is kept beside it, so that no other object gets its id.
         """
-        size = policy.most_bytes + 200 * length  # the objects: up to 120 bytes a character
+        size = asked.policy.most_bytes + 200 * length  # the objects: up to 120 bytes a character
         with self._lock:
             if key in self._policies or size > self.most:
                 return
-            self._policies[key] = policy, tokenizer, size
+            self._policies[key] = asked, tokenizer, size
             self.bytes += size
             while self.bytes > self.most:
                 _, (_, _, freed) = self._policies.popitem(last=False)

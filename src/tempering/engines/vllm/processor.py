@@ -3,7 +3,8 @@
 The older runner tells a processor how rows are added, moved and removed; the newer one names a
 slot for each row. Either way the state of a row is made from the tokens of its own request, so no
 request gets another's temperature. The order is that of transformers: penalties and constraints,
-then the policy in place of the temperature, then min-p, top-k and top-p.
+then the policy in place of the temperature, then min-p, top-k and top-p. A policy that truncates
+does these itself, and vLLM's own are off for its request (`arguments.with_taken`).
 
 No exception leaves a processor. Whatever goes wrong with a request, while its policy is made or
 its logits are divided, is kept as the failure of that request; `failing` says how the reason
@@ -21,7 +22,7 @@ from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from tempering.engines.vllm.admission import check_request
-from tempering.engines.vllm.arguments import asks_policy, policy_of, sample_of
+from tempering.engines.vllm.arguments import asked_by, asks_policy, sample_of
 from tempering.engines.vllm.failing import LAST_STEP, failure_message
 from tempering.engines.vllm.settings import configured
 from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
@@ -69,10 +70,11 @@ class TemperingPolicies(LogitsProcessor):
                 from vllm.tokenizers import cached_tokenizer_from_config
 
                 self._tokenizer = cached_tokenizer_from_config(self._config.model_config)
-            policy = policy_of(params, self._tokenizer)
-            if policy is None:
+            asked = asked_by(params, self._tokenizer)
+            if asked is None:
                 return None
-            return Stream(policy, sample_of(params, policy, child=True), float(params.temperature))
+            sample = sample_of(params, asked.policy, child=True)
+            return Stream(asked.policy, sample, float(params.temperature), asked.given)
         except Exception as error:
             return error
 

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import RefusedError
-from tempering.tokens.policy import Policy, token_temperatures
-from tempering.tokens.temper import logits_at_temperature, token_energies
-from tempering.tokens.token_state import TokenState
+from tempering.tokens.applying import apply_policy
+from tempering.tokens.policy import Policy
+from tempering.tokens.settings import RequestSettings
+from tempering.tokens.temper import token_energies
+from tempering.tokens.token_state import NOTHING_GIVEN, TokenState
 
 
 class Stream:
@@ -27,10 +29,18 @@ class Stream:
     policy: of this request.
     sample: which of the n samples of its prompt it is.
     temperature: the request's own, by which the engine divides, too.
+    given: the request's own settings, where the policy takes them over.
     """
 
-    def __init__(self, policy: Policy, sample: int = 0, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        sample: int = 0,
+        temperature: float = 1.0,
+        given: RequestSettings = NOTHING_GIVEN,
+    ) -> None:
         self.policy = policy
+        self.given = given
         self.sample = sample
         self.temperature = temperature
         self.reads_tokens = policy.reads_tokens
@@ -47,7 +57,8 @@ class Stream:
         """
         reads = self.reads_tokens
         if self._state is None or count < self._count:
-            self._state = self.policy.start(prompt() if reads else (), sample=self.sample)
+            ids = prompt() if reads else ()
+            self._state = self.policy.start(ids, sample=self.sample, given=self.given)
             self._count = 0
         while self._count < count:
             token_id = token(self._count) if reads else 0
@@ -127,9 +138,7 @@ def _temper_group(
     divisor = given.new_tensor([row.stream.temperature for row in rows]).unsqueeze(-1)
     plain = bool((divisor == 1).all())
     raw = given * divisor if divided and not plain else given
-    energies = token_energies(raw)
-    temperature = token_temperatures(rows[0].stream.policy, energies, states)
-    result = logits_at_temperature(raw, energies, temperature)
+    result, _ = apply_policy(rows[0].stream.policy, raw, token_energies(raw), states)
     if not divided and not plain:
         result = result * divisor
     if whole:
