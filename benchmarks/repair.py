@@ -319,7 +319,7 @@ def draw() -> None:
             cells.append(
                 "" if share is None else f"{share:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
             )
-            if share is not None and label in list(ways)[:2]:
+            if share is not None and label == next(iter(ways)):
                 text = f"{name}, lost {lost:.2f}"
                 rows.append({**own, "label": label, "test": text, "level": 0.95})
         learned_from = [
