@@ -185,8 +185,9 @@ def measured(
     reference, tests, known = stock["reference"], stock["tests"], stock["known"]
     model = compressed(name, reference, stock["ids"])
     subject, main = Subject(model, tests, known), next(iter(tests))
-    found = found | {"damage": subject.rows(subject.before)}
-    for test, row in found["damage"].items():
+    damage = subject.rows(subject.before)
+    found = found | {"damage": found.get("damage", {}) | damage}
+    for test, row in damage.items():
         print(f"{name}: {test}: {row['reference']:.4f} -> {row['compressed']:.4f}", flush=True)
     if found["damage"][main]["damage"] < options.least:
         return found
