@@ -75,8 +75,8 @@ _REASONS = re.compile(
 )
 # In a stated answer, what leads from one number to another that follows from it: 3 each, so 9.
 _LEADS_ON = re.compile(
-    r"\b(?:so|therefore|thus|hence|then|giving|making|total\w*|altogether|in all|i\.e|that is|which"
-    r"\s(?:gives|makes|means|totals))\b",
+    r"\b(?:(?<!or\s)so|therefore|thus|hence|then|giving|making|total\w*|altogether|in all|i\.e"
+    r"|that is|which\s(?:gives|makes|means|totals))\b",
     re.IGNORECASE,
 )
 # A sentence that checks or explains an answer, and so has numbers that are none.

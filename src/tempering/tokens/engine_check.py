@@ -178,21 +178,31 @@ def _drawn(probabilities: list[float], draw: float) -> int | None:
 
 def reference_posterior(logits: Sequence[float], temperature: float | int) -> list[float]:
     """softmax(l/T) in plain Python floats, with both limits."""
-    top = max(logits)
-    if temperature == 0:
-        weights = [float(value == top) for value in logits]
-    elif temperature == math.inf:
-        weights = [float(value > -math.inf) for value in logits]
-    else:
-        weights = [math.exp((value - top) / temperature) for value in logits]
+    weights = _weights(logits, temperature)
     total = sum(weights)
     return [weight / total for weight in weights]
 
 
+def _weights(logits: Sequence[float], temperature: float | int) -> list[float]:
+    """exp((l - max l)/T): the largest is 1."""
+    top = max(logits)
+    if temperature == 0:
+        return [float(value == top) for value in logits]
+    if temperature == math.inf:
+        return [float(value > -math.inf) for value in logits]
+    return [math.exp((value - top) / temperature) for value in logits]
+
+
 def reference_entropy(logits: Sequence[float], temperature: float | int = 1.0) -> float:
-    """-sum r log r in nats, over the unmasked tokens."""
-    posterior = reference_posterior(logits, temperature)
-    return -sum(r * math.log(r) for r in posterior if r > 0)
+    """-sum r log r in nats, over the unmasked tokens.
+
+    With weights w and their sum Z it is sum w (log Z - log w) / Z. Z - 1 is summed by itself: near
+    certainty, log r of the likeliest token would be lost in the rounding of r.
+    """
+    weights = sorted(_weights(logits, temperature))
+    rest = sum(weights[:-1])
+    log_total = math.log1p(rest)
+    return sum(w * (log_total - math.log(w)) for w in weights if w > 0) / (1 + rest)
 
 
 def reference_support(logits: Sequence[float], target: float | int) -> float:
