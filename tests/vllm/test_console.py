@@ -93,6 +93,11 @@ def text_of(events: list[dict[str, Any]], row: int) -> str:
     return "".join(e["text"] for e in events if e["type"] == "token" and e["row"] == row)
 
 
+def whole(text: str) -> str:
+    """The text without the half characters that a random model writes, which no token shows."""
+    return text.replace("\ufffd", "")
+
+
 def order(**more: Any) -> dict[str, Any]:
     return {"prompt": TEXTS[0][:60], "tokens": TOKENS, "policy": "constant(0)", "names": [], **more}
 
@@ -104,7 +109,7 @@ def test_columns_are_the_profile_in_force_and_the_named_ones(driven, chat):
     texts = []
     for row, name in enumerate(("own", "hot")):
         texts.append(driven.written(TEXTS[0][:60], driven.profiles[name], chat))
-        assert text_of(events, row) == texts[-1]
+        assert text_of(events, row) == whole(texts[-1])
     assert texts[0] != texts[1]
 
 
@@ -119,11 +124,11 @@ def test_a_painted_profile_is_put_in_force_shown_and_taken_off(driven):
     (told,) = driven.events("put", {"profile": {"rows": rows}})
     assert told["digest"] == active_profile(driven.running.url, KEY) == digest(painted)
     events = driven.events("write", order(chat=False))
-    assert text_of(events, 0) == driven.written(TEXTS[0][:60], painted, False)
+    assert text_of(events, 0) == whole(driven.written(TEXTS[0][:60], painted, False))
     (told,) = driven.events("put", {"profile": None})
     assert told["digest"] == "untempered"
     events = driven.events("write", order(chat=False))
-    assert text_of(events, 0) == driven.written(TEXTS[0][:60], None, False)
+    assert text_of(events, 0) == whole(driven.written(TEXTS[0][:60], None, False))
     (told,) = driven.events("put", {"profile": {"rows": [[1.0]] * len(rows)}})
     assert "heads" in told["message"]
     (told,) = driven.events("put", {"ask": True})
@@ -146,7 +151,9 @@ def test_a_policy_acts_on_its_request_alone(driven):
         right = (raw.double() / T).log_softmax(-1)
         wanted = right.topk(12).values.exp()
         told = torch.tensor([a["after"] for a in token["alternatives"]][:12]).double()
-        torch.testing.assert_close(told.sort().values, wanted.sort().values, rtol=2e-3, atol=1e-6)
+        # The server keys alternatives by their text, which half characters have in common.
+        gaps = (told[:, None] - wanted).abs() / wanted
+        assert len(told) > 3 and float(gaps.min(1).values.max()) < 2e-3
         assert float((right - token["log_probability"]).abs().min()) < 2e-3
 
 
@@ -223,7 +230,7 @@ def test_the_page_swaps_writes_and_shows_alternatives(driven, page):
     ids = driven.ids(TEXTS[0][:60], False)
     wanted = driven.tokenizer.decode(greedy(driven.model, ids, driven.profiles["hot"], 6))
     shown = browser.ask("document.querySelectorAll('.column .body')[1].textContent")
-    assert shown == wanted[: len(shown)] and shown
+    assert shown == whole(wanted)[: len(shown)] and shown
     browser.click(".column:nth-child(2) .token")
     browser.wait("document.querySelectorAll('#alternatives tbody tr').length > 5")
     assert "as the server tells them" in page.text("token-facts")

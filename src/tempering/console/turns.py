@@ -82,9 +82,10 @@ class Job:
 
     def close(self) -> None:
         """Give back what the work holds, and end the stream. In the thread of the model."""
-        if self._events is not None:
+        close = getattr(self._events, "close", None)  # a plain iterator holds nothing
+        if close is not None:
             try:
-                self._events.close()  # type: ignore[attr-defined]
+                close()
             except Exception:
                 traceback.print_exc()
         self.send(None)
