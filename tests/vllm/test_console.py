@@ -6,10 +6,8 @@ import copy
 import json
 import os
 import shutil
-import signal
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -149,11 +147,13 @@ def test_a_policy_acts_on_its_request_alone(driven):
         )
         (token,) = [event for event in events if event["type"] == "token"]
         right = (raw.double() / T).log_softmax(-1)
-        wanted = right.topk(12).values.exp()
+        wanted = right.exp()
         told = torch.tensor([a["after"] for a in token["alternatives"]][:12]).double()
-        # The server keys alternatives by their text, which half characters have in common.
-        gaps = (told[:, None] - wanted).abs() / wanted
-        assert len(told) > 3 and float(gaps.min(1).values.max()) < 2e-3
+        # The server keys alternatives by their text, which half characters have in common, and
+        # tells the sampled token's as well.
+        assert len(told) > 3
+        torch.testing.assert_close(told.max(), wanted.max(), rtol=2e-3, atol=1e-6)
+        assert float(((told[:, None] - wanted).abs() / wanted).min(1).values.max()) < 2e-3
         assert float((right - token["log_probability"]).abs().min()) < 2e-3
 
 
@@ -236,29 +236,3 @@ def test_the_page_swaps_writes_and_shows_alternatives(driven, page):
     assert "as the server tells them" in page.text("token-facts")
     browser.click("#put-none")
     page.says("put-facts", "untempered")
-
-
-@needs_chromium
-def test_a_server_that_goes_away_is_told_and_nothing_painted_is_lost(driven, page):
-    """The last test: the server is killed in the middle of a text."""
-    browser = page.browser
-    page.set("auto", False)
-    page.set("tokens", "400")
-    page.set("chat", False)
-    page.set("policy", "constant(1.5)")
-    browser.drag(page.cell(2, 2))
-    rows = page.rows()
-    browser.click("#write")
-    browser.wait("document.querySelectorAll('.token').length > 2")
-    os.killpg(driven.running.process.pid, signal.SIGKILL)
-    browser.wait("!document.getElementById('write-error').hidden")
-    said = page.text("write-error")
-    assert "broke off" in said or "no server answers" in said
-    assert browser.ask("document.querySelectorAll('.token').length") > 2
-    assert page.rows() == rows
-    browser.click("#put")
-    page.says("put-facts", "no server answers")
-    browser.click("#write")
-    page.says("write-error", "no server answers")
-    assert page.rows() == rows
-    assert Path(driven.running.log).exists()

@@ -204,7 +204,6 @@ def test_beam_search_is_refused_rather_than_untempered(server):
 def test_an_argument_beside_vllms_own_is_refused(server, beside):
     for path, body in {
         "completions": {"prompt": "a"},
-        "responses": {"input": "a"},
         "completions ": {"prompt": "a", "use_beam_search": True, "n": 2},
     }.items():
         answer = httpx.post(
