@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 
 from tempering.reports import Record, save_html
-from tests.e2e.browser import Browser, needs_chromium
+from tests.e2e.browser import needs_chromium
 
 SAMPLE = Path(__file__).parents[1] / "unit" / "test_reports_sample.json"
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    try:
-        browser.attach()
-        yield browser
-    finally:
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -82,18 +82,20 @@ def qwen2(seed: int = 0, **more: Any) -> Any:
     return _random(Qwen2ForCausalLM, Qwen2Config(**settings), seed)
 
 
+_CAPPED: dict[str, Any] = {
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "attn_logit_softcapping": 4.0,
+    "final_logit_softcapping": 5.0,
+    "attn_implementation": "eager",
+}
+
+
 def gemma2(seed: int = 0, **more: Any) -> Any:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    settings = _common(
-        query_pre_attn_scalar=20,
-        sliding_window=24,
-        layer_types=["sliding_attention", "full_attention"],
-        attn_logit_softcapping=4.0,
-        final_logit_softcapping=5.0,
-        attn_implementation="eager",
-        **more,
-    )
+    settings = _common(**_CAPPED, **more)
     return _random(Gemma2ForCausalLM, Gemma2Config(**settings), seed)
 
 
@@ -113,15 +115,7 @@ def gemma3(seed: int = 0, **more: Any) -> Any:
 def vaultgemma(seed: int = 0, **more: Any) -> Any:
     from transformers import VaultGemmaConfig, VaultGemmaForCausalLM
 
-    settings = _common(
-        query_pre_attn_scalar=20,
-        sliding_window=24,
-        layer_types=["sliding_attention", "full_attention"],
-        attn_logit_softcapping=4.0,
-        final_logit_softcapping=5.0,
-        attn_implementation="eager",
-        **more,
-    )
+    settings = _common(**_CAPPED, **more)
     return _random(VaultGemmaForCausalLM, VaultGemmaConfig(**settings), seed)
 
 

@@ -111,6 +111,63 @@ def test_rows_of_a_batch_have_scales_of_their_own_and_nested_ones_multiply() -> 
         torch.testing.assert_close(logits(model), first)
 
 
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (torch.ones(1, 1), "shape"),  # would spread over all heads
+        (torch.ones(4), "shape"),
+        (torch.ones(0, 4), "shape"),
+        (torch.tensor([[1.0, 1.0, math.nan, 1.0]]), "head 2: output scale nan"),
+        (torch.tensor([[1.0, 0.0, 1.0, 1.0]]), "head 1: output scale 0"),
+    ],
+)
+def test_a_handle_refuses_what_is_no_scale_and_keeps_what_it_has(
+    scale: torch.Tensor, said: str
+) -> None:
+    model = tiny_llama()
+    profile = drawn(model)
+    with tempered(model, profile) as handle:
+        before = logits(model)
+        with pytest.raises(ProfileError, match=said):
+            handle.set_scales([torch.full((1, 4), 2.0), None, scale])
+        with pytest.raises(ProfileError, match="2 layers were given, the model has 3"):
+            handle.set_scales([None, None])
+        assert torch.equal(logits(model), before)
+
+
+def test_every_stack_of_an_encoder_decoder_takes_them() -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=32, decoder_ffn_dim=32, init_std=0.3,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config).double().eval()
+    profile = drawn(model, share=1)
+    other = copy.deepcopy(model)
+    inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
+    with torch.no_grad():
+        for name, row in zip(profile.names or (), profile.output_scale, strict=True):
+            other.get_submodule(name).out_proj.weight.mul_(row.repeat_interleave(8))
+        with tempered(other, replace(profile, output_scale=(), model=None)):
+            wanted = other(**inputs).logits
+        with tempered(model, profile):
+            torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-11, rtol=0)
+
+
+def test_sinks_and_a_batch_of_profiles_go_together() -> None:
+    model = tiny("gpt_oss")
+    profiles = [drawn(model, 1), drawn(model, 2)]
+    alone = []
+    for profile in profiles:
+        with tempered(model, profile):
+            alone.append(logits(model))
+    with tempered(model, profiles):
+        both = logits(model)
+    torch.testing.assert_close(both, torch.stack([alone[0][0], alone[1][1]]))
+
+
 def test_half_precision_keeps_its_dtype() -> None:
     model = tiny_llama().to(torch.bfloat16)
     with tempered(model, drawn(model)):

@@ -160,6 +160,26 @@ def test_masked_tokens_are_left_out_of_every_entropy(text):
     assert temper(text, wide)[1] == pytest.approx(temper(text, row)[1], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "constant(0.7)",
+            "support(3)",
+            "entropy(T0=1, theta=0.5)",
+            "dynatemp(0.5)",
+            "ladder(1,2, n=3)",
+        ),
+        *("constant(0.6)|loops()", "constant(1)|after(ids(3), 2, 0.5)", "sampler(T=1, top_p=0.9)"),
+        "phases(a=between(1, ids(3), ids(4)), answer=0.2)|budget(a=64)",
+        "sampler(T=1.5, min_p=0.1)|order(min_p, temperature)",
+    ],
+)
+def test_no_rows_give_no_rows(text):
+    applied = temper_logits(parse_policy(text), torch.empty(0, 10), [])
+    assert applied.logits.shape == (0, 10) and applied.temperature.shape == (0,)
+
+
 EVERY = [
     *("constant(0)", "constant(0.7)", "constant(inf)", "constant(1e39)", "support(3)"),
     *("support(throb(12,3), length=9)", "entropy(T0=1e39, theta=0.5)", "entropy(T0=1, theta=0)"),

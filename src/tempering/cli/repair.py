@@ -1,4 +1,4 @@
-"""tempering repair: temperatures that give back what compression took."""
+"""tempering repair: temperatures and output scales that give back what compression took."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def repair(
     out: learning.ProfileOut = Path("repaired.json"),
     as_json: common.Json = False,
 ) -> None:
-    """Give back what compression took, by temperatures alone.
+    """Give back what compression took, weights frozen.
 
-    They bring a compressed model back towards its reference.
-
-    Every weight stays as it is. Ctrl-C keeps what was done; the same command with --resume goes on.
+    A temperature for each head, and a factor on the output of each value head, bring a compressed
+    model back towards its reference. Ctrl-C keeps what was done; the same command with --resume
+    goes on.
     """
     from tempering.cli.shared.repairing.material import RepairOptions
     from tempering.cli.shared.repairing.run import run_repair

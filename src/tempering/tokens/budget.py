@@ -152,7 +152,9 @@ class BudgetPolicy(PolicyOperation):
             cooling = left is not None and left > 0
             free = self.limit - len(self.closing)
             factors.append(min(1.0, _COOLING * (left or 0) / free) if cooling else 1.0)
-        return own if min(factors) == 1 else own * one_per_row(factors, energies)
+        return (
+            own if all(factor == 1 for factor in factors) else own * one_per_row(factors, energies)
+        )
 
     def forced(self, state: TokenState) -> int | None:
         left = self._left(state)

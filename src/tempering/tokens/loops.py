@@ -75,7 +75,7 @@ class LoopsPolicy(PolicyOperation):
     ) -> Float64[Tensor, " batch"]:
         own = self.inner.temperatures(energies, [state.inner[0] for state in states])
         heats = [self.heat if self.repeats(state.ids) else 1.0 for state in states]
-        return own if max(heats) == 1 else own * one_per_row(heats, energies)
+        return own if all(heat == 1 for heat in heats) else own * one_per_row(heats, energies)
 
     def repeats(self, recent: Sequence[int]) -> bool:
         """Whether the last `ngram` of these tokens stand among them once more."""

@@ -16,8 +16,8 @@ from tempering.attention.hooks import forward, interface_patch, softmax_route
 from tempering.attention.hooks.ownership import LOCK, Hold
 from tempering.attention.hooks.site import LayerPart, OutsideProfile, Site
 from tempering.attention.hooks.temperature_state import TemperatureState, inverses
-from tempering.attention.layout import Layout
-from tempering.attention.limits import check_values
+from tempering.attention.layout import AttentionLayer, Layout
+from tempering.attention.limits import check_scale_values, check_values
 from tempering.attention.profiles.fingerprint import Walked
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
@@ -140,11 +140,7 @@ class Tempering:
             raise ProfileError(f"{len(rows)} layers were given, the model has {len(layers)}")
         with LOCK:
             for site, layer, row in zip(self._sites, layers, rows, strict=True):
-                if row.ndim != 2 or len(row) == 0 or row.shape[1] != layer.heads:
-                    raise ProfileError(
-                        f"{layer.name}: temperatures have shape [rows, {layer.heads}]; "
-                        f"this has {tuple(row.shape)}"
-                    )
+                _check_shape(layer, row, "temperatures")
                 check_values(row, layer.name)
                 site.check(self._hold.number, row)
             for site, row in zip(self._sites, rows, strict=True):
@@ -154,10 +150,18 @@ class Tempering:
     def set_scales(self, scales: Iterable[Tensor | None]) -> None:
         """Set the output scales of each layer, Float[Tensor, "rows heads"], or None for none.
 
-        Gradients flow to those that need one.
+        Gradients flow to those that need one. Raises ProfileError for other shapes and for numbers
+        that are no scales; nothing is changed then.
         """
         self._require_active()
+        scales, layers = list(scales), self._layout.layers
+        if len(scales) != len(layers):
+            raise ProfileError(f"{len(scales)} layers were given, the model has {len(layers)}")
         with LOCK:
+            for layer, scale in zip(layers, scales, strict=True):
+                if scale is not None:
+                    _check_shape(layer, scale, "output scales")
+                    check_scale_values(scale, layer.name)
             for site, scale in zip(self._sites, scales, strict=True):
                 site.set_scale(self._hold.number, scale)
             self._note_moves()
@@ -191,6 +195,13 @@ class Tempering:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+
+def _check_shape(layer: AttentionLayer, row: Tensor, what: str) -> None:
+    if row.ndim != 2 or len(row) == 0 or row.shape[1] != layer.heads:
+        raise ProfileError(
+            f"{layer.name}: {what} have shape [rows, {layer.heads}]; this has {tuple(row.shape)}"
+        )
 
 
 def _forget(hold: weakref.ref[Hold]) -> None:

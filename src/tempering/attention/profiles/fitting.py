@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from tempering.attention.layout import Layout
-from tempering.attention.limits import check_values
+from tempering.attention.limits import check_scale_values, check_values
 from tempering.attention.profiles.rules import Rule
 from tempering.errors import ProfileError
-
-# Of output scales: what float16 takes of the numbers that pass through a head.
-SMALLEST, LARGEST = 1e-3, 1e3
 
 
 def describe_rows(rows: Sequence[Tensor]) -> str:
@@ -39,13 +36,7 @@ def check_scales(scales: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
             f"these are {len(scales)} layers of {sorted({len(s) for s in scales if s.ndim})} scales"
         )
     for place, scale in enumerate(scales):
-        bad = ~((scale >= SMALLEST) & (scale <= LARGEST))
-        if bool(bad.any()):
-            head = int(bad.nonzero()[0])
-            raise ProfileError(
-                f"layer {place}, head {head}: output scale {float(scale[head]):g}; give one from "
-                f"{SMALLEST:g} to {LARGEST:g}, where 1 changes nothing"
-            )
+        check_scale_values(scale, f"layer {place}")
 
 
 def rows_by_layer(
