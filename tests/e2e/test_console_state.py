@@ -95,6 +95,22 @@ def test_a_text_that_is_cut_off_by_a_reload_says_so(page):
     assert browser.ask("document.getElementById('stop').disabled")
 
 
+def test_an_edit_just_before_a_text_is_no_edit_of_the_text(page):
+    browser = page.browser
+    page.set("prompt", "Hot layers")
+    page.set("tokens", "40")
+    page.set("policy", "constant(2)")
+    # Both in one task: what waits for the end of a stroke comes after the text has begun.
+    page.on(
+        "(page.change({profile: {...page.active().profile,"
+        f" rows: {json.dumps(painted((5, 2)))}}}}}), document.getElementById('write').click())"
+    )
+    browser.wait(f"['written', 'not written'].includes({STATUS})")
+    (_, _, marks, _, finish) = browser.ask(HELD)[1]
+    assert (marks, finish) == ([], "length")
+    assert not browser.ask("document.getElementById('changed-facts').offsetHeight")
+
+
 def test_an_edit_s_mark_and_its_two_profiles_survive_a_reload_and_stand_in_the_record(page):
     browser = page.browser
     page.set("prompt", "Hot layers")

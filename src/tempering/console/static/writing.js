@@ -117,12 +117,15 @@ export async function write() {
 /** After an edit: go on with the new temperatures, or start again. */
 async function edited() {
   if (!at("prompt").value.trim()) return;
+  const next = page.history.value.columns;
+  // "Write" was pressed before this edit's turn came: the text has it already.
+  if (running && next === (sent.at(-1) ?? page.shared.written)) return;
   if (page.known.engine) {
+    if (!at("auto").checked) return; // what is painted is not in force yet: the text goes on
     stop(); // a swap waits for the requests in flight
-    if (at("auto").checked && (await put())) write();
+    if (await put()) write();
     return;
   }
-  const next = page.history.value.columns;
   if (running && at("edit").value === "on" && next.length === page.shared.written.length) {
     try {
       const edit = sent.push(next) - 1;
