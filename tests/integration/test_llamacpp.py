@@ -42,6 +42,8 @@ from tempering.errors import (
 from tempering.tokens import parse_policy
 from tempering.tokens.engine_check import check_engine
 from tempering.tokens.policy import ConstantPolicy
+from tempering.tokens.request import Asked
+from tempering.tokens.settings import RequestSettings
 from tests.integration.llamacpp_tiny import write_gguf
 
 llama = pytest.importorskip(
@@ -398,6 +400,7 @@ def test_a_chat_goes_through_the_template(url, engine):
         ({"vllm_xargs": {"tempering": "constant(-1)"}}, "constant"),
         ({"vllm_xargs": {"temprature": 1}}, "no argument 'temprature'"),
         ({"vllm_xargs": {"tempering_profile": "hot"}}, "bake the profile"),
+        ({"vllm_xargs": {"tempering_room": 0.5}}, "tempering_room: llama.cpp has no"),
         ({"vllm_xargs": {"tempering": "support(3)"}, "temperature": 0.5}, "two temperatures"),
         ({"vllm_xargs": {"tempering": "ladder(0.5,2, n=2)"}}, "send n=2"),
         ({"temperature": -1}, "temperature"),
@@ -495,9 +498,10 @@ class FailsLater(ConstantPolicy):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_policy_that_fails_ends_its_own_request_alone(url, monkeypatch, error, streamed):
     whole = post(url, "/completions", ASK)[1]["choices"]
-    monkeypatch.setattr(requests, "policy_from_request", lambda *_: failing)
     failing = FailsLater(1.0)
     object.__setattr__(failing, "error", error)
+    asked = Asked(failing, RequestSettings())
+    monkeypatch.setattr(requests, "_asked", lambda *_: asked)
     status, reply = post(url, "/completions", {**ASK, "n": 1, "stream": streamed})
     says = "ZeroDivisionError: a bug" if isinstance(error, ZeroDivisionError) else "its own words"
     if streamed:

@@ -236,18 +236,22 @@ def scheduled(new=(), finished=()):
         SimpleNamespace(
             req_id=name,
             sampling_params=SimpleNamespace(
-                extra_args=None if profile is None else {"tempering_profile": profile}
+                extra_args=None if profile is None else {"tempering_profile": profile, **room}
             ),
         )
-        for name, profile in new
+        for name, profile, room in new
     ]
     return SimpleNamespace(scheduled_new_reqs=requests, finished_req_ids=set(finished))
 
 
 @pytest.mark.parametrize("newer", [True, False])
 def test_tokens_of_a_batch_find_their_profiles(newer):
-    index = torch.zeros(12, dtype=torch.long)
-    seen = []
+    index, rooms = torch.zeros(12, dtype=torch.long), torch.ones(12)
+    seen, strengths = [], []
+
+    def look():
+        seen.append(index.clone())
+        strengths.append(rooms.clone())
 
     class Runner:
         input_batch = SimpleNamespace(req_ids=[])
@@ -257,24 +261,25 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
                 self._prepare_inputs(plan, list(counts.values()))
 
         def _prepare_inputs(self, plan, counts):
-            seen.append(index.clone())
+            look()
 
     class Newer(Runner):
         def execute_model(self, plan, counts):
             if counts:
                 self.prepare_inputs(plan, counts)
-                seen.append(index.clone())
+                look()
 
         def prepare_inputs(self, plan, counts):
             return SimpleNamespace(req_ids=list(counts), num_scheduled_tokens=list(counts.values()))
 
     runner = Newer() if newer else Runner()
-    follow_requests(runner, RequestProfiles({"hot": 1, "cold": 2}, index))
+    follow_requests(runner, RequestProfiles({"hot": 1, "cold": 2}, index, rooms))
+    half = {"tempering_room": 0.5}
     for plan, counts in (
-        (scheduled([("a", "hot"), ("b", None), ("c", "cold")]), {"a": 3, "b": 2, "c": 1}),
-        (scheduled([("d", "hot")], ["a"]), {"c": 1, "d": 2, "b": 1}),
+        (scheduled([("a", "hot", {}), ("b", None, {}), ("c", "cold", half)]), {"a": 3, "b": 2, "c": 1}),
+        (scheduled([("d", "hot", {"tempering_room": -2})], ["a"]), {"c": 1, "d": 2, "b": 1}),
         (scheduled(finished=["b", "c"]), {}),
-        (scheduled([("a", None)]), {"a": 1, "d": 1}),
+        (scheduled([("a", None, {})]), {"a": 1, "d": 1}),
     ):
         runner.input_batch.req_ids = [*counts, "beyond the batch"]
         runner.execute_model(plan, counts)
@@ -282,6 +287,11 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
         [1, 1, 1, 0, 0, 2],
         [2, 1, 1, 0],
         [0, 1],
+    ]
+    assert [rows[:n].tolist() for rows, n in zip(strengths, (6, 4, 2), strict=True)] == [
+        [1, 1, 1, 1, 1, 0.5],
+        [0.5, -2, -2, 1],
+        [1, -2],
     ]
 
 

@@ -65,6 +65,7 @@ def arguments(draw: random.Random) -> dict[str, Any]:
             {"tempering": draw.choice((None, 3, [text], {}))},
             {"tempering": text, "tempering_sample": draw.choice((0, 2, text, -1, None))},
             {"tempering_profile": draw.choice(("hot", text, 0, None, ["hot"]))},
+            {"tempering_profile": "hot", "tempering_room": draw.choice((text, 1, 11, None))},
         )
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm import admission, arguments
 from tempering.engines.vllm.arguments import asked_by, sample_of
 from tempering.engines.vllm.streams import LogitsRow, Stream, temper_rows
@@ -193,6 +194,26 @@ def test_requests_are_admitted():
     assert admit(asked(tempering="support(12)")).cache_salt is None
     assert admit(Params()).cache_salt is None
     assert admit(asked(tempering_profile="hot")).cache_salt == "|tempering:hot"
+    assert admit(asked(tempering_profile="hot", tempering_room=1)).cache_salt == "|tempering:hot"
+
+
+def test_a_profile_s_strength_keeps_its_prefix_cache_apart_and_within_bounds(tmp_path):
+    frontend = Frontend()
+    path = Profile.from_matrix(torch.tensor([[1.0, 4.0], [0.5, 1.0]])).save(tmp_path / "hot.json")
+    frontend.vllm_config.additional_config = {"tempering": {"profiles": {"hot": str(path)}}}
+
+    def ask(room):
+        return admit(asked(tempering_profile="hot", tempering_room=room), frontend=frontend)
+
+    salts = [ask(room).cache_salt for room in (0, 0.5, -1, 1)]
+    assert salts == [f"|tempering:hot{end}" for end in ("^0.0", "^0.5", "^-1.0", "")]
+    with pytest.raises(ValueError, match=r"tempering_room=9 of the profile hot: .*temperature 262"):
+        ask(9)
+    for wrong in (11, -10.1, math.nan, math.inf, True, "0.5", [1], 10**400):
+        with pytest.raises(ValueError, match="is a number from -10 to 10"):
+            ask(wrong)
+    with pytest.raises(ValueError, match="send tempering_profile with it"):
+        admit(asked(tempering_room=0.5), frontend=frontend)
 
 
 def test_a_policy_that_truncates_takes_vllms_truncation_over():

@@ -42,7 +42,9 @@ def _check_mixed(llm: Any, model: Any, tokenizer: Any, profiles: dict[str, Any])
     from vllm import SamplingParams
 
     prompts = [tokenizer(text).input_ids for text in TEXTS]
-    names = ("own", "one", "two")
+    names = ("own", "one", "two", "two^0.5", "two^-1.5")
+    for name in names[3:]:
+        profiles[name] = profiles["two"].scaled(float(name.partition("^")[2]))
     cases = [(ids, name) for ids in prompts for name in names]
     for scores in (0, None, None):
         params = [
@@ -52,7 +54,7 @@ def _check_mixed(llm: Any, model: Any, tokenizer: Any, profiles: dict[str, Any])
                 min_tokens=6,
                 logprobs=0,
                 prompt_logprobs=scores,
-                extra_args=None if name == "own" else {"tempering_profile": name},
+                extra_args=_extra(name),
             )
             for _, name in cases
         ]
@@ -103,6 +105,14 @@ def test_profiles_of_requests_in_one_batch(tiny, engines, tmp_path, monkeypatch,
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
     swap_profile(llm, per_layer(model))
+
+
+def _extra(name: str) -> dict[str, Any] | None:
+    """The arguments of a request for the profile NAME^ROOM."""
+    if name == "own":
+        return None
+    name, _, room = name.partition("^")
+    return {"tempering_profile": name, **({"tempering_room": float(room)} if room else {})}
 
 
 def _params(**settings: Any) -> Any:

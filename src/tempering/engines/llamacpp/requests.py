@@ -220,9 +220,9 @@ def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledTo
     if not isinstance(extra, Mapping):
         raise InputError(f"vllm_xargs is a mapping, got {extra!r:.40}")
     for key in extra:
-        if key == "tempering_profile":
+        if key in ("tempering_profile", "tempering_room"):
             raise InputError(
-                "tempering_profile: llama.cpp has no attention profiles of requests; bake the "
+                f"{key}: llama.cpp has no attention profiles of requests; bake the "
                 "profile into the file: tempering bake FILE.gguf --profile P --in-place-scales"
             )
         if key not in (*POLICY_KEYS, _SAMPLE):

@@ -17,17 +17,19 @@ from tempering.engines.vllm import templates
 from tempering.engines.vllm.arguments import (
     KEYS,
     PROFILE,
+    ROOM,
     SAMPLE,
     asked_by,
     asks_policy,
     extra_of,
+    profile_of,
     sample_of,
     with_taken,
     without_taken,
 )
 from tempering.engines.vllm.failing import failure_message
-from tempering.engines.vllm.settings import named_profiles
-from tempering.errors import InputError, RefusedError, TemperingError
+from tempering.engines.vllm.settings import named_profiles, settings_of
+from tempering.errors import InputError, RefusedError, TemperatureError, TemperingError
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ def process_inputs(
         request = original(self, request_id, prompt, params, *args, **kwargs)
     finally:
         _CURRENT.reset(token)
-    extra = getattr(params, "extra_args", None)
-    if extra and PROFILE in extra:
+    profile, room = profile_of(params)
+    if profile is not None:
         # Keys and values depend on the profile: requests with different ones share no prefix.
-        request.cache_salt = f"{request.cache_salt or ''}|tempering:{extra[PROFILE]}"
+        strength = "" if room == 1 else f"^{room!r}"
+        request.cache_salt = f"{request.cache_salt or ''}|tempering:{profile}{strength}"
     if asks_policy(params):
         request.sampling_params = with_taken(request.sampling_params, self.tokenizer)
     return request
@@ -121,6 +124,17 @@ def _refuse_misplaced(request: Any) -> None:
         )
 
 
+def _check_room(params: Any, config: Any) -> None:
+    name, room = profile_of(params)
+    settings = settings_of(config) if name is not None and room != 1 else None
+    if settings is None:
+        return
+    try:
+        settings.profiles[str(name)].scaled(room)
+    except TemperatureError as error:
+        raise InputError(f"{ROOM}={room:g} of the profile {name}: {error}") from error
+
+
 def check_request(params: Any) -> None:
     """Raise ValueError, which a server answers with HTTP 400, for arguments that can't be used."""
     try:
@@ -147,6 +161,7 @@ def _check(params: Any) -> None:
         if extra[PROFILE] not in names:
             known = f"it has {', '.join(names)}" if names else "it was started without any"
             raise InputError(f"the engine has no profile {extra[PROFILE]!r:.60}; {known}")
+    _check_room(params, config)
     if not asks_policy(params):
         if SAMPLE in extra:
             raise InputError(f"{SAMPLE} does nothing without a ladder in 'tempering'")

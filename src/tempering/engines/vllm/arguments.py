@@ -20,8 +20,10 @@ from tempering.tokens.request import POLICY_KEYS, Asked, asked_of
 from tempering.tokens.settings import SETTINGS, TRUNCATIONS, RequestSettings, settings_of
 from tempering.tokens.token_state import NOTHING_GIVEN
 
-SAMPLE, PROFILE = "tempering_sample", "tempering_profile"
-KEYS = (*POLICY_KEYS, SAMPLE, PROFILE)
+SAMPLE, PROFILE, ROOM = "tempering_sample", "tempering_profile", "tempering_room"
+KEYS = (*POLICY_KEYS, SAMPLE, PROFILE, ROOM)
+# Strengths of a profile. beta ** room of a float32 beta is off by |room| roundings.
+_MOST_ROOM = 10
 # The extra argument that carries the request's own settings to the processes that sample, where
 # they are the policy's to carry out. It is no argument of users: one that a request sends is
 # dropped.
@@ -182,6 +184,26 @@ class _PolicyCache:
 
 
 _CACHE = _PolicyCache(32 * 2**20)  # 32 MB, beside the gigabytes of an engine
+
+
+def profile_of(params: Any) -> tuple[str | None, float]:
+    """(name of a request's attention profile, its room): T ** room acts; (None, 1) without one.
+
+    Raises InputError: a room without a profile, or one that is no number from -10 to 10.
+    """
+    extra = getattr(params, "extra_args", None) or {}
+    name, room = extra.get(PROFILE), extra.get(ROOM)
+    if room is None:
+        return name, 1.0
+    if name is None:
+        raise InputError(f"{ROOM} is the strength of a named profile; send {PROFILE} with it")
+    number = isinstance(room, int | float) and not isinstance(room, bool)
+    if not number or not -_MOST_ROOM <= room <= _MOST_ROOM:
+        raise InputError(
+            f"{ROOM} is a number from {-_MOST_ROOM} to {_MOST_ROOM}: 0 is the untempered model, 1 "
+            f"the profile, between them T ** room; got {room!r:.40}"
+        )
+    return name, float(room)
 
 
 def sample_of(params: Any, policy: Policy, *, child: bool = False) -> int:

@@ -22,7 +22,7 @@ from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
 from tempering.engines.vllm.settings import EngineSettings, PerEngine, configured, named_profiles
 from tempering.errors import ArchitectureError, RefusedError
 
-_BUFFER, _ROWS = "tempering_beta", "tempering_rows"
+_BUFFER, _ROWS, _ROOMS = "tempering_beta", "tempering_rows", "tempering_rooms"
 # Constructor arguments of vLLM's Attention that bring more than scaled products into the softmax:
 # multiplying the queries would temper the products and leave the rest as it was.
 _UNTEMPERED_PARTS = {
@@ -67,7 +67,10 @@ def temper_layers(config: Any, settings: EngineSettings) -> None:
             rows = getattr(self, _ROWS, None)
             heads = query.view(-1, self.num_heads, self.head_size)
             if rows is not None:
+                room = getattr(self, _ROOMS)[: heads.shape[0], None]
                 beta = beta[rows[: heads.shape[0]]]
+                # Where no room is asked for, not one bit of beta is left to a power's rounding.
+                beta = torch.where(room == 1, beta, beta**room)
             query = (heads * beta.unsqueeze(-1)).to(query.dtype).view(query.shape)
         return forward_of_vllm(self, query, *args, **kwargs)
 
@@ -140,25 +143,28 @@ def _add_buffers(layer: Any, config: Any) -> None:
     # queries' dtype.
     layer.register_buffer(_BUFFER, torch.ones(shape, dtype=torch.float32), persistent=False)
     if named:
-        layer.register_buffer(_ROWS, _token_rows(config), persistent=False)
+        rows, rooms = _token_places(config)
+        layer.register_buffer(_ROWS, rows, persistent=False)
+        layer.register_buffer(_ROOMS, rooms, persistent=False)
 
 
-_TOKEN_ROWS: PerEngine[Tensor] = PerEngine()
+_TOKEN_PLACES: PerEngine[tuple[Tensor, Tensor]] = PerEngine()
 
 
-def _token_rows(config: Any) -> Tensor:
-    """The index token -> row of the betas: one for all layers, at an address that never changes."""
-    shared = _TOKEN_ROWS.get(config)
+def _token_places(config: Any) -> tuple[Tensor, Tensor]:
+    """Token -> row of the betas, and token -> room: the same two for all layers, never moved."""
+    shared = _TOKEN_PLACES.get(config)
     if shared is not None:
         return shared
     graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
     most = max(config.scheduler_config.max_num_batched_tokens, graphs)
-    return _TOKEN_ROWS.set(config, torch.zeros(most, dtype=torch.long))
+    places = torch.zeros(most, dtype=torch.long), torch.ones(most, dtype=torch.float32)
+    return _TOKEN_PLACES.set(config, places)
 
 
-def token_rows(config: Any) -> Tensor | None:
-    """The index token -> row of the betas; None where all requests have one profile."""
-    return _TOKEN_ROWS.get(config)
+def token_places(config: Any) -> tuple[Tensor, Tensor] | None:
+    """Token -> row of the betas, and token -> room; None where all requests have one profile."""
+    return _TOKEN_PLACES.get(config)
 
 
 def layers_of(config: Any) -> list[Any]:

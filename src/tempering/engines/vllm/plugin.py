@@ -72,7 +72,7 @@ def _init_worker(
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """vLLM's `Worker.load_model`, after which all layers are built."""
-    from tempering.engines.vllm.layers import token_rows
+    from tempering.engines.vllm.layers import token_places
     from tempering.engines.vllm.profile_rows import RequestProfiles, follow_requests
     from tempering.engines.vllm.settings import settings_of
     from tempering.engines.vllm.worker import write_configured
@@ -82,7 +82,7 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     if settings is None:
         return result
     write_configured(self.vllm_config, settings, self.rank)
-    index = token_rows(self.vllm_config)
-    if index is not None:
-        follow_requests(self.model_runner, RequestProfiles(settings.rows, index))
+    places = token_places(self.vllm_config)
+    if places is not None:
+        follow_requests(self.model_runner, RequestProfiles(settings.rows, *places))
     return result

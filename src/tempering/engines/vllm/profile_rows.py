@@ -1,8 +1,8 @@
 """A profile for each request of a batch: before each step, which row of the betas a token uses.
 
 A batch holds the tokens of its requests side by side, and every layer holds a table of betas with a
-row for each profile. Before vLLM's forward pass, an index gets each token's row; in the pass, every
-layer looks up beta[row, head] by token.
+row for each profile. Before vLLM's forward pass, an index gets each token's row and its room; in the
+pass, every layer looks up beta[row, head] ** room by token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tempering.engines.vllm.arguments import PROFILE
+from tempering.engines.vllm.arguments import profile_of
 
 
 class RequestProfiles:
@@ -21,28 +21,35 @@ class RequestProfiles:
     Parameters
     ----------
     rows: name of a profile -> its row; requests that name none use row 0.
-    index: token -> row, which every layer reads; it is written in place.
+    index, rooms: token -> row, and token -> room, which every layer reads; written in place.
     """
 
-    def __init__(self, rows: Mapping[str, int], index: torch.Tensor) -> None:
+    def __init__(
+        self, rows: Mapping[str, int], index: torch.Tensor, rooms: torch.Tensor
+    ) -> None:
         self._rows = rows
-        self._index = index
-        self._row_of: dict[str, int] = {}
+        self._index, self._rooms = index, rooms
+        self._place_of: dict[str, tuple[int, float]] = {}
 
     def follow(self, scheduled: Any) -> None:
         """Add the requests that a step begins, and forget those that are finished."""
         for request_id in scheduled.finished_req_ids:
-            self._row_of.pop(request_id, None)
+            self._place_of.pop(request_id, None)
         for request in scheduled.scheduled_new_reqs:
-            extra = getattr(request.sampling_params, "extra_args", None) or {}
-            self._row_of[request.req_id] = self._rows[extra[PROFILE]] if PROFILE in extra else 0
+            name, room = profile_of(request.sampling_params)
+            self._place_of[request.req_id] = 0 if name is None else self._rows[name], room
 
     def fill(self, request_ids: Sequence[str], counts: Sequence[int]) -> None:
         """Write the rows of a batch: `counts[i]` tokens of request i, one after another."""
-        rows = torch.tensor([self._row_of[request_id] for request_id in request_ids])
-        flat = rows.repeat_interleave(torch.tensor([int(count) for count in counts]))
-        # The rest of the index belongs to padding, whose outputs are never read.
-        self._index[: len(flat)].copy_(flat, non_blocking=True)
+        places = [self._place_of[request_id] for request_id in request_ids]
+        lengths = torch.tensor([int(count) for count in counts])
+        for buffer, values in (
+            (self._index, torch.tensor([row for row, _ in places], dtype=torch.long)),
+            (self._rooms, torch.tensor([room for _, room in places], dtype=torch.float32)),
+        ):
+            flat = values.repeat_interleave(lengths)
+            # The rest of the index belongs to padding, whose outputs are never read.
+            buffer[: len(flat)].copy_(flat, non_blocking=True)
 
 
 def follow_requests(runner: Any, profiles: RequestProfiles) -> None:
