@@ -274,9 +274,9 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
 
     runner = Newer() if newer else Runner()
     follow_requests(runner, RequestProfiles({"hot": 1, "cold": 2}, index, rooms))
-    half = {"tempering_room": 0.5}
+    began = [("a", "hot", {}), ("b", None, {}), ("c", "cold", {"tempering_room": 0.5})]
     for plan, counts in (
-        (scheduled([("a", "hot", {}), ("b", None, {}), ("c", "cold", half)]), {"a": 3, "b": 2, "c": 1}),
+        (scheduled(began), {"a": 3, "b": 2, "c": 1}),
         (scheduled([("d", "hot", {"tempering_room": -2})], ["a"]), {"c": 1, "d": 2, "b": 1}),
         (scheduled(finished=["b", "c"]), {}),
         (scheduled([("a", None, {})]), {"a": 1, "d": 1}),

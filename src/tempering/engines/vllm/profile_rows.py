@@ -1,8 +1,8 @@
 """A profile for each request of a batch: before each step, which row of the betas a token uses.
 
 A batch holds the tokens of its requests side by side, and every layer holds a table of betas with a
-row for each profile. Before vLLM's forward pass, an index gets each token's row and its room; in the
-pass, every layer looks up beta[row, head] ** room by token.
+row for each profile. Before vLLM's forward pass, each token's row and room are written down; in
+the pass, every layer looks up beta[row, head] ** room by token.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ class RequestProfiles:
     index, rooms: token -> row, and token -> room, which every layer reads; written in place.
     """
 
-    def __init__(
-        self, rows: Mapping[str, int], index: torch.Tensor, rooms: torch.Tensor
-    ) -> None:
+    def __init__(self, rows: Mapping[str, int], index: torch.Tensor, rooms: torch.Tensor) -> None:
         self._rows = rows
         self._index, self._rooms = index, rooms
         self._place_of: dict[str, tuple[int, float]] = {}
