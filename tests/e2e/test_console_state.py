@@ -95,6 +95,29 @@ def test_a_text_that_is_cut_off_by_a_reload_says_so(page):
     assert browser.ask("document.getElementById('stop').disabled")
 
 
+def test_a_reload_keeps_what_can_be_undone_and_redone(page):
+    browser = page.browser
+    for cell in ((0, 0), (1, 1), (2, 2)):
+        browser.drag(page.cell(*cell))
+    browser.click("#add-column")
+    browser.click("#undo")
+    browser.click("#undo")
+    for _ in range(2):  # twice: what came back is kept again
+        browser.reload()
+        browser.wait(READY)
+    assert page.rows() == painted((0, 0), (1, 1))
+    browser.click("#redo")
+    assert page.rows() == painted((0, 0), (1, 1), (2, 2))
+    browser.click("#redo")
+    assert page.on("page.history.value.columns.map(c => c.name)") == ["A", "B"]
+    assert browser.ask("document.getElementById('redo').disabled")
+    for _ in range(4):
+        browser.click("#undo")
+    assert page.rows() == painted()
+    assert browser.ask("document.getElementById('undo').disabled")
+    assert browser.complaints() == []
+
+
 def test_an_edit_just_before_a_text_is_no_edit_of_the_text(page):
     browser = page.browser
     page.set("prompt", "Hot layers")

@@ -60,6 +60,7 @@ async function begin() {
   stages.start();
   saving.start();
   if (state.engine) engine.start();
+  page.rememberSteps(); // last: what was written and found has room first
   addEventListener("keydown", keys);
   addEventListener("hashchange", async () => {
     if (!page.addressed()) return;

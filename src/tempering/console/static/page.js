@@ -116,17 +116,27 @@ const SETTINGS = [
 const SWITCHES = ["chat", "auto", "watch", "meter", "amplitude-on"];
 const LONGEST = 1_500_000; // characters; beyond 2 million a browser drops an address
 
+/** @param {Profile} profile */
+function packedProfile({ rows, rules, pattern }) {
+  return { pattern, rows: packedRows(rows), ...(rules.some((r) => r) ? { rules } : {}) };
+}
+
+/** The inverse; throws unless it fits the model. @param {any} packed @returns {Profile} */
+function unpackedProfile({ pattern, rows, rules }) {
+  const sizes = heads();
+  return {
+    rows: unpackedRows(rows, sizes),
+    rules: Array.isArray(rules) && rules.length === sizes.length ? rules.map((r) => (r ? String(r) : null)) : sizes.map(() => null),
+    pattern: pattern == null ? null : String(pattern),
+  };
+}
+
 /** Everything that a link carries. */
 export function state() {
   return {
     v: 1,
     model: known.fingerprint,
-    columns: history.value.columns.map(({ profile, ...rest }) => ({
-      ...rest,
-      pattern: profile.pattern,
-      rows: packedRows(profile.rows),
-      ...(profile.rules.some((r) => r) ? { rules: profile.rules } : {}),
-    })),
+    columns: history.value.columns.map(({ profile, ...rest }) => ({ ...rest, ...packedProfile(profile) })),
     active: history.value.active,
     settings: Object.fromEntries(SETTINGS.map((id) => [id, at(id).value])),
     switches: Object.fromEntries(SWITCHES.map((id) => [id, at(id).checked])),
@@ -166,23 +176,64 @@ export async function restore(found) {
     throw new Error("the link was made by another version of the console");
   }
   if (found.columns.length > known.columns) throw new Error(`the link has ${found.columns.length} columns, more than ${known.columns}`);
-  const sizes = heads();
   /** @type {Column[]} */
   const columns = found.columns.map((/** @type {any} */ c, /** @type {number} */ i) => ({
     name: String(c.name ?? String.fromCharCode(65 + i)).slice(0, 40),
     room: Number.isFinite(c.room) ? c.room : 1,
     text: String(c.text ?? ""),
     amplitude: Number.isFinite(c.amplitude) ? c.amplitude : null,
-    profile: {
-      rows: unpackedRows(c.rows, sizes),
-      rules: Array.isArray(c.rules) && c.rules.length === sizes.length ? c.rules.map((/** @type {any} */ r) => (r ? String(r) : null)) : sizes.map(() => null),
-      pattern: c.pattern == null ? null : String(c.pattern),
-    },
+    profile: unpackedProfile(c),
   }));
   history = new History({ columns, active: Math.min(columns.length - 1, Math.max(0, Number(found.active) || 0)) });
   for (const id of SETTINGS) if (typeof found.settings?.[id] === "string") set(id, found.settings[id]);
   for (const id of SWITCHES) if (typeof found.switches?.[id] === "boolean") at(id).checked = found.switches[id];
   if (found.model !== known.fingerprint) say("this link was made with another model of the same shape");
+}
+
+const MOST_STEPS = 1_000_000; // characters of steps to undo and redo, of what a tab's storage has
+
+/** The steps to undo and redo, those next to the present first, as far as there is room. */
+function keptSteps() {
+  if (!history.past.length && !history.future.length) return undefined;
+  let left = MOST_STEPS;
+  /** @type {ReturnType<typeof packedProfile>[]} */
+  const profiles = [];
+  const places = new Map(); // steps share the profiles that didn't change
+  /** @param {Painting[]} steps the last one is next to the present */
+  const packedSteps = (steps) => {
+    const found = [];
+    for (const { columns, active } of steps.slice().reverse()) {
+      const step = { active, columns: columns.map(({ profile, ...rest }) => {
+        if (!places.has(profile)) {
+          places.set(profile, profiles.push(packedProfile(profile)) - 1);
+          left -= JSON.stringify(profiles.at(-1)).length;
+        }
+        return { ...rest, place: places.get(profile) };
+      }) };
+      left -= JSON.stringify(step).length;
+      if (left < 0) break;
+      found.unshift(step);
+    }
+    return found;
+  };
+  return { past: packedSteps(history.past), future: packedSteps(history.future), profiles };
+}
+
+/** @param {any} kept what `keptSteps` gave */
+function stepsComeBack(kept) {
+  const profiles = kept.profiles.map(unpackedProfile);
+  /** @param {any} step @returns {Painting} */
+  const unpackedStep = ({ active, columns }) => ({
+    active,
+    columns: columns.map((/** @type {any} */ { place, ...rest }) => ({ ...rest, profile: profiles[place] })),
+  });
+  [history.past, history.future] = [kept.past.map(unpackedStep), kept.future.map(unpackedStep)];
+  emit("profile");
+}
+
+/** Have undo and redo kept over a reload. */
+export function rememberSteps() {
+  session.remember("steps to undo", keptSteps, stepsComeBack);
 }
 
 /** Set a field; what a list doesn't offer leaves it as it is.
