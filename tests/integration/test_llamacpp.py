@@ -349,6 +349,54 @@ def test_a_policy_of_a_request_tempers_it(url, engine):
     assert post(url, "/completions", alone)[1]["choices"][0]["text"] == three["choices"][2]["text"]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_trace_says_what_each_token_was_drawn_from(url, engine, chat):
+    """Against the logits of the engine itself, in float64; a stream's parts are the whole's."""
+    start = {"messages": [{"role": "user", "content": "Hi"}]} if chat else {"prompt": IDS[:20]}
+    path = "/chat/completions" if chat else "/completions"
+    extra = {"tempering": "support(5)", "tempering_trace": True}
+    body = {**start, "max_tokens": 9, "seed": 4, "n": 2, "vllm_xargs": extra}
+    _, reply = post(url, path, body)
+    read = engine.ids("user: Hi\nassistant: ") if chat else IDS[:20]
+    for choice in reply["choices"]:
+        tokens = list(read)
+        for entry in choice["tempering_trace"]:
+            logits = engine.read(0, tokens)[0].double()
+            raw, tempered = (
+                (logits / T).log_softmax(-1) for T in (1.0, float(entry["temperature"]))
+            )
+            entropies = [float(-(p.exp() * p).sum()) for p in (raw, tempered)]
+            token = entry["token_id"]
+            wanted = {
+                "entropy_before": entropies[0],
+                "entropy_after": entropies[1],
+                "support": math.exp(entropies[1]),
+                "log_probability_raw": float(raw[token]),
+                "log_probability": float(tempered[token]),
+            }
+            assert {name: entry[name] for name in wanted} == pytest.approx(wanted, abs=2e-3)
+            assert entry["support"] == pytest.approx(5, abs=1e-3) and entry["phase"] == ""
+            tokens.append(token)
+        assert len(tokens) - len(read) in range(1, 10)
+    parts = events(post(url, path, {**body, "stream": True})[1])
+    traces = [[], []]
+    for event in parts:
+        for choice in event["choices"]:
+            traces[choice["index"]] += choice.get("tempering_trace", [])
+    assert traces == [choice["tempering_trace"] for choice in reply["choices"]]
+    plain = {**body, "vllm_xargs": {"tempering": "support(5)"}}
+    streamed = events(post(url, path, {**plain, "stream": True})[1])
+    for untraced in (post(url, path, plain)[1], *streamed):
+        assert not any("tempering_trace" in choice for choice in untraced["choices"])
+
+
+def test_a_trace_has_words_for_what_json_has_no_number_for(url):
+    body = {**ASK, "n": 1, "vllm_xargs": {"tempering": "constant(inf)", "tempering_trace": True}}
+    status, text = post(url, "/completions", body)
+    assert status == 200
+    assert text["choices"][0]["tempering_trace"][0]["temperature"] == "inf"
+
+
 def test_a_stop_text_ends_a_sample_and_is_not_shown(url):
     body = {**ASK, "n": 1, "temperature": 0}
     _, whole = post(url, "/completions", body)
@@ -403,6 +451,7 @@ def test_a_chat_goes_through_the_template(url, engine):
         ({"vllm_xargs": {"tempering_room": 0.5}}, "tempering_room: llama.cpp has no"),
         ({"vllm_xargs": {"tempering": "support(3)"}, "temperature": 0.5}, "two temperatures"),
         ({"vllm_xargs": {"tempering": "ladder(0.5,2, n=2)"}}, "send n=2"),
+        ({"vllm_xargs": {"tempering_trace": "yes"}}, "tempering_trace is true or false"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),

@@ -18,7 +18,7 @@ from tempering.tokens.sampler import OrderPolicy
 from tempering.tokens.settings import SETTINGS, settings_of
 from tempering.tokens.truncation import ORDER
 
-_SAMPLE = "tempering_sample"
+_SAMPLE, _TRACE = "tempering_sample", "tempering_trace"
 # Of OpenAI's names, what is carried out (the first two by one kind of request each), and what
 # changes nothing here.
 _READ = ("max_tokens", "max_completion_tokens", *SETTINGS, "n", "seed", "stop", "stream",
@@ -42,7 +42,10 @@ _MOST = 4096  # new tokens where a request names no limit
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """A request that can be carried out. echo: also the prompt, with its log probabilities."""
+    """A request that can be carried out.
+
+    echo: also the prompt, with its log probabilities. trace: also what each token was drawn from.
+    """
 
     chat: bool
     prompt: list[int]
@@ -53,6 +56,7 @@ class ServedRequest:
     usage: bool
     echo: bool
     logprobs: bool
+    trace: bool
 
 
 def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> ServedRequest:
@@ -81,18 +85,20 @@ def read_request(body: object, model: LlamaCpp, name: str, *, chat: bool) -> Ser
         raise InputError(f"n = {n}: this server was started for {model.rows} texts side by side")
     stream = _flag(body, "stream")
     logprobs = _logprobs(body, chat)
+    extra = _extra(body)
     if stream and (echo or logprobs):
         raise InputError("echo and logprobs can't be streamed here; send stream=false")
     return ServedRequest(
         chat=chat,
         prompt=prompt,
-        samples=_samples(body, model, n),
+        samples=_samples(body, extra, model, n),
         tokens=_limit(body, model, len(prompt), chat, echo),
         stop=_stop(body),
         stream=stream,
         usage=_usage(body, stream),
         echo=echo,
         logprobs=logprobs,
+        trace=_flag(extra, _TRACE),
     )
 
 
@@ -215,7 +221,8 @@ def _some(ids: list[int]) -> list[int]:
     return ids
 
 
-def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledToken]:
+def _extra(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of tempering, each of them one that can be carried out here."""
     extra = body.get("vllm_xargs", {})
     if not isinstance(extra, Mapping):
         raise InputError(f"vllm_xargs is a mapping, got {extra!r:.40}")
@@ -225,11 +232,17 @@ def _samples(body: Mapping[str, Any], model: LlamaCpp, n: int) -> list[SampledTo
                 f"{key}: llama.cpp has no attention profiles of requests; bake the "
                 "profile into the file: tempering bake FILE.gguf --profile P --in-place-scales"
             )
-        if key not in (*POLICY_KEYS, _SAMPLE):
+        if key not in (*POLICY_KEYS, _SAMPLE, _TRACE):
             raise InputError(
                 f"there is no argument {key!r:.60}; vllm_xargs takes "
-                f"{', '.join((*POLICY_KEYS, _SAMPLE))}"
+                f"{', '.join((*POLICY_KEYS, _SAMPLE, _TRACE))}"
             )
+    return extra
+
+
+def _samples(
+    body: Mapping[str, Any], extra: Mapping[str, Any], model: LlamaCpp, n: int
+) -> list[SampledToken]:
     asked = _asked(body, extra, model)
     policy = asked.policy
     number = extra.get(_SAMPLE)
