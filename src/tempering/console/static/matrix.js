@@ -3,6 +3,8 @@
 /**
  * A profile as the page and the server exchange it.
  * @typedef {{rows: number[][], rules: (string|null)[], pattern: string|null}} Profile
+ * @typedef {{name: string, profile: Profile, room: number, text: string, amplitude: number|null}} Column
+ * @typedef {{columns: Column[], active: number}} Painting columns: side by side; active: the one that is painted
  * @typedef {{set: number} | {times: number}} Brush
  * @typedef {[number, number]} Cell layer of the profile, head
  */
@@ -131,6 +133,23 @@ export function unpackedRows(packed, heads) {
     }
     return values;
   });
+}
+
+/** @param {Profile} profile */
+export function packedProfile({ rows, rules, pattern }) {
+  return { pattern, rows: packedRows(rows), ...(rules.some((r) => r) ? { rules } : {}) };
+}
+
+/** The inverse of `packedProfile`; throws unless it fits the model.
+ * @param {any} packed
+ * @param {number[]} heads
+ * @returns {Profile} */
+export function unpackedProfile({ pattern, rows, rules }, heads) {
+  return {
+    rows: unpackedRows(rows, heads),
+    rules: Array.isArray(rules) && rules.length === heads.length ? rules.map((r) => (r ? String(r) : null)) : heads.map(() => null),
+    pattern: pattern == null ? null : String(pattern),
+  };
 }
 
 /** A number in few digits.

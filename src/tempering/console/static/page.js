@@ -3,13 +3,14 @@
 import { packed, unpacked } from "./address.js";
 import { at, calm } from "./dom.js";
 import { History } from "./history.js";
-import { neutral, packedRows, sameRows, unpackedRows, withRoom } from "./matrix.js";
+import { neutral, packedProfile, sameRows, unpackedProfile, withRoom } from "./matrix.js";
 import * as session from "./session.js";
+import { packedSteps, unpackedSteps } from "./steps.js";
 
 /**
  * @typedef {import("./matrix.js").Profile} Profile
- * @typedef {{name: string, profile: Profile, room: number, text: string, amplitude: number|null}} Column
- * @typedef {{columns: Column[], active: number}} Painting
+ * @typedef {import("./matrix.js").Column} Column
+ * @typedef {import("./matrix.js").Painting} Painting
  */
 
 /** @type {any} what the server said of its model */
@@ -114,22 +115,8 @@ const SETTINGS = [
   "named", "task", "widths", "stage-amplitude", "stage-tokens", "bake-name",
 ];
 const SWITCHES = ["chat", "auto", "watch", "meter", "amplitude-on"];
+const MOST_STEPS = 1_000_000; // characters, of the 4.5 million that a tab keeps
 const LONGEST = 1_500_000; // characters; beyond 2 million a browser drops an address
-
-/** @param {Profile} profile */
-function packedProfile({ rows, rules, pattern }) {
-  return { pattern, rows: packedRows(rows), ...(rules.some((r) => r) ? { rules } : {}) };
-}
-
-/** The inverse; throws unless it fits the model. @param {any} packed @returns {Profile} */
-function unpackedProfile({ pattern, rows, rules }) {
-  const sizes = heads();
-  return {
-    rows: unpackedRows(rows, sizes),
-    rules: Array.isArray(rules) && rules.length === sizes.length ? rules.map((r) => (r ? String(r) : null)) : sizes.map(() => null),
-    pattern: pattern == null ? null : String(pattern),
-  };
-}
 
 /** Everything that a link carries. */
 export function state() {
@@ -182,7 +169,7 @@ export async function restore(found) {
     room: Number.isFinite(c.room) ? c.room : 1,
     text: String(c.text ?? ""),
     amplitude: Number.isFinite(c.amplitude) ? c.amplitude : null,
-    profile: unpackedProfile(c),
+    profile: unpackedProfile(c, heads()),
   }));
   history = new History({ columns, active: Math.min(columns.length - 1, Math.max(0, Number(found.active) || 0)) });
   for (const id of SETTINGS) if (typeof found.settings?.[id] === "string") set(id, found.settings[id]);
@@ -190,50 +177,12 @@ export async function restore(found) {
   if (found.model !== known.fingerprint) say("this link was made with another model of the same shape");
 }
 
-const MOST_STEPS = 1_000_000; // characters of steps to undo and redo, of what a tab's storage has
-
-/** The steps to undo and redo, those next to the present first, as far as there is room. */
-function keptSteps() {
-  if (!history.past.length && !history.future.length) return undefined;
-  let left = MOST_STEPS;
-  /** @type {ReturnType<typeof packedProfile>[]} */
-  const profiles = [];
-  const places = new Map(); // steps share the profiles that didn't change
-  /** @param {Painting[]} steps the last one is next to the present */
-  const packedSteps = (steps) => {
-    const found = [];
-    for (const { columns, active } of steps.slice().reverse()) {
-      const step = { active, columns: columns.map(({ profile, ...rest }) => {
-        if (!places.has(profile)) {
-          places.set(profile, profiles.push(packedProfile(profile)) - 1);
-          left -= JSON.stringify(profiles.at(-1)).length;
-        }
-        return { ...rest, place: places.get(profile) };
-      }) };
-      left -= JSON.stringify(step).length;
-      if (left < 0) break;
-      found.unshift(step);
-    }
-    return found;
-  };
-  return { past: packedSteps(history.past), future: packedSteps(history.future), profiles };
-}
-
-/** @param {any} kept what `keptSteps` gave */
-function stepsComeBack(kept) {
-  const profiles = kept.profiles.map(unpackedProfile);
-  /** @param {any} step @returns {Painting} */
-  const unpackedStep = ({ active, columns }) => ({
-    active,
-    columns: columns.map((/** @type {any} */ { place, ...rest }) => ({ ...rest, profile: profiles[place] })),
-  });
-  [history.past, history.future] = [kept.past.map(unpackedStep), kept.future.map(unpackedStep)];
-  emit("profile");
-}
-
 /** Have undo and redo kept over a reload. */
 export function rememberSteps() {
-  session.remember("steps to undo", keptSteps, stepsComeBack);
+  session.remember("steps to undo", () => packedSteps(history, MOST_STEPS), (kept) => {
+    Object.assign(history, unpackedSteps(kept, heads()));
+    emit("profile");
+  });
 }
 
 /** Set a field; what a list doesn't offer leaves it as it is.
