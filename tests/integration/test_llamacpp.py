@@ -390,6 +390,39 @@ def test_a_trace_says_what_each_token_was_drawn_from(url, engine, chat):
         assert not any("tempering_trace" in choice for choice in untraced["choices"])
 
 
+def test_a_trace_has_every_token_that_counts(url, engine):
+    """A stop text in the middle, an echo, no new token, a stream that holds text back."""
+    body = {**ASK, "n": 1, "temperature": 0, "vllm_xargs": {"tempering_trace": True}}
+    _, whole = post(url, "/completions", body)
+    stop = whole["choices"][0]["text"][2:5]
+    for more in ({}, {"stop": stop}, {"echo": True}, {"echo": True, "max_tokens": 0}):
+        _, reply = post(url, "/completions", {**body, **more})
+        trace = reply["choices"][0]["tempering_trace"]
+        assert len(trace) == reply["usage"]["completion_tokens"]
+        assert trace == whole["choices"][0]["tempering_trace"][: len(trace)]
+        if "echo" in more:
+            continue
+        parts = events(post(url, "/completions", {**body, **more, "stream": True})[1])
+        assert [e for part in parts for e in part["choices"][0]["tempering_trace"]] == trace
+
+
+def test_the_openai_client_hands_a_trace_through(url):
+    openai = pytest.importorskip("openai", reason="no openai (pip install openai)")
+    client = openai.OpenAI(base_url=url, api_key="none")
+    extra = {"vllm_xargs": {"tempering": "support(5)", "tempering_trace": True}}
+    asked = {"model": "tiny", "max_tokens": 4, "seed": 4, "extra_body": extra}
+    turn = [{"role": "user", "content": "Hi"}]
+    (choice,) = client.chat.completions.create(messages=turn, **asked).choices
+    assert choice.tempering_trace[0]["support"] == pytest.approx(5, abs=1e-3)
+    parts = [
+        entry
+        for part in client.chat.completions.create(messages=turn, stream=True, **asked)
+        for item in part.choices
+        for entry in getattr(item, "tempering_trace", [])
+    ]
+    assert parts == choice.tempering_trace
+
+
 def test_a_trace_has_words_for_what_json_has_no_number_for(url):
     body = {**ASK, "n": 1, "vllm_xargs": {"tempering": "constant(inf)", "tempering_trace": True}}
     status, text = post(url, "/completions", body)

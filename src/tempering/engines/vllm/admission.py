@@ -8,6 +8,7 @@ to hand the rest over.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Admission:
     grows: bool
 
 
+_MARK = "|tempering:"
 _CURRENT: ContextVar[Admission | None] = ContextVar("tempering_admission", default=None)
 
 
@@ -71,14 +73,21 @@ def process_inputs(
         request = original(self, request_id, prompt, params, *args, **kwargs)
     finally:
         _CURRENT.reset(token)
-    profile, room = profile_of(params)
-    if profile is not None:
-        # Keys and values depend on the profile: requests with different ones share no prefix.
-        strength = "" if room == 1 else f"^{room!r}"
-        request.cache_salt = f"{request.cache_salt or ''}|tempering:{profile}{strength}"
+    request.cache_salt = _salt(request.cache_salt, *profile_of(params))
     if asks_policy(params):
         request.sampling_params = with_taken(request.sampling_params, self.tokenizer)
     return request
+
+
+def _salt(own: str | None, profile: str | None, room: float) -> str | None:
+    """The salt of a request's prefix cache, since keys and values depend on profile and room.
+
+    Requests share a prefix only where their own salts, profiles and rooms are the same: JSON
+    escapes the quotes of a name, and a request's own salt that has our mark gets another one.
+    """
+    if profile is not None:
+        return f"{own or ''}{_MARK}{json.dumps([profile, room])}"
+    return f"{own}{_MARK}" if own and _MARK in own else own
 
 
 def child_params(original: Callable[..., Any], self: Any, index: int) -> Any:
