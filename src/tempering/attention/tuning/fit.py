@@ -56,6 +56,7 @@ def tune(
     output_scales: bool = False,
     seed: int = 0,
     state: str | Path | None = None,
+    until: float | None = None,
     on_step: Callable[[Step], None] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
@@ -87,6 +88,7 @@ def tune(
     output_scales: learn factors on the outputs of heads as well, see `scale_basis`.
     state: a file that keeps the run after every step; the same call goes on from it to the result
         of a run in one piece, or gives a finished run's result again.
+    until: a time of `time.perf_counter()`; no step begins that would likely end after it.
     on_step: called with each row of the history. progress: (stage, done, total).
 
     Raises
@@ -140,7 +142,7 @@ def tune(
             )
         every = 1 if method == "newton" else max(1, count // 10)
         run = Run(problem, tempering, mover, SavedRun(state, settings), rows, progress, on_step)
-        run.walk(count, every, patience)
+        run.walk(count, every, patience, math.inf if until is None else until)
         tuned = _tuned(run, tempering, float(prior_sd), seed)
     if tuned.stopped_because == INTERRUPTED:
         return tuned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ Progress = Callable[[str, int, int], None]
 _STILL = 1e-3
 # Under a constraint, a point's temperatures may be stretched to at most this power of them.
 _FARTHEST = 1.5
+_TIME_UP = "time is up"
 # The stretch aims at this share of the constraint, so that a small miss stays within it.
 _SAFE = 0.95
 
@@ -86,9 +88,13 @@ class Run:
         self.history: list[Step] = []
         self.trail: list[tuple[Tensor, Watched]] = []  # for each row of the history
 
-    def walk(self, count: int, every: int, patience: int) -> None:
-        """Step until there is a reason to stop; the state is kept after every step."""
+    def walk(self, count: int, every: int, patience: int, until: float = math.inf) -> None:
+        """Step until there is a reason to stop; the state is kept after every step.
+
+        until: by `time.perf_counter()`; a step takes as long as the last one, the first unknown.
+        """
         self._restore()
+        turn, last = time.perf_counter(), 0.0
         try:
             while not self.stopped:
                 watched = self.step % every == 0 or self.step == count
@@ -98,11 +104,15 @@ class Run:
                     self.stopped = "all steps taken"
                 elif watched and self._stale(patience):
                     self.stopped = f"{self.problem.watched} loss stopped falling"
+                elif time.perf_counter() + last > until:
+                    self.stopped = _TIME_UP
                 else:
                     self._advance(count, watched)
-                self._keep()
+                if self.stopped != _TIME_UP:  # a run that has a state goes on with more time
+                    self._keep()
                 if watched and self.on_step is not None:
                     self.on_step(self.history[-1])
+                last, turn = time.perf_counter() - turn, time.perf_counter()
         except KeyboardInterrupt:
             if not self.history:
                 raise
