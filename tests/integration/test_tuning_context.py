@@ -91,9 +91,10 @@ def test_fit_without_time_changes_nothing_and_says_so(model, context, monkeypatc
     assert [step.step for step in fit.tuned.history] == [0]
 
 
+@pytest.mark.filterwarnings("ignore:no step lowered")
 def test_more_time_takes_more_steps(model, context, monkeypatch):
     steps = []
-    for seconds in (4, 8, 300):
+    for seconds in (4, 40, 300):
         monkeypatch.setattr("tempering.attention.tuning.run.time", Clock())
         objective = from_batches("text", text_batches(context.reshape(-1, 16)))
         tuned = tune(model, objective, rows=15, steps=6, until=float(seconds))
@@ -101,6 +102,7 @@ def test_more_time_takes_more_steps(model, context, monkeypatch):
     assert steps[0] < steps[1] < steps[2]
 
 
+@pytest.mark.filterwarnings("ignore:no step lowered")
 def test_run_that_was_out_of_time_goes_on_from_its_state(model, context, monkeypatch, tmp_path):
     objective = from_batches("text", text_batches(context.reshape(-1, 16)))
     options = {"rows": 15, "steps": 3}

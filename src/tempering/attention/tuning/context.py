@@ -67,7 +67,8 @@ def tune_context(
     Parameters
     ----------
     model: a causal model of transformers. ids: the context's tokens, [length].
-    seconds: for the whole call; the fit ends in time, at the best point that it has seen.
+    seconds: for the whole call, of which a tenth is kept for what follows the fit; the fit ends in
+        time, at the best point that it has seen.
     span: tokens of a span; a context of fewer than four spans has shorter ones, of 16 at least.
     bounds: of T. seed: draws spans and excerpts. progress: (stage, done, total).
 
@@ -108,7 +109,7 @@ def tune_context(
         held_out=_HELD_OUT,
         rows=_ROWS,
         seed=seed,
-        until=start + seconds,
+        until=start + 0.9 * seconds,
         progress=progress,
     )
     return ContextFit(tuned.profile, time.perf_counter() - start, len(drawn), tuned)

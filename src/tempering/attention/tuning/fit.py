@@ -88,7 +88,7 @@ def tune(
     output_scales: learn factors on the outputs of heads as well, see `scale_basis`.
     state: a file that keeps the run after every step; the same call goes on from it to the result
         of a run in one piece, or gives a finished run's result again.
-    until: a time of `time.perf_counter()`; no step begins that would likely end after it.
+    until: a time of `time.perf_counter()` at which the run ends, at the best point so far.
     on_step: called with each row of the history. progress: (stage, done, total).
 
     Raises

@@ -25,9 +25,12 @@ Progress = Callable[[str, int, int], None]
 _STILL = 1e-3
 # Under a constraint, a point's temperatures may be stretched to at most this power of them.
 _FARTHEST = 1.5
-_TIME_UP = "time is up"
 # The stretch aims at this share of the constraint, so that a small miss stays within it.
 _SAFE = 0.95
+
+
+class _TimeUpError(Exception):
+    """The time given to a run is over."""
 
 
 class Option(NamedTuple):
@@ -85,16 +88,18 @@ class Run:
         self.theta = torch.zeros(tempering.size, dtype=torch.float64)
         self.step = 0
         self.stopped = ""
+        self.until = math.inf
         self.history: list[Step] = []
         self.trail: list[tuple[Tensor, Watched]] = []  # for each row of the history
 
     def walk(self, count: int, every: int, patience: int, until: float = math.inf) -> None:
         """Step until there is a reason to stop; the state is kept after every step.
 
-        until: by `time.perf_counter()`; a step takes as long as the last one, the first unknown.
+        until: by `time.perf_counter()`. A step under way is given up then, between two pieces of
+        data; only the look at the start is always finished.
         """
         self._restore()
-        turn, last = time.perf_counter(), 0.0
+        self.until = until
         try:
             while not self.stopped:
                 watched = self.step % every == 0 or self.step == count
@@ -104,19 +109,19 @@ class Run:
                     self.stopped = "all steps taken"
                 elif watched and self._stale(patience):
                     self.stopped = f"{self.problem.watched} loss stopped falling"
-                elif time.perf_counter() + last > until:
-                    self.stopped = _TIME_UP
                 else:
                     self._advance(count, watched)
-                if self.stopped != _TIME_UP:  # a run that has a state goes on with more time
-                    self._keep()
+                self._keep()
                 if watched and self.on_step is not None:
                     self.on_step(self.history[-1])
-                last, turn = time.perf_counter() - turn, time.perf_counter()
+        except _TimeUpError:
+            self.stopped = "time is up"
         except KeyboardInterrupt:
             if not self.history:
                 raise
             self.stopped = INTERRUPTED
+        finally:
+            self.until = math.inf  # what follows is short, and has to be finished
 
     def choose(self) -> Choice:
         """The best point seen; under a constraint also among rooms of the most promising one."""
@@ -228,13 +233,17 @@ class Run:
         return len(merits) - 1 - best >= patience
 
     def _counter(self, stage: str, total: int) -> Report | None:
-        if self.progress is None:
+        if self.progress is None and self.until == math.inf:
             return None
-        progress, done = self.progress, [0]
+        done = 0
 
         def count(more: int) -> None:
-            done[0] += more
-            progress(stage, done[0], total)
+            nonlocal done
+            done += more
+            if self.progress is not None:
+                self.progress(stage, done, total)
+            if self.history and time.perf_counter() > self.until:
+                raise _TimeUpError
 
         return count
 
