@@ -184,6 +184,22 @@ class TestWhisper:
             "<|startoftranscript|>", "<|notimestamps|>", "<|0.00|>", "<|30.00|>"
         ]  # fmt: skip
 
+    def test_its_numbers_are_ctranslate2s(self, whisper):
+        """CTranslate2 4.8.5 in float32, on the package's own file."""
+        with torch.no_grad():
+            found = whisper[0](
+                input_features=waves(1, 80, 3000),
+                decoder_input_ids=torch.tensor([[50257, 50362]]),
+            )
+        encoded = found.encoder_last_hidden_state[0]
+        wanted = torch.tensor([
+            [-0.28686157, -0.32567397, 1.4713163, -0.87289125, -1.556081],
+            [0.06743717, 0.4506702, -0.435811, 0.28561175, -2.155624],
+        ])  # fmt: skip
+        assert torch.allclose(encoded[[0, -1], :5], wanted, atol=1e-4)
+        wanted = torch.tensor([4.953429, 1.9696832, -0.02279639, -3.6421187])
+        assert torch.allclose(found.logits[0, -1, :4], wanted, atol=1e-4)
+
     def test_its_stacks_are_told_apart(self, whisper):
         found = layout(whisper[0])
         assert len(found.layers) == 12
@@ -205,6 +221,17 @@ class TestDinov2:
         assert pixels.shape == (1, 3, 224, 224)
         assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([2.2489, 2.4286, 2.64]), atol=1e-4)
         assert (model.config.num_hidden_layers, model.config.num_attention_heads) == (12, 6)
+
+    def test_its_numbers_are_onnx_runtimes(self, dinov2):
+        """ONNX Runtime 1.32.0 on the package's own file, the output of the last norm."""
+        with torch.no_grad():
+            found = dinov2[0](waves(1, 3, 224, 224)).last_hidden_state[0]
+        assert found.shape == (257, 384)
+        wanted = torch.tensor([
+            [0.56633186, -0.380086, 1.6386756, -3.6541464, -0.9101699],
+            [1.1294038, 0.17199378, 0.45582226, -3.675327, -0.90833044],
+        ])  # fmt: skip
+        assert torch.allclose(found[[0, -1], :5], wanted, atol=1e-4)
 
 
 @pytest.mark.models("minilm")

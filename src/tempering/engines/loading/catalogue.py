@@ -12,6 +12,7 @@ __all__ = ["MODELS", "EmbeddedModel", "check_writes_text"]
 dataclass(frozen=True)
 
 
+@dataclass(frozen=True)
 class EmbeddedModel:
     """A model that Python packages carry.
 
