@@ -23,7 +23,7 @@ class QuickReader(GGUFReader):
     """A GGUFReader whose fields and tensors are those of the original."""
 
     def _get_field_parts(
-        self, orig_offs: int, raw_type: int
+        self, orig_offs: Any, raw_type: Any
     ) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
         if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)

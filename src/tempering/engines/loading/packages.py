@@ -147,7 +147,8 @@ def _matching(distribution: metadata.Distribution, pattern: str) -> list[metadat
 def _licence(model: EmbeddedModel, distribution: metadata.Distribution) -> PackageFile:
     """The file with the licence: a model isn't used without it."""
     for listed in distribution.files or ():
-        if fnmatch.fnmatch(str(listed), model.licence_file) and Path(str(listed.locate())).is_file():
+        here = Path(str(listed.locate())).is_file()
+        if here and fnmatch.fnmatch(str(listed), model.licence_file):
             return _file(model, distribution, listed)
     raise ModelError(
         f"{_name(distribution)} lacks {model.licence_file}, the licence of {model.name} "
