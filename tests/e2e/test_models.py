@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ GEMMA = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+
+PIECES = [" ", "  ", "   ", "\n", "\n\n", "\t", "a", "the", " b", "1", ".", "<b>", "ß", "漢", "👩‍👩‍👧", "\r\n",
+          "    return", "'s", "http://", "\u00a0"]  # fmt: skip
 
 
 def waves(*shape: int) -> torch.Tensor:
@@ -82,8 +86,10 @@ class TestGemma:
         prompt = tokenizer("The capital of France is", return_tensors="pt")
         assert prompt.input_ids[0, 0] == tokenizer.bos_token_id == 2
         with torch.no_grad():
-            answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)
-        assert "Paris" in tokenizer.decode(answer[0])
+            answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+        assert tokenizer.decode(answer[0]) == (
+            "<bos>The capital of France is the capital of the country of France."
+        )
 
     @pytest.mark.parametrize("name", list(texts()))
     def test_text_survives_the_tokenizer(self, gemma, name):
@@ -95,21 +101,17 @@ class TestGemma:
         pytest.importorskip("cyllama.llama.llama_cpp", reason="needs: pip install cyllama")
         from tempering.engines.llamacpp.model import LlamaCpp
 
-        samples = [sample_text(name)[:20_000] for name in texts()]
-        samples += [
-            "a\n\n\n12 3  4",
-            "   three",
-            "tab\tand\u00a0nbsp",
-            "👩‍👩‍👧 ß ﬁ 漢字 \x07",
-            "▁▁x",
-            "",
-        ]
-        samples += ["<start_of_turn>user", "<b>html</b>", "[@BOS@] <unused5>", "\n" * 40, " " * 40]
+        rng = random.Random(0)
+        samples = [sample_text(name) for name in texts()]
+        samples += ["", "\r\n", "[@BOS@] <unused5>", "<start_of_turn>user", "x" * 300]
+        samples += ["a" + " " * count + "b" for count in range(1, 100, 7)]
+        samples += ["".join(rng.choices(PIECES, k=rng.randint(1, 60))) for _ in range(200)]
         with LlamaCpp(embedded_gguf("gemma3-270m"), length=32, threads=1) as engine:
             for text in samples:
                 wanted = engine.ids(text)
                 got = gemma[1](text, add_special_tokens=False, verbose=False).input_ids
                 assert got == wanted, text[:40]
+                assert gemma[1].decode(got) == text
 
     def test_its_log_probabilities_are_llama_cpps(self, gemma):
         pytest.importorskip("cyllama.llama.llama_cpp", reason="needs: pip install cyllama")

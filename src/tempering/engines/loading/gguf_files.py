@@ -9,9 +9,8 @@ from tempering.attention.control.tempered import BAKED_MARK
 from tempering.engines.loading.catalogue import MODELS
 from tempering.engines.loading.embedded import JOINED, embedded_directory
 from tempering.engines.loading.gguf_mark import loaded_mark
-from tempering.engines.loading.gguf_model import forget_quantization, gguf_tokenizer
+from tempering.engines.loading.gguf_model import gguf_network, gguf_tokenizer
 from tempering.engines.loading.packages import find_source
-from tempering.engines.loading.quiet import quiet
 from tempering.errors import BakeError, ModelError
 
 
@@ -83,22 +82,9 @@ def embedded_gguf(name: str) -> Path:
 
 def load_gguf(source: Path) -> tuple[Any, Any]:
     """Model (float32) and tokenizer of a GGUF file that transformers can read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tempering.engines.loading.gguf_reading import quick_gguf
-
     mark = loaded_mark(open_gguf(source), source)
     tokenizer = gguf_tokenizer(source)
-    with quiet(), quick_gguf():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(source.parent), gguf_file=source.name, dtype=torch.float32
-            )
-        except Exception as error:  # the loaders raise every kind
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"transformers can't read {source}: {reason}") from error
-    forget_quantization(model)
+    model = gguf_network(source)
     if mark:
         setattr(model.config, BAKED_MARK, dict(mark))
-    return model.eval(), tokenizer
+    return model, tokenizer

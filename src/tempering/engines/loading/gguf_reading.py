@@ -66,12 +66,21 @@ class QuickReader(GGUFReader):
             raise ValueError(f"it ends at byte {len(self.data)}, within its metadata")
 
 
+class WeightsReader(QuickReader):
+    """One that leaves out the vocabulary: transformers parses every field, whatever it wants."""
+
+    def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+        if field.name.startswith("tokenizer.ggml.") and field.types[0] == GGUFValueType.ARRAY:
+            return 0
+        return super()._push_field(field, skip_sum)
+
+
 @contextmanager
-def quick_gguf() -> Iterator[None]:
-    """Let transformers, which takes `gguf.GGUFReader` by its name, read with `QuickReader`."""
+def quick_gguf(reader: type[GGUFReader] = QuickReader) -> Iterator[None]:
+    """Let transformers, which takes `gguf.GGUFReader` by its name, read with this one."""
     with _LOCK:
         before = gguf.GGUFReader
-        gguf.GGUFReader = QuickReader
+        gguf.GGUFReader = reader
         try:
             yield
         finally:
