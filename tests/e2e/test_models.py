@@ -36,8 +36,8 @@ GEMMA = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 
-PIECES = [" ", "  ", "   ", "\n", "\n\n", "\t", "a", "the", " b", "1", ".", "<b>", "ß", "漢", "👩‍👩‍👧", "\r\n",
-          "    return", "'s", "http://", "\u00a0"]  # fmt: skip
+PIECES = [" ", "  ", "   ", "\n", "\n\n", "\t", "a", "the", " b", "1", ".", "<b>", "ß", "👩‍👩‍👧",
+          "漢", "\r\n", "    return", "'s", "http://", "\u00a0"]  # fmt: skip
 
 
 def waves(*shape: int) -> torch.Tensor:

@@ -77,8 +77,8 @@ def dinov2_weights(path: Path) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     arrays: dict[str, np.ndarray] = {}
     matrices: dict[str, str] = {}
-    graph = next(span for number, span in _fields(data, 0, len(data)) if number == 7)
-    for number, span in _fields(data, *graph):
+    graph = next(span for number, _, span in _fields(data, 0, len(data)) if number == 7)
+    for number, _, span in _fields(data, *graph):
         if number == 5:
             name, array = _tensor(data, *span)
             arrays[name] = array
@@ -105,15 +105,15 @@ def dinov2_weights(path: Path) -> dict[str, np.ndarray]:
 
 def _tensor(data: bytes, start: int, stop: int) -> tuple[str, np.ndarray]:
     name, shape, kind, raw = "", [], 0, (0, 0)
-    for number, value in _fields(data, start, stop):
-        if number == 1:
-            shape += [value] if isinstance(value, int) else _varints(data, *value)
+    for number, value, span in _fields(data, start, stop):
+        if number == 1:  # one by one, or packed
+            shape += _varints(data, *span) or [value]
         elif number == 2:
             kind = value
         elif number == 8:
-            name = data[slice(*value)].decode()
+            name = data[slice(*span)].decode()
         elif number == 9:
-            raw = value
+            raw = span
     if kind != 1:  # float32
         return name, np.zeros(0, np.float32)
     count = (raw[1] - raw[0]) // 4
@@ -122,9 +122,9 @@ def _tensor(data: bytes, start: int, stop: int) -> tuple[str, np.ndarray]:
 
 def _node(data: bytes, start: int, stop: int) -> tuple[list[str], str]:
     inputs, output, kind = [], "", ""
-    for number, value in _fields(data, start, stop):
+    for number, _, span in _fields(data, start, stop):
         if number in (1, 2, 4):
-            text = data[slice(*value)].decode()
+            text = data[slice(*span)].decode()
             if number == 1:
                 inputs.append(text)
             elif number == 2:
@@ -134,14 +134,14 @@ def _node(data: bytes, start: int, stop: int) -> tuple[list[str], str]:
     return (inputs, output) if kind == "MatMul" else ([], "")
 
 
-def _fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """(number, value) of each field: an integer, or the span of its bytes."""
+def _fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """(number, value, span) of each field: of an integer its value, of any other its bytes."""
     while start < stop:
         key, start = _varint(data, start)
         wire = key & 7
         if wire == 0:
             value, start = _varint(data, start)
-            yield key >> 3, value
+            yield key >> 3, value, (0, 0)
             continue
         if wire == 2:
             length, start = _varint(data, start)
@@ -149,7 +149,7 @@ def _fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int | tup
             length = 8 if wire == 1 else 4
         else:
             raise ModelError(f"a protobuf field of wire type {wire} at byte {start}: not ONNX")
-        yield key >> 3, (start, start + length)
+        yield key >> 3, 0, (start, start + length)
         start += length
 
 

@@ -48,14 +48,14 @@ class QuickReader(GGUFReader):
     def _strings(self, place: int, count: int) -> tuple[list[Any], int]:
         """Length and bytes of each string, and where they end."""
         plain = np.asarray(self.data)
-        raw = memoryview(plain)
-        order = "little" if np.little_endian != (self.byte_order == "S") else "big"
+        raw = plain.data
+        little = np.little_endian != (self.byte_order == "S")
         dtype = np.dtype(np.uint64).newbyteorder(self.byte_order)
         parts: list[Any] = []
         for _ in range(count):
             self._within(place + 8)
             start = place + 8
-            stop = start + int.from_bytes(raw[place:start], order)
+            stop = start + int.from_bytes(raw[place:start], "little" if little else "big")
             self._within(stop)
             parts += (plain[place:start].view(dtype), plain[start:stop])
             place = stop
