@@ -125,9 +125,11 @@ class TestGemma:
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         ours = logits.gather(1, torch.tensor(ids)[1:, None])[:, 0]
-        # llama.cpp rounds activations to 8 bits, and keeps keys and values in float16.
-        assert float((ours - theirs).abs().mean()) < 0.05
-        assert float((ours - theirs)[520:].abs().mean()) < 0.05
+        # llama.cpp rounds activations to 8 bits, which is worth .07 a token and no bias; a wrong
+        # window or base of the rotation is a bias, most where the window has cut something off.
+        for part in (slice(None, 512), slice(512, None)):
+            assert float((ours - theirs)[part].abs().mean()) < 0.15
+            assert abs(float((ours - theirs)[part].mean())) < 0.02
 
     def test_temperatures_are_exact(self, gemma):
         self_check(gemma[0])

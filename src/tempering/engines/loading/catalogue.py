@@ -33,6 +33,7 @@ class EmbeddedModel:
     format: of the weights, "gguf", "ctranslate2", "onnx" or "safetensors".
     model_class: in transformers. processor_class: that of its processor or tokenizer.
     bits: what its weights are rounded to after loading (see `rounding`); None for none.
+    conversion: raised when what it is converted to changes.
     """
 
     name: str
@@ -52,6 +53,7 @@ class EmbeddedModel:
     model_class: str = "AutoModelForCausalLM"
     processor_class: str = "AutoTokenizer"
     bits: int | None = None
+    conversion: int = 1
 
     @property
     def writes_text(self) -> bool:
@@ -102,6 +104,7 @@ MODELS: dict[str, EmbeddedModel] = {
             weights="*.gguf.part*",
             parts=tuple(f"{_GEMMA}-part{number}" for number in (1, 2, 3, 4)),
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            conversion=2,
         ),
         EmbeddedModel(
             name="whisper-tiny.en",

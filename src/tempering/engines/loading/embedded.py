@@ -35,8 +35,6 @@ from tempering.errors import OutputError
 _MANIFEST = "manifest.json"
 _STALE = ".partial-"
 JOINED = "model.gguf"
-# Part of the directory's name: raise it when the conversion itself changes.
-_CONVERSION = 1
 
 
 def embedded_directory(model: EmbeddedModel) -> Path:
@@ -50,7 +48,7 @@ def embedded_directory(model: EmbeddedModel) -> Path:
     home = cache_directory() / "models"
     # A rounded model is rounded in memory: it shares the files of the one that it is made from.
     shared = next((m.name for m in MODELS.values() if m.source == model.source), model.name)
-    target = home / f"{shared}-{source.sha256[:12]}-{_CONVERSION}"
+    target = home / f"{shared}-{source.sha256[:12]}-{model.conversion}"
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(_damage, target, source)
         # Loading needs this import anyway, and it takes as long as the hashing meanwhile.
