@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tempering.cli import _run
 from tempering.engines.loading import embedded, fetching
 from tempering.engines.loading.catalogue import MODELS, EmbeddedModel
 from tempering.engines.loading.embedded import embedded_directory
@@ -399,6 +400,22 @@ def test_a_cache_that_cannot_be_written_is_an_output_error(
     monkeypatch.setenv("TEMPERING_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="can't keep the converted model toy"):
         embedded_directory(MODEL)
+
+
+@pytest.mark.parametrize("name", [m.name for m in MODELS.values() if not m.writes_text])
+def test_commands_on_text_refuse_other_models_before_they_are_looked_for(
+    name: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["measure", "--model", name], debug=False) == 2
+    error = capsys.readouterr().err
+    assert f"{name} is no causal language model" in error
+    assert "take smollm2, smollm2-3bit, gemma3-270m, a directory or a hub id" in error
+    assert not cache.exists()
+
+
+def test_a_model_of_another_format_has_no_gguf_file() -> None:
+    with pytest.raises(ModelError, match="minilm comes as safetensors .*, not as a GGUF file"):
+        embedded_gguf("minilm")
 
 
 def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
