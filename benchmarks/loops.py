@@ -14,13 +14,12 @@ Results: benchmarks/results/loops.json, one entry a model.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _bench import RESULTS, write
+from _bench import write
 
 from tempering import load_model
 from tempering.agents.checkers import checker
@@ -159,9 +158,7 @@ def main() -> None:
                 print(f"  {what:22}{row['value']:9.3f} [{row['low']:.3f}, {row['high']:.3f}]"
                       f"   {row['difference']:+.3f} [{row['difference_low']:+.3f}, "
                       f"{row['difference_high']:+.3f}]", flush=True)  # fmt: skip
-    kept = RESULTS / "loops.json"
-    others = json.loads(kept.read_text())["models"] if kept.exists() else {}
-    print(f"\nwritten: {write('loops', {'models': others | {options.model: results}})}")
+    print(f"\nwritten: {write('loops', results, options.model)}")
 
 
 if __name__ == "__main__":

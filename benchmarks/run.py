@@ -39,7 +39,7 @@ class Benchmark:
     script: Path
     purpose: str  # the first line of its docstring
     command: list[str]  # interpreter and arguments
-    results: dict[str, dict[str, Any]]  # by name of the file
+    results: dict[str, dict[str, Any]]  # by name of the file, or "file, model"
 
     @property
     def seconds(self) -> float | None:
@@ -53,7 +53,7 @@ class Benchmark:
         commits = [
             commit
             for name in self.results
-            if (commit := git("log", "-1", "--format=%ct %H", "--", str(RESULTS / name)).strip())
+            if (commit := git("log", "-1", "--format=%ct %H", "--", _file(name)).strip())
         ]
         if not commits:
             return []
@@ -68,6 +68,20 @@ class Benchmark:
         return f"{len(self.changed)} files changed" if self.changed else "current"
 
 
+def _file(name: str) -> str:
+    return str(RESULTS / name.partition(",")[0])
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """All results; a file that holds one for each model gives as many."""
+    found = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        written = json.loads(path.read_text())
+        models = {f"{path.name}, {name}": own for name, own in written.get("models", {}).items()}
+        found |= models or {path.name: written}
+    return found
+
+
 def git(*arguments: str) -> str:
     return subprocess.run(
         ["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True
@@ -77,7 +91,7 @@ def git(*arguments: str) -> str:
 def benchmarks() -> list[Benchmark]:
     """All scripts of this folder that are no helpers of others."""
     found = []
-    written = {path.name: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    written = records()
     for script in sorted(HERE.glob("[a-z]*.py")):
         text = script.read_text(encoding="utf-8")
         purpose = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
@@ -85,8 +99,11 @@ def benchmarks() -> list[Benchmark]:
         if script.samefile(__file__) or run is None:
             continue
         names = re.findall(r"\bwrite\(\s*['\"](\w+)['\"]", text)
-        own = {f"{name}.json": written[f"{name}.json"] for name in names
-               if f"{name}.json" in written}  # fmt: skip
+        own = {
+            key: r
+            for key, r in written.items()
+            if _file(key)[: -len(".json")].endswith(tuple(f"/{name}" for name in names))
+        }
         given = next((r["arguments"] for r in own.values() if "arguments" in r), [])
         python = sys.executable if run[1] == "python" else str(ROOT / run[1])
         found.append(Benchmark(script, purpose, [python, str(script), *given], own))

@@ -109,14 +109,16 @@ def text_argument(text: str | None, file: Path | None, what: str) -> str | None:
 
 
 def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """Model and tokenizer by name."""
+    """Causal language model and tokenizer by name."""
     import torch
 
+    from tempering.engines.loading.catalogue import check_writes_text
     from tempering.engines.loading.hub import load_model
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
+    check_writes_text(name)
     return load_model(name, device=device, dtype=kinds[dtype])
 
 
