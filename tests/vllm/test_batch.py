@@ -21,7 +21,7 @@ def batch() -> Any:
     from vllm.v1.sample.logits_processor import build_logitsprocs
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    from tempering.engines.vllm.processor import init_batch
+    from tempering.engines.vllm.by_row import init_batch
     from tempering.engines.vllm.wrapping import wrap
 
     wrap(InputBatch, "__init__", init_batch)
