@@ -21,7 +21,7 @@ WORDS, LENGTH = 12, 4
 PROMPT = [3, 5, 1, 3, 5, 2, 0, 4, 6, 7, 3, 8, 9, 10, 11, 3, 5]
 # A policy, the request's own settings, and another policy whose law the counts must contradict.
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "schedule": ("schedule(linear(2,0.4), length=4)", {}, "schedule(linear(2,0.6), length=4)"),
+    "schedule": ("schedule(linear(2,0.4), length=4)", {}, "schedule(linear(2,0.8), length=4)"),
     "phases": (
         "phases(thinking=between(1.8, ids(3), ids(5)), answer=0.5)",
         {},
