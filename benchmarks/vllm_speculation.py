@@ -40,6 +40,7 @@ from tests.vllm.laws import (
     fit,
     law,
     network_logits,
+    save_early_copy,
     save_network,
     speculating,
     written,
@@ -72,7 +73,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         target = save_network(Path(place) / "target", 0, 3)
-        draft = save_network(Path(place) / "draft", 1, 1)
+        draft = save_early_copy(target, Path(place) / "draft", 2)
         for kind in SPECULATION:
             for row in measured(kind, target, draft, options.runs):
                 rows.append(row)

@@ -95,6 +95,17 @@ def save_network(directory: Path, seed: int, layers: int) -> Path:
     return directory
 
 
+def save_early_copy(target: Path, directory: Path, layers: int) -> Path:
+    """The first layers of a saved network, whose drafts are often right."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(target)
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(directory)
+    return directory
+
+
 def network_logits(directory: Path) -> Callable[[list[list[int]]], torch.Tensor]:
     """The logits of a saved network, by transformers."""
     from transformers import LlamaForCausalLM

@@ -23,6 +23,7 @@ from tests.vllm.laws import (
     fit,
     law,
     network_logits,
+    save_early_copy,
     save_network,
     speculating,
     written,
@@ -332,7 +333,8 @@ def test_what_happened_at_a_token_that_was_not_accepted_is_forgotten():
 def networks(tmp_path_factory) -> tuple[Any, Any]:
     """(target, draft model), saved."""
     home = tmp_path_factory.mktemp("networks")
-    return save_network(home / "target", 0, 3), save_network(home / "draft", 1, 1)
+    target = save_network(home / "target", 0, 3)
+    return target, save_early_copy(target, home / "draft", 2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SPECULATION if kind != "none"])

@@ -83,7 +83,7 @@ class ByRow(EnginePolicies):
             self._lost = None
         if not self._rows:
             return logits
-        placed = []
+        placed: list[PlacedRow] = []
         for row, request in sorted(self._rows.items()):
             drafted = self._drafted[row] if self._drafted else []
             placed += self._placed(row, request, drafted, [(row, len(drafted))])
@@ -91,7 +91,8 @@ class ByRow(EnginePolicies):
 
     def apply_to_drafts(self, logits: Tensor) -> Tensor:
         """Temper the target logits of drafted tokens; vLLM divides by the temperatures after."""
-        placed, start = [], 0
+        placed: list[PlacedRow] = []
+        start = 0
         for row, drafted in enumerate(self._drafted or ()):
             if row in self._rows:
                 slots = [(start + ahead, ahead) for ahead in range(len(drafted))]
@@ -212,9 +213,10 @@ def _constrain(original: Callable[..., Any], logits: Tensor, ends: Tensor, sampl
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
     counts = ends.diff(prepend=ends.new_zeros(1)).long()
-    temperature, top_k, top_p = (
+    top_k, top_p = (
         None if values is None else values.repeat_interleave(counts)
-        for values in (sampling.temperature, sampling.top_k, sampling.top_p)
+        for values in (sampling.top_k, sampling.top_p)
     )
-    logits.div_(torch.where(temperature == 0, 1.0, temperature).unsqueeze(-1))  # 0: greedy
+    temperature = sampling.temperature.repeat_interleave(counts).unsqueeze(-1)
+    logits.div_(torch.where(temperature == 0, 1.0, temperature))  # 0: greedy
     return apply_top_k_top_p(logits, top_k, top_p)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,7 +20,13 @@ from tempering.engines.vllm.arguments import asked_by, asks_policy, asks_trace, 
 from tempering.engines.vllm.failing import failure_message
 from tempering.engines.vllm.settings import configured
 from tempering.engines.vllm.step import LAST_STEP, Step
-from tempering.engines.vllm.streams import DraftedStates, LogitsRow, Stream, temper_rows
+from tempering.engines.vllm.streams import (
+    DraftedStates,
+    LogitsRow,
+    Stream,
+    Tempered,
+    temper_rows,
+)
 from tempering.engines.vllm.wrapping import registered
 from tempering.errors import RefusedError
 
@@ -88,21 +95,14 @@ class EnginePolicies(LogitsProcessor):
     def temper(self, logits: Tensor, rows: Sequence[PlacedRow], *, divided: bool) -> Tensor:
         """Temper rows in place; the step keeps those that failed, and the draws of traced ones."""
         known = {row.row_index: row for row in rows}
+        given = [LogitsRow(r.row_index, r.stream, partial(r.states.after, r.ahead)) for r in rows]
         try:
-            failed, draws = temper_rows(
-                logits,
-                [
-                    LogitsRow(r.row_index, r.stream, lambda r=r: r.states.after(r.ahead))
-                    for r in rows
-                ],
-                divided=divided,
-            )
+            result = temper_rows(logits, given, divided=divided)
         except Exception as error:
-            failed, draws = dict.fromkeys(known, error), {}
-        for index, error in failed.items():
+            result = Tempered(dict.fromkeys(known, error), {})
+        for index, reason in result.failed.items():
             row = known[index]
-            message = failure_message(error, row.stream.policy)
-            self.step.fail(row.place, row.ahead, message)
-        for index, draw in draws.items():
+            self.step.fail(row.place, row.ahead, failure_message(reason, row.stream.policy))
+        for index, draw in result.draws.items():
             self.step.drew(known[index].place, known[index].ahead, draw)
         return logits
