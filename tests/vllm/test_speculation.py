@@ -298,6 +298,36 @@ def test_other_temperatures_and_requests_without_a_policy_keep_their_law(sampler
     assert fit(counts, law(next_logits, policy, RequestSettings(**given)))["p"] > 1e-3
 
 
+def test_requests_beside_one_with_a_policy_have_their_own_settings():
+    """A policy, T with top-k, T with top-p, and a greedy request: each drafted token by hand."""
+    from tempering.engines.vllm import by_row
+
+    rows = Rows(SPECULATING)
+    none = [(place, None, Request(tuple(PROMPT), ())) for place in (1, 2, 3)]
+    rows.add([(0, "schedule(linear(2,0.5), length=4)", Request(tuple(PROMPT), (1,))), *none])
+    rows.update()
+    sampling = SimpleNamespace(
+        logitsprocs=SimpleNamespace(argmax_invariant=[rows.processor]),
+        temperature=torch.tensor([1.0, 0.4, 3.0, 0.0]),
+        all_greedy=False,
+        top_k=torch.tensor([WORDS, 3, WORDS, WORDS], dtype=torch.int32),
+        top_p=torch.tensor([1.0, 1.0, 0.5, 0.3]),
+    )
+    logits = torch.randn(7, WORDS, generator=torch.Generator().manual_seed(3))
+    ends = torch.tensor([2, 5, 5, 7], dtype=torch.int32)
+    with rows.processor.verifying([2, 3, 0, 2], torch.tensor([4, 5, 6, 7, 8, 9, 1])):
+        got = by_row._constrain(pytest.fail, logits.clone(), ends, sampling).softmax(-1)
+    heats = [1.5, 1.0, 0.4, 0.4, 0.4, 1.0, 1.0]
+    wanted = (logits / torch.tensor(heats)[:, None]).softmax(-1)
+    least = wanted[2:5].topk(3).values[:, -1:]
+    wanted[2:5] *= wanted[2:5] >= least
+    for row in (5, 6):
+        order = wanted[row].argsort(descending=True)
+        kept = int((wanted[row][order].cumsum(0) < 0.3).sum()) + 1
+        wanted[row][order[kept:]] = 0
+    torch.testing.assert_close(got, wanted / wanted.sum(-1, keepdim=True))
+
+
 # -- failures and traces of drafted tokens
 
 
