@@ -29,15 +29,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.limits import COLDEST, HOTTEST
-from tempering.calls import (
-    Argument,
-    CallNode,
-    Grammar,
-    bind,
-    call_text,
-    number_arguments,
-    number_text,
-)
+from tempering.binding import bind, number_arguments
+from tempering.calls import Argument, CallNode, Grammar, call_text, number_text
 from tempering.errors import ProfileError
 from tempering.posterior import entropy, temperature_for
 

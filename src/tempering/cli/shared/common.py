@@ -71,9 +71,9 @@ def given(context: Context) -> set[str]:
 
 def unread(context: Context, names: Iterable[str], because: str) -> None:
     """InputError when one of these options was given, since nothing would read it."""
-    if found := sorted(given(context).intersection(names)):
-        options = ", ".join("--" + name.replace("_", "-") for name in found)
-        raise InputError(f"{because}: leave out {options}")
+    if found := given(context).intersection(names):
+        options = (max(each.opts, key=len) for each in context.command.params if each.name in found)
+        raise InputError(f"{because}: leave out {', '.join(sorted(options))}")
 
 
 _SILENT = False

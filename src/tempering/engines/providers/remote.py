@@ -20,7 +20,9 @@ from tempering.engines.providers.transport import HTTPResponse, NoAnswerError, W
 from tempering.errors import InputError
 from tempering.files import whole_characters
 
-NO_PATTERN = "no pattern at all"  # a server that tempers attention answers 400 to it
+# What a server that tempers attention, or tokens, answers 400 to.
+NO_PATTERN, NO_POLICY = "no pattern at all", "no policy at all"
+_PROBE = Call("probe", "Say hello.", None, 1, 0)
 
 
 @runtime_checkable
@@ -28,13 +30,14 @@ class Client(Protocol):
     """The form of one provider's requests and replies.
 
     spec: the provider's name on the command line. address: of the server, without the path of one
-    kind of call.
+    kind of call. has_policies: whether its server may take policies by token.
     """
 
     provider: str
     spec: str
     address: str
     has_attention: bool
+    has_policies: bool
 
     def url(self, model: str) -> str:
         """The address of calls."""
@@ -104,6 +107,12 @@ class RemoteEngine:
                     f"{call.key}: the engine {self.name} can't temper attention; use the engine "
                     "local, or vllm:URL with a server that tempering serves"
                 )
+            if call.token_policy is not None and not self.client.has_policies:
+                raise InputError(
+                    f"{call.key}: {self.client.spec} has one temperature for all tokens of a reply "
+                    "(constant(T)); for other policies use the engine local, or the address of a "
+                    "server that tempering serves"
+                )
 
     def count(self, call: Call) -> int:
         """An estimate of the prompt's tokens: in most texts a token is 3 bytes or more."""
@@ -172,7 +181,11 @@ class RemoteEngine:
 
         async with connected(self.client.address, self.concurrency) as wire:
             if any(call.attention is not None for call in calls):
-                await self._probe(wire)
+                wrong = replace(_PROBE, attention=NO_PATTERN)
+                await self._probe(wire, wrong, "attention patterns", "set amplitude: 1")
+            if any(call.token_policy is not None for call in calls):
+                wrong = replace(_PROBE, token_policy=NO_POLICY)
+                await self._probe(wire, wrong, "policies by token", "give constant(T)")
             watcher = asyncio.create_task(watch())
             try:
                 async with asyncio.TaskGroup() as group:
@@ -288,25 +301,25 @@ class RemoteEngine:
             tokens_discarded=discarded,
         )
 
-    async def _probe(self, wire: Wire) -> None:
-        """EngineError unless the server reads attention patterns: it must refuse a wrong one.
+    async def _probe(self, wire: Wire, wrong: Call, ignored: str, otherwise: str) -> None:
+        """EngineError unless the server reads patterns of attention, or policies by token.
 
-        A server that doesn't know the argument ignores it, and every temperature would be wrong.
+        It must refuse a wrong one: a server that doesn't know the argument ignores it, and every
+        temperature would be wrong.
         """
-        probe = Call("probe", "Say hello.", None, 1, 0, attention=NO_PATTERN)
         try:
             async with asyncio.timeout(self.timeout):
-                await self._post(wire, self._body(probe, self._sent(probe)), uuid.uuid4().hex)
+                await self._post(wire, self._body(wrong, self._sent(wrong)), uuid.uuid4().hex)
         except Exception as error:
             reason = classify(error).reason
             if reason.startswith(("HTTP 400", "HTTP 422")):
                 return
             raise EngineError(
-                f"can't ask {self.client.spec} whether it tempers attention: {reason}"
+                f"can't ask {self.client.spec} whether it reads {ignored}: {reason}"
             ) from None
         raise EngineError(
-            f"{self.client.spec} ignores attention patterns (it accepted a wrong one); serve it "
-            "with tempering's plugin, or set amplitude: 1"
+            f"{self.client.spec} ignores {ignored} (it accepted a wrong one); serve it "
+            f"with tempering's plugin, or {otherwise}"
         )
 
     def _sent(self, call: Call) -> Sent:
