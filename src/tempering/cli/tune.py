@@ -21,13 +21,15 @@ EPILOG = """Examples:
   tempering tune --data notes.txt --out tuned.json --resume
 
 A .jsonl file holds lines {"prompt": "...", "answer": "..."}, or conversations {"messages":
-[{"role": "user", "content": "..."}, ...]}; any other file is plain text.
+[{"role": "user", "content": "..."}, ...]}; any other file is plain text. A Parquet
+file, or a folder of Parquet or .jsonl files, holds texts of any size in a column "text".
 """
 
 
 def tune(
     data: Annotated[
-        list[Path], typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
+        list[Path],
+        typer.Option(help="What to be better at: text, .jsonl, .parquet, or folder; repeatable."),
     ],
     weight: Annotated[
         list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
@@ -72,10 +74,10 @@ def tune(
     """
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
+    from tempering.cli.shared.keeping import locked
     from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
-    from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
+    from tempering.cli.shared.tuning_runs import drop, read_bounds, say_step, state_of
     from tempering.errors import InputError
-    from tempering.evaluation.run_lock import RunLock
 
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
     weights = weight or [1.0] * len(data)
@@ -112,7 +114,7 @@ def tune(
         "chunk": chunk,
         "chunks": limit,
     }
-    with RunLock(out, "tune"):
+    with locked(out, "tune"):
         state = state_of(out, resume)
         results = Results(out, settings, network, model, goals, limits, seed, device)
         try:
@@ -135,7 +137,7 @@ def tune(
                     progress=report,
                 )
         except ConstraintError as error:
-            state.unlink(missing_ok=True)
+            drop(state)
             results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
             raise
         results.save(tuned, [])
@@ -152,4 +154,4 @@ def tune(
         if not complete:
             common.note("interrupted; the best so far is kept. Add --resume to go on")
             raise typer.Exit(130)
-        state.unlink(missing_ok=True)
+        drop(state)
