@@ -22,6 +22,7 @@ from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import AttentionCall
+from tempering.attention.measuring import fused
 from tempering.attention.measuring.statistics import (
     OF_DISTANCE,
     OF_SINK,
@@ -333,11 +334,17 @@ def _named(layer: str) -> Iterator[None]:
 
 def posteriors(call: AttentionCall) -> QueryStatistics:
     """The statistics of an attention call; its sink is the learned one, or else the first key."""
+    on_gpu = fused.serves(call)
     if call.sinks is None:
         before = 0 if call.causal else call.key.shape[2] - call.query.shape[2]
-        return statistics_of_moments(moments(call, 1), first_key(call), learned=False, first=before)
+        if on_gpu:
+            found, sink, _ = fused.run(call, 1)
+        else:
+            found, sink = moments(call, 1), first_key(call)
+        return statistics_of_moments(found, sink, learned=False, first=before)
     queries = torch.arange(call.query.shape[2], device=call.query.device)
-    return statistics_of_moments(moments(call), call.sink_column(queries)[..., 0], learned=True)
+    found = fused.run(call).moments if on_gpu else moments(call)
+    return statistics_of_moments(found, call.sink_column(queries)[..., 0], learned=True)
 
 
 @contextlib.contextmanager
