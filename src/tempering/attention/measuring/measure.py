@@ -193,8 +193,9 @@ def measure_tokens(
     network: Any = model
     device = input_device(network)
     ranks = here()
-    agree_on_model(model)
-    ranks.agree({"text": chunks_digest(chunks), "profile": profile and profile.to_text()})
+    if ranks.size > 1:
+        agree_on_model(model)
+        ranks.agree({"text": chunks_digest(chunks), "profile": profile and profile.to_text()})
     totals = {
         layer.name: StatisticSums.zeros(layer.heads, buckets) for layer in model_layout.layers
     }
