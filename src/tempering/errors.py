@@ -15,6 +15,7 @@
     |-- CheckError                      a self-check disagreed with its reference; exit code 1
     |-- ModelError                      a model that can't be found, read or converted; exit code 1
     |-- OutputError (OSError)           a result that can't be written; exit code 1
+    |-- RankError                       a run on several ranks that can't go on; exit code 1
     `-- MissingExtraError (ImportError) an optional package; names the pip command; exit code 1
 
     TemperingWarning (UserWarning)
@@ -96,6 +97,10 @@ class ModelError(TemperingError):
 
 class OutputError(TemperingError, OSError):
     """A result that can't be written; nothing half-written is left."""
+
+
+class RankError(TemperingError):
+    """A run on several processes that can't go on: one failed, ended, or has other input."""
 
 
 class MissingExtraError(TemperingError, ImportError):

@@ -63,6 +63,7 @@ class Reply:
     finish: why the output ended: "end", "length", or the provider's word. attempts: 1 without
         retries.
     note: what a reader of the record should know, e.g. the provider's advice.
+    replica: address of the server that answered, where several serve the model; None otherwise.
     tokens_discarded: tokens in and out of earlier replies to this call, which were paid for and
         could not be read.
     """
@@ -78,6 +79,7 @@ class Reply:
     attempts: int = 1
     note: str | None = None
     tokens_discarded: int = 0
+    replica: str | None = None
 
 
 Done = Callable[[int, Reply], None]

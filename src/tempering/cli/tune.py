@@ -27,7 +27,8 @@ EPILOG = """Examples:
   tempering tune --tokens 'phases(thinking=?, answer=?)' --tasks tasks.jsonl --out policy.txt
 
 A .jsonl file of --data holds lines {"prompt": "...", "answer": "..."}, or conversations
-{"messages": [{"role": "user", "content": "..."}, ...]}; any other file is plain text.
+{"messages": [{"role": "user", "content": "..."}, ...]}; any other file is plain text. A Parquet
+file, or a folder of Parquet or .jsonl files, holds texts of any size in a column "text".
 """
 
 
@@ -43,7 +44,8 @@ _OF_TOKENS = ("tasks", "keep_going", "checker", "against", "trials", "samples", 
 def tune(
     context: common.Context,
     data: Annotated[
-        list[Path] | None, typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
+        list[Path] | None,
+        typer.Option(help="What to be better at: text, .jsonl, .parquet, or folder; repeatable."),
     ] = None,
     tokens: Annotated[
         str | None,
@@ -141,10 +143,10 @@ def tune(
     common.unread(context, _OF_TOKENS, "--data tunes attention")
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
+    from tempering.cli.shared.keeping import locked
     from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
-    from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
+    from tempering.cli.shared.tuning_runs import drop, read_bounds, say_step, state_of
     from tempering.errors import InputError
-    from tempering.evaluation.run_lock import RunLock
 
     if not data:
         raise InputError("give --data FILE, or --tokens POLICY with --tasks FILE")
@@ -185,7 +187,7 @@ def tune(
         "chunk": chunk,
         "chunks": limit,
     }
-    with RunLock(out, "tune"):
+    with locked(out, "tune"):
         state = state_of(out, resume)
         results = Results(out, settings, network, model, goals, limits, seed, device)
         try:
@@ -208,7 +210,7 @@ def tune(
                     progress=report,
                 )
         except ConstraintError as error:
-            state.unlink(missing_ok=True)
+            drop(state)
             results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
             raise
         results.save(tuned, [])
@@ -225,4 +227,4 @@ def tune(
         if not complete:
             common.note("interrupted; the best so far is kept. Add --resume to go on")
             raise typer.Exit(130)
-        state.unlink(missing_ok=True)
+        drop(state)

@@ -113,6 +113,7 @@ class Sampling:
             "tokens_in": reply.tokens_in,
             "tokens_out": reply.tokens_out,
             "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
+            **({} if reply.replica is None else {"replica": reply.replica}),
         }
 
     def paid_before(self, key: str) -> int:
@@ -196,6 +197,7 @@ class Sampling:
                 "tokens_in": reply.tokens_in,
                 "tokens_out": reply.tokens_out,
                 "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
+                **({} if reply.replica is None else {"replica": reply.replica}),
             }
             self.ledger.put(key, row)
             self.report(f"synthesis, {strategy.name}", count, len(calls))

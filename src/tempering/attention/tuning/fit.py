@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tempering.attention.examining.layout_of import layout
-from tempering.attention.profiles.fingerprint import fingerprint
+from tempering.attention.profiles.fingerprint import agree_on_model, fingerprint
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.basis import Basis, make_basis, scale_basis
 from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures, live_temperatures
@@ -32,6 +32,7 @@ from tempering.attention.tuning.problem import make_problem
 from tempering.attention.tuning.run import Progress, Run
 from tempering.attention.tuning.saved_run import SavedRun
 from tempering.errors import ConvergenceWarning, InputError
+from tempering.ranks import here
 
 STEPS = {"newton": 8, "adam": 100}
 
@@ -65,7 +66,8 @@ def tune(
         minimise  sum_k w_k L_k(theta) + |theta|^2 / (2 prior_sd^2 N)   under  c(theta) <= within
 
     with N targets learned from and log T = B theta (see `basis`). No weight changes, and none
-    takes a gradient. Ctrl-C keeps the best point so far.
+    takes a gradient. Ctrl-C keeps the best point so far. The ranks of a run (`tempering.ranks`)
+    share the pieces, to the result of one process.
 
     Parameters
     ----------
@@ -96,6 +98,7 @@ def tune(
     DataError: too little data, or overlapping parts.
     ConstraintError: nothing within the constraint is better; it holds the trade-off.
     RefusedError: a loss that is not finite (it names the head and the step).
+    RankError: ranks with other models, data or settings.
 
     Warns
     -----
@@ -123,6 +126,8 @@ def tune(
         "steps": count,
         "seed": seed,
     }
+    agree_on_model(model)
+    here().agree(settings)
     prior = 1 / (float(prior_sd) ** 2 * problem.targets)
     with live_temperatures(model, basis, bounds, checkpoint=checkpoint, scales=scales) as tempering:
         mover: Method

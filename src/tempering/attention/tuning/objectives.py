@@ -24,6 +24,7 @@ from torch import Tensor
 from tempering.attention.tuning.batches import Batch, answer_batches, target_losses, text_batches
 from tempering.chunks import token_chunks
 from tempering.errors import DataError, InputError
+from tempering.text_tables import TextTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ def from_batches(
 
 def from_text(
     tokenizer: Any,
-    text: str,
+    text: str | TextTable,
     *,
     chunk: int = 512,
     limit: int | None = None,

@@ -18,6 +18,7 @@ from tempering.attention.tuning.problem import Problem, Watched, merit, watch
 from tempering.attention.tuning.saved_run import SavedRun
 from tempering.attention.tuning.steps import LARGEST
 from tempering.attention.tuning.tunable import Tunable
+from tempering.ranks import here
 
 Progress = Callable[[str, int, int], None]
 
@@ -196,7 +197,8 @@ class Run:
         total = sum(len(objective.pieces) for objective in learned)
         report = self._counter(f"gradients, step {self.step + 1} of {count}", total)
         cost = self.history[-1].cost if watched else None
-        move = self.mover.advance(self.theta, self.step, cost, report)
+        # Linear algebra may differ in its last digit from one processor to another.
+        move = here().same(self.mover.advance(self.theta, self.step, cost, report))
         if watched:
             self.history[-1] = self.history[-1]._replace(loss=move.loss, multiplier=move.multiplier)
         still = float((move.theta - self.theta).abs().max()) < _STILL
@@ -205,7 +207,7 @@ class Run:
             self.stopped = "converged"
 
     def _watch(self, theta: Tensor, stage: str) -> Watched:
-        return watch(
+        seen = watch(
             self.problem,
             self.live,
             theta,
@@ -214,6 +216,7 @@ class Run:
             step=self.step,
             report=self._counter(stage, self.problem.watched_pieces),
         )
+        return here().same(seen)
 
     def _merit(self, option: Option) -> float:
         """What a point is worth; lower is better."""

@@ -101,7 +101,7 @@ def generate_llamacpp(
 
 
 def compare_llamacpp(
-    words: str,
+    words: Any,
     patterns: list[str],
     profiles: list[Path],
     amplitude: float | None,

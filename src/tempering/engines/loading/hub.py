@@ -84,6 +84,13 @@ def load_model(
     return model.to(device) if device is not None else model, tokenizer
 
 
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of `load_model` alone."""
+    place, bars = find_model(name)
+    with quiet(bars=bars):
+        return _tokenizer(place, str(name))
+
+
 def is_gguf(name: str | Path) -> bool:
     """Whether a model's name is that of a GGUF file."""
     path = Path(name).expanduser()

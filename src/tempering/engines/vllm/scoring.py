@@ -26,6 +26,16 @@ from tempering.errors import InputError, MissingExtraError, ModelError
 from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, summarised
 
 
+def layout_of_workers(rows: Sequence[Sequence[Any]], depth: int) -> Layout:
+    """The layout from (name, heads, key-value heads) of vLLM's attention layers."""
+    layers = [
+        AttentionLayer(name.removesuffix(".attn"), "decoder", layer_number(name), heads, kv_heads)
+        for name, heads, kv_heads in rows
+    ]
+    layers.sort(key=lambda layer: layer.index)
+    return Layout(tuple(layers), (), {"decoder": depth})
+
+
 class VllmScorer:
     """A vLLM engine that this process starts; as a context manager it is shut down at the end.
 
@@ -73,15 +83,8 @@ class VllmScorer:
     def layout(self) -> Layout:
         """The attention layers, as the workers hold them."""
         text = agreed_answer(self.llm.collective_rpc("tempering_layers"))
-        layers = [
-            AttentionLayer(
-                name.removesuffix(".attn"), "decoder", layer_number(name), heads, kv_heads
-            )
-            for name, heads, kv_heads in json.loads(text)
-        ]
-        layers.sort(key=lambda layer: layer.index)
         depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
-        return Layout(tuple(layers), (), {"decoder": depth})
+        return layout_of_workers(json.loads(text), depth)
 
     def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """log q of every token of every prompt, nats; None for the first."""
