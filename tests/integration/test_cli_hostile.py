@@ -175,7 +175,7 @@ def test_ctrl_c_while_a_budget_is_searched(model, text, tmp_path, capsys, monkey
     own += ["--pattern", "linear(2,0.5)", "--budget", 0.05]
     assert call("compare", *own, "--out", tmp_path / "whole") == 0
     whole = json.loads(capsys.readouterr().out)["results"]
-    plain, calls = cost.next_token_logits, []
+    plain, calls = cost.answers_under, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -183,7 +183,7 @@ def test_ctrl_c_while_a_budget_is_searched(model, text, tmp_path, capsys, monkey
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(cost, "next_token_logits", interrupted)
+    monkeypatch.setattr(cost, "answers_under", interrupted)
     assert call("compare", *own, "--out", tmp_path) == 130
     shown = capsys.readouterr()
     *before, last = shown.err.strip().splitlines()

@@ -137,7 +137,7 @@ def test_the_command(directory, tmp_path, capsys):
 def test_an_interrupted_study_goes_on(directory, tmp_path, capsys, monkeypatch):
     from tempering.evaluation import cost
 
-    plain, calls = cost.next_token_logits, []
+    plain, calls = cost.answers_under, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -145,7 +145,7 @@ def test_an_interrupted_study_goes_on(directory, tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(cost, "next_token_logits", interrupted)
+    monkeypatch.setattr(cost, "answers_under", interrupted)
     assert command(directory, tmp_path, "--cycles", 1) == 130
     assert "go on" in capsys.readouterr().err
     partial = list((tmp_path / "runs").glob("*.partial.jsonl"))

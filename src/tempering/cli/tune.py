@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tempering.cli.shared import common
+from tempering.cli.shared import data as sources
 from tempering.cli.shared import tuning_runs as learning
 
 EPILOG = """Examples:
@@ -20,6 +21,8 @@ EPILOG = """Examples:
 
   tempering tune --data notes.txt --out tuned.json --resume
 
+  tempering tune --model whisper-tiny.en --audio noisy --test clean --out noise.json
+
 A .jsonl file holds lines {"prompt": "...", "answer": "..."}, or conversations {"messages":
 [{"role": "user", "content": "..."}, ...]}; any other file is plain text.
 """
@@ -27,8 +30,11 @@ A .jsonl file holds lines {"prompt": "...", "answer": "..."}, or conversations {
 
 def tune(
     data: Annotated[
-        list[Path], typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
-    ],
+        list[Path] | None, typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
+    ] = None,
+    images: sources.Images = None,
+    audio: sources.Audio = None,
+    pairs: sources.Pairs = None,
     weight: Annotated[
         list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
@@ -64,13 +70,19 @@ def tune(
     out: learning.ProfileOut = Path("tuned.json"),
     as_json: common.Json = False,
 ) -> None:
-    """Learn temperatures for a text or task, weights frozen.
+    """Learn temperatures for a text or task, images or sound, weights frozen.
 
     The profile carries its evidence.
 
     Ctrl-C keeps the best so far; the same command with --resume goes on.
     """
-    from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
+    from tempering.attention.tuning import (
+        Constraint,
+        ConstraintError,
+        Objective,
+        from_inputs,
+        refuse_overlap,
+    )
     from tempering.attention.tuning import tune as run
     from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
     from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
@@ -78,26 +90,45 @@ def tune(
     from tempering.evaluation.run_lock import RunLock
 
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
-    weights = weight or [1.0] * len(data)
-    if len(weights) != len(data):
-        raise InputError(f"{len(data)} --data and {len(weights)} --weight; give one for each")
-    names = [path.name for path in [*data, *(test or [])]]
+    source = sources.Source(None, images, audio, pairs)
+    source.check()
+    texts = list(data or [])
+    if bool(texts) == (source.media is not None):
+        raise InputError("give --data, or one of --images, --audio and --pairs, to be better at")
+    weights = weight or [1.0] * max(1, len(texts))
+    if len(weights) != max(1, len(texts)):
+        raise InputError(f"{len(texts)} --data and {len(weights)} --weight; give one for each")
+    names = [path.name for path in [*texts, *(test or [])]]
     if len(set(names)) != len(names):
         raise InputError(f"two files of one name in {', '.join(names)}; rename one")
     low, high = read_bounds(bounds)
-    network, tokenizer = common.open_model(model, device, dtype)
-    goals = [
-        objective(tokenizer, path, w, chunk, limit) for path, w in zip(data, weights, strict=True)
-    ]
+    network, tokenizer = common.open_model(model, device, dtype, any_kind=bool(source.media))
+    settings: dict[str, Any] = {"data": [path.name for path in texts]}
+    if source.media is not None:
+        given = sources.read_data(source, network, tokenizer, chunk, limit)
+        settings |= given.settings
+        goals = [from_inputs(given.name, given.inputs, network, weight=weights[0])]
+    else:
+        goals = [
+            objective(tokenizer, path, w, chunk, limit)
+            for path, w in zip(texts, weights, strict=True)
+        ]
+
+    def like(path: Path, most: int | None) -> Objective:
+        """Other data of the kind that is tuned for."""
+        if source.media is None:
+            return objective(tokenizer, path, 1.0, chunk, most)
+        other = sources.Source(**{source.media[0]: path})
+        found = sources.read_data(other, network, tokenizer, chunk, most)
+        return from_inputs(path.name, found.inputs, network)
+
     limits = None
     if constraint is not None:
-        held = objective(tokenizer, constraint, 1.0, chunk, limit)
-        limits = Constraint(held, within, on)
-    tests = [objective(tokenizer, path, 1.0, chunk, None) for path in test or []]
+        limits = Constraint(like(constraint, limit), within, on)
+    tests = [like(path, None) for path in test or []]
     learned = [*goals, *([limits.objective] if limits else [])]
     refuse_overlap(learned, tests, "calibration and test")
-    settings: dict[str, Any] = {
-        "data": [path.name for path in data],
+    settings |= {
         "weights": weights,
         "per": per,
         "constraint": constraint.name if constraint else None,
@@ -141,7 +172,9 @@ def tune(
         results.save(tuned, [])
         complete, found = tuned.stopped_because != "interrupted", []
         if complete:
-            plan = EvidenceSettings(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+            # The texts of the package are no test of a model of images or sound.
+            others = elsewhere if source.media is None else 0
+            plan = EvidenceSettings(tests, others, shuffles, alternatives, held_out, chunk, seed)
             try:
                 found = gather(network, tokenizer, tuned, goals, limits, plan, out)
             except KeyboardInterrupt:

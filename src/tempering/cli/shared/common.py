@@ -108,16 +108,29 @@ def text_argument(text: str | None, file: Path | None, what: str) -> str | None:
     return text
 
 
-def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """Model and tokenizer by name."""
+def open_model(
+    name: str, device: str | None = None, dtype: str = "float32", *, any_kind: bool = False
+) -> tuple[Any, Any]:
+    """Model and tokenizer by name; any_kind: or any other model of transformers, and its processor.
+
+    Raises ModelError for another than a causal language model, where none is wanted.
+    """
     import torch
 
     from tempering.engines.loading.hub import load_model
+    from tempering.errors import ModelError
+    from tempering.inputs.example import predicts_next
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
-    return load_model(name, device=device, dtype=kinds[dtype])
+    model, processor = load_model(name, device=device, dtype=kinds[dtype])
+    if not any_kind and not predicts_next(model):
+        raise ModelError(
+            f"the model {name!r} is {type(model).__name__}, and this command takes a causal "
+            "language model; give a decoder such as Llama, Qwen or GPT-2"
+        )
+    return model, processor
 
 
 def text_of(path: Path | None) -> tuple[str, str]:
@@ -156,6 +169,7 @@ def pattern_profile(
     reading: str = "temperature",
     layers: str | None = None,
     heads: str | None = None,
+    stack: str | None = None,
     text: str | None = None,
     chunk: int = 256,
     limit: int | None = None,
@@ -170,13 +184,17 @@ def pattern_profile(
 
         if amplitude is not None or reading != "temperature" or heads is not None:
             raise InputError(f"{pattern} is a rule for every query; only --layers goes with it")
-        return adaptive_profile(pattern, model, layers=numbers(layers, "--layers"))
+        return adaptive_profile(pattern, model, layers=numbers(layers, "--layers"), stack=stack)
     plan = schedule(pattern)
     if reading == "temperature":
         if amplitude is not None:
             plan = plan.amplitude(amplitude)
         profile = Profile.from_schedule(
-            plan, model, layers=numbers(layers, "--layers"), heads=numbers(heads, "--heads")
+            plan,
+            model,
+            layers=numbers(layers, "--layers"),
+            heads=numbers(heads, "--heads"),
+            stack=stack,
         )
         hottest = float(profile.temperature.nan_to_num(1.0).max())
         coldest = float(profile.temperature.nan_to_num(1.0).min())
@@ -188,8 +206,8 @@ def pattern_profile(
         return profile
     if reading not in ("support", "relative-support"):
         raise InputError(f"--read-as is temperature, support or relative-support, not '{reading}'")
-    if layers is not None or heads is not None:
-        raise InputError("--layers and --heads go with --read-as temperature")
+    if layers is not None or heads is not None or stack is not None:
+        raise InputError("--layers, --heads and --stack go with --read-as temperature")
     from tempering.attention.measuring.targets import profile_for_support
     from tempering.chunks import token_chunks
     from tempering.data import sample_text
@@ -215,7 +233,7 @@ def chosen_profile(
         raise InputError("give --pattern or --profile, one of the two")
     if pattern is not None:
         return pattern_profile(model, tokenizer, pattern, **options)
-    named = ("amplitude", "reading", "layers", "heads")
+    named = ("amplitude", "reading", "layers", "heads", "stack")
     only_patterns(**{name: options.get(name) for name in named})
     return Profile.load(profile or "")
 
@@ -225,6 +243,7 @@ def only_patterns(
     reading: str | None = None,
     layers: str | None = None,
     heads: str | None = None,
+    stack: str | None = None,
 ) -> None:
     """InputError for an option that would be left unread, since there is no pattern."""
     given = {
@@ -232,6 +251,7 @@ def only_patterns(
         "--read-as": reading not in (None, "temperature"),
         "--layers": layers is not None,
         "--heads": heads is not None,
+        "--stack": stack is not None,
     }
     named = [option for option, is_given in given.items() if is_given]
     if named:
@@ -274,6 +294,7 @@ def model_section(model: Any, name: str) -> dict[str, Any]:
         "name": Path(name).name,
         "layers": len(plan.layers),
         "heads": max(plan.heads),
+        **({"parts": dict(plan.depths)} if len(plan.depths) > 1 else {}),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": str(model.config._attn_implementation),
     }

@@ -13,6 +13,7 @@ import torch
 from tempering.engines.loading.embedded import MODELS, EmbeddedModel, embedded_directory
 from tempering.engines.loading.gguf_files import check_positions, load_gguf
 from tempering.engines.loading.model_files import check_directory
+from tempering.engines.loading.model_kinds import model_class, processor_for, writes_text
 from tempering.engines.loading.quiet import quiet
 from tempering.engines.loading.rounding import round_weights
 from tempering.errors import InputError, ModelError, TemperingWarning
@@ -29,7 +30,10 @@ def load_model(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
 ) -> tuple[Any, Any]:
-    """A causal language model, ready for inference, and its tokenizer.
+    """A model, ready for inference, and what makes its inputs.
+
+    That is a causal language model and its tokenizer; or whatever transformers model a directory
+    was saved as (a classifier, an encoder-decoder, one of images or sound), and its processor.
 
     Parameters
     ----------
@@ -41,8 +45,9 @@ def load_model(
 
     Returns
     -------
-    (model, tokenizer): the model is in eval mode; the tokenizer pads on the left, as generation
-    in batches needs, with the end-of-text token where the model has no padding token.
+    (model, tokenizer): the model is in eval mode; the tokenizer of a language model pads on the
+    left, as generation in batches needs, with the end-of-text token where the model has no padding
+    token. Other models come with their processor, None where their files hold none.
 
     Raises
     ------
@@ -52,6 +57,8 @@ def load_model(
     architecture has no place for are a TemperingWarning; code that a model brings along is
     never run.
     """
+    from transformers import AutoModelForCausalLM
+
     _check_device(device)
     text = str(name)
     if is_gguf(name):
@@ -64,7 +71,13 @@ def load_model(
     else:
         place, bars = find_model(name)  # a download takes a while
         with quiet(bars=bars):
-            model = _model(place, text, dtype, attn_implementation)
+            config = _config(place, text)
+            if not writes_text(config):
+                kind = model_class(config, text)
+                model = _checked(kind, place, text, config, dtype, attn_implementation)
+                processor = processor_for(place, text)
+                return model.to(device) if device is not None else model, processor
+            model = _checked(AutoModelForCausalLM, place, text, config, dtype, attn_implementation)
             tokenizer = _tokenizer(place, text)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -97,21 +110,26 @@ def find_model(name: str | Path) -> tuple[str, bool]:
     raise ModelError(f"no model {text!r}: there is no such directory or GGUF file; {_known(text)}")
 
 
-def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:
-    """The model, refused unless every weight it needs was in its files, in the right shape."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+def _config(place: str, name: str) -> Any:
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
         _reraise(error, f"can't load the configuration of the model {name!r}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
-            f"the model {name!r} is of the type {config.model_type!r}, which has no causal "
-            "language model in transformers; give a decoder such as Llama, Qwen or GPT-2"
-        )
+
+
+def _checked(
+    kind: Any,
+    place: str,
+    name: str,
+    config: Any,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+) -> Any:
+    """The model, refused unless every weight it needs was in its files, in the right shape."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             place,
             config=config,
             dtype=dtype,
