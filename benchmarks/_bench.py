@@ -97,17 +97,27 @@ def machine() -> dict[str, object]:
     }
 
 
-def write(name: str, payload: Mapping[str, object]) -> Path:
-    """Save `payload` with the machine and the time as results/NAME.json; returns the path."""
+def write(name: str, payload: Mapping[str, object], model: str | None = None) -> Path:
+    """Save `payload` with the machine and the time as results/NAME.json; returns the path.
+
+    model: a name of `tempering models`. The file then holds one record for each model, and those of
+    others stay: {"benchmark": NAME, "models": {MODEL: record}}. A record that was written without
+    is that of smollm2.
+    """
     from tempering.files import write_atomic
 
-    record = {
-        "benchmark": name,
+    path = RESULTS / f"{name}.json"
+    record: dict[str, object] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
         **payload,
     }
-    return write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    if model is not None:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": {}}
+        if "models" not in kept:
+            kept = {"models": {"smollm2": {k: v for k, v in kept.items() if k != "benchmark"}}}
+        record = {"models": {**kept["models"], model: record}}
+    return write_atomic(path, json.dumps({"benchmark": name, **record}, indent=2) + "\n")
 
 
 def _processor() -> str:

@@ -29,7 +29,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from _bench import interleave, ratios, show, write
 
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.catalogue import MODELS
+from tempering.engines.loading.embedded import embedded_directory
 
 BASE = "nothing configured"
 POLICIES = (

@@ -104,13 +104,16 @@ class MissingExtraError(TemperingError, ImportError):
     Parameters
     ----------
     package: the import name that failed, e.g. "vllm".
-    extra: the extra of tempering that brings it, e.g. "vllm".
+    extra: the extra of tempering that brings it, e.g. "vllm"; None where none does.
+    install: the command, where it is another than that of the extra.
     """
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(
+        self, package: str, extra: str | None = None, *, install: str | None = None
+    ) -> None:
         super().__init__(
             f"this needs the package '{package}', which is not installed; "
-            f"mend it with: pip install 'tempering[{extra}]'"
+            "mend it with: " + (install or f"pip install 'tempering[{extra}]'")
         )
         self.package = package
         self.extra = extra

@@ -117,6 +117,7 @@ def open_model(
     """
     import torch
 
+    from tempering.engines.loading.catalogue import check_writes_text
     from tempering.engines.loading.hub import load_model
     from tempering.errors import ModelError
     from tempering.inputs.example import predicts_next
@@ -124,6 +125,8 @@ def open_model(
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
+    if not any_kind:
+        check_writes_text(name)
     model, processor = load_model(name, device=device, dtype=kinds[dtype])
     if not any_kind and not predicts_next(model):
         raise ModelError(

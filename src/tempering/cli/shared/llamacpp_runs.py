@@ -13,7 +13,7 @@ from tempering.errors import InputError
 
 def gguf_path(model: str) -> Path:
     """The GGUF file that --model names; of an embedded model, the one that it comes in."""
-    from tempering.engines.loading.embedded import MODELS
+    from tempering.engines.loading.catalogue import MODELS
     from tempering.engines.loading.gguf_files import embedded_gguf
 
     if model in MODELS:

@@ -29,8 +29,10 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tempering.engines.loading.gguf_reading import quick_gguf
+
     folder, file = str(source.parent), source.name
-    with quiet():
+    with quiet(), quick_gguf():
         try:
             say("reading the tokenizer (1 of 3)")
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
@@ -42,8 +44,8 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
             raise ModelError(f"can't read {source} as a GGUF model: {error}") from error
         if not restore_pretokenizer(tokenizer, source):
             raise ModelError(
-                f"{source} names another pre-tokenizer than 'smollm', the only one that is known "
-                "to convert exactly"
+                f"{source} has another tokenizer than SmolLM2's or Gemma 3's, the only ones that "
+                "are known to convert exactly"
             )
         forget_quantization(model)
         say("writing (3 of 3)")
@@ -62,7 +64,9 @@ def gguf_tokenizer(source: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with quiet():
+    from tempering.engines.loading.gguf_reading import quick_gguf
+
+    with quiet(), quick_gguf():
         try:
             found = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
         except Exception as error:  # the loaders raise every kind
@@ -80,18 +84,24 @@ def restore_pretokenizer(tokenizer: Any, source: Path) -> bool:
     A GGUF names its pre-tokenizer; "smollm" splits off every digit first and then applies
     GPT-2's rule (llama.cpp, llama-vocab.cpp). With GPT-2's rule alone, whitespace before a digit
     groups differently: "\\n\\n1" gives two newlines where the model knows one double newline.
-    False for a file that names another, whose tokenizer stays as transformers reads it.
+    False for a file whose tokenizer isn't known to be llama.cpp's own then: it stays as
+    transformers reads it. Gemma 3's needs nothing.
     """
-    from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
-    if field is None or field.contents() != "smollm":
-        return False
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
-    return True
+    from tempering.engines.loading.gguf_reading import QuickReader
+
+    reader = QuickReader(source)
+    told = {
+        name: None if (field := reader.get_field(name)) is None else field.contents()
+        for name in ("tokenizer.ggml.pre", "general.architecture")
+    }
+    if told["tokenizer.ggml.pre"] == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+        return True
+    return told["general.architecture"] == "gemma3"
 
 
 def forget_quantization(model: Any) -> None:

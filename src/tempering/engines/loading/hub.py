@@ -1,4 +1,4 @@
-"""Models and tokenizers by name: the embedded model, a local directory, or a hub id."""
+"""Models and tokenizers by name: an embedded model, a local directory, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from tempering.engines.loading.embedded import MODELS, EmbeddedModel, embedded_directory
+from tempering.engines.loading.catalogue import MODELS, EmbeddedModel
+from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.loading.gguf_files import check_positions, load_gguf
 from tempering.engines.loading.model_files import check_directory
 from tempering.engines.loading.model_kinds import model_class, processor_for, writes_text
@@ -35,6 +36,10 @@ def load_model(
     That is a causal language model and its tokenizer; or whatever transformers model a directory
     was saved as (a classifier, an encoder-decoder, one of images or sound), and its processor.
 
+    The names of other models give those: "whisper-tiny.en" WhisperForConditionalGeneration and
+    its processor, "dinov2-small" Dinov2Model and its image processor, "minilm" BertModel and its
+    tokenizer.
+
     Parameters
     ----------
     name: a name in `MODELS` ("smollm2"), a directory in transformers' format, a GGUF file, or a
@@ -52,7 +57,7 @@ def load_model(
     Raises
     ------
     ModelError when the model can't be found, or can't be read as asked; InputError for a device
-    that can't be used; MissingExtraError when the package that carries the embedded model is
+    that can't be used; MissingExtraError when a package that carries an embedded model is
     missing; OutputError when the cache can't be written. Weights in the files that the
     architecture has no place for are a TemperingWarning; code that a model brings along is
     never run.
@@ -158,7 +163,7 @@ def _checked(
             f"{len(unused)} weights in the files of the model {name!r} have no place in the "
             f"architecture of its config.json and are left out, the first being {unused[0]!r}",
             TemperingWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return model.eval()
 

@@ -17,7 +17,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.catalogue import MODELS, check_writes_text
+from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
 from tempering.engines.vllm.swap import agreed_answer, swap_profile
@@ -43,6 +44,7 @@ class VllmScorer:
             from vllm import LLM
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
+        check_writes_text(model)
         directory = str(embedded_directory(MODELS[model])) if model in MODELS else model
         try:
             self.llm = LLM(
