@@ -250,3 +250,10 @@ def write_wave(
         file.setframerate(rate)
         file.writeframes(frames)
     return tone
+
+
+class Processor:
+    """A feature extractor and a tokenizer side by side, as a processor of transformers has them."""
+
+    def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
+        self.feature_extractor, self.tokenizer = feature_extractor, tokenizer

@@ -100,7 +100,7 @@ def test_bad_studies(llama):
         vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
         decoder_start_token_id=0,
     )  # fmt: skip
-    with pytest.raises(InputError, match="one stack; this has encoder, decoder, cross"):
+    with pytest.raises(InputError, match="one stack; this model has encoder, decoder, cross"):
         depth_cases("linear(2,1)", T5ForConditionalGeneration(config).eval())
 
 

@@ -191,7 +191,16 @@ def cost_rows(
     check_labels(variants)
     if isinstance(chunks, Tensor) and len(chunks) == 0:
         raise InputError("a cost needs at least one chunk of text")
-    inputs = as_inputs(chunks, unwrapped(model))
+    network: Any = unwrapped(model)
+    inputs = as_inputs(chunks, network)
+    if network.config.is_encoder_decoder:
+        for example in inputs:
+            if "decoder_input_ids" not in example.arguments:
+                raise InputError(
+                    f"{example.origin}: {type(network).__name__} has an encoder and a decoder, and "
+                    "a text alone doesn't say what the decoder reads; give pairs of prompt and "
+                    "answer, or labels"
+                )
     layout_reached(model, inputs.sample)
     found = CostRows([], [], "nats/token", False)
     try:
@@ -248,9 +257,9 @@ def _counted(model: Any, reference: Answers, example: Example) -> list[float]:
     """How many targets (or vectors) an example has, and the place of their unit in `UNITS`."""
     if reference.logits is None:
         assert reference.features is not None
-        return [reference.features.shape[1], 2]
+        return [float(reference.features.shape[1]), 2.0]
     goals = _goals(reference.logits, example)
-    return [int((goals != NO_GOAL).sum()), int(reference.logits.shape[1] == 1)]
+    return [float((goals != NO_GOAL).sum()), float(reference.logits.shape[1] == 1)]
 
 
 def _goals(logits: Float[Tensor, "rows positions classes"], example: Example) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tempering.errors import DataError, InputError
 from tempering.inputs import images, sound
+from tempering.inputs.answers import on
 from tempering.inputs.example import (
     NO_GOAL,
     Example,
@@ -90,10 +91,6 @@ def _items(kind: str, path: Path, model: Any, processor: Any) -> list[_Item]:
     if kind == "pairs":
         tokenizer = getattr(processor, "tokenizer", processor)
         pairs = read_media_pairs(path, tokenizer)
-        if not pairs:
-            raise DataError(
-                f'{path} has no pairs; write lines such as {{"prompt": "...", "answer": "..."}}'
-            )
         return [
             _Item(pair.where, pair.prompt, pair.answer, None, pair.image, pair.sound)
             for pair in pairs
@@ -265,7 +262,8 @@ class _Maker:
                 f"{type(self.model).__name__} aligns its answers itself (CTC), which has no loss "
                 "for each position; leave the transcripts out, or give a Python objective"
             )
-        self.own += 1
+        # A model with a head has answers; one without gives features, of which none is right.
+        self.own += "For" in type(self.model).__name__
         return Example(arguments, None, item.origin)
 
     def _label(self, item: _Item, known: Mapping[str, int]) -> int | None:
@@ -284,20 +282,19 @@ class _Maker:
 
     def _spoken(self, item: _Item, arguments: dict[str, Tensor]) -> Example:
         """An encoder-decoder's answer: what its decoder is to say."""
-        if item.answer is None:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{item.origin}: a {type(self.processor).__name__} has no tokenizer for the "
+                "answer; give the model's own processor: AutoProcessor.from_pretrained(...)"
+            )
+        answer = item.answer
+        if answer is None:
             self.own += 1
             made = self._generated(arguments)[0]
-            goals = made[1:] if len(made) > 1 else made
-        else:
-            if self.tokenizer is None:
-                raise InputError(
-                    f"{item.origin}: a {type(self.processor).__name__} has no tokenizer for the "
-                    "answer; give the model's own processor: AutoProcessor.from_pretrained(...)"
-                )
-            goals = torch.tensor(self.tokenizer(text_target=item.answer, verbose=False).input_ids)
-            start = int(shifted(self.model, goals)[0, 0])
-            if int(goals[0]) == start:
-                goals = goals[1:]
+            answer = self.tokenizer.decode(made, skip_special_tokens=True)
+        goals = torch.tensor(self.tokenizer(text_target=answer, verbose=False).input_ids).long()
+        if len(goals) and int(goals[0]) == int(shifted(self.model, goals)[0, 0]):
+            goals = goals[1:]
         if len(goals) == 0:
             raise DataError(f"{item.origin}: the answer has no tokens of its own")
         read = {**arguments, "decoder_input_ids": shifted(self.model, goals)}
@@ -343,16 +340,22 @@ class _Maker:
         return int(differ[0]) if len(differ) else length
 
     def _generated(self, arguments: dict[str, Tensor]) -> Tensor:
-        from tempering.inputs.answers import on
+        """What the model answers by itself: the likeliest token at each step."""
+        from transformers.utils import logging
 
         device = next(self.model.parameters()).device
-        with torch.no_grad():
-            made = self.model.generate(
-                **on(self.model, arguments, device),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=_ANSWER_TOKENS,
-            )
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # `generate` warns of settings that models bring along
+        try:
+            with torch.no_grad():
+                made = self.model.generate(
+                    **on(self.model, arguments, device),
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=_ANSWER_TOKENS,
+                )
+        finally:
+            logging.set_verbosity(level)
         return made.cpu()
 
     def _longer(self, arguments: dict[str, Tensor], whole: Tensor) -> dict[str, Tensor]:

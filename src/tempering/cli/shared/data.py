@@ -103,14 +103,20 @@ def read_data(
 
     Raises InputError for a model that reads something else than what is given.
     """
+    import torch
+
     from tempering.attention.examining.layout_of import layout_reached
+    from tempering.attention.examining.stored import input_device
     from tempering.chunks import token_chunks
     from tempering.inputs import read_inputs
+    from tempering.inputs.answers import called_on
     from tempering.inputs.example import predicts_next, taken_by
 
     if source.media is not None:
         kind, path = source.media
         inputs = read_inputs(kind, path, model, processor, limit=limit, say=common.note)
+        with torch.no_grad():  # a processor that doesn't fit the model shows here, in one line
+            called_on(model, inputs.examples[0], input_device(model))
         layout_reached(model, inputs.sample)
         settings = {kind: path.name, inputs.unit: len(inputs), "own answers": inputs.own}
         return Data(inputs, path.name, None, inputs.unit, settings)
