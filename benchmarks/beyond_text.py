@@ -43,8 +43,8 @@ from tempering.inputs.sound import read_sound
 FIGURE = Path(__file__).parents[1] / "docs/images/dinov2-attention.png"
 TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)
 SNR = 15.0  # decibels of speech over white noise: Whisper hears more than half of the words
-NOISE = 0.35  # standard deviation of the noise on digits, whose ink is 1
-SIZE = 112  # digits of 8 x 8 pixels, a patch of 14 each
+NOISE = 0.2  # standard deviation of the noise on digits, whose ink is 1
+SIZE = 112  # digits of 8 x 8 pixels, a patch of 14 for each, smoothed
 NEIGHBOURS = 5
 
 
@@ -226,7 +226,7 @@ def digits(count: int) -> tuple[torch.Tensor, np.ndarray]:
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))[:count]
     small = torch.tensor(data.images[order], dtype=torch.float32)[:, None] / 16
-    large = torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="nearest")
+    large = torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
     return large.expand(-1, 3, -1, -1), data.target[order]
 
 

@@ -252,6 +252,20 @@ def write_wave(
     return tone
 
 
+def llava_processor() -> Any:
+    from transformers import LlavaProcessor
+
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return LlavaProcessor(
+        image_processor(),
+        words,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
 class Processor:
     """A feature extractor and a tokenizer side by side, as a processor of transformers has them."""
 

@@ -31,7 +31,7 @@ from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import IntervalEstimate, mean_estimate, paired_difference
-from tempering.inputs.answers import Answers, answers, check_distribution
+from tempering.inputs.answers import Answers, answers, check_goals
 from tempering.inputs.example import NO_GOAL, Example, as_inputs
 
 # Positions whose distributions over the vocabulary are held at once.
@@ -118,8 +118,8 @@ def answers_under(subject: _Subject, example: Example, profile: Profile | None) 
         found = answers(model, example, input_device(model))
     if found.logits is None:
         return found
-    check_distribution(model, found.logits)
     goals = example.goals
+    check_goals(model, found.logits, goals, example.origin)
     return found if goals is None else Answers(logits=found.logits[:, : len(goals)])
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.errors import InputError, RefusedError, TemperingError
-from tempering.inputs.example import Example
+from tempering.inputs.example import NO_GOAL, Example
 
 
 class Answers(NamedTuple):
@@ -95,12 +95,31 @@ def answers_of(model: Any, output: Any) -> Answers:
     )
 
 
-def check_distribution(model: Any, logits: Tensor) -> None:
-    """RefusedError for logits that are no distribution over tokens or classes."""
+def check_goals(model: Any, logits: Tensor, goals: Tensor | None, origin: str) -> None:
+    """Errors for logits [rows, positions, classes] that can't name these goals.
+
+    RefusedError for logits that are no distribution over tokens or classes; InputError for more
+    goals than positions, or a goal that is none of the classes.
+    """
     problem = getattr(model.config, "problem_type", None)
     if logits.shape[-1] < 2 or problem in ("regression", "multi_label_classification"):
         what = "one number" if logits.shape[-1] < 2 else f"numbers for a {problem}"
         raise RefusedError(
             f"{type(model).__name__} gives {what} and no distribution over classes, which has no "
             "negative log-likelihood; give its body (model.base_model), or a Python objective"
+        )
+    positions, classes = logits.shape[-2:]
+    if goals is None or goals.numel() == 0:
+        return
+    if goals.shape[-1] > positions:
+        raise InputError(
+            f"{origin}: {goals.shape[-1]} answers are given for {positions} positions at which "
+            f"{type(model).__name__} answers"
+        )
+    most, least = int(goals.max()), int(goals[goals != NO_GOAL].min())
+    if most >= classes or least < 0:
+        wrong = most if most >= classes else least
+        raise InputError(
+            f"{origin}: the answer {wrong} is none of the {classes} that {type(model).__name__} "
+            "knows, 0 and up"
         )

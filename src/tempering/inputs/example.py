@@ -176,14 +176,21 @@ def _rows(given: Any, model: Any) -> Iterator[Example]:
         )
     for row in range(rows):
         own = {name: item if rows == 1 else item[row : row + 1] for name, item in tensors.items()}
-        kept = _unpadded_columns(own)
         known = None if labels is None else labels[row]
-        if kept is not None:
-            size = len(kept)
-            own = {n: x[:, kept] if x.shape[:2] == (1, size) else x for n, x in own.items()}
-            if known is not None and known.ndim and len(known) == size:
-                known = known[kept]
-        yield labelled(model, own, known, f"row {row}")
+        yield labelled(model, *without_padding(own, known), f"row {row}")
+
+
+def without_padding(
+    row: dict[str, Tensor], labels: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A row's arguments, and its labels, without the tokens (or samples) that are padding."""
+    kept = _unpadded_columns(row)
+    if kept is None:
+        return row, labels
+    size = len(kept)
+    if labels is not None and labels.ndim and len(labels) == size:
+        labels = labels[kept]
+    return {n: x[:, kept] if x.shape[:2] == (1, size) else x for n, x in row.items()}, labels
 
 
 def _unpadded_columns(row: Mapping[str, Tensor]) -> Tensor | None:
@@ -208,6 +215,12 @@ def labelled(
     """
     if labels is None:
         return Example(arguments, None, origin)
+    if labels.is_floating_point() or labels.ndim > 1:
+        raise InputError(
+            f"{origin}: labels name a class, or a token at each position; these are "
+            f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}: give a Python "
+            "objective"
+        )
     goals = torch.atleast_1d(labels).long()
     if not bool((goals != NO_GOAL).any()):
         raise InputError(f"{origin}: its labels say of no position what is right; leave them out")

@@ -25,6 +25,7 @@ from tempering.inputs.example import (
     predicts_next,
     shifted,
     taken_by,
+    without_padding,
 )
 from tempering.inputs.pairs import read_media_pairs
 
@@ -156,7 +157,20 @@ class _Maker:
         else:
             arguments = self._of_text(item)
         check_taken(self.model, arguments, item.origin)
-        return self._answered(item, arguments)
+        self._check_length(item, arguments)
+        return self._answered(item, without_padding(arguments)[0])
+
+    def _check_length(self, item: _Item, arguments: dict[str, Tensor]) -> None:
+        """DataError for more tokens than the model has positions for."""
+        text = self.model.config.get_text_config()
+        most = getattr(text, "max_position_embeddings", None)
+        ids = arguments.get("input_ids")
+        computed = getattr(text, "rope_parameters", None)  # positions beyond them can be read
+        if ids is not None and not computed and isinstance(most, int) and ids.shape[1] > most:
+            raise DataError(
+                f"{item.origin}: it has {ids.shape[1]} tokens, and {type(self.model).__name__} "
+                f"reads at most {most}; shorten the text"
+            )
 
     # -- what the model reads
 
@@ -174,9 +188,11 @@ class _Maker:
                     "its caption into a file of its name that ends in .txt, beside it"
                 )
             text = item.answer or item.prompt
-            return self._processed(
-                self.processor, item, images=image, text=text, padding="max_length", truncation=True
-            )
+            # SigLIP's tokenizer makes no mask: the model was trained on texts of one length.
+            masked = "attention_mask" in getattr(self.tokenizer, "model_input_names", ())
+            length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            padded = {} if masked else {"padding": "max_length", "max_length": length}
+            return self._processed(self.processor, item, images=image, text=text, **padded)
         return self._processed(self.processor, item, images=[image], text=self._asked(item))
 
     def _of_sound(self, item: _Item) -> dict[str, Tensor]:
@@ -204,7 +220,7 @@ class _Maker:
         text = item.prompt
         if predicts_next(self.model):
             return self._decoders_text(item, text + (item.answer or ""))
-        return self._processed(self.tokenizer, item, text, truncation=True)
+        return self._processed(self.tokenizer, item, text)
 
     def _decoders_text(self, item: _Item, text: str) -> dict[str, Tensor]:
         assert self.tokenizer is not None

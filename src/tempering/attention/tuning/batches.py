@@ -23,7 +23,7 @@ from torch import Tensor
 from tempering.attention.examining.stored import input_device
 from tempering.attention.tuning.lessons import Lesson, lesson_losses
 from tempering.errors import DataError, RefusedError
-from tempering.inputs.answers import answers_of, called, check_distribution, on
+from tempering.inputs.answers import answers_of, called, check_goals, on
 from tempering.inputs.example import NO_GOAL, Inputs
 
 
@@ -78,10 +78,12 @@ def example_batches(inputs: Inputs) -> list[Batch]:
         goals = example.goals
         ids = torch.cat([goals.new_zeros(1), goals.clamp(min=0)])[None]
         targets = torch.cat([torch.zeros(1, dtype=torch.bool), goals != NO_GOAL])[None]
-        plain = {*example.arguments} == {"input_ids"} and len(goals) > 1
-        if plain:
-            ids = example.arguments["input_ids"]
-        arguments = {} if plain else example.arguments
+        read = example.arguments.get("input_ids")
+        arguments = example.arguments
+        if len(arguments) == 1 and read is not None and read.shape == ids.shape:
+            asked = targets[0, 1:]
+            if torch.equal(read[0, 1:][asked], goals[asked]):  # the text's own next tokens
+                ids, arguments = read, {}
         batches.append(Batch(ids, targets, example.origin, (), arguments))
     return batches
 
@@ -183,13 +185,8 @@ def _answer_logits(
             f"{type(model).__name__} gives features and no distribution over answers; give a "
             "Python objective that computes the loss: from_functions(name, [f, ...])"
         )
-    check_distribution(model, logits)
-    wanted = batch.targets[:, 1:]
-    if logits.shape[1] < wanted.shape[1]:
-        raise DataError(
-            f"{batch.origin}: {wanted.shape[1]} answers for {logits.shape[1]} positions of logits"
-        )
-    wanted = wanted.to(logits.device)
+    check_goals(model, logits, batch.ids[:, 1:], batch.origin)
+    wanted = batch.targets[:, 1:].to(logits.device)
     goals = batch.ids[:, 1:].to(logits.device)[wanted]
     return logits[:, : wanted.shape[1]][wanted], goals
 
