@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tempering.cli import _run
-from tempering.cli.shared import common
+from tempering.cli.shared import common, profiles
 from tempering.errors import InputError, OutputError
 from tempering.reports import Record
 from tests.tiny import TEXT, save_tiny_llama
@@ -103,8 +103,8 @@ def test_options_that_would_be_unread_or_can_not_be_met(
 
 def test_options_of_patterns_are_refused_beside_a_profile() -> None:
     with pytest.raises(InputError, match="--amplitude, --read-as needs a --pattern"):
-        common.only_patterns(amplitude=0.0, reading="support")
-    common.only_patterns(reading="temperature")
+        profiles.only_patterns(amplitude=0.0, reading="support")
+    profiles.only_patterns(reading="temperature")
 
 
 def test_a_pattern_in_an_error_is_set_off_from_the_message(capsys):

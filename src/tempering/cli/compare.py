@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common, compare_vllm, data, llamacpp_runs
+from tempering.cli.shared import common, compare_vllm, data, llamacpp_runs, profiles
 
 EPILOG = """Examples:
 
@@ -80,7 +80,7 @@ def compare(
     if not pattern and not profile:
         raise InputError("name at least one --pattern or --profile")
     if not pattern:
-        common.only_patterns(amplitude, reading, stack=stack)
+        profiles.only_patterns(amplitude, reading, stack=stack)
         if budget is not None:
             raise InputError("--budget finds the amplitude of a --pattern; a profile has none")
     if samples == 1:
@@ -195,7 +195,7 @@ def _patterns(
             plan = schedule(text)
             chosen.append(plan if amplitude is None else plan.amplitude(amplitude))
             continue
-        by_reading = common.pattern_profile(
+        by_reading = profiles.pattern_profile(
             network,
             tokenizer,
             text,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common
+from tempering.cli.shared import common, profiles
 
 EPILOG = """Examples:
 
@@ -79,7 +79,7 @@ def generate(
     if not 0 <= sampled < float("inf"):
         raise InputError(f"--temperature is 0 or more and finite, not {sampled:g}")
     if pattern is None and profile is None:
-        common.only_patterns(amplitude, reading, layers, heads)
+        profiles.only_patterns(amplitude, reading, layers, heads)
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
     if engine not in ("transformers", "llamacpp"):
@@ -87,7 +87,7 @@ def generate(
     if engine == "llamacpp":
         from tempering.cli.shared.llamacpp_runs import uniform_temperature
 
-        common.only_patterns(amplitude, reading, layers, heads)
+        profiles.only_patterns(amplitude, reading, layers, heads)
         plan = (max_tokens, tokens, sampled, uniform_temperature(pattern, profile))
         _on_llamacpp(prompt, model, plan, raw, seed, trace, out, as_json)
         return
@@ -102,7 +102,7 @@ def generate(
         # A policy alone: the attention stays untouched, and there is one row.
         chosen = Profile.neutral(layout(network))
     else:
-        chosen = common.chosen_profile(
+        chosen = profiles.chosen_profile(
             network,
             tokenizer,
             pattern,

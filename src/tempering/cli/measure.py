@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common, data
+from tempering.cli.shared import common, data, profiles
 from tempering.errors import InputError
 
 EPILOG = """Examples:
@@ -76,7 +76,7 @@ def measure(
     from tempering.reports import Record, figure_support_heatmap, save_figure, write_table
 
     if pattern is None and profile is None:
-        common.only_patterns(amplitude, reading, layers, heads, stack)
+        profiles.only_patterns(amplitude, reading, layers, heads, stack)
     source = data.Source(text, images, audio, pairs)
     source.check()
     common.check_file(table, "--table", ".parquet", ".csv")
@@ -92,7 +92,7 @@ def measure(
     after = {}
     chosen = None
     if pattern is not None or profile is not None:
-        chosen = common.chosen_profile(
+        chosen = profiles.chosen_profile(
             network,
             tokenizer,
             pattern,
