@@ -137,7 +137,7 @@ def compare(
         model, chunks, variants, journal=journal, progress=report("cost")
     )
     benefits: list[Benefit] = []
-    if samples and complete:
+    if samples and complete and isinstance(chunks, torch.Tensor):
         benefits, complete = measure_benefits(
             model,
             cut_prompts(chunks, prompts, prompt_tokens),
