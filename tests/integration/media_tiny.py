@@ -31,6 +31,8 @@ _BART: dict[str, Any] = {
     "init_std": 0.25,
 }
 WORDS = 300
+ROWS, SIDE = 2, SIZE // PATCH
+IMAGE, FIRST = WORDS, 2  # llava's token for an image, and where its patches begin
 
 
 def tokenizer(size: int = WORDS, **special: str) -> Any:
@@ -199,6 +201,53 @@ def _made(kind: Any, config: Any) -> Any:
             elif bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def given(name: str) -> dict[str, torch.Tensor]:
+    """What a processor would give, with labels where the model answers."""
+    generator = torch.Generator().manual_seed(3)
+
+    def ids(length: int) -> torch.Tensor:
+        return torch.randint(5, 290, (ROWS, length), generator=generator)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(ROWS, *shape, generator=generator)
+
+    if name == "llava":
+        read = ids(FIRST + SIDE**2 + 9)
+        read[:, FIRST : FIRST + SIDE**2] = IMAGE
+        labels = read.clone()
+        labels[:, : FIRST + SIDE**2 + 3] = -100
+        return {
+            "input_ids": read,
+            "pixel_values": noise(3, SIZE, SIZE),
+            "labels": labels,
+        }
+    return {
+        "vit": lambda: {
+            "pixel_values": noise(3, SIZE, SIZE),
+            "labels": torch.tensor([2, 0]),
+        },
+        "dinov2": lambda: {"pixel_values": noise(3, SIZE, SIZE)},
+        "clip": lambda: {"input_ids": ids(9), "pixel_values": noise(3, SIZE, SIZE)},
+        "whisper": lambda: {"input_features": noise(8, 100), "labels": ids(7)},
+        "bart": lambda: {"input_ids": ids(11), "labels": ids(6)},
+        "t5": lambda: {"input_ids": ids(11), "labels": ids(6)},
+        "bert": lambda: {"input_ids": ids(12), "labels": torch.tensor([1, 0])},
+        "wav2vec2": lambda: {"input_values": noise(2000)},
+    }[name]()
+
+
+class Made:
+    """Each tiny model, made once."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> Any:
+        if name not in self.made:
+            self.made[name] = MAKERS[name]()
+        return self.made[name]
 
 
 def image_processor() -> Any:

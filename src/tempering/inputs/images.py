@@ -46,7 +46,10 @@ def read_image(path: Path) -> Any:
 
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+                return ImageOps.exif_transpose(image).convert("RGB")
+            # Pillow would cut what is above 255.
+            raise ValueError(f"its colours are of the kind {image.mode!r}, not of 8 bits")
     except Exception as error:  # decoders raise what they please
         reason = str(error).replace(str(path), "it") or type(error).__name__
         raise DataError(

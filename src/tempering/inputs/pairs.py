@@ -37,6 +37,11 @@ def read_media_pairs(path: str | Path, tokenizer: Any = None) -> list[Pair]:
         if any(name is not None and not isinstance(name, str) for name in media):
             raise DataError(f'{where}: "image" and "audio" are names of files')
         if isinstance(item, dict) and any(media):
+            if all(media) or "messages" in item:
+                raise DataError(
+                    f"{where}: beside an image or a sound, of which a line names one, it holds "
+                    '"prompt" and "answer"'
+                )
             item = {"prompt": "", **item}
         image, sound = (None if name is None else path.parent / name for name in media)
         pairs += [

@@ -208,6 +208,12 @@ class _Maker:
                 "processor: AutoProcessor.from_pretrained(...)"
             )
         samples = sound.read_sound(item.sound, rate, self.say)
+        most = getattr(extractor, "n_samples", None)
+        if isinstance(most, int) and len(samples) > most:
+            raise DataError(
+                f"{item.origin}: it lasts {len(samples) / rate:.1f} s, and "
+                f"{type(self.model).__name__} hears {most / rate:g} s at once; cut it in parts"
+            )
         if "input_ids" in self.takes and predicts_next(self.model):
             return self._processed(
                 self.processor, item, audio=[samples], sampling_rate=rate, text=self._asked(item)
