@@ -12,7 +12,8 @@ from tempering.attention.control.handle import Tempering
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.measuring.measure import Measurement, measure, measure_tokens
+from tempering.attention.measuring.measure import measure, measure_tokens
+from tempering.attention.measuring.measurement import Measurement
 from tempering.attention.measuring.targets import SupportProfile, profile_for_support
 from tempering.attention.profiles.adaptive import adaptive_profile
 from tempering.attention.profiles.fingerprint import fingerprint

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tempering.attention.axes import STANDARD
+from tempering.errors import ProfileError
 
 # mypy compares what is written in other files with these (strict_equality).
 Stack = Literal["decoder", "encoder", "cross"]
@@ -21,6 +22,7 @@ class AttentionLayer:
 
     name: module name, e.g. "model.layers.3.self_attn".
     stack: "decoder", "encoder" or "cross" (decoder queries over encoder keys).
+    tower: in a model of several towers, the one that it belongs to: "vision", "text", "audio", ...
     index: place of its layer in the stack, counted from 0 and including layers without softmax.
     heads, kv_heads: query heads, key-value heads.
     route: "interface" (transformers' attention interface) or "softmax" (attention code of its
@@ -46,13 +48,20 @@ class AttentionLayer:
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
     masking: float | None = None
     features: tuple[str, ...] = ()
+    tower: str = ""
+
+    @property
+    def part(self) -> str:
+        """The stack, and before it the tower in a model of several: "vision encoder"."""
+        return f"{self.tower} {self.stack}".lstrip()
 
 
 @dataclass(frozen=True)
 class Layout:
     """The attention layers of a model in order of depth, and the layers that have none.
 
-    depths: number of layers of each stack, softmax or not; the clock of a schedule over depth.
+    depths: number of layers of each part (a stack, or that of a tower), softmax or not; the clock
+        of a schedule over depth.
     untempered: names of layers without softmax (state space, linear attention, ...), and of
         attention that the sample did not reach (a vision tower, where it was text).
     outside: names of modules that attend by their code, and did not when the model ran on the
@@ -74,6 +83,20 @@ class Layout:
     def heads(self) -> tuple[int, ...]:
         """Number of query heads in each row of a profile."""
         return tuple(layer.heads for layer in self.layers)
+
+    def parts_called(self, name: str | None) -> tuple[str, ...]:
+        """The parts that a name means: one of them, all stacks of a tower, or one stack of all.
+
+        All parts for None; ProfileError for a name that means none.
+        """
+        if name is None:
+            return tuple(self.depths)
+        meant = {
+            layer.part for layer in self.layers if name in (layer.part, layer.stack, layer.tower)
+        }
+        if not meant:
+            raise ProfileError(f"this model has no stack '{name}'; it has {', '.join(self.depths)}")
+        return tuple(part for part in self.depths if part in meant)
 
     def describe(self) -> str:
         """A short text for messages, e.g. "30 layers x 9 heads"."""

@@ -78,6 +78,7 @@ def self_check(
     Raises CheckError that names the first layer that disagrees.
     """
     known = known or examined(model, sample)
+    sample = known.sample if sample is None else sample
     model_layout, first = known.layout, known.observation
     _raise(first.findings)
     second = _second(model, model_layout, first, sample)

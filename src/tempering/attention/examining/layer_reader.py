@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tempering.attention import axes
 from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
 from tempering.attention.examining.module_stack import ModuleStack
+from tempering.attention.examining.towers import tower_of
 from tempering.attention.hooks import interface_route
 from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
@@ -144,7 +145,8 @@ class LayerReader:
         if name in self.read:
             return self.read[name].stack
         if not self.model.config.is_encoder_decoder:
-            return "decoder" if causal or self.model.can_generate() else "encoder"
+            decodes = self.model.can_generate() and tower_of(self.model, name) in ("", "text")
+            return "decoder" if causal or decodes else "encoder"
         decoder = self.model.get_decoder()
         if decoder is None or not self.modules.is_inside(decoder):
             return "encoder"

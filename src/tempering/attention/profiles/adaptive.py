@@ -50,14 +50,11 @@ def adaptive_profile(
     if chosen is not None and (not chosen or chosen - known):
         wrong = ", ".join(str(item) for item in sorted(chosen - known)) or "(none)"
         raise ProfileError(f"layer {wrong}: the model has layers 0 to {max(known)} with a softmax")
-    if stack is not None and stack not in model_layout.depths:
-        raise ProfileError(
-            f"this model has no stack '{stack}'; it has {', '.join(model_layout.depths)}"
-        )
+    parts = model_layout.parts_called(stack)
     of_layer = _over_depth(text, model_layout)
     rules = [
         of_layer(layer)
-        if (chosen is None or layer.index in chosen) and stack in (None, layer.stack)
+        if (chosen is None or layer.index in chosen) and layer.part in parts
         else None
         for layer in model_layout.layers
     ]
@@ -78,10 +75,10 @@ def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], R
         same = rule_of(call)
         return lambda layer: same
     pattern = level.made(lambda: schedule_of(level.call(call.name, "pattern")))
-    values = {stack: pattern.sample(depth).tolist() for stack, depth in model_layout.depths.items()}
+    values = {part: pattern.sample(depth).tolist() for part, depth in model_layout.depths.items()}
 
     def of_layer(layer: AttentionLayer) -> Rule:
-        own = replace(level, value=values[layer.stack][layer.index])
+        own = replace(level, value=values[layer.part][layer.index])
         return rule_of(replace(call, arguments=(own, *rest)))
 
     return of_layer
