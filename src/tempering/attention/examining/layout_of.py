@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from tempering.attention.denoisers import is_linear, of_diffusers, processor_of
 from tempering.attention.examining import watch
 from tempering.attention.examining.stored import check_stored
 from tempering.attention.examining.structure import (
@@ -25,6 +26,7 @@ from tempering.attention.examining.subject import check_sample, check_subject, u
 from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import AttentionLayer, Layout, attends
 from tempering.errors import ArchitectureError, NoSoftmaxError
+from tempering.others import check_release
 
 
 @dataclass(eq=False)
@@ -33,6 +35,7 @@ class Description:
 
     observation: what the layout was read from. attention: the modules of the layout. code: the
     functions that they run; own_code: those that belong to an instance and not to its class.
+    sample: the inputs that it was examined with, if any were given.
     passed: whether the model has passed the self-check since.
     """
 
@@ -42,10 +45,17 @@ class Description:
     attention: tuple[ObjectRef, ...]
     code: tuple[ObjectRef, ...]
     own_code: tuple[ObjectRef, ...]
+    sample: dict[str, Any] | None = None
     passed: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, model_layout: Layout, observation: Any) -> Description:
+    def of(
+        cls,
+        model: nn.Module,
+        model_layout: Layout,
+        observation: Any,
+        sample: dict[str, Any] | None = None,
+    ) -> Description:
         # Read after the forward, which may have changed the model (modules made on first use).
         structure, _ = walk(model)
         attention = [submodule(model, name) for name in model_layout.names]
@@ -56,6 +66,7 @@ class Description:
             tuple(map(weakref.ref, attention)),
             code(structure.kinds, attention),
             own_code(attention),
+            sample,
         )
 
     def holds(self, structure: Structure) -> bool:
@@ -80,12 +91,14 @@ def layout(model: nn.Module, sample: dict[str, Any] | None = None) -> Layout:
 
     Parameters
     ----------
-    model: a transformers model.
-    sample: keyword arguments of a forward call, for models that don't take `input_ids`; given
-        one, the model is examined anew.
+    model: a model of transformers or diffusers.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids` (see
+        `recorded_call`); given one, the model is examined anew. It is kept for later.
 
     The result is kept while the model doesn't change. A change of its modules, their `forward`,
-    its configuration, dtype or device is noticed, and the model examined anew.
+    its configuration, dtype or device is noticed, and the model examined anew. Layers of a model
+    of diffusers stand in the order in which they run, those of its own attention before those of
+    cross attention.
 
     Raises ArchitectureError when no softmax attention is found, or a layer's heads can't be
     told apart.
@@ -109,11 +122,15 @@ def examined(
     known = _KNOWN.get(model)
     if sample is None and known is not None and known.holds(structure):
         return known
+    if sample is None and known is not None:
+        sample = known.sample
     check_stored(model)
+    if of_diffusers(model):
+        check_release("diffusers")
     with untempered():  # whatever handles hold the model
         observation = watch.observe(model, sample)
     model_layout = _with_outside(model, _arrange(model, observation.layers), observation.reached)
-    known = _KNOWN[model] = Description.of(model, model_layout, observation)
+    known = _KNOWN[model] = Description.of(model, model_layout, observation, sample)
     return known
 
 
@@ -132,9 +149,12 @@ def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     numbered: list[AttentionLayer] = []
     depths: dict[str, int] = {}
     for layer in layers:
-        container, index = _position(model, layer.name)
+        container, index = None, 0
+        if not of_diffusers(model):
+            container, index = _position(model, layer.name)
         if container is None:
-            # A module outside any list of layers (one shared block): counted in order of use.
+            # A module outside any list of layers (one shared block), or one of many lists that
+            # are run in turn (diffusers): counted in order of use.
             index = sum(other.stack == layer.stack for other in numbered)
         size = len(container) if container is not None else index + 1
         depths[layer.stack] = max(depths.get(layer.stack, 0), size, index + 1)
@@ -174,7 +194,8 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
             missing += [f"{prefix}.{i}" for i in range(len(container)) if i not in present]
     known = [*(layer.name for layer in layers), *missing]
     for name, module in model.named_modules():
-        if attends(module) and not any(_related(name, other) for other in known):
+        attention = attends(module) or is_linear(processor_of(module))
+        if attention and not any(_related(name, other) for other in known):
             missing.append(name)
             known.append(name)
     return tuple(missing)

@@ -19,7 +19,7 @@ from tempering.attention.control.layer_rule import RuleCount
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
-from tempering.attention.examining.subject import check_subject, unwrapped
+from tempering.attention.examining.subject import check_takes_text, unwrapped
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import AttentionCall
 from tempering.attention.measuring.statistics import (
@@ -161,7 +161,7 @@ def measure(
     ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
     logit is NaN or infinite.
     """
-    check_subject(unwrapped(model))
+    check_takes_text(unwrapped(model), "measure")
     chunks = token_chunks(tokenizer, text, chunk, limit)
     return measure_tokens(model, chunks, profile=profile, buckets=buckets, progress=progress)
 
@@ -184,6 +184,7 @@ def measure_tokens(
             f"positions are cut into 1 to {length} parts (the tokens of a chunk), not {buckets}"
         )
     model = unwrapped(model)
+    check_takes_text(model, "measure_tokens")
     model_layout = layout(model)
     network: Any = model
     device = input_device(network)
