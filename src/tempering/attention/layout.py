@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import nn
 
 from tempering.attention.axes import STANDARD
+from tempering.attention.denoisers import is_linear, processor_of
 from tempering.errors import ProfileError
 
 # mypy compares what is written in other files with these (strict_equality).
@@ -35,6 +36,9 @@ class AttentionLayer:
         by T leaves as low: -inf or the dtype's minimum.
     features: what sits before the softmax besides scaled products: "sinks", "softcap",
         "position_bias".
+    keys: the most keys that a query had on the sample.
+    of_rows: whether its rows are those of the batch. Where they aren't (frames of a video stand
+        among them), or where the sample can't tell, it takes one profile alone.
     """
 
     name: str
@@ -49,6 +53,8 @@ class AttentionLayer:
     masking: float | None = None
     features: tuple[str, ...] = ()
     tower: str = ""
+    keys: int = field(default=0, compare=False)
+    of_rows: bool = field(default=True, compare=False)
 
     @property
     def part(self) -> str:
@@ -112,19 +118,25 @@ _CALLS = {
     "scaled_dot_product_attention",
     "multi_head_attention_forward",
     "logsumexp",
+    "dispatch_attention_fn",
+    "get_attention_scores",
 }
 
 
 def named_for_attention(module: nn.Module) -> bool:
-    """Whether a module's class is named for attention."""
-    name = type(module).__name__.lower()
-    return "attention" in name or "attn" in name
+    """Whether a module's class is named for attention, or leaves it to a processor that is."""
+    kinds = (type(module), type(processor_of(module)))
+    return any(
+        "attention" in kind.__name__.lower() or "attn" in kind.__name__.lower() for kind in kinds
+    )
 
 
 def attends(module: nn.Module) -> bool:
-    """Whether a module's class is named for attention and calls an attention function."""
-    if not named_for_attention(module):
+    """Whether a module named for attention, or its processor, calls an attention function."""
+    processor = processor_of(module)
+    if not named_for_attention(module) or is_linear(processor):
         return False
-    kinds = [kind for kind in type(module).__mro__ if kind not in nn.Module.__mro__]
+    bases = (*type(module).__mro__, *type(processor).__mro__)
+    kinds = [kind for kind in bases if kind not in nn.Module.__mro__]
     items = [item for kind in kinds for item in vars(kind).values()]
     return any(_CALLS.intersection(x.__code__.co_names) for x in items if hasattr(x, "__code__"))

@@ -37,8 +37,9 @@ file, or a folder of Parquet or .jsonl files, holds texts of any size in a colum
 
 # Parameters of one kind of tuning that the other doesn't read.
 _OF_ATTENTION = ("data", "images", "audio", "pairs", "weight", "per", "constraint", "within",
-                 "on", "test", "elsewhere", "shuffles", "alternatives", "method", "steps", "prior_sd", "bounds", "rows",
-                 "checkpoint", "resume", "chunk", "limit")  # fmt: skip
+                 "on", "test", "elsewhere", "shuffles", "alternatives", "method", "steps",
+                 "prior_sd", "bounds", "rows", "checkpoint", "resume", "chunk",
+                 "limit")  # fmt: skip
 _OF_TOKENS = ("tasks", "keep_going", "checker", "against", "trials", "samples", "max_tokens",
               "engine", "policy", "models", "concurrency", "timeout", "retries",
               "batch")  # fmt: skip

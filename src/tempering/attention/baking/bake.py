@@ -28,6 +28,7 @@ from tempering.attention.baking.layer_calls import isolated_layers
 from tempering.attention.baking.profile_folds import Betas, named_fold, profile_folds
 from tempering.attention.baking.widened import folded_copy
 from tempering.attention.control.tempered import BAKED_MARK
+from tempering.attention.denoisers import of_diffusers
 from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
@@ -82,6 +83,11 @@ def _unsuited(model: nn.Module) -> str:
     config: Any = getattr(model, "config", None)
     if getattr(config, BAKED_MARK, None):
         return _BAKED
+    if of_diffusers(model):
+        return (
+            "it is a model of diffusers, whose weights are not baked; temper it instead, "
+            "tempered(model, profile)"
+        )
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         method = (

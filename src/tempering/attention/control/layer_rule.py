@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,47 +48,61 @@ class LayerRule:
         self, state: TemperatureState, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
     ) -> Float[Tensor, "batch heads q_seq 1"]:
         """beta of every query: the profile's times the rule's."""
-        batch, heads, q_seq, _ = query.shape
+        call: AttentionCall | None = None
+
+        def of_rule(
+            rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor
+        ) -> Float[Tensor, "rows heads_or_1 q_seq"]:
+            nonlocal call
+            if rule.counts_keys:
+                call = call or AttentionCall.of(self.module, query, key, mask, kwargs)
+                return rule.of_counts(seen_keys(call)[rows])
+            parts = []
+            for logits in sliced_logits(self.module, query, key, mask, kwargs):
+                tempered = (logits * of_profile.to(logits.dtype))[rows]
+                beta, cold, hot = rule.beta(tempered.flatten(0, 2))
+                count.coldest += int(cold.sum())
+                count.hottest += int(hot.sum())
+                parts.append(beta.view(tempered.shape[:3]))
+            return torch.cat(parts, dim=2)
+
+        return self._beta(state, query.shape[:3], query.device, of_rule)
+
+    @torch.compiler.disable
+    def of_seen(
+        self, state: TemperatureState, seen: Int[Tensor, "batch heads q_seq"]
+    ) -> Float[Tensor, "batch heads q_seq 1"]:
+        """beta of every query that sees so many keys, for rules that count them."""
+
+        def of_rule(rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor) -> Tensor:
+            return rule.of_counts(seen[rows])
+
+        return self._beta(state, seen.shape, seen.device, of_rule)
+
+    def _beta(
+        self,
+        state: TemperatureState,
+        shape: torch.Size,
+        device: torch.device,
+        of_rule: Callable[[Rule, RuleCount, list[int], Tensor], Tensor],
+    ) -> Float[Tensor, "batch heads q_seq 1"]:
+        """beta of the profile times that of the rule of each row."""
+        batch, heads, q_seq = shape
         if len(self.rules) not in (1, batch):
             raise ProfileError(
                 f"{len(self.rules)} profiles with rules were given for a batch of {batch} rows "
                 f"(at {state.layer.name}); give one profile, or one for each row"
             )
         rules = self.rules * batch if len(self.rules) == 1 else self.rules
-        of_profile = state.beta.to(query.device)
-        beta = of_profile.new_ones(batch, heads, q_seq)
+        of_profile = state.beta.to(device)
+        beta = of_profile.new_ones(shape)
         for rule, count in self.counts.items():
             rows = [index for index, other in enumerate(rules) if other == rule]
-            of_rule = self._beta(rule, count, rows, query, key, mask, kwargs, of_profile)
-            index = torch.tensor(rows, device=query.device)
-            beta = beta.index_copy(0, index, of_rule.to(beta))
+            count.queries += len(rows) * heads * q_seq
+            found = of_rule(rule, count, rows, of_profile).expand(len(rows), heads, q_seq)
+            index = torch.tensor(rows, device=device)
+            beta = beta.index_copy(0, index, found.to(beta))
         return of_profile * beta[..., None]
-
-    def _beta(
-        self,
-        rule: Rule,
-        count: RuleCount,
-        rows: list[int],
-        query: Tensor,
-        key: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-        of_profile: Tensor,
-    ) -> Tensor:
-        """One rule's beta for some rows of the batch, [rows, heads, q_seq]."""
-        heads, q_seq = query.shape[1:3]
-        count.queries += len(rows) * heads * q_seq
-        if rule.counts_keys:
-            call = AttentionCall.of(self.module, query, key, mask, kwargs)
-            return rule.of_counts(seen_keys(call)[rows]).expand(len(rows), heads, q_seq)
-        parts = []
-        for logits in sliced_logits(self.module, query, key, mask, kwargs):
-            tempered = (logits * of_profile.to(logits.dtype))[rows]
-            beta, cold, hot = rule.beta(tempered.flatten(0, 2))
-            count.coldest += int(cold.sum())
-            count.hottest += int(hot.sum())
-            parts.append(beta.view(tempered.shape[:3]))
-        return torch.cat(parts, dim=2)
 
 
 def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
@@ -111,9 +125,11 @@ def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
 
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:
     """Raise what `LayerRule.join` would, and change nothing. owner: the number of a hold."""
-    if all(item is None for item in rules):
+    kinds = [item for item in rules if item is not None]
+    if not kinds:
         return
-    check_layer(state.layer)
+    for item in kinds:
+        check_layer(state.layer, item)
     if state.rule is not None and state.rule_owner != owner:
         known = ", ".join(map(str, getattr(state.rule, "counts", ())))
         raise RefusedError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from tempering.attention.denoisers import is_linear, of_diffusers, processor_of
 from tempering.attention.examining import watch
 from tempering.attention.examining.stored import check_stored, input_device
 from tempering.attention.examining.structure import (
@@ -27,6 +28,7 @@ from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import AttentionLayer, Layout, attends
 from tempering.errors import ArchitectureError, NoSoftmaxError
 from tempering.inputs.answers import on
+from tempering.others import check_release
 
 
 @dataclass(eq=False)
@@ -54,7 +56,7 @@ class Description:
         model: nn.Module,
         model_layout: Layout,
         observation: Any,
-        sample: dict[str, Any] | None,
+        sample: dict[str, Any] | None = None,
     ) -> Description:
         # Read after the forward, which may have changed the model (modules made on first use).
         structure, _ = walk(model)
@@ -91,12 +93,14 @@ def layout(model: nn.Module, sample: dict[str, Any] | None = None) -> Layout:
 
     Parameters
     ----------
-    model: a transformers model.
-    sample: keyword arguments of a forward call, for models that don't take `input_ids`; given
-        one, the model is examined anew.
+    model: a model of transformers or diffusers.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids` (see
+        `recorded_call`); given one, the model is examined anew. It is kept for later.
 
     The result is kept while the model doesn't change. A change of its modules, their `forward`,
-    its configuration, dtype or device is noticed, and the model examined anew.
+    its configuration, dtype or device is noticed, and the model examined anew. Layers of a model
+    of diffusers stand in the order in which they run, those of its own attention before those of
+    cross attention.
 
     Raises ArchitectureError when no softmax attention is found, or a layer's heads can't be
     told apart.
@@ -136,6 +140,8 @@ def examined(
     if sample is None and known is not None and known.sample is not None:
         sample = on(model, known.sample, input_device(model))
     check_stored(model)
+    if of_diffusers(model):
+        check_release("diffusers")
     with untempered():  # whatever handles hold the model
         observation = watch.observe(model, sample)
     model_layout = _with_outside(model, _arrange(model, observation.layers), observation.reached)
@@ -161,9 +167,12 @@ def _arrange(model: nn.Module, layers: Sequence[AttentionLayer]) -> Layout:
     alone = len(set(towers)) == 1
     for layer, tower in zip(layers, towers, strict=True):
         layer = replace(layer, tower="" if alone else tower)
-        container, index = _position(model, layer.name)
+        container, index = None, 0
+        if not of_diffusers(model):
+            container, index = _position(model, layer.name)
         if container is None:
-            # A module outside any list of layers (one shared block): counted in order of use.
+            # A module outside any list of layers (one shared block), or one of many lists that
+            # are run in turn (diffusers): counted in order of use.
             index = sum(other.part == layer.part for other in numbered)
         size = len(container) if container is not None else index + 1
         depths[layer.part] = max(depths.get(layer.part, 0), size, index + 1)
@@ -204,7 +213,8 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
             missing += [f"{prefix}.{i}" for i in range(len(container)) if i not in present]
     known = [*(layer.name for layer in layers), *missing]
     for name, module in model.named_modules():
-        if attends(module) and not any(_related(name, other) for other in known):
+        attention = attends(module) or is_linear(processor_of(module))
+        if attention and not any(_related(name, other) for other in known):
             missing.append(name)
             known.append(name)
     return tuple(missing)

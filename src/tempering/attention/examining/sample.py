@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tempering.attention.denoisers import needs_sample, of_diffusers
 from tempering.attention.examining.media_sample import images_sample, media_sample
 from tempering.attention.examining.stored import input_device, input_embeddings
 from tempering.attention.modes import evaluation_mode
-from tempering.errors import ArchitectureError
+from tempering.errors import ArchitectureError, InputError
 from tempering.inputs.answers import called
 
 # Numbers of tokens that no model is known to have as its number of heads.
@@ -24,6 +25,8 @@ TOKENS, TARGET_TOKENS, PADDING = 11, 7, 2
 
 def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
     """A padded batch whose rows are alike, so that one can be compared with another."""
+    if of_diffusers(model):
+        raise InputError(needs_sample(model))
     config: Any = model.config
     main = getattr(model, "main_input_name", "input_ids")
     if main != "input_ids":
@@ -78,10 +81,24 @@ def fails_on_sample(model: nn.Module, sample: dict[str, Any] | None, error: Exce
     taken = inspect.signature(model.forward).parameters.values()
     named = ", ".join(item.name for item in taken if item.kind in kinds)
     reason = " ".join(str(error).split()) or type(error).__name__
+    reason += _place(model, error)
     return (
         f"{type(model).__name__} fails on {tried}: {reason}. Give what its forward needs to run, "
         f"of {named}: layout(model, sample={{name: tensor, ...}})"
     )
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """The innermost part of the model that an error passed through, in words."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, trace = model, error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            found = module
+        trace = trace.tb_next
+    name = names[id(found)]
+    return f" (in {name}, {type(found).__name__})" if name else ""
 
 
 class _SeededDraws(TorchDispatchMode):

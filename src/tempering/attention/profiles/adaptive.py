@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.profiles.profile import Profile
-from tempering.attention.profiles.rules import GRAMMAR, KNOWN, Rule, rule_of
+from tempering.attention.profiles.rules import GRAMMAR, KNOWN, RootLogLength, Rule, rule_of
 from tempering.calls import CallNode
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 from tempering.schedules import schedule_of
@@ -60,9 +62,41 @@ def adaptive_profile(
     ]
     for layer, item in zip(model_layout.layers, rules, strict=True):
         if item is not None:
-            check_layer(layer)
+            check_layer(layer, item)
     made = Profile._for(model_layout, rows, model, pattern=text if base is None else None)
     return replace(made, rules=tuple(rules))
+
+
+def resolution_profile(model: nn.Module, trained: dict[str, Any]) -> Profile:
+    """A profile for images of another size than those that a model was trained on.
+
+        T[l] = sqrt(log n_l / log n)
+
+    n_l keys of layer l at the size of training, n those of the image that is made. This keeps the
+    entropy of attention about what it was: sharper for larger images, which repeat themselves
+    otherwise, and hotter for smaller ones. It acts in self-attention; text is as long as it was.
+
+    Parameters
+    ----------
+    model: a model of images, of diffusers or transformers.
+    trained: a sample of its inputs at the size of training, as `layout` takes one; the values
+        don't matter.
+
+    Raises ArchitectureError where no layer attends to its own image. Source: `RootLogLength`.
+    """
+    model_layout = layout(model, trained)
+    rules = tuple(
+        RootLogLength(layer.keys) if layer.stack != "cross" and layer.keys > 1 else None
+        for layer in model_layout.layers
+    )
+    if not any(rules):
+        raise ArchitectureError(
+            f"{type(model).__name__} has cross attention alone, whose keys don't grow with an image"
+        )
+    for layer, item in zip(model_layout.layers, rules, strict=True):
+        if item is not None:
+            check_layer(layer, item)
+    return replace(Profile.neutral(model), rules=rules)
 
 
 def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], Rule]:
@@ -84,12 +118,16 @@ def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], R
     return of_layer
 
 
-def check_layer(layer: AttentionLayer) -> None:
+def check_layer(layer: AttentionLayer, rule: Rule) -> None:
     """ArchitectureError where a temperature per query can't be exact."""
-    if layer.route != "interface":
+    if layer.route != "interface" and not rule.counts_keys:
         raise ArchitectureError(
-            f"{layer.name} has attention code of its own; rules need transformers' attention "
-            "interface, which hands out queries and keys"
+            f"{layer.name} has attention code of its own; {rule.name} needs transformers' "
+            "attention interface, which hands out queries and keys"
+        )
+    if layer.route != "interface" and not set(layer.axes) <= {STANDARD, FOLDED}:
+        raise ArchitectureError(
+            f"{layer.name} attends in blocks or windows, where {rule} would count the keys of one"
         )
     if "sinks" in layer.features:
         raise ArchitectureError(

@@ -7,6 +7,7 @@ one more inverse temperature beta for that query; its softmax becomes softmax(be
     entropy(S)         the same in nats
     polynomial(c..)    beta = max(1, c_k S^k + .. + c_0) where the entropy S > 0.5, else 1
     log_length(n)      beta = max(1, log(keys seen) / log n)
+    root_log_length(n) beta = sqrt(log(keys seen) / log n)
 
 A held level that no temperature reaches (three keys can't have a support of 12) is held at the
 nearest that the rule's bounds allow: T goes to the bound, and such queries are counted.
@@ -231,6 +232,32 @@ class LogLength(Rule):
 
     def of_counts(self, seen: Int[Tensor, "*queries"]) -> Float[Tensor, "*queries"]:
         return (seen.clamp(min=1).double().log() / math.log(self.trained)).clamp(min=1.0)
+
+
+@dataclass(frozen=True)
+class RootLogLength(Rule):
+    """beta = sqrt(log(keys seen) / log(trained)): entropy kept at another resolution of an image.
+
+    trained: keys of the layer at the resolution of training, at least 2. Sharper above it and
+    hotter below; a query with one key has nothing to divide, and beta 1. Source: Jin et al.,
+    "Training-free diffusion model adaptation for variable-sized text-to-image synthesis" (NeurIPS
+    2023), section 3.2, who use it in self-attention. Here relative to the model's own temperature.
+    """
+
+    name, signature, counts_keys = "root_log_length", "root_log_length(trained)", True
+
+    trained: int
+
+    def __post_init__(self) -> None:
+        if not self.trained >= 2:
+            raise ProfileError(f"root_log_length({self.trained}): the trained number is at least 2")
+
+    def __str__(self) -> str:
+        return call_text(self.name, self.trained)
+
+    def of_counts(self, seen: Int[Tensor, "*queries"]) -> Float[Tensor, "*queries"]:
+        beta = (seen.clamp(min=1).double().log() / math.log(self.trained)).sqrt()
+        return torch.where(seen > 1, beta, 1.0)
 
 
 def rule(text: str) -> Rule:
