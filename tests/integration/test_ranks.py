@@ -294,6 +294,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:linear.* has 2 stages on 2 points")
 def test_commands_on_two_ranks_write_one_record_with_the_numbers_of_one_process(
     model, tmp_path, capsys
 ):
