@@ -211,7 +211,9 @@ class TestWhisper:
         assert torch.allclose(found.logits[0, -1, :4], wanted, atol=1e-4)
 
     def test_its_stacks_are_told_apart(self, whisper):
-        found = layout(whisper[0])
+        ids = torch.tensor([[50257, 50362, 15496, 11]])
+        sample = {"input_features": waves(1, 80, 3000), "decoder_input_ids": ids}
+        found = layout(whisper[0], sample)
         assert len(found.layers) == 12
         assert set(found.heads) == {6}
 
