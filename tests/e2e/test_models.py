@@ -46,6 +46,16 @@ def waves(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.sin(places * 0.37).astype(np.float32).reshape(shape))
 
 
+@pytest.fixture(scope="module")
+def whisper() -> tuple[Any, Any]:
+    return load_model("whisper-tiny.en")
+
+
+@pytest.fixture(scope="module")
+def dinov2() -> tuple[Any, Any]:
+    return load_model("dinov2-small")
+
+
 @pytest.mark.models("gemma3-270m")
 class TestGemma:
     def test_every_weight_is_the_dequantised_one_to_the_last_bit(self, gemma):
@@ -168,10 +178,6 @@ class TestGemma:
 
 @pytest.mark.models("whisper-tiny.en")
 class TestWhisper:
-    @pytest.fixture(scope="class")
-    def whisper(self) -> tuple[Any, Any]:
-        return load_model("whisper-tiny.en")
-
     def test_it_is_the_model_with_its_processor(self, whisper):
         model, processor = whisper
         assert type(model).__name__ == "WhisperForConditionalGeneration"
@@ -205,17 +211,15 @@ class TestWhisper:
         assert torch.allclose(found.logits[0, -1, :4], wanted, atol=1e-4)
 
     def test_its_stacks_are_told_apart(self, whisper):
-        found = layout(whisper[0])
+        ids = torch.tensor([[50257, 50362, 15496, 11]])
+        sample = {"input_features": waves(1, 80, 3000), "decoder_input_ids": ids}
+        found = layout(whisper[0], sample)
         assert len(found.layers) == 12
         assert set(found.heads) == {6}
 
 
 @pytest.mark.models("dinov2-small")
 class TestDinov2:
-    @pytest.fixture(scope="class")
-    def dinov2(self) -> tuple[Any, Any]:
-        return load_model("dinov2-small")
-
     def test_it_is_the_model_with_its_processor(self, dinov2):
         from PIL import Image
 
