@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import ViTConfig, ViTModel
 
 from tempering.attention.control.self_check import _PASSED as PASSED
 from tempering.attention.control.self_check import self_check, verdict_key
@@ -129,6 +130,33 @@ def test_mutations_are_caught(mutation, dtype, monkeypatch):
     with pytest.raises(CheckError, match=f"{first}.* disagrees with the reference") as caught:
         self_check(model)
     assert "can't be controlled exactly" in str(caught.value)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_of_a_long_call_without_a_mask_few_queries_are_tried(implementation, monkeypatch):
+    from tempering.attention.examining import interface_trial
+
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        image_size=112, patch_size=8, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ViTModel._from_config(config, attn_implementation=implementation).eval()
+    sizes = []
+
+    class Spy(interface_trial.ReferenceCall):
+        def __init__(self, eager, module, arguments, kwargs, floor):
+            sizes.append((arguments[0].shape[2], arguments[1].shape[2]))
+            super().__init__(eager, module, arguments, kwargs, floor)
+
+    monkeypatch.setattr(interface_trial, "ReferenceCall", Spy)
+    assert self_check(model).share < 0.01
+    assert set(sizes) == {(66, 197)}  # every third query, over all keys
+    forget(model)
+    monkeypatch.setattr(*beta_changed(first_head_untempered))
+    first = layout(model).names[0]
+    with pytest.raises(CheckError, match=f"{first}.* disagrees with the reference"):
+        self_check(model)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])

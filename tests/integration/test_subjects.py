@@ -303,8 +303,7 @@ def test_a_model_of_text_and_images():
     vision = {**SIZES, "image_size": 32, "patch_size": 8}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(**sizes, vision_config=vision)).eval()
-    with pytest.raises(ArchitectureError, match="CLIPModel fails on a short sample .*pixel_va"):
-        layout(model)
+    assert layout(model).depths == {"vision encoder": 2, "text decoder": 2}  # a sample of its own
     sample = {"input_ids": torch.arange(6).repeat(2, 1), "pixel_values": torch.randn(2, 3, 32, 32)}
     plan = layout(model, sample)
     assert len(plan.layers) == 4
@@ -335,7 +334,10 @@ def test_a_model_without_input_embeddings():
 
 def test_a_model_of_images():
     model = ViTModel(ViTConfig(**SIZES, image_size=32, patch_size=8)).eval()
-    with pytest.raises(ArchitectureError, match=r"takes 'pixel_values'.*sample="):
+    assert layout(model).depths == {"encoder": SIZES["num_hidden_layers"]}
+    model.main_input_name = "volumes"
+    model.config.image_size = [32, 32]  # a change, after which it is examined anew
+    with pytest.raises(ArchitectureError, match=r"takes 'volumes'.*sample="):
         layout(model)
 
 

@@ -31,7 +31,7 @@ from tempering.attention.control.tempered import BAKED_MARK
 from tempering.attention.denoisers import of_diffusers
 from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.stored import check_stored, packed
-from tempering.attention.examining.subject import check_subject, without_peft
+from tempering.attention.examining.subject import check_subject, unwrapped, without_peft
 from tempering.attention.hooks.site import is_held
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
@@ -65,7 +65,7 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     if reason:
         return Foldable(NO, reason)
     try:
-        known = examined(model, sample)
+        known = examined(unwrapped(model), sample)
     except ArchitectureError as error:
         return Foldable(NO, str(error))
     model_layout, sample = known.layout, known.sample
@@ -201,7 +201,7 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     """
     refuse_baked(model)
     profile.check_model(model)
-    known = examined(model, sample)
+    known = examined(unwrapped(model), sample)
     sample = known.sample
     profile.resolve(known.layout, scales=True)
     chosen = profile_folds(foldable(model, sample), model, profile, sample)
