@@ -37,6 +37,7 @@ from _texts import SHORT, calibration, cut
 from torch import Tensor
 
 from tempering.attention.tuning.passes import loss_pass
+from tempering.chunks import start_ids
 from tempering.evaluation.recall import recall
 
 _AVERAGE = 0.8  # of the running mean of the divergence
@@ -78,7 +79,7 @@ class _Divergence:
         self.live = live
         self.chunks = []
         for ids in calibration(tokenizer).values():
-            own = cut(ids, SHORT)
+            own = cut(ids, SHORT, start_ids(tokenizer))
             self.chunks += rng.sample(own, min(_CHUNKS, len(own)))
         rng.shuffle(self.chunks)
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}

@@ -10,6 +10,7 @@ import torch
 from _recall import Packed, answered, pack
 from _texts import cut, shares, testing, token_losses
 
+from tempering.chunks import start_ids
 from tempering.evaluation.clusters import cluster_bootstrap
 from tempering.evaluation.evidence import Contender, EvidenceRow
 from tempering.evaluation.recall import recall
@@ -57,7 +58,7 @@ def text_tests(tokenizer: Any, length: int, chunks: int | None = None) -> dict[s
     """{test: chunks of token ids}; chunks: of each kind at most, spread evenly."""
     found = {}
     for kind, ids in testing(tokenizer).items():
-        own = cut(ids, length)
+        own = cut(ids, length, start_ids(tokenizer))
         if chunks == 0:
             continue
         if chunks is not None and chunks < len(own):

@@ -12,6 +12,7 @@ from torch import Tensor
 from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.passes import Pass, gradient_pass
 from tempering.attention.tuning.steps import Quadratic, damped_step, quadratic
+from tempering.chunks import start_ids
 
 # Of the targets of each short chunk, for the Fisher matrix; a long one would tell it no more.
 DRAWS = 3
@@ -79,7 +80,7 @@ def text_pass(live: Any, tokenizer: Any, keep: Path | None, parts: int | None = 
     texts = calibration(tokenizer)
     found = []
     for length, draws in ((SHORT, DRAWS), (LONG, 0)):
-        cut = in_lengths(texts, length)
+        cut = in_lengths(texts, length, start_ids(tokenizer))
         if parts is not None and parts < len(cut):
             cut = [cut[int(i)] for i in torch.linspace(0, len(cut) - 1, parts).round()]
         pieces = as_objective("calibration", [ids for _, ids in cut]).pieces

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tempering.chunks import text_ids
 from tempering.evaluation.recall import Recall
 
 
@@ -35,8 +36,11 @@ class Packed:
 def pack(tokenizer: Any, item: Recall) -> Packed:
     """Tokens of a context and its questions; prompt and answer are cut apart as by from_pairs."""
     rows = [
-        tuple(tokenizer(part, add_special_tokens=False, verbose=False).input_ids for part in pair)
-        for pair in item.pairs()
+        (
+            text_ids(tokenizer, prompt),
+            tokenizer(answer, add_special_tokens=False, verbose=False).input_ids,
+        )
+        for prompt, answer in item.pairs()
     ]
     first = rows[0][0]
     shared = 0

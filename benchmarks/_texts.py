@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from tempering import sample_text
 from tempering.attention.tuning import Objective, from_batches
 from tempering.attention.tuning.batches import text_batches
+from tempering.chunks import start_ids
 
 HALVED = ("fiction", "play", "code")
 DOCS_TOKENS = 26_000
@@ -89,24 +90,30 @@ def long_testing(tokenizer: Any, length: int, speakers: int) -> dict[str, list[T
     The beginnings of `speakers` addresses of years that nothing is learned from, and a chunk of
     `reference`.
     """
-    spoken = [token_ids(tokenizer, text)[:length] for text in speeches(OTHER_SPEECHES)]
+    start = start_ids(tokenizer)
+    spoken = [
+        cut(token_ids(tokenizer, text), length, start)[:1] for text in speeches(OTHER_SPEECHES)
+    ]
     return {
-        "speeches": [ids for ids in spoken if len(ids) == length][:speakers],
-        "reference": cut(token_ids(tokenizer, sample_text("reference")), length)[:1],
+        "speeches": [ids for chunk in spoken for ids in chunk][:speakers],
+        "reference": cut(token_ids(tokenizer, sample_text("reference")), length, start)[:1],
     }
 
 
-def cut(ids: Tensor, length: int) -> list[Tensor]:
-    """Consecutive chunks; a shorter rest is left out."""
-    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+def cut(ids: Tensor, length: int, start: Sequence[int] = ()) -> list[Tensor]:
+    """Consecutive chunks, each behind `start`, which counts; a shorter rest is left out."""
+    first, own = torch.tensor(start, dtype=ids.dtype), length - len(start)
+    return [torch.cat([first, ids[i : i + own]]) for i in range(0, len(ids) - own + 1, own)]
 
 
-def in_lengths(texts: Mapping[str, Tensor], length: int) -> list[tuple[str, Tensor]]:
+def in_lengths(
+    texts: Mapping[str, Tensor], length: int, start: Sequence[int] = ()
+) -> list[tuple[str, Tensor]]:
     """(kind, chunk): every text in short chunks; in long ones, the second half of each."""
     found = []
     for kind, ids in texts.items():
         middle = 0 if length == SHORT else len(ids) // 2
-        found += [(kind, chunk) for chunk in cut(ids[middle:], length)]
+        found += [(kind, chunk) for chunk in cut(ids[middle:], length, start)]
     return found
 
 

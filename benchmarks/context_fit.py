@@ -33,6 +33,7 @@ from _bench import write
 from tempering import Profile, load_model, tempered
 from tempering.attention.tuning import context as fitting
 from tempering.attention.tuning import tune_context
+from tempering.chunks import start_ids, text_ids
 from tempering.errors import ConvergenceWarning
 from tempering.evaluation.paired import bootstrap_mean
 
@@ -55,7 +56,7 @@ def asked(model: Any, tokenizer: Any, text: str, rows: list[tuple[str, str]]) ->
     right, losses = [], []
     for name, number in rows:
         prompt = f"{text}\n\nThe REGISTER_CONTENT in line {name} is <"
-        first = tokenizer(prompt, add_special_tokens=False).input_ids
+        first = text_ids(tokenizer, prompt)
         answer = tokenizer(number, add_special_tokens=False).input_ids
         ids = torch.tensor([first + answer])
         logits = model(ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].double()
@@ -66,13 +67,15 @@ def asked(model: Any, tokenizer: Any, text: str, rows: list[tuple[str, str]]) ->
 
 
 @contextlib.contextmanager
-def trained_queries(model: Any, ids: torch.Tensor, seconds: float, seed: int, rate: float):
+def trained_queries(
+    model: Any, ids: torch.Tensor, start: list[int], seconds: float, seed: int, rate: float
+):
     """The query weights trained on the context's spans and copies; as before at the end."""
-    start = time.perf_counter()
+    begun = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     size = 256
     spans = ids[: len(ids) // size * size].reshape(-1, size)
-    objectives = fitting._objectives(spans, generator)
+    objectives = fitting._objectives(spans, generator, start)
     held = max(1, len(spans) // 4)
     weights = [w for name, w in model.named_parameters() if name.endswith("q_proj.weight")]
     before = [w.detach().clone() for w in weights]
@@ -88,7 +91,7 @@ def trained_queries(model: Any, ids: torch.Tensor, seconds: float, seed: int, ra
     learned = list(range(held, len(spans)))
     steps = 0
     try:
-        while time.perf_counter() - start < seconds:
+        while time.perf_counter() - begun < seconds:
             place = learned[steps % len(learned)]
             optimizer.zero_grad()
             loss(range(place, place + 1)).backward()
@@ -118,18 +121,19 @@ def one(model: Any, tokenizer: Any, options: Any, number: int) -> dict[str, Any]
     text, rows = made(rng, options.lines)
     rows = rng.sample(rows, options.questions)
     ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
+    start = start_ids(tokenizer)
     found: dict[str, Any] = {"tokens": len(ids), "nothing": asked(model, tokenizer, text, rows)}
     recall = Profile.load(f"{options.model}/recall")
     with tempered(model, recall):
         found["recall"] = asked(model, tokenizer, text, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fit = tune_context(model, ids, seconds=options.seconds, seed=number)
+        fit = tune_context(model, ids, seconds=options.seconds, start=start, seed=number)
     found["fitted"] = {"step": fit.tuned.step, "seconds": fit.seconds, "spans": fit.spans,
                        "before": fit.tuned.before, "after": fit.tuned.after}  # fmt: skip
     with tempered(model, fit.profile):
         found["fit"] = asked(model, tokenizer, text, rows)
-    with trained_queries(model, ids, options.seconds, number, options.rate) as trained:
+    with trained_queries(model, ids, start, options.seconds, number, options.rate) as trained:
         found["trained"] = trained
         found["queries"] = asked(model, tokenizer, text, rows)
     return found

@@ -20,14 +20,34 @@ def chunks_digest(chunks: Int[Tensor, "chunks length"]) -> str:
     return digest.hexdigest()[:16]
 
 
+def start_ids(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before a text: <bos> of Llama and Gemma, or none.
+
+    A model that was trained with them says little without: Gemma 3 loses a nat a token.
+    """
+    whole = list(tokenizer("a", verbose=False).input_ids)
+    bare = list(tokenizer("a", add_special_tokens=False, verbose=False).input_ids)
+    places = range(len(whole) - len(bare) + 1)
+    return next((whole[:i] for i in places if whole[i : i + len(bare)] == bare), [])
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens behind `start_ids`, unless it begins with them, as a chat template may."""
+    start = start_ids(tokenizer)
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return ids if ids[: len(start)] == start else start + ids
+
+
 def token_chunks(
     tokenizer: Any, text: str | TextTable, length: int = 512, limit: int | None = None
 ) -> Int[Tensor, "chunks length"]:
     """Cut a text into consecutive chunks of `length` tokens; a shorter rest is left out.
 
+    Each begins as the tokenizer begins a text (see `start_ids`), which counts among its tokens.
+
     Parameters
     ----------
-    tokenizer: a transformers tokenizer; no special tokens are added.
+    tokenizer: a transformers tokenizer.
     text: in memory, or a table of texts on disk, whose chunks then stay on disk too.
     length: tokens in a chunk, at least 2.
     limit: how many chunks at most; spread evenly over the text when it has more.
@@ -44,7 +64,14 @@ def token_chunks(
         # The tokenizer's warning about the model's length does not apply: chunks are cut below.
         asked: dict[str, Any] = {"return_tensors": "pt", "verbose": False}
         ids = tokenizer(text, add_special_tokens=False, **asked).input_ids[0]
-    count = len(ids) // length
+    start = torch.tensor(start_ids(tokenizer), dtype=ids.dtype)
+    own = length - len(start)
+    if own < 2 and len(start) > 0:
+        raise InputError(
+            f"a chunk of {length} tokens leaves {own} for the text behind the {len(start)} that the "
+            f"tokenizer puts first; ask for at least {len(start) + 2}"
+        )
+    count = len(ids) // own
     if len(ids) < 2:
         raise DataError(
             f"the text has {len(ids)} token{'' if len(ids) == 1 else 's'}, and a chunk has at "
@@ -52,10 +79,11 @@ def token_chunks(
         )
     if count == 0:
         raise DataError(
-            f"the text has {len(ids)} tokens, less than one chunk of {length}; "
-            f"give a longer text or shorter chunks (at most {len(ids)} tokens)"
+            f"the text has {len(ids)} tokens, less than one chunk of {own}; "
+            f"give a longer text or shorter chunks (at most {len(ids) + len(start)} tokens)"
         )
-    chunks = ids[: count * length].view(count, length)
+    chunks = ids[: count * own].view(count, own)
     if limit is not None and limit < count:
         chunks = chunks[torch.linspace(0, count - 1, limit).round().long()]
-    return chunks
+    # A table's chunks stay on disk where nothing is put before them.
+    return torch.cat([start.expand(len(chunks), -1), chunks], 1) if len(start) else chunks

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tempering.chunks import text_ids
 from tempering.errors import DataError, InputError
 from tempering.inputs import images, sound
 from tempering.inputs.answers import on
@@ -230,7 +231,7 @@ class _Maker:
 
     def _decoders_text(self, item: _Item, text: str) -> dict[str, Tensor]:
         assert self.tokenizer is not None
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = text_ids(self.tokenizer, text)
         if len(ids) < 2:
             raise DataError(f"{item.origin}: a prompt and its answer have 2 tokens at least")
         return {"input_ids": torch.tensor([ids])}
@@ -354,8 +355,7 @@ class _Maker:
         elif item.sound is not None:
             alone = self._of_sound(bare)["input_ids"][0]
         else:
-            ids = self.tokenizer(item.prompt, add_special_tokens=False, verbose=False).input_ids  # type: ignore[misc]
-            alone = torch.tensor(ids, dtype=torch.long)
+            alone = torch.tensor(text_ids(self.tokenizer, item.prompt), dtype=torch.long)
         both = arguments["input_ids"][0]
         length = min(len(alone), len(both))
         differ = (alone[:length] != both[:length]).nonzero()

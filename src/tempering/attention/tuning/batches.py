@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tempering.attention.examining.stored import input_device
 from tempering.attention.tuning.lessons import Lesson, lesson_losses
+from tempering.chunks import text_ids
 from tempering.errors import DataError, RefusedError
 from tempering.inputs.answers import answers_of, called, check_goals, on
 from tempering.inputs.example import NO_GOAL, Inputs
@@ -97,8 +98,8 @@ def answer_batches(
     """
     batches = []
     for place, (prompt, answer) in enumerate(pairs):
-        first = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        both = tokenizer(prompt + answer, add_special_tokens=False, verbose=False).input_ids
+        first = text_ids(tokenizer, prompt)
+        both = text_ids(tokenizer, prompt + answer)
         # A token may span the end of the prompt: it then belongs to the answer.
         start = next(
             (i for i, (a, b) in enumerate(zip(first, both, strict=False)) if a != b),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +57,7 @@ def tune_context(
     ids: Tensor,
     *,
     seconds: float | int,
+    start: Sequence[int] = (),
     span: int = 256,
     bounds: Bounds = (0.5, 2.0),
     seed: int = 0,
@@ -69,6 +70,7 @@ def tune_context(
     model: a causal model of transformers. ids: the context's tokens, [length].
     seconds: for the whole call, of which a tenth is kept for what follows the fit; the fit ends in
         time, at the best point that it has seen.
+    start: tokens that a text of the model begins with, such as <bos>; every span gets them.
     span: tokens of a span; a context of fewer than four spans has shorter ones, of 16 at least.
     bounds: of T. seed: draws spans and excerpts. progress: (stage, done, total).
 
@@ -80,7 +82,7 @@ def tune_context(
     -----
     ConvergenceWarning: nothing was gained on the spans held out, so T is 1 everywhere.
     """
-    start = time.perf_counter()
+    begun = time.perf_counter()
     if isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds is a positive number, not {seconds}")
     if ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
@@ -100,34 +102,38 @@ def tune_context(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(spans), generator=generator)
     one = _forward_seconds(model, spans[order[0]])
-    affordable = int((seconds - (time.perf_counter() - start)) / (_FIRST_STEP * 2 * one))
+    affordable = int((seconds - (time.perf_counter() - begun)) / (_FIRST_STEP * 2 * one))
     drawn = spans[order[: max(_FEWEST, affordable)].sort().values]
     tuned = tune(
         model,
-        _objectives(drawn, generator),
+        _objectives(drawn, generator, start),
         bounds=bounds,
         held_out=_HELD_OUT,
         rows=_ROWS,
         seed=seed,
-        until=start + 0.9 * seconds,
+        until=begun + 0.9 * seconds,
         progress=progress,
     )
-    return ContextFit(tuned.profile, time.perf_counter() - start, len(drawn), tuned)
+    return ContextFit(tuned.profile, time.perf_counter() - begun, len(drawn), tuned)
 
 
-def _objectives(spans: Int[Tensor, "spans size"], generator: torch.Generator) -> list[Objective]:
+def _objectives(
+    spans: Int[Tensor, "spans size"], generator: torch.Generator, start: Sequence[int] = ()
+) -> list[Objective]:
     """The spans' next tokens, and excerpts of them to recall; piece k of both is span k."""
     size = spans.shape[1]
+    first = torch.tensor(start, dtype=spans.dtype)
     excerpt = max(8, size // 8)
     starts = torch.randint(size - excerpt + 1, (len(spans),), generator=generator).tolist()
+    whole = torch.cat([first.expand(len(spans), -1), spans], 1)
     copies = []
     for place, (own, begin) in enumerate(zip(spans, starts, strict=True)):
-        ids = torch.cat([own, own[begin : begin + excerpt]])[None]
+        ids = torch.cat([first, own, own[begin : begin + excerpt]])[None]
         targets = torch.zeros_like(ids, dtype=torch.bool)
         targets[:, -(excerpt // 2) :] = True
         copies.append(Batch(ids, targets, f"copy in span {place}"))
     return [
-        from_batches("text", text_batches(spans, "context")),
+        from_batches("text", text_batches(whole, "context")),
         from_batches("copies", copies, kind="answers"),
     ]
 

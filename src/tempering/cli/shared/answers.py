@@ -30,6 +30,7 @@ def answers(
 
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import UNTEMPERED, Profile
+    from tempering.chunks import text_ids
     from tempering.engines.generating.side_by_side import stream
     from tempering.evaluation.recall import recall
     from tempering.evaluation.recall_pools import WORDINGS
@@ -43,7 +44,7 @@ def answers(
     rows = [Profile.neutral(plan), profile]
     table = []
     for done, (prompt, answer) in enumerate(asked.pairs(), 1):
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        ids = torch.tensor(text_ids(tokenizer, prompt))
         length = len(tokenizer(answer, add_special_tokens=False).input_ids)
         texts = ["", ""]
         greedy = ConstantPolicy(0)

@@ -98,9 +98,7 @@ def _prompts(tokenizer: Any, words: str, chunk: int, limit: int | None) -> list[
     """Chunks of the text, each behind the BOS where the model's tokenizer puts one."""
     from tempering.chunks import token_chunks
 
-    start = tokenizer("").input_ids
-    chunks = token_chunks(tokenizer, words, chunk - len(start), limit)
-    return [[*start, *ids] for ids in chunks.tolist()]
+    return token_chunks(tokenizer, words, chunk, limit).tolist()
 
 
 def _asked(
