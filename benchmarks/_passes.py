@@ -72,14 +72,16 @@ def best_for_text(near: Quadratic, tokens: int) -> Tensor:
     return damped_step(near, zero, prior=prior, damping=DAMPING, radius=RADIUS)
 
 
-def text_pass(live: Any, tokenizer: Any, keep: Path | None, parts: int | None = None) -> Text:
+def text_pass(
+    live: Any, tokenizer: Any, keep: Path | None, parts: int | None = None, long: int = LONG
+) -> Text:
     """Passes over the calibration text; keep: a folder for what they find.
 
-    parts: chunks of each length, spread evenly; all without it.
+    parts: chunks of each length, spread evenly; all without it. long: tokens of the long ones.
     """
     texts = calibration(tokenizer)
     found = []
-    for length, draws in ((SHORT, DRAWS), (LONG, 0)):
+    for length, draws in ((SHORT, DRAWS), (long, 0)):
         cut = in_lengths(texts, length, start_ids(tokenizer))
         if parts is not None and parts < len(cut):
             cut = [cut[int(i)] for i in torch.linspace(0, len(cut) - 1, parts).round()]

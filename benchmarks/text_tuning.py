@@ -38,7 +38,7 @@ def tuned(options) -> tuple[Profile, list]:
     model, tokenizer = load_model(options.model, dtype=getattr(torch, options.fit_dtype))
     basis = make_basis(model, layout(model), "head")
     with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        text = text_pass(tempering, tokenizer, options.keep, options.parts)
+        text = text_pass(tempering, tokenizer, options.keep, options.parts, options.long)
         here = text.near()
         if options.kind:
             # A kind's own draws are too few for a Fisher matrix; that of all is close to it.
@@ -56,10 +56,10 @@ def tuned(options) -> tuple[Profile, list]:
     return profile, [row]
 
 
-def report(rows) -> dict:
+def report(rows, long: int) -> dict:
     """The targets, printed and returned."""
     found = {}
-    for length in (SHORT, LONG):
+    for length in (SHORT, long):
         for start in (f"text, {length}", f"last eighth of text, {length}"):
             mean, low, high, _ = pooled(rows, "tuned", start, "loss")
             found[start] = [mean, low, high]
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--keep", type=Path, help="one folder for all models")
     parser.add_argument("--parts", type=int, help="chunks of the fit, of each length; for a trial")
+    parser.add_argument("--long", type=int, default=LONG, help="tokens of long chunks")
     parser.add_argument("--measure")
     parser.add_argument("--for", dest="kind")
     parser.add_argument("--weight", type=float, default=1.0)
@@ -115,10 +116,10 @@ def main() -> None:
         return
     rivals = contenders(model, profile, shuffles=options.shuffles)
     tests = text_tests(tokenizer, SHORT, options.chunks)
-    tests |= text_tests(tokenizer, LONG, options.chunks)
+    tests |= text_tests(tokenizer, options.long, options.chunks)
     tests |= recall_tests(tokenizer, options.contexts, 0)
     rows = measure(model, tests, rivals, few=options.few)
-    targets = report(rows)
+    targets = report(rows, options.long)
     evidence |= {"targets": targets, "measured": [row.to_json() for row in rows]}
     replace(profile, evidence=evidence).save(out)
     settings = {**vars(options), "keep": None, "out": None, "measure": None}

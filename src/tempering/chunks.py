@@ -68,8 +68,8 @@ def token_chunks(
     own = length - len(start)
     if own < 2 and len(start) > 0:
         raise InputError(
-            f"a chunk of {length} tokens leaves {own} for the text behind the {len(start)} that the "
-            f"tokenizer puts first; ask for at least {len(start) + 2}"
+            f"a chunk of {length} tokens leaves {own} for the text behind the {len(start)} that "
+            f"the tokenizer puts first; ask for at least {len(start) + 2}"
         )
     count = len(ids) // own
     if len(ids) < 2:
