@@ -59,10 +59,10 @@ def register() -> None:
                 fault("stream")
             return False
 
-        def start(self, prompt: Any, *, sample: int = 0) -> Any:
+        def start(self, prompt: Any, **more: Any) -> Any:
             if self.at("start"):
                 fault("start")
-            return super().start(prompt, sample=sample)
+            return super().start(prompt, **more)
 
         def advance(self, state: Any, token: int) -> Any:
             if self.at("advance") and state.position >= self.after:
