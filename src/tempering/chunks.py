@@ -1,7 +1,8 @@
-"""Text cut into token chunks of one length: the sample that measurements run on."""
+"""Text cut into token chunks, of one length or of several: what measurements run on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ def token_chunks(
         raise InputError(f"a chunk has at least 2 tokens, not {length}")
     if limit is not None and limit < 1:
         raise InputError(f"at least one chunk is needed, not {limit}")
-    # The tokenizer's warning about the model's length does not apply: chunks are cut below.
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[0]
+    ids = token_ids(tokenizer, text)
     count = len(ids) // length
     if len(ids) < 2:
         raise DataError(
@@ -45,3 +45,39 @@ def token_chunks(
     if limit is not None and limit < count:
         chunks = chunks[torch.linspace(0, count - 1, limit).round().long()]
     return chunks
+
+
+def token_ids(tokenizer: Any, text: str) -> Int[Tensor, "tokens"]:
+    """The tokens of a text, without special ones."""
+    # The tokenizer's warning about the model's length does not apply: chunks are cut from these.
+    found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
+    return found.input_ids[0]  # type: ignore[no-any-return]
+
+
+def mixed_chunks(
+    ids: Int[Tensor, "tokens"], lengths: Sequence[int], limit: int | None = None
+) -> list[Int[Tensor, "length"]]:
+    """Cut tokens into consecutive chunks of several lengths, about as many tokens in each.
+
+    A round of max(lengths) tokens for every length is repeated as often as it fits, `limit` times
+    at most, spread evenly over the text.
+
+    Raises DataError when there are fewer tokens than one round.
+    """
+    wanted = sorted(set(lengths))
+    if not wanted or wanted[0] < 2:
+        raise InputError(f"chunks have at least 2 tokens each, not {', '.join(map(str, lengths))}")
+    if limit is not None and limit < 1:
+        raise InputError(f"at least one round of chunks is needed, not {limit}")
+    sizes = [length for length in wanted for _ in range(wanted[-1] // length)]
+    count = len(ids) // sum(sizes)
+    if count == 0:
+        raise DataError(
+            f"the text has {len(ids)} tokens, and one round of chunks of "
+            f"{', '.join(map(str, wanted))} tokens takes {sum(sizes)}; give a longer text or "
+            "shorter lengths"
+        )
+    rounds = ids[: count * sum(sizes)].view(count, -1)
+    if limit is not None and limit < count:
+        rounds = rounds[torch.linspace(0, count - 1, limit).round().long()]
+    return [chunk for row in rounds for chunk in row.split(sizes)]

@@ -33,6 +33,8 @@ class AttentionLayer:
         by T leaves as low: -inf or the dtype's minimum.
     features: what sits before the softmax besides scaled products: "sinks", "softcap",
         "position_bias".
+    law: the model's own law of length, as the text of a rule: "log_steps(0.1,8192.0)"; None for
+        none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class AttentionLayer:
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
     masking: float | None = None
     features: tuple[str, ...] = ()
+    law: str | None = None
 
 
 @dataclass(frozen=True)

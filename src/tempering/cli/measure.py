@@ -21,6 +21,8 @@ EPILOG = """Examples:
   tempering measure --text notes.txt --table heads.parquet
 
   tempering measure --text book.txt --chunk 8192 --chunks 1 --parts 16 --table heads.csv
+
+  tempering measure --text book.txt --chunk 4096 --chunks 4 --law law.json
 """
 
 
@@ -43,6 +45,10 @@ def measure(
     table: Annotated[
         Path | None, typer.Option(help="Write every number as Parquet or CSV.")
     ] = None,
+    law: Annotated[
+        Path | None,
+        typer.Option(help="Write a profile whose T keeps each head's support at every length."),
+    ] = None,
     heatmap: Annotated[
         Path | None, typer.Option(help="Draw support per layer and head as PNG or SVG.")
     ] = None,
@@ -56,9 +62,11 @@ def measure(
     Memory is linear in --chunk: long texts can be measured in one piece.
     """
     from tempering.attention import layout, measure_tokens
+    from tempering.attention.measuring.law import measure_law
     from tempering.attention.profiles.profile import UNTEMPERED
     from tempering.chunks import token_chunks
     from tempering.cli.shared.sections import (
+        law_section,
         pattern_section,
         positions_section,
         rules_section,
@@ -70,6 +78,7 @@ def measure(
         common.only_patterns(amplitude, reading, layers, heads)
     common.check_file(table, "--table", ".parquet", ".csv")
     common.check_file(heatmap, "--heatmap", ".png", ".svg", ".pdf")
+    common.check_file(law, "--law", ".json")
     common.check_out(out)
     if parts is not None and not 1 <= parts <= chunk:
         raise InputError(f"--parts: a chunk of {chunk} tokens has 1 to {chunk} parts, not {parts}")
@@ -110,6 +119,11 @@ def measure(
         if rules := rules_section(after[label]):
             results["rules"] = rules
             common.note_rules(rules)
+    if law is not None:
+        with common.counted("law") as report:
+            measured = measure_law(network, chunks, progress=report)
+        results["law"] = law_section(measured)
+        common.note(f"profile: {measured.profile(network).save(law)}")
     results["support"] = support_section(before, after)
     results["support"]["positions"] = positions_section(before, after)
     record = Record.new(

@@ -20,6 +20,8 @@ EPILOG = """Examples:
 
   tempering tune --data notes.txt --out tuned.json --resume
 
+  tempering tune --data book.txt --rule power --lengths 512,2048 --held-length 4096
+
 A .jsonl file holds lines {"prompt": "...", "answer": "..."}, or conversations {"messages":
 [{"role": "user", "content": "..."}, ...]}; any other file is plain text.
 """
@@ -33,6 +35,17 @@ def tune(
         list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
     per: learning.Per = "head",
+    rule: Annotated[
+        str | None,
+        typer.Option(help="power: two numbers in place of one, log T = a + b log(keys seen)."),
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Chunks of these lengths, 512,2048, in place of --chunk.")
+    ] = None,
+    held_length: Annotated[
+        int | None,
+        typer.Option(help="Test on the end of texts in chunks of this length, never learned from."),
+    ] = None,
     constraint: learning.ConstraintFile = None,
     within: learning.Within = 0.01,
     on: Annotated[
@@ -72,7 +85,14 @@ def tune(
     """
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
-    from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
+    from tempering.cli.shared.tune_results import (
+        EvidenceSettings,
+        Results,
+        cuts_of,
+        gather,
+        objective,
+        objective_of_lengths,
+    )
     from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
     from tempering.errors import InputError
     from tempering.evaluation.run_lock import RunLock
@@ -86,20 +106,29 @@ def tune(
         raise InputError(f"two files of one name in {', '.join(names)}; rename one")
     low, high = read_bounds(bounds)
     network, tokenizer = common.open_model(model, device, dtype)
-    goals = [
-        objective(tokenizer, path, w, chunk, limit) for path, w in zip(data, weights, strict=True)
+    cut = cuts_of(lengths, held_length, chunk)
+    if cut.of_several:
+        for tokens in (*cut.lengths, *([cut.held] if cut.held else [])):
+            common.check_context(network, tokens, f"chunks of {tokens}", beyond=True)
+    pairs = [
+        objective_of_lengths(tokenizer, path, w, cut, limit)
+        for path, w in zip(data, weights, strict=True)
     ]
+    goals = [goal for goal, _ in pairs]
     limits = None
     if constraint is not None:
         held = objective(tokenizer, constraint, 1.0, chunk, limit)
         limits = Constraint(held, within, on)
     tests = [objective(tokenizer, path, 1.0, chunk, None) for path in test or []]
+    tests += [held for _, held in pairs if held is not None]
     learned = [*goals, *([limits.objective] if limits else [])]
     refuse_overlap(learned, tests, "calibration and test")
     settings: dict[str, Any] = {
         "data": [path.name for path in data],
         "weights": weights,
         "per": per,
+        **({"rule": rule} if rule else {}),
+        **({"lengths": list(cut.lengths), "held length": cut.held} if cut.of_several else {}),
         "constraint": constraint.name if constraint else None,
         "within": within if constraint else None,
         "on": on if constraint else None,
@@ -121,6 +150,7 @@ def tune(
                     network,
                     goals,
                     per=per,
+                    rule=rule,
                     constraint=limits,
                     prior_sd=prior_sd,
                     bounds=(low, high),

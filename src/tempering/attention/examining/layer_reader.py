@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tempering.attention import axes
 from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
 from tempering.attention.examining.module_stack import ModuleStack
+from tempering.attention.examining.own_law import own_law
 from tempering.attention.hooks import interface_route
 from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
@@ -137,6 +138,7 @@ class LayerReader:
             kv_heads=key.shape[1],
             mask_floor=mask_floor(mask),
             features=tuple(sorted(features - {"s_aux"})),
+            law=own_law(module),
         )
         return self.read.setdefault(name, layer)
 

@@ -197,7 +197,7 @@ def measure_tokens(
                 layer.name: StatisticSums.zeros(layer.heads, buckets)
                 for layer in model_layout.layers
             }
-            _forward(model, ids[None].to(device))
+            run_layers(model, ids[None].to(device))
             by_chunk.append(_table(model_layout, observer.sums, "entropy"))
             for name, sums in observer.sums.items():
                 totals[name].merge(sums)
@@ -216,7 +216,7 @@ def measure_tokens(
     )
 
 
-def _forward(model: nn.Module, ids: Tensor) -> None:
+def run_layers(model: nn.Module, ids: Tensor) -> None:
     """The layers alone: the head over the vocabulary tells nothing about attention."""
     config: Any = model.config
     body: Any = model if config.is_encoder_decoder else getattr(model, "base_model", model)

@@ -1,6 +1,6 @@
 """Tuning: temperatures learned with every weight frozen, for a text, a task, or any loss.
 
-from_text, from_pairs, from_functions, from_batches    what to be better at
+from_text, from_lengths, from_pairs, from_functions, from_batches    what to be better at
 Constraint                                             what other data may lose
 tune(model, objectives)                                -> Tuned, with a Profile
 search(model, score)                                   the same for scores without a gradient
@@ -13,6 +13,7 @@ from tempering.attention.tuning.objectives import (
     Objective,
     from_batches,
     from_functions,
+    from_lengths,
     from_pairs,
     from_text,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Tuned",
     "from_batches",
     "from_functions",
+    "from_lengths",
     "from_pairs",
     "from_text",
     "make_basis",

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tempering.attention.layout import Layout
 from tempering.attention.measuring.measure import measure_tokens
+from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.batches import Batch
+from tempering.attention.tuning.live_law import ends
 from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures
 from tempering.attention.tuning.objectives import Objective
 from tempering.errors import CollapseWarning, RefusedError
@@ -133,8 +135,14 @@ def guard(
     plan, bounds = live.plan, live.bounds
     log_bounds = torch.tensor(bounds, dtype=torch.float64).log()
     level = profile.temperature.log()
-    cold = _places(level <= log_bounds[0] + _AT_BOUND)
-    hot = _places(level >= log_bounds[1] - _AT_BOUND)
+    levels = [level]
+    if live.law is not None:
+        slopes = [item.slope for item in profile.rules if isinstance(item, Power)]
+        rows = [torch.tensor(slope, dtype=torch.float64) for slope in slopes]
+        table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        levels += ends(level, table, live.law)
+    cold = _places(torch.stack(levels).amin(0) <= log_bounds[0] + _AT_BOUND)
+    hot = _places(torch.stack(levels).amax(0) >= log_bounds[1] - _AT_BOUND)
     sample = next(
         (p.source.ids[:1] for o in watched for p in o.pieces if isinstance(p.source, Batch)), None
     )
