@@ -54,7 +54,7 @@ def test_what_cannot_be_exact_is_refused():
     ("text", "words"),
     [
         ("support", r"column 8: expected '\(', found the end"),
-        ("warmth(3)", "column 1: no rule is called 'warmth'; known are support, entropy, poly"),
+        ("warmth(3)", "column 1: no rule is called 'warmth'; known are affine, entropy, inst"),
         ("entropi(3)", "no rule is called 'entropi'; did you mean entropy"),
         ("support(keys)", r"column 13: expected '\(', found '\)'"),
         ("support()", r"support\(level, coldest, hottest\) needs level"),

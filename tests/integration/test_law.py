@@ -22,7 +22,7 @@ def test_bins_are_counts_of_gaps():
     for head in range(2):
         for query in range(3):
             row = logits[head, query]
-            for bin_, edge in ((0, 0.0), (9, 40 * 81 / 160**2), (75, 8.7890625), (BINS, 40.0)):
+            for bin_, edge in ((0, 0.0), (9, 40 * 81 / 320**2), (150, 8.7890625), (BINS, 40.0)):
                 wanted = int((row >= row.max() - edge).sum())
                 assert int(counts[head, query, bin_]) == wanted
 
@@ -52,8 +52,8 @@ def test_entropy_and_peak_at_every_temperature():
         assert float(sums.entropy[0, place, k]) / len(rows) == pytest.approx(entropy, abs=0.01)
         assert float(sums.log_peak[0, place, k]) / len(rows) == pytest.approx(peak, abs=0.01)
     mean = sums.counted[0, place].cumsum(-1) / len(members)
-    for bin_ in (4, 16, 40):
-        gap = 40 * (bin_ / 160) ** 2
+    for bin_ in (8, 32, 80):
+        gap = 40 * (bin_ / 320) ** 2
         wanted = sum(int((keys[: i + 1] >= keys[: i + 1].max() - gap).sum()) for i in members)
         assert float(mean[bin_]) == pytest.approx(wanted / len(members))
 
@@ -71,7 +71,7 @@ def test_critical_temperatures_of_known_families(family):
     there = (sums.queries > 0).nonzero()[:, 0]
     weight = sums.queries[there]
     found = critical(sums.log_counted[0, there] / weight[:, None])
-    edges = torch.tensor([40 * (k / 160) ** 2 for k in range(161)], dtype=torch.float64)
+    edges = torch.tensor([40 * (k / 320) ** 2 for k in range(321)], dtype=torch.float64)
     edges = edges[edges >= 0.25]
     for place, beta in zip(there.tolist(), found.tolist(), strict=True):
         low, high = (16 * 2 ** ((place + step) / 2) for step in (0, 1))

@@ -255,7 +255,7 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
 
     class Runner:
         input_batch = SimpleNamespace(req_ids=[])
-        positions = None
+        positions = torch.zeros(0, dtype=torch.long)
 
         def execute_model(self, plan, counts):
             if counts:
@@ -272,7 +272,9 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
 
         def prepare_inputs(self, plan, counts):
             return SimpleNamespace(
-                req_ids=list(counts), num_scheduled_tokens=list(counts.values()), positions=None
+                req_ids=list(counts),
+                num_scheduled_tokens=list(counts.values()),
+                positions=self.positions,
             )
 
     runner = Newer() if newer else Runner()

@@ -32,7 +32,7 @@ from tempering.attention.measuring.streaming import tiles
 from tempering.errors import ArchitectureError
 
 # The upper edge of bin k is FARTHEST (k / BINS)^2 nats. At T = 4, 10^5 keys beyond weigh 5 in all.
-FARTHEST, BINS = 40.0, 160
+FARTHEST, BINS = 40.0, 320
 # T at which S and the peak are known; slopes that theory gives move T by less over a context.
 TEMPERATURES = torch.logspace(math.log10(0.25), math.log10(4), 33, dtype=torch.float64)
 # Lengths fall into half octaves from 16 keys on; below, supports of a few keys say little.

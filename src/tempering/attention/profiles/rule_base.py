@@ -13,7 +13,7 @@ from tempering.calls import Argument, CallNode, Grammar, bind, call_text, number
 from tempering.errors import ProfileError
 
 GRAMMAR = Grammar("rule", ProfileError)
-KNOWN: dict[str, type[Rule]] = {}  # name in the text form -> class, in order of definition
+KNOWN: dict[str, type[Rule]] = {}  # name in the text form -> class
 
 
 class PerHead(tuple[float, ...]):

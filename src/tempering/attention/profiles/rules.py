@@ -31,7 +31,9 @@ from tempering.calls import CallNode
 from tempering.errors import ProfileError
 
 __all__ = ["GRAMMAR", "KNOWN", "PerHead", "Rule", "check_rules", "is_rule", "rule", "rule_of"]
-_KINDS = (length_rules, query_rules)  # their classes fill KNOWN
+_KINDS = (length_rules, query_rules)  # their classes fill KNOWN, in the order of their imports
+for _name in sorted(KNOWN):
+    KNOWN[_name] = KNOWN.pop(_name)
 
 
 def rule(text: str) -> Rule:

@@ -178,7 +178,7 @@ def _tuned(run: Run, tempering: LiveTemperatures, prior_sd: float, seed: int) ->
     collapse = None
     try:
         if run.stopped != INTERRUPTED:
-            collapse = guard(tempering, profile, problem.watched_goals, prior_sd)
+            collapse = guard(tempering, choice.theta, problem.watched_goals, prior_sd)
     except KeyboardInterrupt:
         run.stopped = INTERRUPTED
     return Tuned(

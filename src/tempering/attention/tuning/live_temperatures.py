@@ -117,11 +117,27 @@ class LiveTemperatures(Tunable):
         return replace(plain, output_scale=tuple(scales), rules=rules)
 
     def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
-        levels, slopes = self._levels(theta)
-        every = torch.cat(levels)
-        if self.law is not None:
-            every = torch.cat([every, *ends(every, torch.cat(slopes), self.law)])
-        return float(every.exp().min()), float(every.exp().max())
+        coldest, hottest = self.extents(theta)
+        return float(coldest.nan_to_num(1.0).min()), float(hottest.nan_to_num(1.0).max())
+
+    def extents(
+        self, theta: Float[Tensor, "numbers"]
+    ) -> tuple[Float[Tensor, "layers heads"], Float[Tensor, "layers heads"]]:
+        """The coldest and the hottest T of each head; with a law, from 1 key to the longest text.
+
+        NaN where a layer has fewer heads than the widest one.
+        """
+        levels, slopes = self._levels(theta.detach())
+        wide = max(self.plan.heads)
+        both = torch.full((2, len(levels), wide), math.nan, dtype=torch.float64)
+        for index, level in enumerate(levels):
+            lengths = [level]
+            if self.law is not None:
+                lengths += ends(level, slopes[index], self.law)
+            every = torch.stack(lengths).exp().cpu().double()
+            both[0, index, : len(level)] = every.amin(0)
+            both[1, index, : len(level)] = every.amax(0)
+        return both[0], both[1]
 
     def moved(self, before: Float[Tensor, "numbers"], after: Float[Tensor, "numbers"]) -> str:
         change = (after - before).abs()

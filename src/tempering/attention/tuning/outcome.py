@@ -12,10 +12,8 @@ from torch import Tensor
 
 from tempering.attention.layout import Layout
 from tempering.attention.measuring.measure import measure_tokens
-from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.batches import Batch
-from tempering.attention.tuning.live_law import ends
 from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures
 from tempering.attention.tuning.objectives import Objective
 from tempering.errors import CollapseWarning, RefusedError
@@ -125,24 +123,20 @@ class ConstraintError(RefusedError):
 
 
 def guard(
-    live: LiveTemperatures, profile: Profile, watched: Sequence[Objective], prior_sd: float
+    live: LiveTemperatures, theta: Tensor, watched: Sequence[Objective], prior_sd: float
 ) -> Collapse | None:
     """The collapse guard: heads at a bound of T, or whose support fell under its floor.
+
+    With a law, T is looked at from one key to the longest text.
 
     Support is measured on the first watched batch; a head that was as thin untempered is not named.
     Warns CollapseWarning.
     """
     plan, bounds = live.plan, live.bounds
     log_bounds = torch.tensor(bounds, dtype=torch.float64).log()
-    level = profile.temperature.log()
-    levels = [level]
-    if live.law is not None:
-        slopes = [item.slope for item in profile.rules if isinstance(item, Power)]
-        rows = [torch.tensor(slope, dtype=torch.float64) for slope in slopes]
-        table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        levels += ends(level, table, live.law)
-    cold = _places(torch.stack(levels).amin(0) <= log_bounds[0] + _AT_BOUND)
-    hot = _places(torch.stack(levels).amax(0) >= log_bounds[1] - _AT_BOUND)
+    coldest, hottest = live.extents(theta)
+    cold = _places(coldest.log() <= log_bounds[0] + _AT_BOUND)
+    hot = _places(hottest.log() >= log_bounds[1] - _AT_BOUND)
     sample = next(
         (p.source.ids[:1] for o in watched for p in o.pieces if isinstance(p.source, Batch)), None
     )
@@ -150,7 +144,8 @@ def guard(
     if sample is not None:
         live.untempered()
         before = measure_tokens(live.model, sample).support
-        after = measure_tokens(live.model, sample, profile=profile).support
+        live.set(theta)
+        after = measure_tokens(live.model, sample).support
         thin = _places((after < _FLOOR) & (before >= _FLOOR))
     if not (cold or hot or thin):
         return None
