@@ -15,7 +15,7 @@ import torch
 from _texts import DOCS_TOKENS, language_reference, modules, token_ids
 from torch import Tensor
 
-from tempering import Profile, sample_text
+from tempering import Profile, load_model, sample_text
 from tempering.attention.tuning import Objective, from_batches, tune
 from tempering.attention.tuning.batches import text_batches
 from tempering.chunks import mixed_chunks
@@ -122,7 +122,16 @@ def learned(
     return found.profile
 
 
-def with_scaling(model: Any, rope_type: str, factor: float) -> Any:
+def opened(quick: bool) -> tuple[Any, Any]:
+    """The embedded model and its tokenizer; its first three layers where only a look is wanted."""
+    model, tokenizer = load_model("smollm2")
+    if quick:
+        model.model.layers = model.model.layers[:3]
+        model.config.num_hidden_layers = 3
+    return model, tokenizer
+
+
+def with_scaling(model: Any, rope_type: str, factor: float, trained: int) -> Any:
     """The same weights with positions scaled by one of transformers' methods."""
     if rope_type == "none":
         return model
@@ -131,10 +140,10 @@ def with_scaling(model: Any, rope_type: str, factor: float) -> Any:
         **config.rope_parameters,
         "rope_type": rope_type,
         "factor": factor,
-        "original_max_position_embeddings": TRAINED,
+        "original_max_position_embeddings": trained,
     }
     # Dynamic NTK takes the trained length from here.
-    config.max_position_embeddings = TRAINED if rope_type == "dynamic" else int(TRAINED * factor)
+    config.max_position_embeddings = trained if rope_type == "dynamic" else int(trained * factor)
     other = type(model)(config).to(model.dtype).eval()
     other.load_state_dict(model.state_dict(), assign=True)
     other.tie_weights()

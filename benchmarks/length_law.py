@@ -31,6 +31,7 @@ from _lengths import (
     learned,
     learning_texts,
     objective,
+    opened,
     parts,
     spread,
     testing_texts,
@@ -38,7 +39,7 @@ from _lengths import (
 )
 from length_tuning import numbers
 
-from tempering import Profile, load_model, tempered
+from tempering import Profile, tempered
 from tempering.attention.measuring.law import HOLDS, measure_law
 
 ROOMS = (0.25, 0.5, 1.0)
@@ -94,12 +95,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.chunk, options.chunks = 256, 1
-        options.learn_lengths, options.rounds, options.steps = [64, 256], 1, 1
+        options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
     options.keep.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model("smollm2")
+    model, tokenizer = opened(options.quick)
     texts = learning_texts(tokenizer)
     if options.quick:
-        texts = {name: ids[:2200] for name, ids in texts.items() if name in ("fiction", "code")}
+        texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
     goal = objective(texts, options.learn_lengths, options.rounds)
     power = learned(
         options.keep, "power", model, goal, rule="power", rows=options.rows, steps=options.steps

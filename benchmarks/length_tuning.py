@@ -46,6 +46,7 @@ from _lengths import (
     learned,
     learning_texts,
     objective,
+    opened,
     parts,
     position_edges,
     spread,
@@ -54,7 +55,7 @@ from _lengths import (
     with_scaling,
 )
 
-from tempering import Profile, layout, load_model, tempered
+from tempering import Profile, layout, tempered
 from tempering.attention import adaptive_profile
 from tempering.attention.profiles.length_rules import Power
 from tempering.attention.tuning import uniform_basis
@@ -72,7 +73,7 @@ def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
     plan = layout(model)
     texts = learning_texts(tokenizer)
     if options.quick:
-        texts = {name: ids[:2200] for name, ids in texts.items() if name in ("fiction", "code")}
+        texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
     goal = objective(texts, options.learn_lengths, options.rounds)
     print(f"learning from {len(goal.pieces)} chunks, {goal.count} targets", flush=True)
     shared = {"rows": options.rows, "steps": options.steps}
@@ -87,10 +88,10 @@ def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
 
 
 def contenders(
-    model: Any, found: Mapping[str, Profile], scaling: str, scale: float
+    model: Any, found: Mapping[str, Profile], scaling: str, scale: float, trained: int
 ) -> dict[str, Profile | None]:
     """label -> profile, in the order of the table."""
-    mean_log = sum(math.log(n) for n in range(1, TRAINED + 1)) / TRAINED
+    mean_log = sum(math.log(n) for n in range(1, trained + 1)) / trained
     one = found["one law"].rules[0]
     assert isinstance(one, Power) and isinstance(one.slope, tuple)
     at, slope = 1 / float(found["one law"].rows[0][0]), one.slope[0]
@@ -102,7 +103,7 @@ def contenders(
         chosen["without a factor"] = Profile.from_matrix(everywhere * factor, model)
     elif scale > 1:
         chosen["YaRN's factor"] = Profile.from_matrix(everywhere / factor, model)
-    chosen["log-length"] = adaptive_profile(f"log_length({TRAINED})", model)
+    chosen["log-length"] = adaptive_profile(f"log_length({trained})", model)
     chosen["SSMax"] = adaptive_profile(f"ssmax({1 / mean_log!r},0.05,20)", model)
     chosen["affine"] = adaptive_profile(f"affine({a!r},{b!r},0.05,20)", model)
     return {**chosen, **found}
@@ -115,13 +116,16 @@ def measure(
     texts: Mapping[str, Any],
     scaling: str,
     length: int,
-    most: int,
+    options: Any,
 ) -> dict[str, Any]:
     """Loss of every contender on the same chunks, with paired intervals against two of them."""
-    scale = max(1.0, length / TRAINED)
-    other = with_scaling(model, scaling, scale)
-    chosen = contenders(other, found, scaling, scale)
-    chunks = chunks_of(texts, length, most)
+    trained = options.trained
+    scale = max(1.0, length / trained)
+    other = with_scaling(model, scaling, scale, trained)
+    if other is not model:  # the weights are the same, the positions are not
+        found = {label: profile.adopt(other) for label, profile in found.items()}
+    chosen = contenders(other, found, scaling, scale, trained)
+    chunks = chunks_of(texts, length, options.chunks)
     rows: dict[str, list[dict[str, Any]]] = {}
     for label, profile in chosen.items():
         for name, place, ids in chunks:
@@ -162,8 +166,8 @@ def measure(
 def own_numbers(options: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
     """T per head learned under YaRN, as each head's own number in 0.1 ln s + 1."""
     length = options.beyond[0]
-    scale = length / TRAINED
-    other = with_scaling(model, "yarn", scale)
+    scale = length / options.trained
+    other = with_scaling(model, "yarn", scale, options.trained)
     texts = {name: ids for name, ids in learning_texts(tokenizer).items() if len(ids) >= length}
     goal = objective(texts, [length], options.rounds)
     profile = learned(options.keep, f"yarn_{length}", other, goal, rows=1, steps=options.steps)
@@ -175,7 +179,7 @@ def own_numbers(options: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"length": length, "YaRN": 0.1, "own": numbers}
 
 
-def figure(results: list[dict[str, Any]], path: Path) -> None:
+def figure(results: list[dict[str, Any]], trained: int, path: Path) -> None:
     """Loss above the plain model against position, one panel a length and scaling."""
     import matplotlib
 
@@ -183,7 +187,7 @@ def figure(results: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = [item for item in results if item["length"] == max(r["length"] for r in results)]
-    panels = [item for item in results if item["length"] == TRAINED] + panels
+    panels = [item for item in results if item["length"] == trained] + panels
     panels = list({(p["scaling"], p["length"]): p for p in panels}.values()) or results
     fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
     for axis, item in zip(axes[0], panels, strict=True):
@@ -223,12 +227,13 @@ def main() -> None:
     parser.add_argument("--learn-beyond", action="store_true")
     parser.add_argument("--out", type=Path, help="folder of results; the benchmarks' by default")
     options = parser.parse_args()
+    options.trained = TRAINED
     if options.quick:
-        options.lengths, options.beyond = [128, 512], [640]
-        options.learn_lengths, options.rounds, options.steps = [64, 256], 1, 1
+        options.lengths, options.beyond, options.trained = [64, 128], [256], 128
+        options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
         options.scalings, options.chunks = "none,yarn", 1
     options.keep.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model("smollm2")
+    model, tokenizer = opened(options.quick)
     found = profiles(options, model, tokenizer)
     texts = testing_texts(tokenizer)
     if options.quick:
@@ -243,7 +248,7 @@ def main() -> None:
     cases = [("none", length) for length in options.lengths]
     cases += [(s, length) for length in options.beyond for s in options.scalings.split(",")]
     for scaling, length in cases:
-        item = measure(cells, model, found, texts, scaling, length, options.chunks)
+        item = measure(cells, model, found, texts, scaling, length, options)
         results.append(item)
         for line in item["table"]:
             if line["segment"] in ("second half", "first 511"):
@@ -262,7 +267,7 @@ def main() -> None:
         import json
 
         (folder / "length_tuning.json").write_text(json.dumps(payload, indent=1) + "\n")
-    figure(results, folder / "length_tuning.svg")
+    figure(results, options.trained, folder / "length_tuning.svg")
 
 
 if __name__ == "__main__":

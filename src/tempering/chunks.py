@@ -51,7 +51,7 @@ def token_ids(tokenizer: Any, text: str) -> Int[Tensor, "tokens"]:
     """The tokens of a text, without special ones."""
     # The tokenizer's warning about the model's length does not apply: chunks are cut from these.
     found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
-    return found.input_ids[0]  # type: ignore[no-any-return]
+    return found.input_ids[0]
 
 
 def mixed_chunks(
