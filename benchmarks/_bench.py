@@ -8,11 +8,13 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+_STARTED = time.perf_counter()
 PACKAGES = ("tempering", "torch", "transformers", "scikit-learn", "numpy")
 
 
@@ -97,17 +99,29 @@ def machine() -> dict[str, object]:
     }
 
 
-def write(name: str, payload: Mapping[str, object]) -> Path:
-    """Save `payload` with the machine and the time as results/NAME.json; returns the path."""
+def write(name: str, payload: Mapping[str, object], model: str | None = None) -> Path:
+    """Save `payload` as results/NAME.json, with the machine, the date, and how to run it again.
+
+    model: a name of `tempering models`. The file then holds one record for each model, and those of
+    others stay: {"benchmark": NAME, "models": {MODEL: record}}. A record that was written without
+    is that of smollm2.
+    """
     from tempering.files import write_atomic
 
-    record = {
-        "benchmark": name,
+    path = RESULTS / f"{name}.json"
+    record: dict[str, object] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "arguments": sys.argv[1:],
+        "run_seconds": round(time.perf_counter() - _STARTED, 1),
         "machine": machine(),
         **payload,
     }
-    return write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    if model is not None:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": {}}
+        if "models" not in kept:
+            kept = {"models": {"smollm2": {k: v for k, v in kept.items() if k != "benchmark"}}}
+        record = {"models": {**kept["models"], model: record}}
+    return write_atomic(path, json.dumps({"benchmark": name, **record}, indent=2) + "\n")
 
 
 def _processor() -> str:

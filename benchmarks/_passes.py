@@ -71,12 +71,17 @@ def best_for_text(near: Quadratic, tokens: int) -> Tensor:
     return damped_step(near, zero, prior=prior, damping=DAMPING, radius=RADIUS)
 
 
-def text_pass(live: Any, tokenizer: Any, keep: Path | None) -> Text:
-    """Passes over the calibration text; keep: a folder for what they find."""
+def text_pass(live: Any, tokenizer: Any, keep: Path | None, parts: int | None = None) -> Text:
+    """Passes over the calibration text; keep: a folder for what they find.
+
+    parts: chunks of each length, spread evenly; all without it.
+    """
     texts = calibration(tokenizer)
     found = []
     for length, draws in ((SHORT, DRAWS), (LONG, 0)):
         cut = in_lengths(texts, length)
+        if parts is not None and parts < len(cut):
+            cut = [cut[int(i)] for i in torch.linspace(0, len(cut) - 1, parts).round()]
         pieces = as_objective("calibration", [ids for _, ids in cut]).pieces
         file = keep and keep / f"text_{length}.pt"
         run = _kept(live, pieces, draws, file)

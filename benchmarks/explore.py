@@ -1,13 +1,14 @@
-"""What ladders of temperature buy the embedded model on tasks with known answers.
+"""What ladders of temperature buy a small model on tasks with known answers.
 
-    python benchmarks/explore.py [--k 12] [--mix KIND:LEVELS:TASKS,...] [--journal DIR]
+    python benchmarks/explore.py [--model gemma3-270m] [--k 12]
+        [--mix KIND:LEVELS:TASKS,...] [--journal DIR]
 
 Single temperatures (five, from the coldest to the hottest of the ladder), a ladder of sampling
 temperatures, a ladder of attention temperatures at the middle one, and both at once, at the same
 number of samples, with the same seeds: pass@k without bias, the accuracy of each aggregator,
 tokens, and paired bootstrap intervals against each single temperature. Sampled text depends on the
 seed alone. A run that was killed goes on from its journal. Prints tables and writes
-benchmarks/results/explore.json.
+benchmarks/results/explore.json, a record for each model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tempering.evaluation.explore import explore
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.passk import compared, pass_at_k
 
-# Where the embedded model solves some tasks and not all, with prompts of 30 to 150 tokens.
+# Where smollm2 solves some tasks and not all, with prompts of 30 to 150 tokens.
 MIX = "arithmetic:1/2/3/4:204,recall:1:76,words:1/2:24"
 
 
@@ -56,6 +57,7 @@ def made(options) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--k", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--ladder", type=float, nargs=2, default=[0.4, 1.2])
@@ -69,9 +71,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     model, tokenizer = load_model(
-        "smollm2", device=options.device, dtype=getattr(torch, options.dtype)
+        options.model, device=options.device, dtype=getattr(torch, options.dtype)
     )
-    engine = LocalEngine(model, tokenizer, name="smollm2", batch=options.batch, score=True)
+    engine = LocalEngine(model, tokenizer, name=options.model, batch=options.batch, score=True)
     tasks = made(options)
     checkers = {kind: checker(KINDS[kind].checker) for kind in KINDS}
     start = time.perf_counter()
@@ -106,7 +108,7 @@ def main() -> None:
         "explore",
         {
             "settings": {k: v for k, v in vars(options).items() if k != "journal"},
-            "model": "SmolLM2-135M-Instruct",
+            "model": options.model,
             "device": options.device,
             "seconds": seconds,
             "resumed_samples": resumed,  # made earlier, not in these seconds
@@ -120,6 +122,7 @@ def main() -> None:
             "against_each_single": _against_singles(found, plans, options),
             "by_kind": found.by_kind,
         },
+        options.model,
     )
 
 

@@ -1,10 +1,12 @@
 """What hand-drawn patterns cost in likelihood, with their controls, on four kinds of text.
 
-    python benchmarks/pattern_cost.py [--chunks 6] [--device cuda]
+    python benchmarks/pattern_cost.py [--model gemma3-270m] [--chunks 6]
+        [--length 512] [--device cuda]
 
-Prints cost in nats per token (paired over chunks, 511 predictions each) of the throb at several
+Prints cost in nats per token (paired over chunks of --length tokens) of the throb at several
 amplitudes, of its controls, of plain uniform temperatures, and of supports; writes
-benchmarks/results/pattern_cost.json.
+benchmarks/results/pattern_cost.json (pattern_cost_4096.json for --length 4096), a record for each
+model.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from dataclasses import asdict
 import _bench
 import torch
 
-from tempering import Profile, load_model, profile_for_support, sample_text, token_chunks
+from tempering import (
+    Profile,
+    layout,
+    load_model,
+    profile_for_support,
+    sample_text,
+    token_chunks,
+)
 from tempering.evaluation.cost import Variant, measure_costs
 from tempering.schedules import controls, schedule
 
@@ -35,7 +44,7 @@ def variants(model, sample):
         pattern = schedule(PATTERN).amplitude(amplitude)
         found.append(Variant(str(pattern), Profile.from_schedule(pattern, model)))
         if amplitude == CONTROLLED:
-            for name, control in controls(pattern, 30, (0, 1)).items():
+            for name, control in controls(pattern, layout(model).layers, (0, 1)).items():
                 profile = Profile.from_schedule(control, model)
                 label = f"{name}, amplitude {amplitude:g}"
                 found.append(Variant(label, profile, 1.0, "control"))
@@ -56,11 +65,13 @@ def variants(model, sample):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a chunk")
     parser.add_argument("--chunks", type=int, default=3, help="of each kind of text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    model, tokenizer = load_model("smollm2", device=options.device)
-    texts = [token_chunks(tokenizer, sample_text(kind), 512, options.chunks) for kind in KINDS]
+    model, tokenizer = load_model(options.model, device=options.device)
+    texts = [token_chunks(tokenizer, sample_text(k), options.length, options.chunks) for k in KINDS]
     sample = token_chunks(tokenizer, sample_text("demo"), 512, 4)
     costs, _ = measure_costs(
         model,
@@ -78,8 +89,9 @@ def main() -> None:
     for amplitude, cost in throbs:
         print(f"cost / (log {amplitude:g})^2 = {cost / math.log(amplitude) ** 2:.3f}")
     _bench.write(
-        "pattern_cost",
+        "pattern_cost" if options.length == 512 else f"pattern_cost_{options.length}",
         {
+            "length": options.length,
             "device": options.device,
             "chunks": len(costs) and costs[0].cost.n,
             "kinds": KINDS,
@@ -88,6 +100,7 @@ def main() -> None:
                 for item, variant in zip(costs, tested, strict=True)
             ],
         },
+        options.model,
     )
 
 

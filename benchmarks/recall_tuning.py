@@ -1,6 +1,7 @@
 """Recall tuned over many wordings under a limit on text, and what it does on wordings never seen.
 
-    python benchmarks/recall_tuning.py [--keep DIR] [--measure PROFILE] [--contexts 6] [--single 6]
+    python benchmarks/recall_tuning.py [--model gemma3-270m] [--keep DIR] [--measure PROFILE]
+        [--contexts 6] [--single 6]
 
 Tunes one temperature a head on 34 wordings, six kinds of keys and nine of values (loss on the
 answers), while text of five kinds may lose next to nothing (see _constrained), and measures at
@@ -11,8 +12,8 @@ Beside it: negated, and shuffled over heads ten times.
 
 --only WORDING tunes on that one, with values of four digits. --measure takes a profile instead of
 tuning one. --keep DIR keeps the pass over the text and the fit there. Writes
-benchmarks/results/recall_tuning.json (or recall_tuning_only.json), and the profile with its
-evidence to --out (the package's gallery by default).
+benchmarks/results/recall_tuning.json (or recall_tuning_only.json), a record for each model, and the
+profile with its evidence to --out (the package's gallery by default).
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
 LEARNED = tuple(place for name, place in NAMED.items() if name not in sum(HELD.values(), ()))
 
 
-def tuned(settings: Settings, dtype: torch.dtype, keep: Path | None):
+def tuned(name: str, settings: Settings, dtype: torch.dtype, keep: Path | None, parts: int | None):
     """theta and the rows of the fit, and the profile."""
-    model, tokenizer = load_model("smollm2", dtype=dtype)
+    model, tokenizer = load_model(name, dtype=dtype)
     basis = make_basis(model, layout(model), "head")
     with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        text = text_pass(tempering, tokenizer, keep)
-        name = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.multiplier:g}.pt"
-        state = keep and keep / name
+        text = text_pass(tempering, tokenizer, keep, parts)
+        file = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.multiplier:g}.pt"
+        state = keep and keep / file
         theta, rows = fit(tempering, tokenizer, text, settings, state)
         profile = tempering.profile(theta)
     return profile, rows
@@ -98,7 +99,9 @@ def report(rows) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--keep", type=Path, help="one folder for all models")
+    parser.add_argument("--parts", type=int, help="chunks of text in the fit; for a trial")
     parser.add_argument("--measure")
     parser.add_argument("--contexts", type=int, default=6, help="of each wording held back")
     parser.add_argument("--single", type=int, default=6, help="contexts of the one wording")
@@ -113,9 +116,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(NAMED), help="tune on one wording")
     parser.add_argument("--fit-only", action="store_true")
-    parser.add_argument("--out", type=Path, default=GALLERY / "smollm2" / "recall.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    out = options.out or GALLERY / options.model / "recall.json"
     if options.keep is not None:
+        options.keep /= options.model
         options.keep.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         (NAMED[options.only],) if options.only else LEARNED,
@@ -131,8 +136,9 @@ def main() -> None:
         profile = Profile.load(options.measure)
         history = profile.evidence.get("fit", []) + profile.evidence.get("limit", [])
     else:
-        profile, history = tuned(settings, getattr(torch, options.fit_dtype), options.keep)
-    model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.dtype))
+        dtype = getattr(torch, options.fit_dtype)
+        profile, history = tuned(options.model, settings, dtype, options.keep, options.parts)
+    model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype))
     evidence = {
         "made by": "benchmarks/recall_tuning.py",
         "tuned for": "answers to questions about facts strewn over a text, "
@@ -144,7 +150,7 @@ def main() -> None:
     }
     profile = replace(profile, evidence=evidence).adopt(model)
     if options.fit_only:
-        profile.save(options.out)
+        profile.save(out)
         return
     rivals = contenders(model, profile, shuffles=options.shuffles)
     tests = recall_tests(tokenizer, options.contexts, options.single, seed=options.seed)
@@ -152,7 +158,7 @@ def main() -> None:
     rows = measure(model, tests, rivals, few=options.few)
     targets = report(rows)
     evidence |= {"targets": targets, "measured": [row.to_json() for row in rows]}
-    replace(profile, evidence=evidence).save(options.out)
+    replace(profile, evidence=evidence).save(out)
     _bench.write(
         "recall_tuning_only" if options.only else "recall_tuning",
         {
@@ -160,6 +166,7 @@ def main() -> None:
             "targets": targets,
             "measured": evidence["measured"],
         },
+        options.model,
     )
 
 

@@ -17,7 +17,8 @@ import torch
 from _bench import interleave, ratios, show, write
 
 from tempering import Profile, load_model, schedule
-from tempering.engines.generating.rows import BatchRow, generate_rows
+from tempering.engines.generating.row_sampling import BatchRow
+from tempering.engines.generating.rows import generate_rows
 
 PROMPT = "<|im_start|>user\nName twelve uses of a {}.<|im_end|>\n<|im_start|>assistant\n"
 THINGS = "brick rope spoon chair bottle ladder candle mirror bucket hammer needle carpet".split()

@@ -1,6 +1,6 @@
 """Temperatures tuned on text alone: what they gain on text that was not learned from.
 
-    python benchmarks/text_tuning.py [--keep DIR] [--measure PROFILE]
+    python benchmarks/text_tuning.py [--model gemma3-270m] [--keep DIR] [--measure PROFILE]
 
 Tunes one temperature a head by a damped Newton step on seven texts of six kinds, in chunks of 512,
 and half of it in chunks of 2048 too, with a weak prior, and measures on text of four kinds, one of
@@ -8,8 +8,8 @@ them never learned from, at both lengths: nats per token, the last eighth of the
 and the same temperatures negated and shuffled over heads.
 
 --for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the pass over the
-text. Writes benchmarks/results/text_tuning.json, and the profile with its evidence to --out (the
-package's gallery by default).
+text. Writes benchmarks/results/text_tuning.json, a record for each model, and the profile with its
+evidence to --out (the package's gallery by default).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from tempering.evaluation.evidence import contenders
 
 def tuned(options) -> tuple[Profile, list]:
     """The profile after one Newton step, and what was to be expected of it."""
-    model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.fit_dtype))
+    model, tokenizer = load_model(options.model, dtype=getattr(torch, options.fit_dtype))
     basis = make_basis(model, layout(model), "head")
     with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        text = text_pass(tempering, tokenizer, options.keep)
+        text = text_pass(tempering, tokenizer, options.keep, options.parts)
         here = text.near()
         if options.kind:
             # A kind's own draws are too few for a Fisher matrix; that of all is close to it.
@@ -76,7 +76,9 @@ def report(rows) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--keep", type=Path, help="one folder for all models")
+    parser.add_argument("--parts", type=int, help="chunks of the fit, of each length; for a trial")
     parser.add_argument("--measure")
     parser.add_argument("--for", dest="kind")
     parser.add_argument("--weight", type=float, default=1.0)
@@ -90,15 +92,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.keep is not None:
+        options.keep /= options.model
         options.keep.mkdir(parents=True, exist_ok=True)
     name = options.kind or "text"
-    out = options.out or GALLERY / "smollm2" / f"{name}.json"
+    out = options.out or GALLERY / options.model / f"{name}.json"
     if options.measure:
         profile = Profile.load(options.measure)
         history = profile.evidence.get("fit", [])
     else:
         profile, history = tuned(options)
-    model, tokenizer = load_model("smollm2", dtype=getattr(torch, options.dtype))
+    model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype))
     evidence = {
         "made by": "benchmarks/text_tuning.py",
         "tuned for": "the next token of six kinds of text"
@@ -122,6 +125,7 @@ def main() -> None:
     _bench.write(
         f"{name}_tuning",
         {"settings": settings, "targets": targets, "measured": evidence["measured"]},
+        options.model,
     )
 
 

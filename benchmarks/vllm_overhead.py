@@ -31,7 +31,8 @@ from _bench import interleave, ratios, show, write
 from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rules import PerHead
-from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.catalogue import MODELS
+from tempering.engines.loading.embedded import embedded_directory
 
 BASE = "nothing configured"
 POLICIES = (
@@ -124,6 +125,9 @@ def main() -> None:
         "a profile": runs(one, room, options, None),
         "a law of length": runs(lengths, room, options, None),
         "named profiles": runs(named, room, options, {"tempering_profile": "hot"}),
+        "a room of one": runs(
+            named, room, options, {"tempering_profile": "hot", "tempering_room": 0.5}
+        ),
         **{text: runs(base, room, options, {"tempering": text}) for text in POLICIES},
     }
     results: dict[str, Any] = {"settings": vars(options)}

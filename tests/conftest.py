@@ -27,3 +27,26 @@ def smollm2() -> tuple[Any, Any]:
     from tempering.engines.loading.hub import load_model
 
     return load_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> tuple[Any, Any]:
+    """(model, tokenizer) of gemma3-270m, float32; for tests marked `models`. Don't change it."""
+    from tempering.engines.loading.hub import load_model
+
+    return load_model("gemma3-270m")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    names = [name for mark in item.iter_markers("models") for name in mark.args]
+    if not names:
+        return
+    from tempering.engines.loading.catalogue import MODELS
+    from tempering.engines.loading.packages import find_source
+    from tempering.errors import TemperingError
+
+    for name in names:
+        try:
+            find_source(MODELS[name])
+        except TemperingError:
+            pytest.skip(f"{name} is not here; fetch it with: make models")

@@ -13,7 +13,7 @@ from .attention import tempered as tempered
 from .chunks import token_chunks as token_chunks
 from .data import sample_text as sample_text
 from .data import texts as texts
-from .engines.loading.embedded import MODELS as MODELS
+from .engines.loading.catalogue import MODELS as MODELS
 from .engines.loading.hub import load_model as load_model
 from .errors import ArchitectureError as ArchitectureError
 from .errors import BakeError as BakeError
@@ -28,6 +28,7 @@ from .errors import MissingExtraError as MissingExtraError
 from .errors import ModelError as ModelError
 from .errors import OutputError as OutputError
 from .errors import ProfileError as ProfileError
+from .errors import RankError as RankError
 from .errors import RefusedError as RefusedError
 from .errors import ScheduleError as ScheduleError
 from .errors import SupportError as SupportError

@@ -1,9 +1,9 @@
-"""The text form of patterns, policies and rules: one reader, one binder of arguments, one printer.
+"""The text form of patterns, policies and rules: a reader and a printer; `binding` binds arguments.
 
 expression = call { "|" call }                  x|f(a) means f(x, a)
 call       = name "(" [ argument { "," argument } ] ")"
 argument   = [ name "=" ] ( number | string | expression ), or a name in a call that takes words
-number     = 12 | 0.5 | 1e-3 | inf
+number     = 12 | 0.5 | 1e-3 | inf, or where a caller looks for numbers: ? | ?[0.2,1.5]
 string     = as in JSON: "</think>"
 
 A text is read once, into a tree of `CallNode`s. Callers decide what the names mean and build
@@ -18,22 +18,23 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tempering.errors import ScheduleError, TemperingError
 
 _NUMBER = r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf\b)"
 _TOKEN = re.compile(
     rf'(?P<number>{_NUMBER})|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<string>"(?:[^"\\]|\\.)*")'
-    r"|(?P<sign>[(),|=])",
+    r"|(?P<sign>[(),|=?\[\]])",
     re.DOTALL,
 )
 _KEYWORD_SIGN = re.compile(r"\s*=")
 _CALL_SIGN = re.compile(r"\s*\(")
 _EXCERPT = 72  # characters of a long text that an error shows around the column
 _WHOLE = 2**53  # float64 holds every whole number below it
+UNKNOWN = "?"  # the name of a call that stands for a number to be found
 DEEPEST = 50  # calls inside each other, pipes counted: a twentieth of Python's recursion limit
 
 Made = TypeVar("Made")
@@ -46,6 +47,8 @@ class Grammar:
     what: "pattern", "policy" or "rule", for messages. error: the type of its errors.
     strings: whether arguments may be texts in quotes. calls, characters: the most of them.
     words: the calls whose arguments are words, as in order(top_k, temperature).
+    unknowns: whether `?` may stand for a number. It is read as a call of that name, without
+        arguments or with those of its range, `?[low,high]`.
     """
 
     what: str
@@ -54,6 +57,7 @@ class Grammar:
     calls: int = DEEPEST
     characters: int = 1_000_000
     words: tuple[str, ...] = ()
+    unknowns: bool = False
 
     def read(self, text: str) -> CallNode:
         """Read a text as a tree of calls.
@@ -175,57 +179,6 @@ class Argument:
         raise self.complaint(f"{what} takes a {kind}, such as constant({number_text(self.value)})")
 
 
-Readers = Mapping[str, Callable[[Argument, str], Any]]
-_IN_SIGNATURES = {"inner": "x", "within": "y"}  # field -> the name that signatures give it
-
-
-def bind(call: CallNode, kind: Any, readers: Readers) -> list[Any]:
-    """The arguments of a call in the order of a dataclass's fields, bound as Python binds them.
-
-    Parameters
-    ----------
-    kind: the dataclass that the call names; its `signature` begins messages.
-    readers: a field's type, as it is written in the class -> what reads its argument.
-
-    Raises the grammar's error at the column of an argument that is unknown, given twice, missing,
-    or not what its field takes.
-    """
-    by_name = {_IN_SIGNATURES.get(each.name, each.name): each for each in fields(kind)}
-    values: dict[str, Any] = {}
-    names = list(by_name)
-    for index, argument in enumerate(call.arguments):
-        if argument.keyword is not None:
-            name = argument.keyword
-        elif index < len(names):
-            name = names[index]
-        else:
-            most = f"{len(names)} argument{'' if len(names) == 1 else 's'}"
-            raise argument.complaint(f"{kind.signature} takes {most} at most")
-        if name not in by_name:
-            raise argument.complaint(
-                f"{kind.signature} has no argument {name!r}; it has {', '.join(names)}"
-            )
-        if name in values:
-            raise argument.complaint(f"{kind.signature}: {name} is given twice")
-        what = by_name[name].type
-        read = readers[what.__name__ if isinstance(what, type) else str(what)]
-        values[name] = read(argument, f"{kind.signature}: {name}")
-    for name, each in by_name.items():
-        if name not in values and each.default is MISSING:
-            raise call.complaint(f"{kind.signature} needs {name}")
-    return [values.get(name, each.default) for name, each in by_name.items()]
-
-
-def number_arguments(call: CallNode, signature: str) -> tuple[float, ...]:
-    """The arguments of a call that takes any number of numbers and nothing else."""
-    for argument in call.arguments:
-        if argument.keyword is not None:
-            raise argument.complaint(
-                f"{signature} has no argument {argument.keyword!r}; write its numbers alone"
-            )
-    return tuple(argument.number(signature) for argument in call.arguments)
-
-
 def number_text(value: float | int) -> str:
     """The shortest text that reads back as this float."""
     return repr(float(value)).removesuffix(".0")
@@ -285,7 +238,11 @@ class _Reader:
             self.kind, self.word, self._next = "end", "", at
             return
         match = _TOKEN.match(self.text, at)
-        if match is None or (match.lastgroup == "string" and not self.grammar.strings):
+        if (
+            match is None
+            or (match.lastgroup == "string" and not self.grammar.strings)
+            or (match.group() in "?[]" and not self.grammar.unknowns)
+        ):
             raise self.error(f"a {self.grammar.what} has no place for {self.text[at]!r}")
         self.kind, self.word, self._next = str(match.lastgroup), match.group(), match.end()
 
@@ -365,6 +322,8 @@ class _Reader:
             value = self.string()
         elif self.kind == "name":
             value, height = self.expression(depth + 1)
+        elif self.stands(UNKNOWN):
+            value = self.unknown()
         else:
             texts = ", a text in double quotes," if self.grammar.strings else ""
             raise self.expected(f"a number{texts} or a {self.grammar.what}")
@@ -374,6 +333,20 @@ class _Reader:
     def opens_call(self) -> bool:
         """Whether a call stands here: a name, and "(" after it."""
         return self.kind == "name" and bool(_CALL_SIGN.match(self.text, self._next))
+
+    def unknown(self) -> CallNode:
+        """`?`, or `?[low,high]`."""
+        start, bounds = self.at, list[Argument]()
+        self.advance()
+        if self.stands("["):
+            for sign in "[,":
+                self.take(sign)
+                if self.kind != "number":
+                    raise self.expected("a number: a range is written ?[low,high]")
+                at = self.at
+                bounds.append(Argument(self.number(), at, source=self.source))
+            self.take("]")
+        return CallNode(UNKNOWN, tuple(bounds), start, start, self.end, self.source)
 
     def number(self) -> float:
         word, value = self.word, float(self.word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +11,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.errors import DataError, InputError
+from tempering.text_tables import TextTable
+
+
+def chunks_digest(chunks: Int[Tensor, "chunks length"]) -> str:
+    """16 hexadecimal digits that name these tokens, cut in this way."""
+    digest = hashlib.sha256(str(tuple(chunks.shape)).encode())
+    digest.update(chunks.to("cpu", torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def token_chunks(
-    tokenizer: Any, text: str, length: int = 512, limit: int | None = None
+    tokenizer: Any, text: str | TextTable, length: int = 512, limit: int | None = None
 ) -> Int[Tensor, "chunks length"]:
     """Cut a text into consecutive chunks of `length` tokens; a shorter rest is left out.
 
     Parameters
     ----------
     tokenizer: a transformers tokenizer; no special tokens are added.
+    text: in memory, or a table of texts on disk, whose chunks then stay on disk too.
     length: tokens in a chunk, at least 2.
     limit: how many chunks at most; spread evenly over the text when it has more.
 
@@ -47,8 +57,10 @@ def token_chunks(
     return chunks
 
 
-def token_ids(tokenizer: Any, text: str) -> Int[Tensor, "tokens"]:
-    """The tokens of a text, without special ones."""
+def token_ids(tokenizer: Any, text: str | TextTable) -> Int[Tensor, "tokens"]:
+    """The tokens of a text, or of a table of texts, without special ones."""
+    if isinstance(text, TextTable):
+        return text.ids(tokenizer)
     # The tokenizer's warning about the model's length does not apply: chunks are cut from these.
     found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
     return found.input_ids[0]

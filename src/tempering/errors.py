@@ -15,6 +15,7 @@
     |-- CheckError                      a self-check disagreed with its reference; exit code 1
     |-- ModelError                      a model that can't be found, read or converted; exit code 1
     |-- OutputError (OSError)           a result that can't be written; exit code 1
+    |-- RankError                       a run on several ranks that can't go on; exit code 1
     `-- MissingExtraError (ImportError) an optional package; names the pip command; exit code 1
 
     TemperingWarning (UserWarning)
@@ -98,19 +99,26 @@ class OutputError(TemperingError, OSError):
     """A result that can't be written; nothing half-written is left."""
 
 
+class RankError(TemperingError):
+    """A run on several processes that can't go on: one failed, ended, or has other input."""
+
+
 class MissingExtraError(TemperingError, ImportError):
     """An optional package is missing; names the pip command that installs it.
 
     Parameters
     ----------
     package: the import name that failed, e.g. "vllm".
-    extra: the extra of tempering that brings it, e.g. "vllm".
+    extra: the extra of tempering that brings it, e.g. "vllm"; None where none does.
+    install: the command, where it is another than that of the extra.
     """
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(
+        self, package: str, extra: str | None = None, *, install: str | None = None
+    ) -> None:
         super().__init__(
             f"this needs the package '{package}', which is not installed; "
-            f"mend it with: pip install 'tempering[{extra}]'"
+            "mend it with: " + (install or f"pip install 'tempering[{extra}]'")
         )
         self.package = package
         self.extra = extra

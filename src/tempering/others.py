@@ -89,11 +89,33 @@ LIBRARIES: dict[str, Library] = {
                 "are called as in 0.32",
             ),
             Place(
-                "tempering.engines.vllm.failing",
+                "tempering.engines.vllm.step",
                 "Worker.sample_tokens gives a step's output, which reaches Scheduler."
-                "update_from_output with its attributes; finish_requests ends requests there; "
-                "RequestOutputCollector.put hands outputs on, and async_llm.InputStreamError is "
-                "raised as its cause; input_batch.req_ids and req_states.index_to_req_id",
+                "update_from_output with its attributes; input_batch.req_ids and "
+                "req_states.index_to_req_id; sampled_token_ids has the accepted tokens",
+            ),
+            Place(
+                "tempering.engines.vllm.failing",
+                "finish_requests ends requests before update_from_output; RequestOutputCollector."
+                "put hands outputs on, and async_llm.InputStreamError is raised as its cause",
+            ),
+            Place(
+                "tempering.engines.vllm.by_row",
+                "RejectionSampler.forward samples the row behind the drafts, then calls "
+                "apply_sampling_constraints for theirs; build_logitsprocs leaves processors out",
+            ),
+            Place(
+                "tempering.engines.vllm.by_slot",
+                "LogitsContext has a row for each drafted token and one more, in order",
+            ),
+            Place(
+                "tempering.engines.vllm.tracing",
+                "EngineCoreOutput.kv_transfer_params reaches OutputProcessor.process_outputs, "
+                "RequestState._new_completion_output makes outputs, RequestOutput.add joins them",
+            ),
+            Place(
+                "tempering.engines.vllm.trace_replies",
+                "OpenAIServingChat and OpenAIServingCompletion make replies by the methods wrapped",
             ),
             Place(
                 "tempering.engines.vllm.endpoint",

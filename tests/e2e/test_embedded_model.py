@@ -16,7 +16,8 @@ import torch
 
 from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.data import sample_text, texts
-from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.catalogue import MODELS
+from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.loading.hub import load_model
 
 pytestmark = pytest.mark.model

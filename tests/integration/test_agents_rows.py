@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,11 @@ from tempering import Profile, load_model, tempered
 from tempering.agents.contract import Call, Reply, never, no_progress
 from tempering.agents.temperatures import rule_for
 from tempering.engines.generating.local import LocalEngine
+from tempering.engines.generating.row_sampling import BatchRow
 from tempering.engines.generating.row_scores import score_rows
-from tempering.engines.generating.rows import BatchRow, generate_rows
+from tempering.engines.generating.rows import generate_rows
 from tempering.errors import InputError, TemperatureError
+from tempering.tokens import parse_policy
 from tests.tiny import save_tiny_llama
 
 WORD = 2**64
@@ -110,6 +113,89 @@ def test_each_row_says_what_it_says_alone(tiny):
     plain = generate_rows(model, [replace(row, profile=None) for row in rows])
     changed = [i for i, row in enumerate(rows) if plain[i] != found[i]]
     assert changed and all(rows[i].profile is not None for i in changed)
+
+
+def drawn_alone(model: Any, row: BatchRow, temperature: Any, kept: int = 300) -> list[int]:
+    """One row without cache: argmax of log p + Gumbel noise at temperature(position, logits)."""
+    ids, written = row.prompt.tolist(), []
+    with torch.no_grad():
+        for step in range(row.tokens):
+            logits = model(input_ids=torch.tensor([ids + written])).logits[0, -1].double()
+            p = (logits / temperature(step, logits)).softmax(0)
+            likely = p.argsort(descending=True).tolist()[:kept]
+            noise = {v: -math.log(-math.log(uniform(row.seed, step, v))) for v in likely}
+            token = max(likely, key=lambda v: math.log(float(p[v])) + noise[v])
+            if token == model.generation_config.eos_token_id:
+                break
+            written.append(token)
+    return written
+
+
+def edt(position: int, logits: torch.Tensor) -> float:
+    p = logits.softmax(0)
+    return 1.2 * 0.8 ** (0.5 / float(-(p * p.log()).sum()))
+
+
+def test_rows_under_policies_draw_as_their_formulas_say_beside_rows_without(tiny):
+    model, tokenizer = tiny
+    prompts = [tokenizer(t, return_tensors="pt").input_ids[0] for t in ("Hot layers", "It is")]
+    oracles = {
+        "schedule(steps(0.3,2), length=8)": (lambda step, _: (0.3, 2.0)[step >= 4], 300),
+        "entropy(T0=1.2, theta=0.5)": (edt, 300),
+        "sampler(T=1.5, top_k=3)": (lambda step, _: 1.5, 3),
+        "constant(0.8)": (lambda step, _: 0.8, 300),
+    }
+    made = {text: parse_policy(text) for text in oracles}
+    rows, expected = [], []
+    for seed in range(3):
+        for text, (temperature, kept) in oracles.items():
+            row = BatchRow(prompts[seed % 2], seed=seed, tokens=8, policy=made[text])
+            rows.append(row)
+            expected.append(drawn_alone(model, row, temperature, kept))
+            plain = BatchRow(prompts[seed % 2], temperature=0.8, seed=seed, tokens=8)
+            rows.append(plain)
+            expected.append(alone(model, plain)[0])
+    assert [own.tokens for own in generate_rows(model, rows)] == expected
+    # A constant policy and a temperature are one thing.
+    assert expected[6::8] == expected[7::8]
+    assert len({tuple(tokens) for tokens in expected}) > 8
+
+
+def test_phases_and_budgets_follow_each_row_by_itself(tiny):
+    """A phase opens at a token of the row, and its budget forces the closer there."""
+    model, tokenizer = tiny
+    prompt = tokenizer("Hot layers", return_tensors="pt").input_ids[0]
+    plain = [BatchRow(prompt, temperature=1.0, seed=seed, tokens=30) for seed in range(12)]
+    written = Counter(token for own in generate_rows(model, plain) for token in own.tokens)
+    opener, closer = written.most_common(1)[0][0], tokenizer.encode("Z")[0]
+    policy = parse_policy(
+        f"phases(a=between(0.5, ids({opener}), ids({closer})), answer=1)|budget(a=3)", tokenizer
+    )
+    rows = [BatchRow(prompt, seed=seed, tokens=30, policy=policy) for seed in range(12)]
+    opened = 0
+    for own in generate_rows(model, rows):
+        for place, token in enumerate(own.tokens):
+            if token == opener and closer not in own.tokens[place + 1 : place + 4]:
+                assert place + 4 > len(own.tokens), "the budget of 3 was not kept"
+            opened += token == opener
+    assert opened > 3
+
+
+def test_what_no_row_can_follow_is_refused(tiny):
+    model, tokenizer = tiny
+    prompt = tokenizer("Hot", return_tensors="pt").input_ids[0]
+    with pytest.raises(InputError, match="temperature for each of 4 samples"):
+        generate_rows(model, [BatchRow(prompt, policy=parse_policy("ladder(0.5,1, n=4)"))])
+    engine = LocalEngine(model, tokenizer, name="tiny")
+    for text, options, words in (
+        ("ladder(0.5,1, n=4)", {}, "a call is one sample"),
+        ("constant(hot)", {}, "column"),
+        ('constant(1)|after("\\u0000\\u0001", 1, 0.5)', {"temperature": 0.7}, "temperature 1"),
+        ("support(3)", {"top_p": 0.9}, "no top_p"),
+    ):
+        call = replace(Call("k", "Hot", 1.0, 4, 0, token_policy=text), **options)
+        with pytest.raises(InputError, match=words):
+            engine.check([call])
 
 
 def test_a_common_beginning_is_read_once_for_each_profile(tiny):

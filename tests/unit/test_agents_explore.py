@@ -14,11 +14,19 @@ from hypothesis import strategies as st
 
 from tempering.agents.checkers import checker
 from tempering.agents.contract import Call, EngineError, Memory, Reply
-from tempering.agents.ladder import attention_rungs, pairing_order, spread_order, strategies
+from tempering.agents.ladder import (
+    Rung,
+    Strategy,
+    attention_rungs,
+    pairing_order,
+    spread_order,
+    strategies,
+)
 from tempering.agents.tasks import generate_tasks
 from tempering.errors import InputError, ScheduleError, TemperatureError
 from tempering.evaluation.explore import explore
 from tempering.evaluation.passk import compared, pass_at_k
+from tempering.evaluation.policy_strategy import policy_strategy
 from tempering.evaluation.sampling import HOPELESS
 from tests.unit.agents_fake import FakeEngine
 
@@ -147,6 +155,45 @@ def test_a_ladder_wins_where_temperatures_solve_different_tasks():
             "accuracy, difficulty-aware", "pass@1", "pass@4", "pass@12",
             "share of unreadable answers"} <= {row.metric for row in found.compared}  # fmt: skip
     assert found.by_kind[0][ladder].endswith("/ 1.00")
+
+
+def test_a_policy_by_token_is_one_more_strategy_and_met_at_equal_tokens():
+    """Hot samples are right a little more often, and write four times as much."""
+
+    def answer(call: Call) -> str:
+        task = next(task for task in TASKS if task["prompt"] == call.prompt)
+        hot = call.token_policy == "support(8)"
+        right = call.seed % 8 < (4 if hot else 3)
+        number = int(task["answer"]) + (not right)
+        return f"so it is {number}" if hot else str(number)
+
+    k = 8
+    own = [Strategy("single", (Rung(0.6),) * k), policy_strategy("support(8)", k)]
+    engine = FakeEngine(answer)
+    found = explore(engine, TASKS, CHECKERS, own)
+    assert {call.token_policy for call in engine.asked} == {None, "support(8)"}
+    table = {(row.metric, row.label): row for row in found.compared}
+    counts = {"single": [], "support(8)": []}
+    for strategy, rights in counts.items():
+        for task in TASKS:
+            rows = [r for r in found.rows if (r["strategy"], r["task"]) == (strategy, task["id"])]
+            rights.append(sum(row["correct"] for row in rows))
+            assert {row["token_policy"] for row in rows} == {
+                own[strategy != "single"].rungs[0].token_policy
+            }
+    at = {"single": 8, "support(8)": 2}  # samples in the tokens that single writes
+    for label, rights in counts.items():
+        mean = sum(pass_at_k(8, c, at[label]) for c in rights) / len(rights)
+        row = table["pass@8 at equal tokens", label]
+        assert row.estimate.value == pytest.approx(mean)
+    assert table["pass@1", "support(8)"].difference.value > 0
+    assert table["pass@8", "support(8)"].difference.value >= 0
+    assert table["pass@8 at equal tokens", "support(8)"].difference.value < 0
+
+
+def test_equal_tokens_say_nothing_where_all_write_equally_many():
+    found = explore(FakeEngine(hot_is_right), TASKS, CHECKERS, chosen())
+    assert not [row for row in found.compared if "equal tokens" in row.metric]
 
 
 def test_samples_have_the_same_seeds_under_every_strategy_and_others_in_every_task():

@@ -22,11 +22,12 @@ from tempering.reports import (
     figure_support_change,
     figure_support_heatmap,
     figure_training,
+    figure_trials,
     save_figure,
 )
 from tempering.reports.axes import log_bounds, log_ticks
 from tempering.reports.figures import svg
-from tempering.reports.style import HEAT, INK, LIGHT, series
+from tempering.reports.style import HEAT, INK, LIGHT, QUIET, series
 from tempering.reports.views import layer_means
 
 SAMPLE = Path(__file__).with_name("test_reports_sample.json")
@@ -145,6 +146,32 @@ def test_a_repair_is_drawn_by_test_with_controls_in_ink():
     assert "not measured" in [t.get_text() for t in axes.texts]
 
 
+def test_trials_are_drawn_against_each_number_that_was_searched():
+    rows = [
+        {"trial": 0, "policy": "constant(1)", "score": 0.4, "tasks": 9},
+        {
+            "trial": 1,
+            "policy": "a",
+            "score": 0.5,
+            "left": False,
+            "chosen": True,
+            "T": 0.2,
+            "p": 0.9,
+        },
+        {"trial": 2, "policy": "b", "score": 0.1, "left": True, "T": 2.0, "p": 0.8},
+        {"trial": 3, "policy": "c", "score": None, "left": False, "T": 1.0, "p": 0.8},
+    ]
+    first, second = figure_trials(new(trials=rows)).axes
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("T", "p")
+    assert (first.get_xscale(), second.get_xscale()) == ("log", "linear")
+    line, *dots = first.lines
+    assert list(line.get_ydata()) == [0.4, 0.4]
+    assert [(d.get_xdata()[0], d.get_ydata()[0]) for d in dots] == [(0.2, 0.5), (2.0, 0.1)]
+    assert [d.get_color() for d in dots] == [series(0)["color"], QUIET]
+    assert dots[1].get_markerfacecolor() == "none" != dots[0].get_markerfacecolor()
+    assert [d.get_xdata()[0] for d in second.lines[1:]] == [0.9, 0.8]
+
+
 def test_points_of_the_frontier_are_numbered_and_gaps_left_out(sample):
     points = copy.deepcopy(sample.results["frontier"])
     points[1]["cost"] = math.inf
@@ -166,6 +193,7 @@ def test_log_ticks_are_few_and_inside(low, high):
 
 
 SPARSE = {
+    "trials without numbers": {"trials": [{"trial": 0, "policy": "a", "score": None}]},
     "one layer": {"support": {"layers": ["0"], "before": [[3.0]], "after": {}}},
     "no softmax": {
         "support": {"layers": ["0", "1"], "before": [None, [None]], "after": {"p": [None, None]}}

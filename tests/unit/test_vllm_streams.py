@@ -249,6 +249,30 @@ def test_a_policy_that_truncates_takes_vllms_truncation_over():
     assert admit(plain).sampling_params is plain
 
 
+def test_a_policy_is_admitted_where_drafts_are_accepted_by_their_probability():
+    for method in ("standard", "block"):
+        frontend = Frontend()
+        drafts = SimpleNamespace(rejection_sample_method=method)
+        frontend.vllm_config.speculative_config = drafts
+        assert admit(asked(tempering="support(3)"), None, frontend).cache_salt is None
+
+
+def test_a_traced_request_has_a_policy_that_truncates_as_the_request_would():
+    """So that the trace has the probability that the token is drawn with."""
+    for value, given in ((True, 0.9), (1, 0.9), (1.0, 0.9), (False, None), (0, None)):
+        sent = asked(0.7, tempering_trace=value)
+        sent.top_p = 0.9
+        admitted = admit(sent).sampling_params
+        assert (admitted.top_p, admitted.temperature) == (1 if given else 0.9, 0.7)
+        found = asked_by(admitted, None)
+        assert (found is None) == (given is None)
+        if found is not None:
+            assert str(found.policy).startswith("constant(0.7)|order(temperature, min_p")
+            assert found.given == RequestSettings(temperature=0.7, top_p=0.9)
+    plain = asked_by(admit(asked(0.7, tempering_trace=True)).sampling_params, None)
+    assert str(plain.policy) == "constant(0.7)"
+
+
 def test_what_a_request_says_it_carried_is_not_believed():
     forged = asked(tempering="sampler(top_k=9)", _own_sampling={"top_p": 0.1})
     _, given = asked_by(admit(forged).sampling_params, None)
@@ -264,13 +288,21 @@ def test_requests_are_refused_before_they_run():
     budgets.thinking_token_budget = 5
     unordered = asked(tempering="constant(1)|order(temperature)")
     twice.top_p = unordered.top_p = 0.9
-    speculative = Frontend()
-    speculative.vllm_config.speculative_config = object()
+    synthetic, sharded = Frontend(), Frontend()
+    drafts = SimpleNamespace(rejection_sample_method="synthetic")
+    synthetic.vllm_config.speculative_config = drafts
+    sharded.vllm_config.parallel_config = SimpleNamespace(enable_batch_sharded_sampling=True)
     for message, call in {
         "given as embeddings": lambda: admit(asked(tempering=ids), embeds),
-        "this engine speculates": lambda: admit(asked(tempering="support(3)"), None, speculative),
+        "rejection_sample_method='synthetic'": lambda: admit(
+            asked(tempering="support(3)"), None, synthetic
+        ),
+        "enable_batch_sharded_sampling": lambda: admit(asked(tempering_trace=1), None, sharded),
         "without streaming in": lambda: admit(asked(tempering="support(3)"), resumable=True),
-        "there is no argument 'tempering_trace'": lambda: admit(asked(tempering_trace=True)),
+        "tempering_trace is true or false, got 'yes'": lambda: admit(asked(tempering_trace="yes")),
+        "true or false, got 2": lambda: admit(asked(tempering_trace=2)),
+        "no policy and no trace sees": lambda: admit(asked(0.0, tempering_trace=True)),
+        "did you mean tempering_trace": lambda: admit(asked(tempering_traces=True)),
         "has no profile 'cold'; it has hot": lambda: admit(asked(tempering_profile="cold")),
         "does nothing without a ladder": lambda: admit(asked(tempering_sample=1)),
         "let VLLM_PLUGINS": lambda: admission.check_request(asked(tempering="support(3)")),
@@ -291,7 +323,7 @@ def test_requests_are_refused_before_they_run():
 def temper(logits, places, streams, states, *, divided):
     """The logits after `temper_rows`, no row of which may fail."""
     rows = [LogitsRow(*row, lambda s=s: s) for *row, s in zip(places, streams, states, strict=True)]
-    assert temper_rows(logits, rows, divided=divided) == {}
+    assert temper_rows(logits, rows, divided=divided).failed == {}
     return logits
 
 
@@ -379,7 +411,7 @@ def test_a_row_that_cannot_be_tempered_is_named_and_the_others_are_right():
         for place, (policy, sample) in enumerate(choices)
     ]
     result = logits.clone()
-    failed = temper_rows(result, rows, divided=False)
+    failed = temper_rows(result, rows, divided=False).failed
     assert {place: type(error) for place, error in failed.items()} == {
         2: KeyError,
         4: RecursionError,

@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def embedded() -> tuple[Path, Any, Any]:
     """(checkpoint, model, tokenizer) of the embedded model, float32."""
-    from tempering.engines.loading.embedded import MODELS, embedded_directory
+    from tempering.engines.loading.catalogue import MODELS
+    from tempering.engines.loading.embedded import embedded_directory
     from tempering.engines.loading.hub import load_model
 
     model, tokenizer = load_model("smollm2")

@@ -18,16 +18,30 @@ VOCABULARY = 32
 @pytest.fixture
 def batch() -> Any:
     """vLLM's batch with its own processors and ours."""
+    return made_batch(None)
+
+
+@pytest.fixture
+def speculating() -> Any:
+    """The batch of an engine that speculates, for which vLLM leaves our processors out."""
+    return made_batch(object())
+
+
+def made_batch(speculation: Any) -> Any:
     from vllm.v1.sample.logits_processor import build_logitsprocs
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    from tempering.engines.vllm.processor import init_batch
+    from tempering.engines.vllm.by_row import _build_processors, init_batch
     from tempering.engines.vllm.wrapping import wrap
 
     wrap(InputBatch, "__init__", init_batch)
     config = Config(
-        **vars(CONFIG), scheduler_config=SimpleNamespace(max_num_seqs=8), reasoning_config=None
+        **{**vars(CONFIG), "speculative_config": speculation},
+        scheduler_config=SimpleNamespace(max_num_seqs=8),
+        reasoning_config=None,
     )
+    config.model_config.runner_type = "generate"
+    device = torch.device("cpu")
     return InputBatch(
         max_num_reqs=8,
         max_model_len=64,
@@ -36,7 +50,7 @@ def batch() -> Any:
         vocab_size=VOCABULARY,
         block_sizes=[16],
         max_num_blocks_per_req=[4],
-        logitsprocs=build_logitsprocs(config, torch.device("cpu"), False, False),
+        logitsprocs=_build_processors(build_logitsprocs, config, device, False, False),
     )
 
 
@@ -82,6 +96,54 @@ def test_only_policies_that_read_tokens_ask_for_them(batch):
     batch.condense()
     batch.refresh_metadata()
     assert not batch.sampling_metadata.output_token_ids
+
+
+def test_under_speculation_every_policy_asks_for_tokens(speculating):
+    """Only they say how many of the drafted ones were accepted."""
+    names = [type(item).__name__ for item in speculating.logitsprocs.argmax_invariant]
+    assert names == ["ByRow"]
+    speculating.add_request(request("a", "schedule(linear(2,1), length=9)", [1], []))
+    speculating.refresh_metadata()
+    assert len(speculating.sampling_metadata.output_token_ids) == 1
+    speculating.remove_request("a")
+    speculating.add_request(request("b", None, [1], []))
+    speculating.condense()
+    speculating.refresh_metadata()
+    assert not speculating.sampling_metadata.output_token_ids
+
+
+def test_drafts_that_were_not_accepted_are_not_counted(speculating):
+    """Asynchronous scheduling: vLLM takes all drafts for accepted until the tokens come."""
+    batch, draw = speculating, random.Random(1)
+    text = "schedule(linear(2,0.5), length=40)"
+    policy, event = parse_policy(text), SimpleNamespace(synchronize=lambda: None)
+    lists: list[list[int]] = [[], [], []]
+    counts = [0, 0, 0]
+    for place, generated in enumerate(lists):
+        batch.add_request(request(f"{place}", text, [1], generated))
+    for _ in range(12):
+        batch.refresh_metadata()
+        batch.update_async_output_token_ids()
+        logits = torch.randn(3, VOCABULARY)
+        got = tempered_rows(batch, logits.clone())
+        states = [policy.state([1], [0] * count) for count in counts]
+        wanted = temper_logits(policy, logits, states)[0]
+        torch.testing.assert_close(got.softmax(-1), wanted.softmax(-1))
+        drafted = [draw.randrange(4) for _ in counts]
+        accepted = [draw.randint(1, many + 1) for many in drafted]
+        rows = [[draw.randrange(9) for _ in range(many)] + [-1] * (4 - many) for many in accepted]
+        batch.set_async_sampled_token_ids(torch.tensor(rows), event)
+        batch.prev_req_id_to_index = {f"{place}": place for place in range(3)}
+        for place, generated in enumerate(lists):
+            generated += [-1] * (drafted[place] + 1)
+            counts[place] += accepted[place]
+    # Without the tokens no count is sure: the request fails by name.
+    batch.sampled_token_ids_cpu = None
+    tempered_rows(batch, torch.randn(3, VOCABULARY))
+    step = batch.logitsprocs.argmax_invariant[0]._take_step()
+    failed, _ = step.outcome({i: f"{i}" for i in range(3)}, {f"{i}": [5] for i in range(3)})
+    assert all("which drafted tokens were accepted" in reason for reason in failed.values())
+    assert len(failed) == 3
 
 
 def test_tokens_that_come_late_are_waited_for(batch):

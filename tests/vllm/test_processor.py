@@ -46,10 +46,11 @@ def own(requests: Any) -> torch.Tensor:
 class Rows:
     """The older runner's side: a batch whose requests are added, removed and moved."""
 
-    def __init__(self) -> None:
-        from tempering.engines.vllm.processor import ByRow, TemperingPolicies
+    def __init__(self, config: Any = CONFIG) -> None:
+        from tempering.engines.vllm.by_row import ByRow
+        from tempering.engines.vllm.processor import TemperingPolicies
 
-        self.processor = TemperingPolicies(CONFIG, torch.device("cpu"), False)
+        self.processor = TemperingPolicies(config, torch.device("cpu"), False)
         assert isinstance(self.processor, ByRow)
         self.lists: dict[int, list[int]] = {}  # the runner's own lists of generated tokens
         self._added: list[Any] = []
@@ -83,10 +84,11 @@ def test_the_older_interface_keeps_the_contract():
 class Slots:
     """The newer runner's side: vLLM's own view of a request's slot, over plain tensors."""
 
-    def __init__(self, size: int = 16) -> None:
+    def __init__(self, size: int = 16, config: Any = CONFIG) -> None:
         from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcRequestState
 
-        from tempering.engines.vllm.processor import BySlot, TemperingPolicies
+        from tempering.engines.vllm.by_slot import BySlot
+        from tempering.engines.vllm.processor import TemperingPolicies
 
         self.ids = torch.zeros(size, 64, dtype=torch.int32)
         self.prompt = np.zeros(size, dtype=np.int32)
@@ -99,7 +101,7 @@ class Slots:
             prefill_len=None,
             total_len=None,
         )
-        self.processor = TemperingPolicies(CONFIG, state)
+        self.processor = TemperingPolicies(config, state)
         assert isinstance(self.processor, BySlot)
 
     def add(self, slot: int, policy: Any, request: Request) -> bool:
@@ -143,7 +145,8 @@ def test_vllm_loads_it_for_both_runners():
     from vllm.v1.sample.logits_processor import build_logitsprocs
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs
 
-    from tempering.engines.vllm.processor import ByRow, TemperingPolicies
+    from tempering.engines.vllm.by_row import ByRow
+    from tempering.engines.vllm.processor import TemperingPolicies
 
     assert TemperingPolicies in _load_v2_logitsprocs(None)
     config = Config(

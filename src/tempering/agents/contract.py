@@ -33,6 +33,8 @@ class Call:
     attention: pattern over depth of relative attention temperatures, or None for the model's own.
     raw: continue the prompt as a text; an engine that only chats takes the prompt as a user's turn.
     stop: text before which the output ends, e.g. a line break.
+    token_policy: text of a policy of the sampling temperature by token, beside a temperature of 1;
+        what its samplers leave out is then not truncated, or as the server has it.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Call:
     attention: str | None = None
     raw: bool = False
     stop: str | None = None
+    token_policy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Reply:
     finish: why the output ended: "end", "length", or the provider's word. attempts: 1 without
         retries.
     note: what a reader of the record should know, e.g. the provider's advice.
+    replica: address of the server that answered, where several serve the model; None otherwise.
     tokens_discarded: tokens in and out of earlier replies to this call, which were paid for and
         could not be read.
     """
@@ -75,6 +79,7 @@ class Reply:
     attempts: int = 1
     note: str | None = None
     tokens_discarded: int = 0
+    replica: str | None = None
 
 
 Done = Callable[[int, Reply], None]

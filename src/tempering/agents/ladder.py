@@ -25,12 +25,14 @@ UNIFORM = "uniform"
 class Rung:
     """What one sample runs at: a sampling temperature, and a pattern over depth or None.
 
-    heat: of attention, 1 for the model's own, above 1 hotter.
+    heat: of attention, 1 for the model's own, above 1 hotter. token_policy: text of a policy of the
+    sampling temperature by token, beside a temperature of 1; or None.
     """
 
     temperature: float
     attention: str | None = None
     heat: float = 1.0
+    token_policy: str | None = None
 
 
 @dataclass(frozen=True)

@@ -328,4 +328,5 @@ def _row(worker: int, workers: int, call: Call, reply: Reply, rung: tuple[float,
         "score": reply.score,
         "attempts": reply.attempts,
         "note": reply.note,
+        **({} if reply.replica is None else {"replica": reply.replica}),
     }

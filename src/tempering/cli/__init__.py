@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tempering import ranks
+
 if TYPE_CHECKING:
     from tempering.cli.shared.settings import CommandOption, OptionValue
 
@@ -43,6 +45,8 @@ COMMANDS = (
     "console",
 )
 GROUPS = ("profile",)
+# Those that share their work where a launcher such as torchrun started several processes.
+SHARING = ("tune", "measure", "compare", "calibrate")
 # Commands whose packages stand above this one.
 ABOVE = {"console": "tempering.console.command"}
 
@@ -115,7 +119,25 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _warn
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # bars and minus signs on a terminal without them
-    sys.exit(_run(given, debug))
+    sys.exit(_run_on_ranks(given, debug) if ranks.started() else _run(given, debug))
+
+
+def _run_on_ranks(given: list[str], debug: bool) -> int:
+    """Run a command as one of several processes."""
+    from tempering.errors import RankError
+
+    try:
+        with ranks.joined() as group:
+            if given and given[0] in SHARING:
+                return _run(given, debug)
+            return _say(
+                f"{given[0] if given else 'tempering'} runs in one process, and {group.size} were "
+                f"started; run it without torchrun (only {', '.join(SHARING)} share their work)",
+                2,
+                False,
+            )
+    except RankError as error:
+        return _say(str(error), error.exit_code, debug)
 
 
 def _open_streams() -> None:
@@ -144,8 +166,9 @@ def _without(given: list[str], names: tuple[str, ...]) -> list[str]:
 
 
 def _warn(message: object, category: type[Warning], *place: object, **more: object) -> None:
-    """A warning is one line on stderr, without the place in the code."""
-    print(f"tempering: warning: {message}", file=sys.stderr)
+    """A warning is one line on stderr, without the place in the code; all ranks have the same."""
+    if ranks.here().first:
+        print(f"tempering: warning: {message}", file=sys.stderr)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -266,5 +289,7 @@ def _say(message: str, code: int, debug: bool) -> int:
     first, *rest = [line.strip() for line in message.strip().splitlines()] or [""]
     # A caret under a column means nothing on one line; the message names the column.
     more = [line for line in rest if line and set(line) != {"^"}]
-    print("tempering: " + ": ".join([first, *more]), file=sys.stderr)
+    said = ": ".join([first, *more])
+    if not ranks.here().said_by_first(said):
+        print(f"tempering: {said}", file=sys.stderr, flush=True)
     return code

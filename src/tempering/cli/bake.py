@@ -168,7 +168,7 @@ def _undo(model: str, out: Path, as_json: bool) -> None:
 
 def _gguf_source(model: str, out: Path) -> Path | None:
     """The GGUF file to bake; None for a checkpoint."""
-    from tempering.engines.loading.embedded import MODELS
+    from tempering.engines.loading.catalogue import MODELS
 
     wanted = out.suffix == ".gguf"
     if model.endswith(".gguf"):

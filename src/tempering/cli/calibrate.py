@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import typer
 
 from tempering.cli.shared import common
 from tempering.errors import InputError
+from tempering.ranks import here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +58,10 @@ def calibrate(
         bool, typer.Option("--probabilities", help="The file holds probabilities, not logits.")
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text: calibrate the model's next tokens on it.")
+        Path | None,
+        typer.Option(
+            help="Calibrate the model's next tokens on this UTF-8 text, or Parquet file or folder."
+        ),
     ] = None,
     choices: Annotated[
         Path | None,
@@ -109,6 +114,7 @@ def calibrate(
         raise InputError(f"--report names an HTML file, e.g. out.html; not {report}")
     common.check_out(report.parent if report is not None else out)
 
+    from tempering.attention.profiles.fingerprint import agree_on_model
     from tempering.estimators import TemperatureScaler
     from tempering.reports import Record
 
@@ -122,6 +128,7 @@ def calibrate(
             name = logits.name
         else:
             network, tokenizer = common.open_model(model, device, dtype)
+            agree_on_model(network)
             section = common.model_section(network, model)
             if text is not None:
                 measured = _on_tokens(
@@ -130,6 +137,8 @@ def calibrate(
             else:
                 measured = _on_answers(scaler, network, tokenizer, choices, fraction, seed)
             name = (text or choices or Path()).name
+    if not here().first:
+        return
     results = {"temperature": _temperature_rows(scaler), **measured.results()}
     if told:
         results["warnings"] = [{"warning": line} for line in told]
@@ -216,6 +225,8 @@ def _on_file(
     from tempering.estimators.calibration.files import open_logits, open_vector
 
     logits = open_logits(path)
+    sample = logits.sample(256, 0)[1].cpu().contiguous().numpy()
+    here().agree({"logits": hashlib.sha256(sample.tobytes()).hexdigest()[:16]})
     y = open_vector(labels_path or Path(), "labels")
     groups = None if groups_path is None else open_vector(groups_path, "groups")
     if classes is not None:
@@ -253,6 +264,7 @@ def _on_answers(
     from tempering.estimators.calibration.source import ArrayLogits
 
     questions = read_questions(path or Path())
+    here().agree({"questions": hashlib.sha256(repr(questions).encode()).hexdigest()[:16]})
     with common.counted("questions", "questions") as progress:
         table = answer_logits(model, tokenizer, questions, progress)
     y = np.array([question.answer for question in questions])
@@ -299,11 +311,11 @@ def _on_tokens(
     import numpy as np
     import torch
 
-    from tempering.chunks import token_chunks
+    from tempering.chunks import chunks_digest, token_chunks
     from tempering.estimators.calibration.language import TokenLogits, token_classes
-    from tempering.files import read_text
 
-    windows = token_chunks(tokenizer, read_text(path), chunk, limit)
+    windows = token_chunks(tokenizer, common.source_of(path)[0], chunk, limit)
+    here().agree({"text": chunks_digest(windows)})
     fit, rest = _masks(len(windows), fraction, seed, f"windows of {chunk} tokens")
     # Most of a vocabulary never occurs in a text, so a warning of that says nothing.
     warnings.filterwarnings("ignore", r"\d+ of \d+ classes never occur")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tempering.cli.shared import common, compare_vllm, llamacpp_runs
+from tempering.ranks import here
 
 EPILOG = """Examples:
 
@@ -24,7 +25,7 @@ EPILOG = """Examples:
 
 
 def compare(
-    text: common.TextFile = None,
+    text: common.TextSource = None,
     pattern: Annotated[
         list[str] | None, typer.Option(help="Schedule over depth; repeat for several.")
     ] = None,
@@ -53,7 +54,10 @@ def compare(
     dtype: common.Dtype = "float32",
     engine: Annotated[
         str,
-        typer.Option(help="transformers; or vllm or llamacpp (a GGUF file): costs only, no KL."),
+        typer.Option(
+            help="transformers; or costs only, no KL: vllm, vllm:ADDRESS,ADDRESS (running servers, "
+            "or a file of them) or llamacpp (a GGUF file)."
+        ),
     ] = "transformers",
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
@@ -65,10 +69,9 @@ def compare(
     Ctrl-C keeps what was finished; the same command goes on from there.
     """
     from tempering.attention.profiles.rules import is_rule
-    from tempering.cli.shared.keeping import conclude, resumable
+    from tempering.cli.shared.keeping import conclude, opened_journal, resumable
     from tempering.errors import InputError
     from tempering.evaluation.compare import compare as run
-    from tempering.evaluation.journal import Journal
 
     if not pattern and not profile:
         raise InputError("name at least one --pattern or --profile")
@@ -84,12 +87,17 @@ def compare(
         raise InputError("--budget finds the amplitude of a pattern over depth; a rule has none")
     if budget is not None and (amplitude is not None or reading != "temperature"):
         raise InputError("--budget finds the amplitude itself; leave --amplitude and --read-as out")
-    if engine not in ("transformers", "vllm", "llamacpp"):
-        raise InputError(f"--engine is transformers, vllm or llamacpp, not '{engine}'")
+    served = engine.startswith("vllm:")
+    if engine != "transformers" and here().size > 1:
+        raise InputError("ranks share the work of the engine transformers; leave torchrun out")
+    if engine not in ("transformers", "vllm", "llamacpp") and not served:
+        raise InputError(
+            f"--engine is transformers, vllm, vllm:ADDRESS or llamacpp, not '{engine}'"
+        )
     if engine != "transformers":
         compare_vllm.only_costs(budget, samples, reading, device, dtype, engine)
     common.check_out(out)
-    words, name = common.text_of(text)
+    words, name = common.source_of(text)
     settings: dict[str, Any] = {
         "text": name,
         "patterns": list(pattern or ()),
@@ -105,6 +113,24 @@ def compare(
         "chunks": limit,
         "engine": engine,
     }
+    if served:
+        comparison, section, replicas, kept = compare_vllm.compare_served(
+            words,
+            list(pattern or ()),
+            list(profile or ()),
+            amplitude,
+            controls,
+            spec=engine.removeprefix("vllm:"),
+            model=model,
+            chunk=chunk,
+            limit=limit,
+            out=out,
+            settings=settings,
+        )
+        record = _record(comparison, settings, section, seed, device)
+        record.results["replicas"] = replicas
+        conclude(record, out, as_json, kept, True)
+        return
     scorers: dict[str, Callable[..., Any]] = {
         "vllm": partial(compare_vllm.compare_vllm, dtype=dtype),
         "llamacpp": llamacpp_runs.compare_llamacpp,
@@ -136,7 +162,7 @@ def compare(
         "fingerprint": section["fingerprint"],
         "profile rows": [item[1].to_json() for item in chosen if isinstance(item, tuple)],
     }
-    journal = Journal(out, "compare", key)
+    journal = opened_journal(out, "compare", key)
     with resumable(journal) as report:
         comparison = run(
             network,
@@ -161,7 +187,7 @@ def compare(
 def _patterns(
     network: Any,
     tokenizer: Any,
-    words: str,
+    words: Any,
     patterns: list[str] | None,
     files: list[Path] | None,
     amplitude: float | None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common
+from tempering.cli.shared import checking, common
 from tempering.cli.shared import engine_options as engines
 
 EPILOG = """Examples:
@@ -20,6 +20,8 @@ EPILOG = """Examples:
   tempering explore --tasks tasks.jsonl -k 12 --ladder 0.4,1.2 --amplitude 1.2
 
   tempering explore --tasks mine.jsonl --checker 'regex:Answer: (.*)' --stop-support 1.5
+
+  tempering explore --tasks mine.jsonl --temperature 1 --token-policy "$(cat policy.txt)"
 """
 
 
@@ -42,10 +44,7 @@ def explore(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave broken lines of the file out.")
     ] = False,
-    checker: Annotated[
-        str | None,
-        typer.Option(help="number, choice, exact, regex:PATTERN or FILE.py; default: the task's."),
-    ] = None,
+    checker: checking.CheckerName = None,
     samples: Annotated[int, typer.Option("--samples", "-k", help="A task.", min=2)] = 12,
     temperature: Annotated[float, typer.Option(help="The single temperature.")] = 0.7,
     ladder: Annotated[
@@ -62,6 +61,12 @@ def explore(
         typer.Option(
             help="Of the hottest rung's attention; 1.2 by default where the engine tempers it, "
             "else 1."
+        ),
+    ] = None,
+    token_policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare this policy by token too, e.g. 'support(8)'; repeatable.",
         ),
     ] = None,
     stop_support: Annotated[
@@ -89,11 +94,11 @@ def explore(
 
     A single temperature, a ladder, an attention ladder and both, at equal samples.
 
-    pass@k without bias, accuracy of each aggregator, tokens spent, with paired bootstrap
-    intervals. Ctrl-C keeps what was finished; the same command goes on from there, for what is
-    missing also with another --policy, --models, --tokens, --timeout or address of the server.
+    pass@k without bias, also at equal tokens, accuracy of each aggregator, tokens spent, with
+    paired bootstrap intervals. Ctrl-C keeps what was finished; the same command goes on from there,
+    for what is missing also with another --policy, --models, --tokens, --timeout or address of the
+    server.
     """
-    from tempering.agents.checkers import checker as read_checker
     from tempering.agents.contract import EngineError
     from tempering.agents.ladder import strategies
     from tempering.cli.shared.keeping import JournalLedger, finish, interruptible
@@ -101,6 +106,7 @@ def explore(
     from tempering.errors import InputError
     from tempering.evaluation.explore import explore as run
     from tempering.evaluation.journal import Journal
+    from tempering.evaluation.policy_strategy import policy_strategy
     from tempering.reports import Record
 
     if tasks is not None:
@@ -115,13 +121,7 @@ def explore(
         return
     for line in broken:
         common.note(f"left out: {line}")
-    names = [checker or task.get("checker") for task in found]
-    for task, name in zip(found, names, strict=True):
-        if name is None:
-            raise InputError(
-                f"task {task['id']!r} names no checker; give one with --checker, e.g. number"
-            )
-    made = {name: read_checker(str(name)) for name in dict.fromkeys(names)}
+    checkers = checking.checkers_of(found, checker)
     if amplitude is None:
         amplitude = 1.2 if engine == "local" or engine.startswith("vllm:") else 1.0
     setup = engines.engine_options(context)
@@ -139,6 +139,10 @@ def explore(
         attention=attention,
         amplitude=amplitude,
     )
+    texts = list(token_policy or ())
+    if len({*texts}) < len(texts):
+        raise InputError(f"two --token-policy of one text among {', '.join(texts)}; give one")
+    chosen += [policy_strategy(text, samples) for text in texts]
     if save_profiles is not None:
         patterns = [rung.attention for strategy in chosen for rung in strategy.rungs]
         engines.write_profiles(
@@ -153,6 +157,7 @@ def explore(
         "attention": attention,
         "amplitude": amplitude,
         "tokens": tokens,
+        "token policies": texts,
         "checker": checker,
         "stop support": stop_support,
         "synthesis": synthesis,
@@ -179,7 +184,7 @@ def explore(
         result = run(
             worker,
             found,
-            [made[name] for name in names],
+            checkers,
             chosen,
             tokens=tokens,
             seed=seed,

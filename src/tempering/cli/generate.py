@@ -16,6 +16,8 @@ EPILOG = """Examples:
 
   tempering generate "Plan a day in Rome" --tokens 'schedule(linear(1.2,0.3),length=60)'
 
+  tempering generate "Who came to dinner?" --context letters.txt --fit 20s
+
   tempering generate "Why?" --engine llamacpp --model FILE.gguf --tokens 'support(8)'
 
   tempering generate "Once upon a time" --raw --profile hot.json --max-tokens 80 --json
@@ -31,6 +33,13 @@ def generate(
         str | None, typer.Option(help="Schedule over depth, e.g. throb(12,3,1,12).")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="Profile: file or name.")] = None,
+    context: Annotated[
+        Path | None, typer.Option(help="A text that the prompt asks about; it comes first.")
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Fit temperatures to the context, for so long, e.g. 20s or 1.5m."),
+    ] = None,
     amplitude: common.Amplitude = None,
     reading: common.Reading = "temperature",
     layers: common.Layers = None,
@@ -65,7 +74,9 @@ def generate(
     """
     from tempering.attention.examining.layout_of import layout
     from tempering.attention.profiles.profile import Profile
+    from tempering.cli.shared.context import duration, fitted
     from tempering.errors import InputError
+    from tempering.files import read_text
     from tempering.reports import Record
     from tempering.tokens import parse_policy
     from tempering.tokens.policy import ConstantPolicy
@@ -80,6 +91,16 @@ def generate(
         raise InputError(f"--temperature is 0 or more and finite, not {sampled:g}")
     if pattern is None and profile is None:
         common.only_patterns(amplitude, reading, layers, heads)
+    seconds = None if fit is None else duration(fit)
+    if seconds is not None and (context is None or pattern is not None or profile is not None):
+        raise InputError(
+            "--fit finds the temperatures for a context: give --context FILE, and neither "
+            "--pattern nor --profile"
+        )
+    if seconds is not None and engine != "transformers":
+        raise InputError(f"--fit takes gradients of the model, which --engine {engine} has not")
+    given = "" if context is None else read_text(context).strip()
+    prompt = f"{given}\n\n{prompt}" if given else prompt
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
     if engine not in ("transformers", "llamacpp"):
@@ -98,7 +119,11 @@ def generate(
             f"--tokens {policy} has a temperature for each of {policy.samples} samples of a "
             "prompt; this command writes one with each attention, to be compared at one temperature"
         )
-    if tokens is not None and pattern is None and profile is None:
+    section: dict[str, Any] = {}
+    if seconds is not None:
+        _check_length(network, tokenizer, prompt, max_tokens, not raw)
+        chosen, section["context"] = fitted(network, tokenizer, given, seconds, seed)
+    elif tokens is not None and pattern is None and profile is None:
         # A policy alone: the attention stays untouched, and there is one row.
         chosen = Profile.neutral(layout(network))
     else:
@@ -134,8 +159,9 @@ def generate(
             "tokens": max_tokens,
             "token policy": str(policy),
             "chat": not raw,
+            **({"fit": fit} if fit else {}),
         },
-        results=results,
+        results=results | section,
         model=common.model_section(network, model),
         seed=seed,
         device=device or "cpu",
@@ -185,6 +211,17 @@ def _on_llamacpp(
     common.finish(record, out, as_json)
 
 
+def _check_length(network: Any, tokenizer: Any, prompt: str, tokens: int, chat: bool) -> Any:
+    """The prompt's ids; InputError where they and the new tokens are more than the model reads."""
+    from tempering.engines.generating.side_by_side import prompt_ids
+
+    ids = prompt_ids(tokenizer, prompt, chat=chat)
+    common.check_context(
+        network, len(ids) + tokens, f"a prompt of {len(ids)} tokens and {tokens} new ones"
+    )
+    return ids
+
+
 def side_by_side(
     network: Any,
     tokenizer: Any,
@@ -204,16 +241,13 @@ def side_by_side(
     from tempering.attention.measuring.measure import measure_tokens
     from tempering.attention.profiles.profile import UNTEMPERED, Profile
     from tempering.cli.shared.sections import pattern_section, support_section, traced
-    from tempering.engines.generating.side_by_side import prompt_ids, stream
+    from tempering.engines.generating.side_by_side import stream
 
     labels: tuple[str, ...] = (UNTEMPERED, profile.pattern or "profile")
     neutral = Profile.neutral(layout(network))
     if profile.changes_nothing:
         labels = labels[:1]
-    ids = prompt_ids(tokenizer, prompt, chat=chat)
-    common.check_context(
-        network, len(ids) + tokens, f"a prompt of {len(ids)} tokens and {tokens} new ones"
-    )
+    ids = _check_length(network, tokenizer, prompt, tokens, chat)
     found: list[list[Any]] = [[] for _ in labels]
     texts = ["" for _ in labels]
     with _Live(labels, show) as update:

@@ -9,6 +9,7 @@ import typer
 
 from tempering.cli.shared import common
 from tempering.errors import InputError
+from tempering.ranks import here
 
 EPILOG = """Examples:
 
@@ -27,7 +28,7 @@ EPILOG = """Examples:
 
 
 def measure(
-    text: common.TextFile = None,
+    text: common.TextSource = None,
     pattern: Annotated[
         str | None, typer.Option(help="Measure under this pattern or rule as well.")
     ] = None,
@@ -82,7 +83,7 @@ def measure(
     common.check_out(out)
     if parts is not None and not 1 <= parts <= chunk:
         raise InputError(f"--parts: a chunk of {chunk} tokens has 1 to {chunk} parts, not {parts}")
-    words, name = common.text_of(text)
+    words, name = common.source_of(text)
     network, tokenizer = common.open_model(model, device, dtype)
     chunks = token_chunks(tokenizer, words, chunk, limit)
     common.check_context(network, chunk, f"--chunk {chunk}", beyond=True)
@@ -126,6 +127,8 @@ def measure(
         common.note(f"profile: {measured.profile(network).save(law)}")
     results["support"] = support_section(before, after)
     results["support"]["positions"] = positions_section(before, after)
+    if not here().first:
+        return
     record = Record.new(
         "measure",
         settings={

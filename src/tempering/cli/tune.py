@@ -1,4 +1,7 @@
-"""tempering tune: learn the temperatures that make a model better at a text or a task."""
+"""tempering tune: learn the temperatures that make a model better at a text or a task.
+
+--data: of attention, by head; --tokens: of sampling, by token.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common
+from tempering.cli.shared import checking, common
+from tempering.cli.shared import engine_options as engines
 from tempering.cli.shared import tuning_runs as learning
 
 EPILOG = """Examples:
@@ -22,15 +26,54 @@ EPILOG = """Examples:
 
   tempering tune --data book.txt --rule power --lengths 512,2048 --held-length 4096
 
-A .jsonl file holds lines {"prompt": "...", "answer": "..."}, or conversations {"messages":
-[{"role": "user", "content": "..."}, ...]}; any other file is plain text.
+  tempering tune --tokens 'phases(thinking=?, answer=?)' --tasks tasks.jsonl --out policy.txt
+
+A .jsonl file of --data holds lines {"prompt": "...", "answer": "..."}, or conversations
+{"messages": [{"role": "user", "content": "..."}, ...]}; any other file is plain text. A Parquet
+file, or a folder of Parquet or .jsonl files, holds texts of any size in a column "text".
 """
 
 
+# Parameters of one kind of tuning that the other doesn't read.
+_OF_ATTENTION = ("data", "weight", "per", "rule", "lengths", "held_length", "constraint", "within",
+                 "on", "test", "elsewhere", "shuffles", "alternatives", "method", "steps",
+                 "prior_sd", "bounds", "rows", "checkpoint", "resume", "chunk",
+                 "limit")  # fmt: skip
+_OF_TOKENS = ("tasks", "keep_going", "checker", "against", "trials", "samples", "max_tokens",
+              "engine", "policy", "models", "concurrency", "timeout", "retries",
+              "batch")  # fmt: skip
+
+
 def tune(
+    context: common.Context,
     data: Annotated[
-        list[Path], typer.Option(help="What to be better at: text, or .jsonl; repeatable.")
-    ],
+        list[Path] | None,
+        typer.Option(help="What to be better at: text, .jsonl, .parquet, or folder; repeatable."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn the ? of a policy by token on --tasks: 'phases(thinking=?, answer=?)', "
+            "'entropy(T0=?, theta=?)', 'sampler(T=?[0.2,1.5], top_p=?)'."
+        ),
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="JSON lines with id, prompt, answer, for --tokens.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Leave broken lines of --tasks out.")
+    ] = False,
+    checker: checking.CheckerName = None,
+    against: Annotated[
+        str, typer.Option(help="The untuned policy, which --tokens has to beat.")
+    ] = "constant(1)",
+    trials: Annotated[int, typer.Option(help="Policies to try.", min=1)] = 40,
+    samples: Annotated[
+        int, typer.Option("--samples", "-k", help="A task, under each policy.", min=1)
+    ] = 4,
+    max_tokens: Annotated[
+        int, typer.Option(help="New tokens a sample of --tasks, at most.", min=1)
+    ] = 256,
     weight: Annotated[
         list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
@@ -64,27 +107,57 @@ def tune(
         float, typer.Option(help="Standard deviation of the prior on log T.")
     ] = 0.5,
     bounds: Annotated[str, typer.Option(help="Lowest and highest T.")] = "0.2,5",
-    held_out: learning.HeldOutShare = 0.2,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the data to judge steps by, 0.2 by default; of --tasks, to measure the "
+            "gain on, 0.4."
+        ),
+    ] = None,
     rows: learning.Rows = 1,
     checkpoint: learning.Checkpointing = False,
     resume: learning.Resume = False,
+    engine: engines.EngineName = "local",
     model: common.Model = "smollm2",
+    policy: engines.Policy = engines.POLICY,
+    models: engines.Models = None,
+    concurrency: engines.Concurrency = engines.CONCURRENCY,
+    timeout: engines.Timeout = engines.TIMEOUT,
+    retries: engines.Retries = engines.RETRIES,
+    batch: engines.Batch = 96,
     chunk: common.Chunk = 512,
     limit: common.Limit = None,
     seed: common.Seed = 0,
     device: common.Device = None,
     dtype: common.Dtype = "float32",
-    out: learning.ProfileOut = Path("tuned.json"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The profile, tuned.json by default, or the policy, policy.txt; record and report "
+            "are put beside it."
+        ),
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
     """Learn temperatures for a text or task, weights frozen.
 
-    The profile carries its evidence.
+    --data: of attention, by head, in a profile that carries its evidence. Ctrl-C keeps the best so
+    far; the same command with --resume goes on.
 
-    Ctrl-C keeps the best so far; the same command with --resume goes on.
+    --tokens, --tasks: of sampling, by token, in a policy's text. Every policy meets the same tasks
+    and seeds; the gain over --against is measured on tasks held out. Ctrl-C keeps every sample; the
+    same command goes on.
     """
+    if tokens is not None:
+        from tempering.cli.shared.token_tuning import tune_tokens
+
+        common.unread(context, _OF_ATTENTION, "--tokens learns a policy by token")
+        tune_tokens(context)
+        return
+    common.unread(context, _OF_TOKENS, "--data tunes attention")
     from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
     from tempering.attention.tuning import tune as run
+    from tempering.cli.shared.keeping import locked
     from tempering.cli.shared.tune_results import (
         EvidenceSettings,
         Results,
@@ -93,10 +166,13 @@ def tune(
         objective,
         objective_of_lengths,
     )
-    from tempering.cli.shared.tuning_runs import read_bounds, say_step, state_of
+    from tempering.cli.shared.tuning_runs import drop, read_bounds, say_step, state_of
     from tempering.errors import InputError
-    from tempering.evaluation.run_lock import RunLock
 
+    if not data:
+        raise InputError("give --data FILE, or --tokens POLICY with --tasks FILE")
+    out = Path("tuned.json") if out is None else out
+    held_out = 0.2 if held_out is None else held_out
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
     weights = weight or [1.0] * len(data)
     if len(weights) != len(data):
@@ -108,8 +184,8 @@ def tune(
     network, tokenizer = common.open_model(model, device, dtype)
     cut = cuts_of(lengths, held_length, chunk)
     if cut.of_several:
-        for tokens in (*cut.lengths, *([cut.held] if cut.held else [])):
-            common.check_context(network, tokens, f"chunks of {tokens}", beyond=True)
+        for size in (*cut.lengths, *([cut.held] if cut.held else [])):
+            common.check_context(network, size, f"chunks of {size}", beyond=True)
     pairs = [
         objective_of_lengths(tokenizer, path, w, cut, limit)
         for path, w in zip(data, weights, strict=True)
@@ -141,7 +217,7 @@ def tune(
         "chunk": chunk,
         "chunks": limit,
     }
-    with RunLock(out, "tune"):
+    with locked(out, "tune"):
         state = state_of(out, resume)
         results = Results(out, settings, network, model, goals, limits, seed, device)
         try:
@@ -165,7 +241,7 @@ def tune(
                     progress=report,
                 )
         except ConstraintError as error:
-            state.unlink(missing_ok=True)
+            drop(state)
             results.finish(error.tuned, [], as_json, label="closest, outside the constraint")
             raise
         results.save(tuned, [])
@@ -182,4 +258,4 @@ def tune(
         if not complete:
             common.note("interrupted; the best so far is kept. Add --resume to go on")
             raise typer.Exit(130)
-        state.unlink(missing_ok=True)
+        drop(state)

@@ -26,6 +26,7 @@ from tempering.errors import InputError
 from tempering.evaluation.cost import Variant, check_labels, losses_and_divergence
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import IntervalEstimate, bootstrap_mean
+from tempering.evaluation.shared_ledger import SharedLedger
 from tempering.tokens.end_tokens import end_tokens
 
 METRICS = ("distinct-1", "distinct-2", "spread", "nll")
@@ -150,23 +151,25 @@ def measure_benefits(
     """
     check_labels(variants)
     check_samples(k, len(prompts), tokens)
+    ledger = SharedLedger(journal)
+
+    def one(index: int) -> dict[str, list[float]]:
+        row = {}
+        for variant in variants:
+            name = f"samples:{index}:{variant.label}"
+            if name not in ledger:
+                own = sample(model, prompts[index], variant, k=k, tokens=tokens, seed=seed + index)
+                ledger.put(name, _metrics(model, prompts[index], own))
+            row[variant.label] = ledger[name]
+        return row
+
     rows: list[dict[str, list[float]]] = []
     try:
         with evaluation_mode(model):
-            for index, prompt in enumerate(prompts):
-                row = {}
-                for variant in variants:
-                    name = f"samples:{index}:{variant.label}"
-                    if journal is not None and name in journal:
-                        row[variant.label] = journal[name]
-                        continue
-                    samples = sample(model, prompt, variant, k=k, tokens=tokens, seed=seed + index)
-                    row[variant.label] = _metrics(model, prompt, samples)
-                    if journal is not None:
-                        journal.put(name, row[variant.label])
-                rows.append(row)
+            for found in ledger.rounds(len(prompts), one):
+                rows += found
                 if progress is not None:
-                    progress(index + 1, len(prompts))
+                    progress(len(rows), len(prompts))
     except KeyboardInterrupt:
         if not rows:
             return [], False

@@ -20,6 +20,7 @@ from tempering.evaluation.budget import Budget, largest_amplitude
 from tempering.evaluation.cost import Cost, Variant, check_labels, measure_costs
 from tempering.evaluation.journal import Journal, Progress
 from tempering.schedules import Schedule, as_schedule, controls
+from tempering.text_tables import TextTable
 
 SAMPLING_CONTROLS = (0.8, 0.9, 1.1, 1.2)
 _SHUFFLES = (0, 1, 2)
@@ -50,7 +51,7 @@ class Comparison:
 def compare(
     model: nn.Module,
     tokenizer: Any,
-    text: str,
+    text: str | TextTable,
     patterns: Sequence[str | Schedule | tuple[str, Profile]],
     *,
     chunk: int = 512,

@@ -22,10 +22,14 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.modes import evaluation_mode
+from tempering.attention.profiles.fingerprint import agree_on_model
 from tempering.attention.profiles.profile import Profile
+from tempering.chunks import chunks_digest
 from tempering.errors import InputError
 from tempering.evaluation.journal import Journal
 from tempering.evaluation.paired import IntervalEstimate, mean_estimate, paired_difference
+from tempering.evaluation.shared_ledger import SharedLedger
+from tempering.ranks import here
 
 # Positions whose distributions over the vocabulary are held at once.
 _POSITIONS = 256
@@ -141,7 +145,8 @@ def measure_costs(
 
     Every chunk is run once untempered and once under each variant, so costs are paired over any
     number of finished chunks. Ctrl-C returns the costs over these; the second value says whether
-    they are all chunks. With a journal, finished chunks are kept and not computed again.
+    they are all chunks. With a journal, finished chunks are kept and not computed again; where a
+    run has several ranks (`tempering.ranks`), they share the chunks, and the journal is rank 0's.
 
     Returns costs in the order of `variants`. Raises InputError for two variants of one label.
     """
@@ -161,24 +166,42 @@ def cost_rows(
     check_labels(variants)
     if len(chunks) == 0:
         raise InputError("a cost needs at least one chunk of text")
+    _agree(model, chunks, variants)
+    ledger = SharedLedger(journal)
     rows: list[dict[str, list[float]]] = []
     try:
         with evaluation_mode(model), _Subject(model) as subject:
-            for index, ids in enumerate(chunks):
-                rows.append(_chunk(subject, ids, variants, journal, index))
+
+            def one(index: int) -> dict[str, list[float]]:
+                return _chunk(subject, chunks[index], variants, ledger, index)
+
+            for found in ledger.rounds(len(chunks), one):
+                rows += found
                 if progress is not None:
-                    progress(index + 1, len(chunks))
+                    progress(len(rows), len(chunks))
     except KeyboardInterrupt:
         if not rows:
             raise
     return rows, len(rows) == len(chunks)
 
 
+def _agree(
+    model: nn.Module, chunks: Int[Tensor, "chunks length"], variants: Sequence[Variant]
+) -> None:
+    """RankError where the ranks of a run have other models, texts or variants."""
+    if here().size > 1:
+        agree_on_model(model)
+        profiles = [variant.profile and variant.profile.to_text() for variant in variants]
+        labels = [(variant.label, variant.temperature) for variant in variants]
+        given = {"text": chunks_digest(chunks), "variants": labels, "profiles": profiles}
+        here().agree(given)
+
+
 def _chunk(
     subject: _Subject,
     ids: Tensor,
     variants: Sequence[Variant],
-    journal: Journal | None,
+    ledger: SharedLedger,
     index: int,
 ) -> dict[str, list[float]]:
     """{label: [mean nll, mean KL]} of one chunk; "" is the untempered model."""
@@ -187,8 +210,8 @@ def _chunk(
     for variant in (None, *variants):
         label = "" if variant is None else variant.label
         name = f"{index}:{label}"
-        if journal is not None and name in journal:
-            row[label] = journal[name]
+        if name in ledger:
+            row[label] = ledger[name]
             continue
         if reference is None:
             reference = next_token_logits(subject, ids, None)
@@ -199,8 +222,7 @@ def _chunk(
             logits = reference if same else next_token_logits(subject, ids, variant.profile)
             nll, kl = losses_and_divergence(logits, reference, ids[1:], variant.temperature)
         row[label] = [float(nll.double().mean()), float(kl.double().mean())]
-        if journal is not None:
-            journal.put(name, row[label])
+        ledger.put(name, row[label])
     return row
 
 

@@ -34,6 +34,8 @@ from tempering.errors import InputError
 from tempering.evaluation.clusters import cluster_bootstrap
 from tempering.evaluation.journal import Journal, Progress
 from tempering.evaluation.paired import IntervalEstimate
+from tempering.evaluation.shared_ledger import SharedLedger
+from tempering.ranks import here
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def measure_evidence(
     refuse_overlap(learned, tests, "calibration and test")
     plain = Contender("", "", 0, contextlib.nullcontext)
     rows = []
+    ledger = SharedLedger(journal)
     with frozen(model), torch.no_grad():
         for test in tests:
             groups = (clusters or {}).get(test.name, range(len(test.pieces)))
@@ -158,7 +161,7 @@ def measure_evidence(
                 )
             measured = {}
             for place, rival in enumerate((plain, *rivals), 1):
-                measured[rival.label] = _measure(model, test, rival, journal)
+                measured[rival.label] = _measure(model, test, rival, ledger)
                 if progress is not None:
                     progress(f"evidence, {test.name}", place, len(rivals) + 1)
             for rival in rivals:
@@ -168,21 +171,22 @@ def measure_evidence(
 
 
 def _measure(
-    model: nn.Module, test: Objective, rival: Contender, journal: Journal | None
+    model: nn.Module, test: Objective, rival: Contender, ledger: SharedLedger
 ) -> dict[str, list[float]]:
     """{metric: a value for each piece} of one contender on one test."""
     name = f"{test.digest}:{rival.label}"
-    if journal is not None and name in journal:
-        return dict(journal[name])
-    found: dict[str, list[float]] = {"loss": []}
-    with rival.active():
-        for piece in test.pieces:
-            loss, right = _score(model, piece)
-            found["loss"].append(loss)
-            if test.kind == "answers":
-                found.setdefault("accuracy", []).append(right)
-    if journal is not None:
-        journal.put(name, found)
+    if name in ledger:
+        return dict(ledger[name])
+    scores = torch.zeros(2, len(test.pieces), dtype=torch.float64)
+    with here().together(), rival.active():
+        for place in here().mine(len(test.pieces)):
+            scores[:, place] = torch.tensor(_score(model, test.pieces[place]), dtype=torch.float64)
+    (scores,) = here().sum(scores)
+    found = {"loss": scores[0].tolist()}
+    if test.kind == "answers":
+        found["accuracy"] = scores[1].tolist()
+    with here().together():
+        ledger.put(name, found)
     return found
 
 

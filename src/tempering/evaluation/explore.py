@@ -11,8 +11,8 @@ from tempering.agents.checkers import Checker
 from tempering.agents.contract import Engine, Ledger, Memory, Stop, never
 from tempering.agents.ladder import Strategy
 from tempering.errors import InputError
-from tempering.evaluation.passk import Compared, compared, pass_at_k
-from tempering.evaluation.sampling import Report, Sampling, no_report
+from tempering.evaluation.passk import Compared, compared, pass_at_k, pass_at_share
+from tempering.evaluation.sampling import Report, Sampling, check_tasks, no_report
 
 Task = Mapping[str, Any]
 Row = dict[str, Any]
@@ -73,15 +73,7 @@ def explore(
     k = len(chosen[0].rungs)
     if any(len(strategy.rungs) != k for strategy in chosen):
         raise InputError("strategies are compared at an equal number of samples")
-    if len(tasks) != len(checkers) or not tasks:
-        raise InputError(f"{len(tasks)} tasks and {len(checkers)} checkers; give one each")
-    for task, checker in zip(tasks, checkers, strict=True):
-        checker.read(str(task["answer"]), task)  # a checker that fails does so before it costs
-        if not checker.correct(str(task["answer"]), task):
-            raise InputError(
-                f"task {task['id']!r}: the checker {checker.name} doesn't take the task's own "
-                f"answer {task['answer']!r} for right"
-            )
+    check_tasks(tasks, checkers)
     run = Sampling(engine, list(tasks), list(checkers), tokens, seed,
                    Memory() if ledger is None else ledger, report or no_report, stop)  # fmt: skip
     for strategy in chosen:
@@ -125,6 +117,7 @@ def _compare(
                 name: [pass_at_k(k, c, size) for c in counts] for name, counts in right.items()
             }
             found += compared(values, f"pass@{size}", seed=seed)
+        found += _at_equal_tokens(run, chosen, finished, right, seed)
     scored = all(row["score"] is not None for row in rows if row["answer"] is not None)
     for label, aggregator in AGGREGATORS.items():
         if not scored and label in ("tempered vote", "best of n"):
@@ -156,6 +149,32 @@ def _compare(
     tasks = [run.tasks[task] for task in finished]
     kinds = _by_kind(run, chosen, finished, right)
     return Exploration(rows, tasks, found, complete, failed, kinds, *summary)
+
+
+def _at_equal_tokens(
+    run: Sampling,
+    chosen: Sequence[Strategy],
+    finished: Sequence[int],
+    right: Mapping[str, list[int]],
+    seed: int,
+) -> list[Compared]:
+    """pass@k with as many samples as fit the tokens that the tersest strategy writes.
+
+    Nothing where all write equally many, or an engine counts none: equal samples say it all then.
+    """
+    k = len(chosen[0].rungs)
+    written = {
+        s.name: sum(row["tokens_out"] or 0 for t in finished for row in run.rows(s, t))
+        for s in chosen
+    }
+    least = min(written.values())
+    if least == 0 or least == max(written.values()):
+        return []
+    values = {
+        name: [pass_at_share(k, c, k * least / written[name]) for c in counts]
+        for name, counts in right.items()
+    }
+    return compared(values, f"pass@{k} at equal tokens", seed=seed)
 
 
 def _accuracy(

@@ -58,8 +58,11 @@ def tally(strategy: str, by_task: Sequence[Sequence[Row]]) -> Row:
     return {"strategy": strategy, "samples": len(fates), **counts, "tasks without answer": silent}
 
 
-def warnings_of(row: Row, tokens: int) -> list[str]:
-    """Warnings about a tally; none where the only samples without an answer are unreadable ones."""
+def warnings_of(row: Row, tokens: int, option: str = "--tokens") -> list[str]:
+    """Warnings about a tally; none where the only samples without an answer are unreadable ones.
+
+    option: that sets the tokens of a reply.
+    """
     lost = {fate: row[fate] for fate in LOST if row[fate]}
     if not lost and row["answered"]:
         return []
@@ -71,7 +74,7 @@ def warnings_of(row: Row, tokens: int) -> list[str]:
         f"count as wrong: {counts}"
     )
     if row["cut"]:
-        text += f"; raise --tokens ({tokens} now), which include what a reasoning model thinks"
+        text += f"; raise {option} ({tokens} now), which include what a reasoning model thinks"
     elif lost.get("unreadable"):
         text += "; see whether the checker fits how the model answers"
     return [text]

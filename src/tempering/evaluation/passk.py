@@ -33,6 +33,18 @@ def pass_at_k(n: SupportsIndex, c: SupportsIndex, k: SupportsIndex) -> float:
     return 1.0 - missed
 
 
+def pass_at_share(n: int, c: int, k: float) -> float:
+    """pass@k of a number of samples that isn't whole: on the line between those beside it.
+
+    pass@0 is 0. Raises InputError unless 0 <= k <= n.
+    """
+    if not 0 <= k <= n:
+        raise InputError(f"pass@k needs 0 <= k <= n; got n={n}, k={k:g}")
+    whole = min(int(k), n - 1)
+    below = pass_at_k(n, c, whole) if whole else 0.0
+    return below + (k - whole) * (pass_at_k(n, c, whole + 1) - below)
+
+
 class Compared(NamedTuple):
     """A mean over tasks, and its paired difference from the first strategy (None for that one)."""
 

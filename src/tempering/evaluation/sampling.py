@@ -11,6 +11,7 @@ from tempering.agents.checkers import Checker
 from tempering.agents.contract import Call, Engine, EngineError, Ledger, Reply, Stop, no_progress
 from tempering.agents.ladder import Strategy
 from tempering.agents.run import worker_seed
+from tempering.errors import InputError
 from tempering.evaluation.fates import ladder_warnings, read_reply, tally, warnings_of
 
 Task = Mapping[str, Any]
@@ -48,6 +49,7 @@ class Sampling:
             attention=rung.attention,
             raw=bool(fields.get("raw", False)),
             stop=fields.get("stop") or None,
+            token_policy=rung.token_policy,
         )
 
     def sample(self, chosen: Sequence[Strategy], stop_support: float | None) -> None:
@@ -69,9 +71,10 @@ class Sampling:
                 if not self.has_sample(strategy, task, i)
             ]
             if todo and not self.stop():
-                self._run(todo)
+                self.ask(todo)
 
-    def _run(self, todo: Sequence[tuple[Strategy, int, int]]) -> None:
+    def ask(self, todo: Sequence[tuple[Strategy, int, int]]) -> None:
+        """Ask for samples: (strategy, task, which of its samples)."""
         calls = [self.call(*item) for item in todo]
         count = lost = 0
 
@@ -81,6 +84,7 @@ class Sampling:
             lost += reply.output is None
             strategy, task, i = todo[index]
             self.ledger.put(calls[index].key, self.row(strategy, task, i, reply))
+            self.judged.pop(calls[index].key, None)  # of an earlier try that failed
             self.report("sampling", count, len(todo))
 
         def halted() -> bool:
@@ -103,11 +107,13 @@ class Sampling:
             "temperature_asked": rung.temperature,
             "temperature_sent": reply.temperature_sent,
             "attention": rung.attention,
+            "token_policy": rung.token_policy,
             "seed": worker_seed(self.seed, fields["id"], i),
             "score": reply.score,
             "tokens_in": reply.tokens_in,
             "tokens_out": reply.tokens_out,
             "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
+            **({} if reply.replica is None else {"replica": reply.replica}),
         }
 
     def paid_before(self, key: str) -> int:
@@ -191,6 +197,7 @@ class Sampling:
                 "tokens_in": reply.tokens_in,
                 "tokens_out": reply.tokens_out,
                 "tokens_discarded": reply.tokens_discarded + self.paid_before(key),
+                **({} if reply.replica is None else {"replica": reply.replica}),
             }
             self.ledger.put(key, row)
             self.report(f"synthesis, {strategy.name}", count, len(calls))
@@ -244,6 +251,19 @@ class Sampling:
                         f"count as wrong: {', '.join(lost)}"
                     )
         return tallies, found, unanswered
+
+
+def check_tasks(tasks: Sequence[Task], checkers: Sequence[Checker]) -> None:
+    """InputError unless each task has a checker, which takes its own answer for right."""
+    if len(tasks) != len(checkers) or not tasks:
+        raise InputError(f"{len(tasks)} tasks and {len(checkers)} checkers; give one each")
+    for task, checker in zip(tasks, checkers, strict=True):
+        checker.read(str(task["answer"]), task)  # a checker that fails does so before it costs
+        if not checker.correct(str(task["answer"]), task):
+            raise InputError(
+                f"task {task['id']!r}: the checker {checker.name} doesn't take the task's own "
+                f"answer {task['answer']!r} for right"
+            )
 
 
 def no_report(what: str, done: int, total: int) -> None:

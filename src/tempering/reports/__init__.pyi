@@ -14,6 +14,7 @@ from .figures import figure_support_by_layer as figure_support_by_layer
 from .figures import figure_support_change as figure_support_change
 from .figures import figure_support_heatmap as figure_support_heatmap
 from .figures import figure_training as figure_training
+from .figures import figure_trials as figure_trials
 from .figures import save_figure as save_figure
 from .html import render_html as render_html
 from .html import save_html as save_html

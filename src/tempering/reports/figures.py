@@ -28,7 +28,7 @@ from tempering.reports.figures_results import (
     figure_stages,
     figure_training,
 )
-from tempering.reports.figures_study import figure_depth
+from tempering.reports.figures_study import figure_depth, figure_trials
 from tempering.reports.record import Record
 from tempering.reports.style import CARD, RC
 
@@ -47,6 +47,7 @@ __all__ = [
     "figure_support_change",
     "figure_support_heatmap",
     "figure_training",
+    "figure_trials",
     "save_figure",
     "svg",
 ]
@@ -64,6 +65,7 @@ FIGURES: dict[str, tuple[str, Callable[[Record], Figure]]] = {
     "stages": ("stages", figure_stages),
     "depth": ("depth", figure_depth),
     "repair": ("repair", figure_repair),
+    "trials": ("trials", figure_trials),
 }
 
 _FORMATS = (".png", ".svg", ".pdf")

@@ -1,4 +1,4 @@
-"""The figure of a study of depth: cost and benefit over cycles, and over parts of the stack."""
+"""Figures of studies: of depth (cost and benefit over cycles and parts of the stack), of trials."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from tempering.reports.axes import LEGEND_ROW, handle, legend, new, section, styled, title
+from tempering.reports.axes import (
+    LEGEND_ROW,
+    handle,
+    legend,
+    log_ticks,
+    new,
+    section,
+    styled,
+    title,
+)
 from tempering.reports.record import Record
-from tempering.reports.style import QUIET, series
-from tempering.reports.views import level, whisker
+from tempering.reports.style import INK, QUIET, series
+from tempering.reports.views import level, present, shown, whisker
 
 _CONTROL: dict[str, Any] = {
     "color": QUIET, "marker": "o", "linestyle": ":", "markerfacecolor": "none",
@@ -83,3 +92,51 @@ def _finish(ax: Axes, below: str, value: str, rows: Sequence[dict[str, Any]]) ->
         title(ax, f"cost, {rows[0]['unit']}", f"below 0 is a gain · bars: {level(rows)}")
     else:
         title(ax, "spread of samples", "1 - cosine between samples of a prompt")
+
+
+_OF_A_TRIAL = ("trial", "policy", "score", "tasks", "left", "chosen")
+_WIDE = 4.0  # a range of at least this ratio is drawn in logs
+
+
+@styled
+def figure_trials(record: Record) -> Figure:
+    """The score of each trial against each number that was searched; the line is the untuned one.
+
+    Hollow: left before its last task. The chosen trial stands out.
+    """
+    rows = section(record, "trials")
+    names = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in _OF_A_TRIAL]
+    names = names or ["trial"]
+    figure = new(165 * len(names) + LEGEND_ROW * 4)
+    untuned = present([row["score"] for row in rows if row["trial"] == 0])
+    for ax, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
+        for score in untuned:
+            ax.axhline(score, color=INK, linestyle=":", linewidth=1.2)
+        tried = [
+            row for row in rows if row["trial"] and len(present([row.get(name), row["score"]])) == 2
+        ]
+        for row in tried:
+            ax.plot([row[name]], [row["score"]], **_dot(row))
+        values = [row[name] for row in tried]
+        if values and min(values) > 0 and max(values) >= _WIDE * min(values):
+            ax.set_xscale("log")
+            ticks = log_ticks(min(values), max(values))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xticks(ticks, [shown(float(tick)) for tick in ticks])
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.grid(axis="y")
+        title(ax, name, "share of right samples on the tasks of the search")
+    samples = [_dot({}), _dot({"left": True}), _dot({"chosen": True})]
+    handles = [handle(color=INK, linestyle=":"), *(handle(**dot) for dot in samples)]
+    legend(figure, handles, ["untuned", "tried on all tasks", "left early: an estimate", "chosen"])
+    return figure
+
+
+def _dot(row: dict[str, Any]) -> dict[str, Any]:
+    """How a trial is drawn."""
+    chosen, left = row.get("chosen"), row.get("left")
+    colour = series(0)["color"] if chosen else QUIET
+    return {
+        "color": colour, "marker": "o", "linestyle": "", "markersize": 7 if chosen else 4.5,
+        "markerfacecolor": "none" if left else colour, "zorder": 3 if chosen else 2,
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from tempering.reports.views import (
     interval,
     layer_means,
     level,
+    present,
     quantities,
     shown,
     signed,
@@ -101,6 +103,29 @@ def depth_grid(rows: Sequence[Row]) -> Grid:
          "se", "low", "high", "n", "unit", "level", "shuffled", "difference", "difference_low",
          "difference_high", "spread", "spread_low", "spread_high"},
     )  # fmt: skip
+
+
+def trials_grid(rows: Sequence[Row]) -> Grid:
+    """The policies that a search tried, best first, and the untuned one."""
+
+    def rank(row: Row) -> tuple[bool, float]:
+        found = present([row["score"]])
+        return bool(row.get("left")), -found[0] if found else math.inf
+
+    return _grid(
+        "Trials",
+        "share of right samples over the tasks of the search; trial 0 is untuned; left: clearly "
+        "below the best before its last task, so that the score is an estimate",
+        sorted(rows, key=rank),
+        {
+            "trial": lambda row: f"{row['trial']}{' chosen' if row.get('chosen') else ''}",
+            "score": lambda row: shown(row["score"]),
+            "policy": lambda row: row["policy"],
+            "tasks": lambda row: shown(row.get("tasks")),
+            "left": lambda row: shown(row.get("left")),
+        },
+        {"trial", "policy", "score", "tasks", "left", "chosen"},
+    )
 
 
 def repair_grid(rows: Sequence[Row]) -> Grid:

@@ -33,6 +33,9 @@ be added under any name and become columns. A trailing ? marks an optional field
     repair        [row {label, test, compressed, repaired, returned?, returned_low?, returned_high?,
                   damage?, share?, low?, high?, n?, level?}]
                   nats per token; share, of the damage, where a reference is known
+    trials        [row {trial, policy, score, tasks?, left?, chosen?}]
+                  trial 0 is the untuned policy; every other field is a number that was searched;
+                  left: before its last task, so that the score is an estimate
     training      {history: [row {step, loss, held_out?}], trade_off?: [row {label, objective, cost,
                   chosen?}]}
 """
@@ -247,6 +250,13 @@ SECTIONS = {
                 )
             ),
         },
+    ),
+    "trials": listed(
+        an_object(
+            {"trial": a_count, "policy": a_text, "score": _value},
+            {"tasks": a_count, "left": a_flag, "chosen": a_flag},
+            extra=_value,
+        )
     ),
     "training": an_object(
         {

@@ -74,6 +74,7 @@ def _tables(record: Record, console: Console) -> list[Grid]:
         "frontier": grids.frontier_grid,
         "depth": grids.depth_grid,
         "repair": grids.repair_grid,
+        "trials": grids.trials_grid,
         "stages": grids.workers_grid,
     }
     tables += [make(results[name]) for name, make in made.items() if results.get(name)]

@@ -20,15 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tempering.calls import (
-    Argument,
-    CallNode,
-    Grammar,
-    Readers,
-    bind,
-    number_arguments,
-    number_text,
-)
+from tempering.binding import Readers, bind, number_arguments
+from tempering.calls import Argument, CallNode, Grammar, number_text
 from tempering.errors import ScheduleError
 from tempering.schedules import operations, patterns
 from tempering.schedules.base import PATTERN_CLASSES, Schedule

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tempering.calls import Argument, CallNode, Grammar, Readers, bind, number_text
+from tempering.binding import Readers, bind
+from tempering.calls import Argument, CallNode, Grammar, number_text
 from tempering.errors import ScheduleError
 from tempering.schedules import PATTERNS, Schedule, as_schedule, schedule_of
 
@@ -25,7 +26,7 @@ from tempering.tokens.policy import POLICY_CLASSES, ConstantPolicy, Policy, Poli
 from tempering.tokens.sampler import OrderPolicy, SamplerPolicy
 
 # Requests bring policies, so their size is bounded; sixty phases with a schedule each fit.
-_GRAMMAR = Grammar(
+GRAMMAR = Grammar(
     "policy", ScheduleError, strings=True, calls=500, characters=10_000, words=(OrderPolicy.name,)
 )
 # Each reads the chat template when it is made, which takes milliseconds, and every token.
@@ -65,7 +66,7 @@ def parse_policy(text: str, tokenizer: Any = None) -> Policy:
     InputError: a delimiter that the tokenizer can't produce, phases without a tokenizer, or
     patterns that together need too many points at once.
     """
-    return _Builder(tokenizer).policy(_GRAMMAR.read(text))
+    return _Builder(tokenizer).policy(GRAMMAR.read(text))
 
 
 class _Builder:

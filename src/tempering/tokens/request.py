@@ -11,7 +11,7 @@ from tempering.errors import InputError
 from tempering.tokens.grammar import parse_policy
 from tempering.tokens.phases import Phases, Span
 from tempering.tokens.policy import ConstantPolicy, Policy
-from tempering.tokens.sampler import SamplerPolicy, check_given
+from tempering.tokens.sampler import OrderPolicy, SamplerPolicy, check_given
 from tempering.tokens.settings import (
     SETTINGS,
     TRUNCATIONS,
@@ -22,6 +22,7 @@ from tempering.tokens.settings import (
 )
 from tempering.tokens.targeted import DynaTempPolicy
 from tempering.tokens.token_state import NOTHING_GIVEN
+from tempering.tokens.truncation import ORDER
 
 THINKING = tuple(f"{name}_thinking" for name in SETTINGS)
 # The arguments that ask for a policy, beside the settings that every request has.
@@ -38,6 +39,12 @@ class Asked(NamedTuple):
     policy: Policy
     given: RequestSettings
 
+    def truncating(self, own: RequestSettings) -> Asked:
+        """The same law, with the request's own truncation carried out by the policy."""
+        if self.policy.truncates or own.active().keys() <= {"temperature"}:
+            return self
+        return Asked(OrderPolicy(self.policy, ORDER), own)
+
 
 def asked_of(
     request: Mapping[str, Any],
@@ -49,7 +56,7 @@ def asked_of(
 
     Parameters
     ----------
-    request: its `POLICY_KEYS`, one or more. own: its own settings.
+    request: its `POLICY_KEYS`; without any, its own T is the policy. own: its own settings.
     where: whose own settings these are, for messages.
 
     Returns
@@ -59,6 +66,8 @@ def asked_of(
 
     Raises InputError: what `policy_from_request` refuses; settings given by policy and request.
     """
+    if not request:
+        return Asked(ConstantPolicy(own.temperature), own)
     if "tempering" in request:
         policy = policy_from_request(request, tokenizer)
         check_given(policy, own, where)

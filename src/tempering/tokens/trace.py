@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,14 @@ def trace_steps(
     )
     values = torch.stack(columns, -1).tolist()
     return [TraceStep(state.phase, *row) for state, row in zip(states, values)]
+
+
+def trace_entry(token: int, step: TraceStep, raw: float, tempered: float) -> dict[str, Any]:
+    """A token over HTTP, by the names of `TraceRow`; JSON has no inf, so it is a word."""
+    numbers = {**step._asdict(), "log_probability_raw": raw, "log_probability": tempered}
+    phase = numbers.pop("phase")
+    found = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+    return {"token_id": token, "phase": phase, **found}
 
 
 class Trace:

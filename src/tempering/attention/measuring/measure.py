@@ -22,6 +22,7 @@ from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import AttentionCall
+from tempering.attention.measuring import fused
 from tempering.attention.measuring.statistics import (
     OF_DISTANCE,
     OF_SINK,
@@ -32,9 +33,12 @@ from tempering.attention.measuring.statistics import (
 )
 from tempering.attention.measuring.streaming import first_key, moments, moments_of_logits
 from tempering.attention.modes import evaluation_mode
+from tempering.attention.profiles.fingerprint import agree_on_model
 from tempering.attention.profiles.profile import Profile
-from tempering.chunks import token_chunks
+from tempering.chunks import chunks_digest, token_chunks
 from tempering.errors import EnergyError, InputError
+from tempering.ranks import Ranks, here
+from tempering.text_tables import TextTable
 
 QUANTITIES = (
     "entropy",
@@ -138,7 +142,7 @@ class Measurement:
 def measure(
     model: nn.Module,
     tokenizer: Any,
-    text: str,
+    text: str | TextTable,
     *,
     profile: Profile | None = None,
     chunk: int = 512,
@@ -151,13 +155,14 @@ def measure(
     Parameters
     ----------
     model, tokenizer: of transformers.
-    text: at least one chunk of tokens; chunks are read separately.
+    text: at least one chunk of tokens, or a table of texts; chunks are read separately.
     profile: temperatures to measure under; those already in force count as well.
     chunk: tokens in a chunk. limit: chunks at most, spread over the text.
     buckets: parts of a chunk that `by_position` tells apart; 4 by default.
     progress: called with (chunks done, chunks in all).
 
-    Memory is linear in the length of a chunk. Raises DataError when the text is too short,
+    Memory is linear in the length of a chunk. The ranks of a run (`tempering.ranks`) share the
+    chunks. Raises DataError when the text is too short,
     ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
     logit is NaN or infinite.
     """
@@ -187,33 +192,61 @@ def measure_tokens(
     model_layout = layout(model)
     network: Any = model
     device = input_device(network)
+    ranks = here()
+    if ranks.size > 1:
+        agree_on_model(model)
+        ranks.agree({"text": chunks_digest(chunks), "profile": profile and profile.to_text()})
     totals = {
         layer.name: StatisticSums.zeros(layer.heads, buckets) for layer in model_layout.layers
     }
-    by_chunk = []
+    shape = (len(chunks), len(model_layout.layers), max(model_layout.heads))
+    by_chunk = torch.zeros(shape, dtype=torch.float64)
     with watching(model, model_layout, profile) as observer:
-        for index, ids in enumerate(chunks):
-            observer.sums = {
-                layer.name: StatisticSums.zeros(layer.heads, buckets)
-                for layer in model_layout.layers
-            }
-            run_layers(model, ids[None].to(device))
-            by_chunk.append(_table(model_layout, observer.sums, "entropy"))
-            for name, sums in observer.sums.items():
-                totals[name].merge(sums)
-            if progress is not None:
-                progress(index + 1, len(chunks))
-        rules = observer.rules()
+        with ranks.together():
+            for index in ranks.mine(len(chunks)):
+                observer.sums = {
+                    layer.name: StatisticSums.zeros(layer.heads, buckets)
+                    for layer in model_layout.layers
+                }
+                run_layers(model, chunks[index][None].to(device))
+                by_chunk[index] = _table(model_layout, observer.sums, "entropy")
+                for name, sums in observer.sums.items():
+                    totals[name].merge(sums)
+                if progress is not None:
+                    # The other ranks are taken to be as far as this one.
+                    progress(min(len(chunks), index - ranks.rank + ranks.size), len(chunks))
+        rules = _of_all(ranks, observer.rules())
+    (by_chunk,) = ranks.sum(by_chunk)
+    for own in totals.values():
+        own.share(ranks)
     edges = [int((buckets_of(length, buckets) < bucket).sum()) for bucket in range(buckets + 1)]
     return Measurement(
         layers=model_layout.layers,
         **{name: _table(model_layout, totals, name) for name in QUANTITIES},
-        entropy_by_chunk=torch.stack(by_chunk),
+        entropy_by_chunk=by_chunk,
         chunk_length=length,
         by_position={name: _table(model_layout, totals, name, buckets) for name in QUANTITIES},
         positions=tuple((low, high - 1) for low, high in itertools.pairwise(edges)),
         rules=rules,
     )
+
+
+def _of_all(ranks: Ranks, own: dict[str, list[RuleCount]]) -> dict[str, list[RuleCount]]:
+    """How often the rules of each layer acted, on all ranks together."""
+    every = ranks.each(own)
+    return {
+        layer: [
+            RuleCount(
+                count.rule,
+                *(
+                    sum(getattr(theirs[layer][place], name) for theirs in every)
+                    for name in ("queries", "coldest", "hottest")
+                ),
+            )
+            for place, count in enumerate(counts)
+        ]
+        for layer, counts in own.items()
+    }
 
 
 def run_layers(model: nn.Module, ids: Tensor) -> None:
@@ -302,11 +335,17 @@ def _named(layer: str) -> Iterator[None]:
 
 def posteriors(call: AttentionCall) -> QueryStatistics:
     """The statistics of an attention call; its sink is the learned one, or else the first key."""
+    on_gpu = fused.serves(call)
     if call.sinks is None:
         before = 0 if call.causal else call.key.shape[2] - call.query.shape[2]
-        return statistics_of_moments(moments(call, 1), first_key(call), learned=False, first=before)
+        if on_gpu:
+            found, sink, _ = fused.run(call, 1)
+        else:
+            found, sink = moments(call, 1), first_key(call)
+        return statistics_of_moments(found, sink, learned=False, first=before)
     queries = torch.arange(call.query.shape[2], device=call.query.device)
-    return statistics_of_moments(moments(call), call.sink_column(queries)[..., 0], learned=True)
+    found = fused.run(call).moments if on_gpu else moments(call)
+    return statistics_of_moments(found, call.sink_column(queries)[..., 0], learned=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tempering.attention.measuring.streaming import Moments
 from tempering.errors import EnergyError
+from tempering.ranks import Ranks
 
 
 class QueryStatistics(NamedTuple):
@@ -154,6 +155,12 @@ class StatisticSums:
         """Add another sum over the same heads and buckets."""
         for field in fields(self):
             getattr(self, field.name).add_(getattr(other, field.name))
+
+    def share(self, ranks: Ranks) -> None:
+        """Add those of all ranks."""
+        names = [field.name for field in fields(self)]
+        for name, total in zip(names, ranks.sum(*(getattr(self, name) for name in names))):
+            setattr(self, name, total)
 
     def add(self, statistics: QueryStatistics) -> None:
         """Add the statistics of queries; those in the first 1/buckets of the text come first."""

@@ -2,8 +2,7 @@
 
 Logits are formed for a tile of queries and keys that stays in the processor's cache, reduced to
 six numbers a query, and dropped. No values are weighted, so all six numbers together cost less
-than the attention itself. `moments` has the signature of one fused kernel, a call in and six
-numbers a query out, so that a kernel for GPUs can take its place.
+than the attention itself. On CUDA one kernel takes the place of `moments`: see `fused`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from tempering.attention.examining.stored import hooks, packed, parts_of
 from tempering.attention.examining.structure import ObjectRef, Structure, object_ref, same, walk
 from tempering.attention.examining.subject import check_subject, unwrapped
 from tempering.attention.layout import Layout
+from tempering.ranks import here
 
 # Fields that decide what the weights compute. A fixed list, so that a new default in a later
 # transformers release doesn't rename every model.
@@ -261,6 +262,33 @@ def _rounded(values: torch.Tensor) -> Any:
     """bfloat16's bits, in an array."""
     values = values.float().cpu()
     return values.masked_fill(values.abs() < _FLOOR, 0.0).bfloat16().view(torch.int16).numpy()
+
+
+def agree_on_model(model: nn.Module) -> None:
+    """RankError where the ranks of a run have other models: other architectures or weights.
+
+    Every weight counts here, and so does its dtype: a checksum of all bits of every parameter goes
+    with the fingerprint, which samples them. In one process nothing is computed.
+    """
+    if here().size > 1:
+        model = unwrapped(model)
+        own = {"model (fingerprint)": fingerprint(model), "weights (checksum)": _checksum(model)}
+        here().agree(own)
+
+
+# Integers of the size of a number, by the bytes of a number.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _checksum(model: nn.Module) -> str:
+    """Hexadecimal digits that change with any bit of any parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        for part, value in parts_of(model, name, parameter):
+            bits = value.detach().contiguous().view(_BITS[value.element_size()])
+            total = int(bits.sum(dtype=torch.int64))
+            digest.update(f"{part} {value.dtype} {tuple(value.shape)} {total}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def describe_model(

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.profiles.rule_base import Rule
-from tempering.calls import CallNode, call_text, number_arguments, number_text
+from tempering.binding import number_arguments
+from tempering.calls import CallNode, call_text, number_text
 from tempering.errors import ProfileError
 from tempering.posterior import entropy, temperature_for
 

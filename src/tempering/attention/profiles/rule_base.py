@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.calls import Argument, CallNode, Grammar, bind, call_text, number_arguments
+from tempering.binding import bind, number_arguments
+from tempering.calls import Argument, CallNode, Grammar, call_text
 from tempering.errors import ProfileError
 
 GRAMMAR = Grammar("rule", ProfileError)

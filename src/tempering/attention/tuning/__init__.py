@@ -3,10 +3,12 @@
 from_text, from_lengths, from_pairs, from_functions, from_batches    what to be better at
 Constraint                                             what other data may lose
 tune(model, objectives)                                -> Tuned, with a Profile
+tune_context(model, ids, seconds=20)                   the same for one context, in so much time
 search(model, score)                                   the same for scores without a gradient
 """
 
 from tempering.attention.tuning.basis import Basis, make_basis, pattern_basis, uniform_basis
+from tempering.attention.tuning.context import ContextFit, tune_context
 from tempering.attention.tuning.fit import tune
 from tempering.attention.tuning.objectives import (
     Constraint,
@@ -26,6 +28,7 @@ __all__ = [
     "Basis",
     "Constraint",
     "ConstraintError",
+    "ContextFit",
     "HeldOut",
     "Objective",
     "Searched",
@@ -44,5 +47,6 @@ __all__ = [
     "refuse_overlap",
     "search",
     "tune",
+    "tune_context",
     "uniform_basis",
 ]

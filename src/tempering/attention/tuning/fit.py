@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tempering.attention.examining.layout_of import layout
-from tempering.attention.profiles.fingerprint import fingerprint
+from tempering.attention.profiles.fingerprint import agree_on_model, fingerprint
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.basis import Basis, make_basis, scale_basis
 from tempering.attention.tuning.live_law import RULES, LawRange
@@ -33,6 +33,7 @@ from tempering.attention.tuning.problem import Problem, make_problem
 from tempering.attention.tuning.run import Progress, Run
 from tempering.attention.tuning.saved_run import SavedRun
 from tempering.errors import ConvergenceWarning, InputError
+from tempering.ranks import here
 
 STEPS = {"newton": 8, "adam": 100}
 
@@ -58,6 +59,7 @@ def tune(
     rule: str | None = None,
     seed: int = 0,
     state: str | Path | None = None,
+    until: float | None = None,
     on_step: Callable[[Step], None] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
@@ -66,7 +68,8 @@ def tune(
         minimise  sum_k w_k L_k(theta) + |theta|^2 / (2 prior_sd^2 N)   under  c(theta) <= within
 
     with N targets learned from and log T = B theta (see `basis`). No weight changes, and none
-    takes a gradient. Ctrl-C keeps the best point so far.
+    takes a gradient. Ctrl-C keeps the best point so far. The ranks of a run (`tempering.ranks`)
+    share the pieces, to the result of one process.
 
     Parameters
     ----------
@@ -91,6 +94,7 @@ def tune(
         that sees n keys (see `live_law`); None learns constants.
     state: a file that keeps the run after every step; the same call goes on from it to the result
         of a run in one piece, or gives a finished run's result again.
+    until: a time of `time.perf_counter()` at which the run ends, at the best point so far.
     on_step: called with each row of the history. progress: (stage, done, total).
 
     Raises
@@ -98,6 +102,7 @@ def tune(
     DataError: too little data, or overlapping parts.
     ConstraintError: nothing within the constraint is better; it holds the trade-off.
     RefusedError: a loss that is not finite (it names the head and the step).
+    RankError: ranks with other models, data or settings.
 
     Warns
     -----
@@ -127,6 +132,8 @@ def tune(
         "steps": count,
         "seed": seed,
     }
+    agree_on_model(model)
+    here().agree(settings)
     prior = 1 / (float(prior_sd) ** 2 * problem.targets)
     with live_temperatures(
         model, basis, bounds, checkpoint=checkpoint, scales=scales, law=law
@@ -148,7 +155,7 @@ def tune(
             )
         every = 1 if method == "newton" else max(1, count // 10)
         run = Run(problem, tempering, mover, SavedRun(state, settings), rows, progress, on_step)
-        run.walk(count, every, patience)
+        run.walk(count, every, patience, math.inf if until is None else until)
         tuned = _tuned(run, tempering, float(prior_sd), seed)
     if tuned.stopped_because == INTERRUPTED:
         return tuned

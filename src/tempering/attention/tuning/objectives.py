@@ -24,6 +24,7 @@ from torch import Tensor
 from tempering.attention.tuning.batches import Batch, answer_batches, target_losses, text_batches
 from tempering.chunks import mixed_chunks, token_chunks, token_ids
 from tempering.errors import DataError, InputError
+from tempering.text_tables import TextTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ def from_batches(
 
 def from_text(
     tokenizer: Any,
-    text: str,
+    text: str | TextTable,
     *,
     chunk: int = 512,
     limit: int | None = None,
@@ -174,7 +175,7 @@ def from_text(
 
 def from_lengths(
     tokenizer: Any,
-    text: str,
+    text: str | TextTable,
     lengths: Sequence[int],
     *,
     held_length: int | None = None,

@@ -4,11 +4,15 @@ Every row of a batch has its own copy of theta as the leaf of its temperatures, 
 pass gives the gradient of each row's mean loss by itself. Gradients of the same forward pass for
 tokens drawn from the model's own distribution are what Newton steps take for curvature: the mean
 of their squares is the Fisher matrix, the Hessian of KL(untempered || tempered) at theta = 0.
+
+Where a run has several ranks, each runs a part of the batches, and all get what all found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +23,7 @@ from tempering.attention.tuning.batches import Batch, divergences, losses_of, ta
 from tempering.attention.tuning.objectives import Piece, row_means
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import RefusedError
+from tempering.ranks import here
 
 Kind = Literal["loss", "divergence"]
 Report = Callable[[int], None]
@@ -67,31 +72,34 @@ def gradient_pass(
     one more backward pass each. Functions have no targets to draw.
     Raises RefusedError for a loss or gradient that is not finite; it names the head and the step.
     """
-    losses, gradients, drawn = [], [], []
-    for place, group in enumerate(grouped(pieces, rows)):
-        leaf = theta.detach().expand(group.rows, -1).clone().requires_grad_()
-        if draws:
-            values, *others = _drawn(live, leaf, group, draws, seed * 1_000_003 + place)
-        else:
-            values, others = _losses(live, leaf, group, kind), []
-        _check(values, live, theta, group, step)
-        found = []
-        for left, value in zip(range(draws, -1, -1), (values, *others), strict=True):
-            (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=left > 0)
-            if not bool(gradient.isfinite().all()):
-                raise RefusedError(
-                    f"step {step}, {group.origin}: the gradient is not finite; "
-                    + live.trouble(theta, group, gradient)
-                )
-            found.append(gradient.to("cpu", torch.float64))
-        losses.append(values.detach().to("cpu", torch.float64))
-        gradients.append(found[0])
-        if draws:
-            drawn.append(torch.stack(found[1:]))
-        if report is not None:
-            report(group.rows)
-    every = torch.cat(drawn, 1) if drawn else None
-    return Pass(torch.cat(losses), _counts(pieces), torch.cat(gradients), every)
+    # With draws, batches are the same on any number of ranks: each has random numbers of its own.
+    batches = _Batches(pieces, rows, split=not draws, report=report)
+    losses = torch.zeros(batches.rows, dtype=torch.float64)
+    gradients = losses.new_zeros(batches.rows, len(theta))
+    drawn = losses.new_zeros(draws, batches.rows, len(theta))
+    with here().together():
+        for place, span, group in batches.mine():
+            leaf = theta.detach().expand(group.rows, -1).clone().requires_grad_()
+            if draws:
+                values, *others = _drawn(live, leaf, group, draws, seed * 1_000_003 + place)
+            else:
+                values, others = _losses(live, leaf, group, kind), []
+            _check(values, live, theta, group, step)
+            found = []
+            for left, value in zip(range(draws, -1, -1), (values, *others), strict=True):
+                (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=left > 0)
+                if not bool(gradient.isfinite().all()):
+                    raise RefusedError(
+                        f"step {step}, {group.origin}: the gradient is not finite; "
+                        + live.trouble(theta, group, gradient)
+                    )
+                found.append(gradient.to("cpu", torch.float64))
+            losses[span] = values.detach().to("cpu", torch.float64)
+            gradients[span] = found[0]
+            if draws:
+                drawn[:, span] = torch.stack(found[1:])
+    losses, gradients, drawn = here().sum(losses, gradients, drawn)
+    return Pass(losses, _counts(pieces), gradients, drawn if draws else None)
 
 
 def loss_pass(
@@ -105,16 +113,48 @@ def loss_pass(
     report: Report | None = None,
 ) -> Pass:
     """Losses alone, forward only; theta None runs the untempered model."""
-    losses = []
-    with torch.no_grad():
-        for group in grouped(pieces, rows):
+    batches = _Batches(pieces, rows, split=True, report=report)
+    losses = torch.zeros(batches.rows, dtype=torch.float64)
+    with here().together(), torch.no_grad():
+        for _, span, group in batches.mine():
             values = _losses(live, theta, group, kind)
             _check(values, live, theta, group, step)
-            losses.append(values.to("cpu", torch.float64))
-            if report is not None:
-                report(group.rows)
+            losses[span] = values.to("cpu", torch.float64)
+    (losses,) = here().sum(losses)
     numbers = 0 if theta is None else len(theta)
-    return Pass(torch.cat(losses), _counts(pieces), torch.zeros(0, numbers, dtype=torch.float64))
+    return Pass(losses, _counts(pieces), torch.zeros(0, numbers, dtype=torch.float64))
+
+
+class _Batches:
+    """Pieces in batches of up to `rows` rows, and those of this rank.
+
+    split: whether batches may be smaller, so that each rank gets some.
+    """
+
+    def __init__(
+        self, pieces: Sequence[Piece], rows: int, *, split: bool, report: Report | None
+    ) -> None:
+        most = math.ceil(len(pieces) / here().size) if split else rows
+        self.groups = grouped(pieces, min(rows, most))
+        self.starts = [0, *itertools.accumulate(group.rows for group in self.groups)]
+        self.rows = self.starts[-1]
+        self.report = report
+
+    def mine(self) -> Iterator[tuple[int, slice, Piece]]:
+        """(place among all, rows among all, batch), each reported when it is done.
+
+        The other ranks are taken to be as far as this one.
+        """
+        told = 0
+        for place in here().mine(len(self.groups)):
+            group = self.groups[place]
+            yield place, slice(self.starts[place], self.starts[place + 1]), group
+            done = min(self.rows, told + group.rows * here().size)
+            if self.report is not None:
+                self.report(done - told)
+            told = done
+        if self.report is not None and told < self.rows:
+            self.report(self.rows - told)
 
 
 def grouped(pieces: Sequence[Piece], rows: int) -> list[Piece]:

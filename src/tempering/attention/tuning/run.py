@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from tempering.attention.tuning.problem import Problem, Watched, merit, watch
 from tempering.attention.tuning.saved_run import SavedRun
 from tempering.attention.tuning.steps import LARGEST
 from tempering.attention.tuning.tunable import Tunable
+from tempering.ranks import here
 
 Progress = Callable[[str, int, int], None]
 
@@ -26,6 +28,10 @@ _STILL = 1e-3
 _FARTHEST = 1.5
 # The stretch aims at this share of the constraint, so that a small miss stays within it.
 _SAFE = 0.95
+
+
+class _TimeUpError(Exception):
+    """The time given to a run is over."""
 
 
 class Option(NamedTuple):
@@ -83,12 +89,18 @@ class Run:
         self.theta = torch.zeros(tempering.size, dtype=torch.float64)
         self.step = 0
         self.stopped = ""
+        self.until = math.inf
         self.history: list[Step] = []
         self.trail: list[tuple[Tensor, Watched]] = []  # for each row of the history
 
-    def walk(self, count: int, every: int, patience: int) -> None:
-        """Step until there is a reason to stop; the state is kept after every step."""
+    def walk(self, count: int, every: int, patience: int, until: float = math.inf) -> None:
+        """Step until there is a reason to stop; the state is kept after every step.
+
+        until: by `time.perf_counter()`. A step under way is given up then, between two pieces of
+        data; only the look at the start is always finished.
+        """
         self._restore()
+        self.until = until
         try:
             while not self.stopped:
                 watched = self.step % every == 0 or self.step == count
@@ -103,10 +115,14 @@ class Run:
                 self._keep()
                 if watched and self.on_step is not None:
                     self.on_step(self.history[-1])
+        except _TimeUpError:
+            self.stopped = "time is up"
         except KeyboardInterrupt:
             if not self.history:
                 raise
             self.stopped = INTERRUPTED
+        finally:
+            self.until = math.inf  # what follows is short, and has to be finished
 
     def choose(self) -> Choice:
         """The best point seen; under a constraint also among rooms of the most promising one."""
@@ -181,7 +197,8 @@ class Run:
         total = sum(len(objective.pieces) for objective in learned)
         report = self._counter(f"gradients, step {self.step + 1} of {count}", total)
         cost = self.history[-1].cost if watched else None
-        move = self.mover.advance(self.theta, self.step, cost, report)
+        # Linear algebra may differ in its last digit from one processor to another.
+        move = here().same(self.mover.advance(self.theta, self.step, cost, report))
         if watched:
             self.history[-1] = self.history[-1]._replace(loss=move.loss, multiplier=move.multiplier)
         still = float((move.theta - self.theta).abs().max()) < _STILL
@@ -190,7 +207,7 @@ class Run:
             self.stopped = "converged"
 
     def _watch(self, theta: Tensor, stage: str) -> Watched:
-        return watch(
+        seen = watch(
             self.problem,
             self.live,
             theta,
@@ -199,6 +216,7 @@ class Run:
             step=self.step,
             report=self._counter(stage, self.problem.watched_pieces),
         )
+        return here().same(seen)
 
     def _merit(self, option: Option) -> float:
         """What a point is worth; lower is better."""
@@ -218,13 +236,17 @@ class Run:
         return len(merits) - 1 - best >= patience
 
     def _counter(self, stage: str, total: int) -> Report | None:
-        if self.progress is None:
+        if self.progress is None and self.until == math.inf:
             return None
-        progress, done = self.progress, [0]
+        done = 0
 
         def count(more: int) -> None:
-            done[0] += more
-            progress(stage, done[0], total)
+            nonlocal done
+            done += more
+            if self.progress is not None:
+                self.progress(stage, done, total)
+            if self.history and time.perf_counter() > self.until:
+                raise _TimeUpError
 
         return count
 

@@ -13,6 +13,7 @@ import torch
 
 from tempering.errors import DataError, InputError
 from tempering.files import write_atomic
+from tempering.ranks import here
 
 VERSION = 3
 
@@ -30,10 +31,17 @@ class SavedRun:
         self._key = hashlib.sha256(text.encode()).hexdigest()
 
     def load(self) -> dict[str, Any] | None:
-        """The state, or None where there is no file.
+        """The state, or None where there is no file; that of rank 0 on all ranks.
 
         Raises InputError for the file of another run, DataError for one that is damaged.
         """
+        found = None
+        with here().together():
+            if here().first:
+                found = self._load()
+        return here().same(found)
+
+    def _load(self) -> dict[str, Any] | None:
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -56,9 +64,12 @@ class SavedRun:
         return dict(state)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the file in one step; OutputError when it can't be written."""
-        if self.path is None:
-            return
+        """Replace the file in one step, on rank 0; OutputError when it can't be written."""
+        with here().together():
+            if self.path is not None and here().first:
+                self._save(self.path, state)
+
+    def _save(self, path: Path, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         content = {
             "version": VERSION,
@@ -67,7 +78,7 @@ class SavedRun:
             "state": state,
         }
         torch.save(content, buffer)
-        write_atomic(self.path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue())
 
     def _damaged(self, error: Exception) -> DataError:
         return DataError(

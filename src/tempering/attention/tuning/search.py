@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,8 @@ from tempering.attention.tuning.basis import Basis, make_basis
 from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures, live_temperatures
 from tempering.attention.tuning.outcome import INTERRUPTED
 from tempering.attention.tuning.saved_run import SavedRun
-from tempering.errors import ConvergenceWarning, InputError, MissingExtraError, RefusedError
+from tempering.errors import ConvergenceWarning, InputError, RefusedError
+from tempering.proposals import Axis, Tried, need_optuna, proposal
 
 Score = Callable[[Any], float]
 # With more numbers, a sampler that learns one score a trial finds nothing.
@@ -95,7 +95,7 @@ def search(
     -----
     ConvergenceWarning: no trial beat the untempered model.
     """
-    _optuna()
+    need_optuna()
     plan = layout(model)
     basis = per if isinstance(per, Basis) else make_basis(model, plan, per)
     numbers = basis.matrix.shape[1]
@@ -179,38 +179,8 @@ def _scored(
 
 
 def _proposal(made: list[Trial], numbers: int, bounds: Bounds, seed: int) -> Tensor:
-    """The next point, from the trials so far; the sampler is seeded anew for each, so that a
-    search that goes on proposes what one in a piece would have."""
     if not made:
         return torch.zeros(numbers, dtype=torch.float64)
-    optuna = _optuna()
-    low, high = math.log(bounds[0]), math.log(bounds[1])
-    space = {f"{i}": optuna.distributions.FloatDistribution(low, high) for i in range(numbers)}
-    with _quiet(optuna):
-        sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(made))
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for item in made:
-            params = {f"{i}": value for i, value in enumerate(item.theta)}
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=space, value=item.score)
-            )
-        asked = study.ask(space).params
-    return torch.tensor([asked[f"{i}"] for i in range(numbers)], dtype=torch.float64)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("optuna", "tune") from error
-    return optuna
-
-
-@contextmanager
-def _quiet(optuna: Any) -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    axes = [Axis(math.log(bounds[0]), math.log(bounds[1]))] * numbers
+    tried = [Tried(item.theta, item.score) for item in made]
+    return torch.tensor(proposal(tried, axes, seed), dtype=torch.float64)

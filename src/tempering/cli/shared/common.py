@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tempering.errors import InputError
+from tempering.ranks import here
 
 if TYPE_CHECKING:
     from typer import Context
 
     from tempering.attention.profiles.profile import Profile
     from tempering.reports.record import Record
+    from tempering.text_tables import TextTable
 else:
     # typer passes an instance of this base class, not of typer.Context.
     Context = typer.Context.__base__
@@ -54,6 +56,14 @@ Limit = Annotated[int | None, typer.Option("--chunks", help="Chunks at most, spr
 FromFile = Annotated[
     Path | None, typer.Option("--file", help="Read it from this file; - is standard input.")
 ]
+TextSource = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="UTF-8 text file, Parquet file, or folder of Parquet or .jsonl files with a column "
+        "text; a text of the package by default.",
+    ),
+]
 TextFile = Annotated[
     Path | None, typer.Option("--text", help="UTF-8 text file; a text of the package by default.")
 ]
@@ -71,9 +81,9 @@ def given(context: Context) -> set[str]:
 
 def unread(context: Context, names: Iterable[str], because: str) -> None:
     """InputError when one of these options was given, since nothing would read it."""
-    if found := sorted(given(context).intersection(names)):
-        options = ", ".join("--" + name.replace("_", "-") for name in found)
-        raise InputError(f"{because}: leave out {options}")
+    if found := given(context).intersection(names):
+        options = (max(each.opts, key=len) for each in context.command.params if each.name in found)
+        raise InputError(f"{because}: leave out {', '.join(sorted(options))}")
 
 
 _SILENT = False
@@ -87,8 +97,8 @@ def silence() -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr."""
-    if not _SILENT:
+    """One line on stderr, of rank 0 where a run has several."""
+    if not _SILENT and here().first:
         print(message, file=sys.stderr, flush=True)
 
 
@@ -109,14 +119,18 @@ def text_argument(text: str | None, file: Path | None, what: str) -> str | None:
 
 
 def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """Model and tokenizer by name."""
+    """Causal language model and tokenizer by name."""
     import torch
 
+    from tempering.engines.loading.catalogue import check_writes_text
     from tempering.engines.loading.hub import load_model
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
+    check_writes_text(name)
+    if device == "cuda" and here().size > 1 and torch.cuda.device_count() > 1:
+        device = f"cuda:{here().local_rank % torch.cuda.device_count()}"  # one for each rank
     return load_model(name, device=device, dtype=kinds[dtype])
 
 
@@ -129,6 +143,13 @@ def text_of(path: Path | None) -> tuple[str, str]:
     from tempering.files import read_text
 
     return read_text(path), path.name
+
+
+def source_of(path: Path | None) -> tuple[str | TextTable, str]:
+    """`text_of`, or a folder of Parquet or JSON-lines files, or a Parquet file."""
+    from tempering.text_tables import TextTable, is_table
+
+    return (TextTable(path), path.name) if path is not None and is_table(path) else text_of(path)
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:
@@ -156,7 +177,7 @@ def pattern_profile(
     reading: str = "temperature",
     layers: str | None = None,
     heads: str | None = None,
-    text: str | None = None,
+    text: str | TextTable | None = None,
     chunk: int = 256,
     limit: int | None = None,
 ) -> Profile:
@@ -196,13 +217,14 @@ def pattern_profile(
 
     # Four chunks settle a layer's mean support; they run as one batch.
     sample = token_chunks(tokenizer, text or sample_text("demo"), chunk, min(4, limit or 4))
-    return profile_for_support(
+    solved = profile_for_support(
         model,
         sample,
         plan,
         reading="absolute" if reading == "support" else "relative",
         amplitude=1.0 if amplitude is None else amplitude,
-    ).profile
+    )
+    return here().same(solved.profile)
 
 
 def chosen_profile(
@@ -284,14 +306,17 @@ def check_out(out: Path) -> None:
     from tempering.errors import OutputError
     from tempering.files import write_atomic
 
-    # 64 KiB, as much as a small record, since a full disk still has room for an empty file.
-    try:
-        write_atomic(out / f".writable-{os.getpid()}", bytes(65536)).unlink()
-    except OSError as error:
-        reason = getattr(error.__cause__, "strerror", None) or error
-        raise OutputError(
-            f"can't write into {out}: {reason}; free some space, or name another place"
-        ) from error
+    with here().together():
+        if not here().first:
+            return
+        # 64 KiB, as much as a small record, since a full disk still has room for an empty file.
+        try:
+            write_atomic(out / f".writable-{os.getpid()}", bytes(65536)).unlink()
+        except OSError as error:
+            reason = getattr(error.__cause__, "strerror", None) or error
+            raise OutputError(
+                f"can't write into {out}: {reason}; free some space, or name another place"
+            ) from error
 
 
 def check_file(path: Path | None, option: str, *suffixes: str) -> None:
@@ -308,8 +333,11 @@ def check_file(path: Path | None, option: str, *suffixes: str) -> None:
 def finish(record: Record, out: Path, as_json: bool, path: Path | None = None) -> None:
     """Save record and report, print the tables (or the JSON), and say where they were saved.
 
-    path: from `reserve`, where other files already have its name.
+    path: from `reserve`, where other files already have its name. Where a run has several ranks,
+    rank 0 does it.
     """
+    if not here().first:
+        return
     from tempering.reports import print_record, save_html
 
     saved: list[str] = []
@@ -364,7 +392,7 @@ def counted(what: str, unit: str = "chunks") -> Iterator[Any]:
     """A callback (done, total) that shows progress on stderr."""
     from tempering.reports import progress
 
-    if _SILENT:
+    if _SILENT or not here().first:
         yield lambda done, total: None
         return
     with contextlib.ExitStack() as stack:
@@ -383,7 +411,7 @@ def staged() -> Iterator[Any]:
     """A callback (stage, done, total) that shows one bar a stage on stderr."""
     from tempering.reports import progress
 
-    if _SILENT:
+    if _SILENT or not here().first:
         yield lambda stage, done, total: None
         return
     with contextlib.ExitStack() as stack:

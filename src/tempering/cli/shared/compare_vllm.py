@@ -1,16 +1,20 @@
-"""`tempering compare --engine vllm`: costs through the log probabilities that an engine gives."""
+"""`tempering compare --engine vllm`: costs through the log probabilities that engines give."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tempering.cli.shared import common
+from tempering.cli.shared.engine_options import CONCURRENCY, TIMEOUT
 from tempering.errors import InputError
+
+if TYPE_CHECKING:
+    from tempering.evaluation.journal import Journal
 
 
 def compare_vllm(
-    words: str,
+    words: Any,
     patterns: list[str],
     profiles: list[Path],
     amplitude: float | None,
@@ -50,6 +54,78 @@ def compare_vllm(
     return Comparison(tuple(variants), tuple(costs), (), {}, len(chunks), chunk), section
 
 
+def compare_served(
+    words: Any,
+    patterns: list[str],
+    profiles: list[Path],
+    amplitude: float | None,
+    controls: bool,
+    *,
+    spec: str,
+    model: str,
+    chunk: int,
+    limit: int | None,
+    out: Path,
+    settings: dict[str, Any],
+) -> tuple[Any, dict[str, Any], list[dict[str, Any]], Journal]:
+    """The comparison on running servers, the model's part of its record, replicas, the journal."""
+    from tempering.attention.profiles.profile import Profile
+    from tempering.chunks import chunks_digest, token_chunks
+    from tempering.cli.shared.keeping import resumable
+    from tempering.engines.loading.hub import load_tokenizer
+    from tempering.engines.providers.scoring import ServedScorer
+    from tempering.evaluation.compare import Comparison, pattern_variants
+    from tempering.evaluation.cost import Variant
+    from tempering.evaluation.journal import Journal
+    from tempering.schedules import schedule
+
+    wanted = [schedule(text) for text in patterns]
+    if amplitude is not None:
+        wanted = [pattern.amplitude(amplitude) for pattern in wanted]
+    kept = [(path.stem, Profile.load(path)) for path in profiles]
+    scorer = ServedScorer(spec, concurrency=CONCURRENCY, timeout=TIMEOUT, note=common.note)
+    plan = scorer.meet()
+    chunks = token_chunks(load_tokenizer(model), words, chunk, limit)
+    depth = max(plan.depths.values())
+    variants = [
+        variant
+        for pattern in wanted
+        for variant in pattern_variants(pattern, plan, depth, controls)
+    ]
+    variants += [Variant(label, profile, text=profile.pattern or "") for label, profile in kept]
+    key = {
+        **settings,
+        "engine": "vllm served",
+        "text": chunks_digest(chunks),
+        "profiles": [v.profile and v.profile.to_json() for v in variants],
+    }
+    journal = Journal(out, "compare", key)
+    with resumable(journal) as report:
+        costs = scorer.costs(
+            chunks, variants, journal, lambda done, total: report("cost", done, total)
+        )
+    rows = list(journal.entries.values())
+    replicas = [
+        {
+            "replica": place,
+            "scored": sum(row["replica"] == place for row in rows),
+            "left because": scorer.left.get(place),
+        }
+        for place in dict.fromkeys(
+            [*(c.address for c in scorer.clients), *(row["replica"] for row in rows)]
+        )
+    ]
+    section = {
+        "name": Path(model).name,
+        "shape": plan.describe(),
+        "layers": len(plan.layers),
+        "heads": max(plan.heads),
+        "attn_implementation": "vllm",
+    }
+    comparison = Comparison(tuple(variants), tuple(costs), (), {}, len(chunks), chunk)
+    return comparison, section, replicas, journal
+
+
 def only_costs(
     budget: float | None, samples: int, reading: str, device: str | None, dtype: str, engine: str
 ) -> None:
@@ -60,6 +136,7 @@ def only_costs(
         (reading != "temperature", "--read-as", "needs attention weights, which it doesn't show"),
         (device is not None, "--device", "is the engine's to choose"),
         (engine == "llamacpp" and dtype != "float32", "--dtype", "is the file's"),
+        (engine.startswith("vllm:") and dtype != "float32", "--dtype", "is the server's"),
     ):
         if asked:
             raise InputError(f"{option} {why}; leave it out, or leave out --engine {engine}")

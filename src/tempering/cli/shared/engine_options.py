@@ -29,7 +29,8 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         help="local, openai, anthropic, gemini, the address of an OpenAI-compatible server, or "
-        "vllm:ADDRESS. Keys come from the environment.",
+        "vllm:ADDRESS; for replicas ADDRESS,ADDRESS or a file of them. Keys come from the "
+        "environment.",
     ),
 ]
 Policy = Annotated[

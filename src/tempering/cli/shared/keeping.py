@@ -14,6 +14,7 @@ import typer
 
 from tempering.cli.shared import common
 from tempering.errors import OutputError
+from tempering.ranks import here
 
 if TYPE_CHECKING:
     from tempering.evaluation.journal import Journal
@@ -120,12 +121,36 @@ def finish(
         journal.finish()
 
 
+def opened_journal(out: Path, kind: str, settings: dict[str, Any]) -> Journal | None:
+    """The journal of a run, on rank 0; None on the others."""
+    from tempering.evaluation.journal import Journal
+
+    with here().together():
+        return Journal(out, kind, settings) if here().first else None
+
+
 @contextlib.contextmanager
-def resumable(journal: Journal) -> Iterator[Callable[[str, int, int], None]]:
+def locked(out: Path, command: str) -> Iterator[None]:
+    """`RunLock` on what a run writes, held by rank 0."""
+    from tempering.evaluation.run_lock import RunLock
+
+    with contextlib.ExitStack() as stack:
+        with here().together():
+            if here().first:
+                stack.enter_context(RunLock(out, command))
+        yield
+
+
+@contextlib.contextmanager
+def resumable(journal: Journal | None) -> Iterator[Callable[[str, int, int], None]]:
     """The stages of a run whose finished pieces are kept; Ctrl-C says where.
 
     An exception closes the journal; after a run without one, `conclude` does.
     """
+    if journal is None:
+        with common.staged() as report:
+            yield report
+        return
     if journal.entries:
         common.note(f"resuming: {len(journal.entries)} finished pieces in {journal.path}")
     try:
@@ -142,14 +167,17 @@ def resumable(journal: Journal) -> Iterator[Callable[[str, int, int], None]]:
         raise
 
 
-def conclude(record: Record, out: Path, as_json: bool, journal: Journal, complete: bool) -> None:
+def conclude(
+    record: Record, out: Path, as_json: bool, journal: Journal | None, complete: bool
+) -> None:
     """Save and show a record; the journal stays for the next run where this one was cut short."""
-    with journal:
+    with journal or contextlib.nullcontext():
         common.finish(record, out, as_json)
         if not complete:
             common.note("the numbers rest on what was finished; run it again to go on")
             raise typer.Exit(130)
-        journal.finish()
+        if journal is not None:
+            journal.finish()
 
 
 def write_somewhere(path: Path, text: str) -> Path:

@@ -13,7 +13,7 @@ from tempering.errors import InputError
 
 def gguf_path(model: str) -> Path:
     """The GGUF file that --model names; of an embedded model, the one that it comes in."""
-    from tempering.engines.loading.embedded import MODELS
+    from tempering.engines.loading.catalogue import MODELS
     from tempering.engines.loading.gguf_files import embedded_gguf
 
     if model in MODELS:
@@ -101,7 +101,7 @@ def generate_llamacpp(
 
 
 def compare_llamacpp(
-    words: str,
+    words: Any,
     patterns: list[str],
     profiles: list[Path],
     amplitude: float | None,

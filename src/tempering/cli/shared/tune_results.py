@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tempering.attention.tuning import (
 )
 from tempering.attention.tuning.alternatives import fit_alternatives
 from tempering.cli.shared import common
+from tempering.cli.shared.keeping import opened_journal
 from tempering.data import sample_text, texts
 from tempering.errors import DataError, InputError
 from tempering.evaluation.clusters import cluster_bootstrap
@@ -31,8 +33,7 @@ from tempering.evaluation.evidence import (
     measure_evidence,
     with_evidence,
 )
-from tempering.evaluation.journal import Journal
-from tempering.files import read_text
+from tempering.ranks import here
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,11 @@ class EvidenceSettings:
 def objective(
     tokenizer: Any, path: Path, weight: float, chunk: int, limit: int | None
 ) -> Objective:
-    """What a file asks for: answers of a .jsonl file, else the next tokens of a text."""
+    """What a file asks for: answers of a .jsonl file, else the next tokens of texts."""
     if path.suffix == ".jsonl":
         return from_pairs(tokenizer, read_pairs(path, tokenizer), weight=weight, name=path.name)
-    return from_text(
-        tokenizer, read_text(path), chunk=chunk, limit=limit, weight=weight, name=path.name
-    )
+    text, name = common.source_of(path)
+    return from_text(tokenizer, text, chunk=chunk, limit=limit, weight=weight, name=name)
 
 
 class Cuts(NamedTuple):
@@ -97,14 +97,15 @@ def objective_of_lengths(
             f"{path.name} holds prompts with answers, which have lengths of their own; --lengths "
             "and --held-length cut plain text"
         )
+    text, name = common.source_of(path)
     return from_lengths(
         tokenizer,
-        read_text(path),
+        text,
         cut.lengths,
         held_length=cut.held,
         limit=limit,
         weight=weight,
-        name=path.name,
+        name=name,
     )
 
 
@@ -127,7 +128,7 @@ def gather(
         "alternatives": [plan.alternatives, [g.digest for g in goals], plan.seed],
     }
     others = _others(tokenizer, learned, plan)
-    with Journal(out.parent, "tune", key) as journal:
+    with opened_journal(out.parent, "tune", key) or contextlib.nullcontext() as journal:
         with common.staged() as report:
             fitted = []
             if plan.alternatives:
@@ -159,7 +160,8 @@ def gather(
                     journal=journal,
                     progress=report,
                 )
-        journal.finish()
+        if journal is not None:
+            journal.finish()
     return rows
 
 
@@ -234,7 +236,9 @@ class Results:
         profile = with_evidence(
             tuned, self.goals, rows, constraint=self.constraint, settings=self.settings
         )
-        profile.save(self.out)
+        with here().together():
+            if here().first:
+                profile.save(self.out)
         return profile
 
     def finish(

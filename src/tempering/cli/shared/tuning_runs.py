@@ -9,6 +9,7 @@ import typer
 
 from tempering.cli.shared import common
 from tempering.errors import InputError
+from tempering.ranks import here
 
 if TYPE_CHECKING:
     from tempering.attention.tuning import Step
@@ -49,12 +50,20 @@ def read_bounds(text: str) -> tuple[float, float]:
 def state_of(out: Path, resume: bool) -> Path:
     """Where the run is kept; a stopped one is left there only to go on with it."""
     state = out.with_name(out.name + ".state")
+    if not here().first:
+        return state
     if state.exists() and not resume:
         common.note(f"starting anew; the stopped run in {state} is dropped (--resume goes on)")
         state.unlink()
     elif resume and not state.exists():
         common.note(f"no stopped run in {state}; starting from the beginning")
     return state
+
+
+def drop(state: Path) -> None:
+    """Remove the file of a run that is over."""
+    if here().first:
+        state.unlink(missing_ok=True)
 
 
 def say_step(step: Step) -> None:

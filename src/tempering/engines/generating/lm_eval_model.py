@@ -21,7 +21,7 @@ import torch
 
 from tempering.attention.control.tempered import tempered
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.loading.embedded import MODELS
+from tempering.engines.loading.catalogue import MODELS, check_writes_text
 from tempering.engines.loading.hub import load_model
 from tempering.errors import InputError, MissingExtraError
 
@@ -57,6 +57,7 @@ def register() -> type:
                     "untempered model is lm-eval's own --model hf"
                 )
             if pretrained in MODELS:
+                check_writes_text(pretrained)
                 # lm-eval ignores dtype and device for a model that is loaded already.
                 dtype = more.pop("dtype", "float32")
                 if dtype not in DTYPES:

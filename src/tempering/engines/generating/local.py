@@ -14,9 +14,12 @@ from torch import Tensor
 from tempering.agents.contract import Call, Done, Progress, Reply, Stop
 from tempering.agents.temperatures import ProviderRule, Sent, rule_for
 from tempering.attention.profiles.profile import Profile
+from tempering.engines.generating.row_sampling import BatchRow
 from tempering.engines.generating.row_scores import score_rows
-from tempering.engines.generating.rows import BatchRow, Written, generate_rows
+from tempering.engines.generating.rows import Written, generate_rows
 from tempering.errors import InputError
+from tempering.tokens.grammar import parse_policy
+from tempering.tokens.policy import Policy
 
 
 class LocalEngine:
@@ -58,6 +61,7 @@ class LocalEngine:
         self.policy = policy
         self.heard = heard
         self._profiles: dict[str, Profile] = {}
+        self._policies: dict[str, Policy] = {}
         self._stopping: dict[str, tuple[int, ...]] = {}
 
     def temperature(self, normalised: float) -> float:
@@ -72,6 +76,7 @@ class LocalEngine:
                 raise InputError(f"{call.key}: temperature {call.temperature} is no temperature")
             self._sent(call)
             self.profile(call)
+            self.token_policy(call)
             needed = self.count(call) + call.tokens
             if needed > room:
                 raise InputError(
@@ -148,6 +153,26 @@ class LocalEngine:
             self._profiles[call.attention] = Profile.from_schedule(call.attention, self.network)
         return self._profiles[call.attention]
 
+    def token_policy(self, call: Call) -> Policy | None:
+        """The policy by token that a call's text stands for under this tokenizer."""
+        text = call.token_policy
+        if text is None:
+            return None
+        if call.temperature != 1 or call.top_p is not None:
+            raise InputError(
+                f"{call.key}: a policy by token stands beside temperature 1 and no top_p, which "
+                f"are its own; got {call.temperature} and {call.top_p}"
+            )
+        if text not in self._policies:
+            made = parse_policy(text, self.tokenizer)
+            if made.samples is not None:
+                raise InputError(
+                    f"{made} has a temperature for each of {made.samples} samples of a prompt, and "
+                    "a call is one sample; give a policy without ladder"
+                )
+            self._policies[text] = made
+        return self._policies[text]
+
     def ids(self, call: Call) -> Int[Tensor, " length"]:
         """Token ids of a call's prompt."""
         if call.raw or not self.tokenizer.chat_template:
@@ -173,6 +198,7 @@ class LocalEngine:
             tokens=call.tokens,
             top_p=sent.top_p,
             stop=() if call.stop is None else self._stops(call.stop),
+            policy=self.token_policy(call),
         )
 
     def _stops(self, stop: str) -> tuple[int, ...]:

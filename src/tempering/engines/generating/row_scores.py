@@ -13,7 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.examining.stored import input_device
-from tempering.engines.generating.rows import BatchRow, forward_options, read_prompts
+from tempering.engines.generating.row_sampling import BatchRow
+from tempering.engines.generating.rows import forward_options, read_prompts
 
 _LOGIT_BYTES = 2**28  # bytes of logits at once, 256 MiB
 

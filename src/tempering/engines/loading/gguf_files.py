@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from tempering.attention.control.tempered import BAKED_MARK
-from tempering.engines.loading import embedded
+from tempering.engines.loading.catalogue import MODELS
+from tempering.engines.loading.embedded import JOINED, embedded_directory
 from tempering.engines.loading.gguf_mark import loaded_mark
-from tempering.engines.loading.gguf_model import forget_quantization, gguf_tokenizer
-from tempering.engines.loading.quiet import quiet
+from tempering.engines.loading.gguf_model import gguf_network, gguf_tokenizer
+from tempering.engines.loading.packages import find_source
 from tempering.errors import BakeError, ModelError
 
 
 def open_gguf(source: Path) -> Any:
     """A GGUFReader; ModelError for what is none, BakeError for what can't be baked as it is."""
-    from gguf import GGUFEndian, GGUFReader
+    from gguf import GGUFEndian
+
+    from tempering.engines.loading.gguf_reading import QuickReader
 
     if not source.is_file():
         raise ModelError(f"no GGUF file {source}")
     try:
-        reader = GGUFReader(source)
+        reader = QuickReader(source)
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise ModelError(f"can't read {source} as a GGUF file: {error}") from error
     if reader.endianess != GGUFEndian.LITTLE:
@@ -65,26 +68,23 @@ _STRETCHES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_sho
 
 
 def embedded_gguf(name: str) -> Path:
-    """The GGUF file that an embedded model comes in."""
-    return embedded._find(embedded.MODELS[name]).path
+    """The GGUF file that an embedded model comes in; ModelError where it comes in another."""
+    model = MODELS[name]
+    if model.format != "gguf":
+        raise ModelError(
+            f"{name} comes as {model.format} ({model.source}), not as a GGUF file; name a model "
+            "that does, or the path of a GGUF file"
+        )
+    if model.parts:
+        return embedded_directory(model) / JOINED
+    return find_source(model).weights[0].path
 
 
 def load_gguf(source: Path) -> tuple[Any, Any]:
     """Model (float32) and tokenizer of a GGUF file that transformers can read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     mark = loaded_mark(open_gguf(source), source)
     tokenizer = gguf_tokenizer(source)
-    with quiet():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(source.parent), gguf_file=source.name, dtype=torch.float32
-            )
-        except Exception as error:  # the loaders raise every kind
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"transformers can't read {source}: {reason}") from error
-    forget_quantization(model)
+    model = gguf_network(source)
     if mark:
         setattr(model.config, BAKED_MARK, dict(mark))
-    return model.eval(), tokenizer
+    return model, tokenizer

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tempering.engines.loading.quiet import quiet
 from tempering.errors import ModelError
+
+_LARGE = 100_000  # tokens
 
 
 def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None:
@@ -25,33 +28,47 @@ def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None
     Raises ModelError when the file can't be read as a model that transformers knows, OSError
     when the result can't be written.
     """
-    import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, file = str(source.parent), source.name
+    say("reading the tokenizer (1 of 3)")
+    tokenizer = gguf_tokenizer(source)
+    if not _known_exactly(source):
+        raise ModelError(
+            f"{source} has another tokenizer than SmolLM2's or Gemma 3's, the only ones that are "
+            "known to convert exactly"
+        )
+    say("reading and dequantising the weights (2 of 3)")
+    model = gguf_network(source)
+    say("writing (3 of 3)")
+    try:
+        with quiet():
+            model.save_pretrained(target)
+            _save_tokenizer(tokenizer, target)
+    except SafetensorError as error:  # how a full disk shows itself there
+        raise OSError(str(error)) from error
+
+
+def gguf_network(source: Path) -> Any:
+    """The model of a GGUF file, float32, in eval mode; ModelError where transformers can't."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tempering.engines.loading.gguf_reading import WeightsReader, quick_gguf
+
+    file = {"gguf_file": source.name}
     with quiet():
         try:
-            say("reading the tokenizer (1 of 3)")
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-            say("reading and dequantising the weights (2 of 3)")
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=file, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise ModelError(f"can't read {source} as a GGUF model: {error}") from error
-        if not restore_pretokenizer(tokenizer, source):
-            raise ModelError(
-                f"{source} names another pre-tokenizer than 'smollm', the only one that is known "
-                "to convert exactly"
-            )
-        forget_quantization(model)
-        say("writing (3 of 3)")
-        try:
-            model.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-        except SafetensorError as error:  # how a full disk shows itself there
-            raise OSError(str(error)) from error
+            with quick_gguf():
+                config = AutoConfig.from_pretrained(str(source.parent), **file)
+            with quick_gguf(WeightsReader):
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(source.parent), config=config, dtype=torch.float32, **file
+                )
+        except Exception as error:  # the loaders raise every kind
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"transformers can't read {source}: {reason}") from error
+    forget_quantization(model)
+    return model.eval()
 
 
 def gguf_tokenizer(source: Path) -> Any:
@@ -62,7 +79,9 @@ def gguf_tokenizer(source: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with quiet():
+    from tempering.engines.loading.gguf_reading import quick_gguf
+
+    with quiet(), quick_gguf():
         try:
             found = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
         except Exception as error:  # the loaders raise every kind
@@ -70,28 +89,70 @@ def gguf_tokenizer(source: Path) -> Any:
             raise ModelError(
                 f"transformers can't read the vocabulary of {source}: {reason}"
             ) from error
-    restore_pretokenizer(found, source)
+    if _told(source, "tokenizer.ggml.pre") == "smollm":
+        restore_pretokenizer(found)
+    if _told(source, "general.architecture") == "gemma3":
+        restore_spaces(found)
     return found
 
 
-def restore_pretokenizer(tokenizer: Any, source: Path) -> bool:
+def restore_pretokenizer(tokenizer: Any) -> None:
     """Split digits as SmolLM2's training did; transformers' conversion leaves that out.
 
     A GGUF names its pre-tokenizer; "smollm" splits off every digit first and then applies
     GPT-2's rule (llama.cpp, llama-vocab.cpp). With GPT-2's rule alone, whitespace before a digit
     groups differently: "\\n\\n1" gives two newlines where the model knows one double newline.
-    False for a file that names another, whose tokenizer stays as transformers reads it.
     """
-    from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
-    if field is None or field.contents() != "smollm":
-        return False
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
-    return True
+
+
+def restore_spaces(tokenizer: Any) -> None:
+    """Take runs of spaces as the longest tokens that fit, from the left, as SentencePiece does.
+
+    The tokens of 2 to 31 spaces are user-defined symbols, which are cut out before pairs are
+    merged. transformers' conversion leaves them to the merges: 40 spaces become 16 and 24, where
+    the model knows 31 and 9.
+    """
+    from tokenizers import AddedToken
+
+    runs = [token for token in tokenizer.get_vocab() if len(token) > 1 and set(token) == {"\u2581"}]
+    # Matched in the normalised text, where spaces are written so.
+    tokenizer.add_tokens([AddedToken(run, normalized=True, special=False) for run in sorted(runs)])
+
+
+def _save_tokenizer(tokenizer: Any, target: Path) -> None:
+    """Beside the model; a large one so that it loads from tokenizer.json as it stands.
+
+    transformers would build Gemma's anew from the vocabulary and 500,000 merges at each load.
+    """
+    tokenizer.save_pretrained(target)
+    if len(tokenizer) < _LARGE:
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((target / name).read_text(encoding="utf-8"))
+        if name == "tokenizer_config.json":
+            content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        (target / name).write_text(compact, encoding="utf-8")
+
+
+def _known_exactly(source: Path) -> bool:
+    """Whether tokens are known to be llama.cpp's own for a file's kind of vocabulary."""
+    return (
+        _told(source, "tokenizer.ggml.pre") == "smollm"
+        or _told(source, "general.architecture") == "gemma3"
+    )
+
+
+def _told(source: Path, key: str) -> Any:
+    from tempering.engines.loading.gguf_reading import WeightsReader
+
+    field = WeightsReader(source).get_field(key)
+    return None if field is None else field.contents()
 
 
 def forget_quantization(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Models and tokenizers by name: the embedded model, a local directory, or a hub id."""
+"""Models and tokenizers by name: an embedded model, a local directory, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from tempering.engines.loading.embedded import MODELS, EmbeddedModel, embedded_directory
+from tempering.engines.loading.catalogue import MODELS, EmbeddedModel
+from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.loading.gguf_files import check_positions, load_gguf
 from tempering.engines.loading.model_files import check_directory
 from tempering.engines.loading.quiet import quiet
@@ -31,6 +32,10 @@ def load_model(
 ) -> tuple[Any, Any]:
     """A causal language model, ready for inference, and its tokenizer.
 
+    The names of other models give those: "whisper-tiny.en" WhisperForConditionalGeneration and
+    its processor, "dinov2-small" Dinov2Model and its image processor, "minilm" BertModel and its
+    tokenizer.
+
     Parameters
     ----------
     name: a name in `MODELS` ("smollm2"), a directory in transformers' format, a GGUF file, or a
@@ -47,7 +52,7 @@ def load_model(
     Raises
     ------
     ModelError when the model can't be found, or can't be read as asked; InputError for a device
-    that can't be used; MissingExtraError when the package that carries the embedded model is
+    that can't be used; MissingExtraError when a package that carries an embedded model is
     missing; OutputError when the cache can't be written. Weights in the files that the
     architecture has no place for are a TemperingWarning; code that a model brings along is
     never run.
@@ -63,7 +68,10 @@ def load_model(
             model.set_attn_implementation(attn_implementation)
     else:
         place, bars = find_model(name)  # a download takes a while
+        known = MODELS.get(text)
         with quiet(bars=bars):
+            if known is not None and not known.writes_text:
+                return _other(place, known, dtype, device, attn_implementation)
             model = _model(place, text, dtype, attn_implementation)
             tokenizer = _tokenizer(place, text)
     if tokenizer.pad_token is None:
@@ -74,6 +82,13 @@ def load_model(
         round_weights(model, bits)
         model.config._name_or_path = text
     return model.to(device) if device is not None else model, tokenizer
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of `load_model` alone."""
+    place, bars = find_model(name)
+    with quiet(bars=bars):
+        return _tokenizer(place, str(name))
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -97,8 +112,25 @@ def find_model(name: str | Path) -> tuple[str, bool]:
     raise ModelError(f"no model {text!r}: there is no such directory or GGUF file; {_known(text)}")
 
 
+def _other(
+    place: str,
+    known: EmbeddedModel,
+    dtype: torch.dtype,
+    device: str | torch.device | None,
+    attn_implementation: str | None,
+) -> tuple[Any, Any]:
+    """A model known by name that is no causal language model, and its processor."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(place)
+    model_class = getattr(transformers, known.model_class)
+    model = _checked(model_class, place, known.name, config, dtype, attn_implementation)
+    processor = getattr(transformers, known.processor_class).from_pretrained(place)
+    return model if device is None else model.to(device), processor
+
+
 def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:
-    """The model, refused unless every weight it needs was in its files, in the right shape."""
+    """The causal language model in a directory or on the hub."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     try:
@@ -110,8 +142,20 @@ def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str |
             f"the model {name!r} is of the type {config.model_type!r}, which has no causal "
             "language model in transformers; give a decoder such as Llama, Qwen or GPT-2"
         )
+    return _checked(AutoModelForCausalLM, place, name, config, dtype, attn_implementation)
+
+
+def _checked(
+    model_class: Any,
+    place: str,
+    name: str,
+    config: Any,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+) -> Any:
+    """The model, refused unless every weight it needs was in its files, in the right shape."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = model_class.from_pretrained(
             place,
             config=config,
             dtype=dtype,
@@ -140,7 +184,7 @@ def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str |
             f"{len(unused)} weights in the files of the model {name!r} have no place in the "
             f"architecture of its config.json and are left out, the first being {unused[0]!r}",
             TemperingWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return model.eval()
 

@@ -9,6 +9,7 @@ from tempering.engines.providers.anthropic_messages import Anthropic
 from tempering.engines.providers.gemini import Gemini
 from tempering.engines.providers.openai_compatible import OpenAICompatible
 from tempering.engines.providers.remote import Client, RemoteEngine
+from tempering.engines.providers.replicas import addresses_in
 from tempering.engines.providers.retry import Backoff
 
 __all__ = ["Anthropic", "Backoff", "Gemini", "OpenAICompatible", "RemoteEngine", "provider"]
@@ -29,7 +30,8 @@ def provider(
     Parameters
     ----------
     spec: openai, anthropic, gemini, the address of an OpenAI-compatible server, or vllm:ADDRESS
-        for a vLLM server with tempering's plugin, which tempers attention too.
+        for a vLLM server with tempering's plugin, which tempers attention too. Several servers of
+        one model (replicas) are addresses separated by commas, or a file with one a line.
     model: name of the model at the provider.
     policy: strict, clamp or omit; see `tempering.agents.temperatures`.
     models: a user's file with more rows for the table of temperatures.
@@ -38,21 +40,21 @@ def provider(
     Raises InputError for an unknown engine, a missing key, or (strict) an unknown model.
     """
     extra = () if models is None else user_rules(models)
-    client: Client
+    clients: list[Client]
     if spec == "openai":
-        client = OpenAICompatible()
+        clients = [OpenAICompatible()]
     elif spec == "anthropic":
-        client = Anthropic()
+        clients = [Anthropic()]
     elif spec == "gemini":
-        client = Gemini()
-    elif spec.startswith("vllm:"):
-        client = OpenAICompatible(spec.removeprefix("vllm:"), attention=True)
+        clients = [Gemini()]
     else:
-        client = OpenAICompatible(spec)
+        attention = spec.startswith("vllm:")
+        places = addresses_in(spec.removeprefix("vllm:"))
+        clients = [OpenAICompatible(place, attention=attention) for place in places]
     return RemoteEngine(
-        client,
+        clients,
         model,
-        rule_for(client.provider, model, policy, extra),
+        rule_for(clients[0].provider, model, policy, extra),
         policy=policy,
         concurrency=concurrency,
         timeout=timeout,

@@ -24,6 +24,7 @@ class Anthropic:
 
     provider = spec = "anthropic"
     has_attention = False
+    has_policies = False
 
     def __init__(self) -> None:
         self.address = address_of("ANTHROPIC_BASE_URL", "https://api.anthropic.com")

@@ -21,6 +21,7 @@ class Gemini:
 
     provider = spec = "gemini"
     has_attention = False
+    has_policies = False
 
     def __init__(self) -> None:
         default = "https://generativelanguage.googleapis.com"

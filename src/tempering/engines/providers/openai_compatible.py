@@ -16,8 +16,10 @@ from tempering.engines.providers.keys import key_of
 from tempering.engines.providers.replies import Completion, MalformedError, opened
 from tempering.engines.providers.transport import HTTPResponse, HTTPStatusError
 
-# `tempering serve` has profiles by name (--named); a call names one of them by its attention.
+# `tempering serve` has profiles by name (--named); a call names one of them by its attention. It
+# takes the text of a policy by token as it is.
 ATTENTION_ARGUMENT = "tempering_profile"
+POLICY_ARGUMENT = "tempering"
 LIMITS = ("max_tokens", "max_completion_tokens")
 _UNKNOWN = re.compile(r"support|recogni|unknown|unexpected|extra|permitted|allowed", re.IGNORECASE)
 
@@ -31,6 +33,7 @@ class OpenAICompatible:
     def __init__(self, url: str | None = None, *, attention: bool = False) -> None:
         self.provider = "openai" if url is None else "server"
         self.has_attention = attention
+        self.has_policies = url is not None
         if url is None:
             self.spec = "openai"
             self.address = address_of("OPENAI_BASE_URL", "https://api.openai.com/v1")
@@ -71,8 +74,9 @@ class OpenAICompatible:
         ):
             if value is not None:
                 body[field] = value
-        if call.attention is not None:
-            body["vllm_xargs"] = {ATTENTION_ARGUMENT: call.attention}
+        own = {ATTENTION_ARGUMENT: call.attention, POLICY_ARGUMENT: call.token_policy}
+        if arguments := {name: text for name, text in own.items() if text is not None}:
+            body["vllm_xargs"] = arguments
         return body
 
     def amend(self, body: dict[str, Any], reason: str) -> bool:

@@ -14,13 +14,16 @@ from tempering.agents.contract import Call, Done, EngineError, Progress, Reply, 
 from tempering.agents.temperatures import ProviderRule, Sent
 from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.reasons import cut, plain
+from tempering.engines.providers.replicas import Replica, Replicas, all_connected, check_alike
 from tempering.engines.providers.replies import Completion, MalformedError
 from tempering.engines.providers.retry import Backoff, Failure, classify
-from tempering.engines.providers.transport import HTTPResponse, NoAnswerError, Wire, connected
+from tempering.engines.providers.transport import HTTPResponse, NoAnswerError
 from tempering.errors import InputError
 from tempering.files import whole_characters
 
-NO_PATTERN = "no pattern at all"  # a server that tempers attention answers 400 to it
+# What a server that tempers attention, or tokens, answers 400 to.
+NO_PATTERN, NO_POLICY = "no pattern at all", "no policy at all"
+_PROBE = Call("probe", "Say hello.", None, 1, 0)
 
 
 @runtime_checkable
@@ -28,13 +31,14 @@ class Client(Protocol):
     """The form of one provider's requests and replies.
 
     spec: the provider's name on the command line. address: of the server, without the path of one
-    kind of call.
+    kind of call. has_policies: whether its server may take policies by token.
     """
 
     provider: str
     spec: str
     address: str
     has_attention: bool
+    has_policies: bool
 
     def url(self, model: str) -> str:
         """The address of calls."""
@@ -60,15 +64,16 @@ class RemoteEngine:
 
     Parameters
     ----------
-    client: the provider. model: name of the model at the provider.
+    clients: the provider, or several servers of the same model; each call goes to the one with the
+        fewest under way (see `replicas`). model: name of the model at the provider.
     rule: the model's row in the table of temperatures. policy: strict, clamp or omit.
-    concurrency: requests at once. timeout: seconds for one try.
+    concurrency: requests at once, of all servers together. timeout: seconds for one try.
     backoff: how often to try again, and when.
     """
 
     def __init__(
         self,
-        client: Client,
+        clients: Sequence[Client],
         model: str,
         rule: ProviderRule,
         *,
@@ -81,10 +86,11 @@ class RemoteEngine:
             raise InputError(
                 f"concurrency is 1 or more and a timeout above 0; got {concurrency} and {timeout:g}"
             )
-        self.client = client
-        self.name = client.provider
+        self.clients = list(clients)
+        self.name = self.clients[0].provider
         self.model = model
-        self.has_attention = client.has_attention
+        self.has_attention = self.clients[0].has_attention
+        self._met = False
         self.rule = rule
         self.policy = policy
         self.concurrency = concurrency
@@ -104,6 +110,12 @@ class RemoteEngine:
                     f"{call.key}: the engine {self.name} can't temper attention; use the engine "
                     "local, or vllm:URL with a server that tempering serves"
                 )
+            if call.token_policy is not None and not self.clients[0].has_policies:
+                raise InputError(
+                    f"{call.key}: {self.clients[0].spec} has one temperature for all tokens of a reply "
+                    "(constant(T)); for other policies use the engine local, or the address of a "
+                    "server that tempering serves"
+                )
 
     def count(self, call: Call) -> int:
         """An estimate of the prompt's tokens: in most texts a token is 3 bytes or more."""
@@ -111,9 +123,12 @@ class RemoteEngine:
 
     def describe(self) -> dict[str, Any]:
         """Settings for the record: never a key."""
+        first, *others = self.clients
+        many = {"replicas": [client.address for client in self.clients]} if others else {}
         return {
-            "engine": self.client.spec,
-            "address": self.client.address,
+            "engine": first.spec,
+            "address": first.address,
+            **many,
             "policy": self.policy,
             "rule": f"{self.rule.match} ({self.rule.date}, {self.rule.source})",
             "concurrency": self.concurrency,
@@ -158,9 +173,9 @@ class RemoteEngine:
                 await asyncio.sleep(0.05)
             halt.set()
 
-        async def one(wire: Wire, index: int, call: Call) -> None:
+        async def one(replicas: Replicas, index: int, call: Call) -> None:
             async with gate:
-                reply = await self._try(wire, index, call, progress, halt)
+                reply = await self._try(replicas, index, call, progress, halt)
             if reply is None:
                 return
             try:
@@ -170,48 +185,71 @@ class RemoteEngine:
                 failed.append(error)
                 halt.set()
 
-        async with connected(self.client.address, self.concurrency) as wire:
+        async with all_connected(self.clients, self.concurrency) as replicas:
+            if not self._met:
+                await check_alike(replicas, self.model, self.timeout)
             if any(call.attention is not None for call in calls):
-                await self._probe(wire)
+                wrong = replace(_PROBE, attention=NO_PATTERN)
+                for replica in replicas.every:
+                    await self._probe(replica, wrong, "attention patterns", "set amplitude: 1")
+            if any(call.token_policy is not None for call in calls):
+                wrong = replace(_PROBE, token_policy=NO_POLICY)
+                for replica in replicas.every:
+                    await self._probe(replica, wrong, "policies by token", "give constant(T)")
+            self._met = True
             watcher = asyncio.create_task(watch())
             try:
                 async with asyncio.TaskGroup() as group:
                     for index, call in enumerate(calls):
-                        group.create_task(one(wire, index, call))
+                        group.create_task(one(replicas, index, call))
             finally:
                 watcher.cancel()
         if failed:
             raise failed[0]
 
     async def _try(
-        self, wire: Wire, index: int, call: Call, progress: Progress, halt: asyncio.Event
+        self, replicas: Replicas, index: int, call: Call, progress: Progress, halt: asyncio.Event
     ) -> Reply | None:
-        """The reply to one call, after all its tries; None when the run halted before that."""
+        """The reply to one call, after all its tries; None when the run halted before that.
+
+        Where a replica doesn't answer and another one can, the call goes on there at once, which
+        is none of the tries that `backoff` counts; so often as there are replicas.
+        """
         sent = self._sent(call)
         name = uuid.uuid4().hex
         rng = random.Random()
-        attempt = discarded = 0
-        amended = False
+        attempt = discarded = moved = 0
+        amended: set[str] = set()
+        replica: Replica | None = None
         while not halt.is_set():
             attempt += 1
+            replica = replicas.next(replica)
+            client = replica.client
             progress(index, "running" if attempt == 1 else "retrying", attempt - 1)
-            body = self._body(call, sent)
+            body = self._body(client, call, sent)
             response = None
             try:
-                async with asyncio.timeout(self.timeout):
-                    response = await self._post(wire, body, name)
-                completion = self.client.read(response)
+                with replica.busy():
+                    async with asyncio.timeout(self.timeout):
+                        response = await self._post(replica, body, name)
+                completion = client.read(response)
             except Exception as error:
                 failure = classify(error)
                 discarded += self._lost(call, error, response)
-                if not amended and not failure.retry and self.client.amend(body, failure.reason):
-                    amended = True
+                fresh = client.address not in amended and not failure.retry
+                if fresh and client.amend(body, failure.reason):
+                    amended.add(client.address)
                     continue
-                wait = self.backoff.wait(attempt, failure, rng)
+                gone = isinstance(error, NoAnswerError) and moved < len(replicas.every)
+                if gone and replicas.another(replica):
+                    moved += 1
+                    continue
+                wait = self.backoff.wait(attempt - moved, failure, rng)
                 if wait is None:
                     return Reply(
                         None,
-                        error=self._given_up(failure, attempt),
+                        error=self._given_up(failure, attempt, client.address),
+                        replica=self._named(client),
                         temperature_sent=sent.temperature,
                         attempts=attempt,
                         note=sent.note,
@@ -222,8 +260,12 @@ class RemoteEngine:
                 except TimeoutError:
                     continue
                 return None
-            return self._reply(call, completion, sent, attempt, discarded)
+            reply = self._reply(call, completion, sent, attempt, discarded)
+            return replace(reply, replica=self._named(client))
         return None
+
+    def _named(self, client: Client) -> str | None:
+        return client.address if len(self.clients) > 1 else None
 
     def _lost(self, call: Call, error: Exception, response: HTTPResponse | None) -> int:
         """Tokens that a failed try cost: of a reply with status 200, cut or unreadable."""
@@ -232,20 +274,20 @@ class RemoteEngine:
             size = len(response.content)
         return 0 if size is None else self.count(call) + _written(size, call)
 
-    def _body(self, call: Call, sent: Sent) -> dict[str, Any]:
+    def _body(self, client: Client, call: Call, sent: Sent) -> dict[str, Any]:
         # `_reply` cuts the output at the stop text in any case.
         asked = replace(call, stop=None) if "stop" in self.rule.refuses else call
-        return self.client.body(asked, sent, self.model, self.rule.seed)
+        return client.body(asked, sent, self.model, self.rule.seed)
 
-    async def _post(self, wire: Wire, body: dict[str, Any], name: str) -> HTTPResponse:
-        headers = {**self.client.headers(), "idempotency-key": name}
-        return await wire.post(self.client.url(self.model), headers, body)
+    async def _post(self, replica: Replica, body: dict[str, Any], name: str) -> HTTPResponse:
+        headers = {**replica.client.headers(), "idempotency-key": name}
+        return await replica.wire.post(replica.client.url(self.model), headers, body)
 
-    def _given_up(self, failure: Failure, attempts: int) -> str:
+    def _given_up(self, failure: Failure, attempts: int, address: str) -> str:
         """Why a call is not tried again, and what to do about it."""
         reason = failure.reason
         if reason == "timed out":
-            reason += f": no reply of {self.client.address} in {self.timeout:g} s (--timeout)"
+            reason += f": no reply of {address} in {self.timeout:g} s (--timeout)"
         if failure.retry and self.backoff.too_long(failure):
             reason += (
                 f"; the server asks to wait {failure.after:.0f} s, and at most "
@@ -288,25 +330,29 @@ class RemoteEngine:
             tokens_discarded=discarded,
         )
 
-    async def _probe(self, wire: Wire) -> None:
-        """EngineError unless the server reads attention patterns: it must refuse a wrong one.
+    async def _probe(self, replica: Replica, wrong: Call, ignored: str, otherwise: str) -> None:
+        """EngineError unless the server reads patterns of attention, or policies by token.
 
-        A server that doesn't know the argument ignores it, and every temperature would be wrong.
+        It must refuse a wrong one: a server that doesn't know the argument ignores it, and every
+        temperature would be wrong.
         """
-        probe = Call("probe", "Say hello.", None, 1, 0, attention=NO_PATTERN)
         try:
             async with asyncio.timeout(self.timeout):
-                await self._post(wire, self._body(probe, self._sent(probe)), uuid.uuid4().hex)
+                body = self._body(replica.client, wrong, self._sent(wrong))
+                await self._post(replica, body, uuid.uuid4().hex)
         except Exception as error:
             reason = classify(error).reason
             if reason.startswith(("HTTP 400", "HTTP 422")):
                 return
+            if self._met and len(self.clients) > 1 and isinstance(error, NoAnswerError):
+                replica.rest()  # it was asked before; the others take its calls
+                return
             raise EngineError(
-                f"can't ask {self.client.spec} whether it tempers attention: {reason}"
+                f"can't ask {replica.client.spec} whether it reads {ignored}: {reason}"
             ) from None
         raise EngineError(
-            f"{self.client.spec} ignores attention patterns (it accepted a wrong one); serve it "
-            "with tempering's plugin, or set amplitude: 1"
+            f"{replica.client.spec} ignores {ignored} (it accepted a wrong one); serve it "
+            f"with tempering's plugin, or {otherwise}"
         )
 
     def _sent(self, call: Call) -> Sent:

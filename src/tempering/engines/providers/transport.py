@@ -62,14 +62,22 @@ class Wire:
         self, url: str, headers: Mapping[str, str], body: dict[str, Any]
     ) -> HTTPResponse:
         """The response, with status 200; HTTPStatusError or NoAnswerError otherwise."""
+        sent = {"content-type": "application/json", **headers}
+        return await self._ask("POST", url, sent, json.dumps(body).encode())
+
+    async def get(self, url: str, headers: Mapping[str, str]) -> HTTPResponse:
+        """As `post`, of what needs no body."""
+        return await self._ask("GET", url, dict(headers), None)
+
+    async def _ask(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None
+    ) -> HTTPResponse:
         import httpx2
 
-        content = json.dumps(body).encode()
-        sent = {"content-type": "application/json", **headers}
         data, begun = bytearray(), None
         for _ in range(4):  # the request, and up to three redirections
             try:
-                async with self.http.stream("POST", url, headers=sent, content=content) as reply:
+                async with self.http.stream(method, url, headers=headers, content=content) as reply:
                     begun = 0 if reply.status_code == 200 else None
                     async for part in reply.aiter_bytes():
                         data += part

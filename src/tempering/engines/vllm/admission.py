@@ -20,11 +20,13 @@ from tempering.engines.vllm.arguments import (
     PROFILE,
     ROOM,
     SAMPLE,
+    TRACE,
     asked_by,
     asks_policy,
     extra_of,
     profile_of,
     sample_of,
+    trace_asked,
     with_taken,
     without_taken,
 )
@@ -119,7 +121,37 @@ def request_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs
     vLLM ignores fields that it doesn't know, so an argument of ours beside vLLM's own is refused.
     """
     _refuse_misplaced(self)
+    try:
+        traced = trace_asked(getattr(self, "vllm_xargs", None) or {})
+    except InputError as error:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(str(error)) from error
+    if traced and not getattr(self, "include_reasoning", True):
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"include_reasoning=false hides tokens that {TRACE} would name; send one of the two"
+        )
     return original(self, *args, **kwargs)
+
+
+def untraced_params(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """`request_params` of a request whose reply has no choices that a trace could lie in."""
+    params = request_params(original, self, *args, **kwargs)
+    refuse_trace_of(self)
+    return params
+
+
+def refuse_trace_of(request: Any) -> None:
+    """HTTP 400 where a request asks for a trace that its reply would drop."""
+    if trace_asked(getattr(request, "vllm_xargs", None) or {}):
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"{TRACE} comes with the choices of /v1/chat/completions and /v1/completions alone; "
+            "send the request there, or without it"
+        )
 
 
 def _refuse_misplaced(request: Any) -> None:
@@ -142,6 +174,27 @@ def _check_room(params: Any, config: Any) -> None:
         settings.profiles[str(name)].scaled(room)
     except TemperatureError as error:
         raise InputError(f"{ROOM}={room:g} of the profile {name}: {error}") from error
+
+
+# By these the drafted tokens that are accepted keep the law of the target logits.
+_EXACT = ("standard", "block")
+
+
+def _check_sampling(config: Any) -> None:
+    """RefusedError where the engine samples in a way that the policies can't follow."""
+    speculation = getattr(config, "speculative_config", None)
+    method = getattr(speculation, "rejection_sample_method", _EXACT[0])
+    if method not in _EXACT:
+        raise RefusedError(
+            f"this engine speculates with rejection_sample_method={method!r:.40}, which accepts "
+            "drafted tokens whatever their probability; serve with 'standard', or send no policy"
+        )
+    parallel = getattr(config, "parallel_config", None)
+    if getattr(parallel, "enable_batch_sharded_sampling", False):
+        raise RefusedError(
+            "this engine samples its requests on different ranks (enable_batch_sharded_sampling), "
+            "of which only the first can say that a policy failed; serve without, or send no policy"
+        )
 
 
 def check_request(params: Any) -> None:
@@ -175,11 +228,7 @@ def _check(params: Any) -> None:
         if SAMPLE in extra:
             raise InputError(f"{SAMPLE} does nothing without a ladder in 'tempering'")
         return
-    if getattr(config, "speculative_config", None) is not None:
-        raise RefusedError(
-            "this engine speculates, and verifies drafted tokens without the policies; "
-            "serve without --speculative-config, or send no policy"
-        )
+    _check_sampling(config)
     if getattr(config.model_config, "is_diffusion", False):
         raise RefusedError(
             "a diffusion model doesn't sample one token after another; send no policy"

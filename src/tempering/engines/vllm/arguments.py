@@ -21,7 +21,8 @@ from tempering.tokens.settings import SETTINGS, TRUNCATIONS, RequestSettings, se
 from tempering.tokens.token_state import NOTHING_GIVEN
 
 SAMPLE, PROFILE, ROOM = "tempering_sample", "tempering_profile", "tempering_room"
-KEYS = (*POLICY_KEYS, SAMPLE, PROFILE, ROOM)
+TRACE = "tempering_trace"
+KEYS = (*POLICY_KEYS, SAMPLE, PROFILE, ROOM, TRACE)
 # Strengths of a profile. beta ** room of a float32 beta is off by |room| roundings.
 _MOST_ROOM = 10
 # The extra argument that carries the request's own settings to the processes that sample, where
@@ -66,9 +67,23 @@ def _refuse_misspelt(key: str) -> None:
 
 
 def asks_policy(params: Any) -> bool:
-    """Whether the request asks for a policy."""
+    """Whether the request asks for a policy. One that asks for a trace has one, its own T."""
     extra = getattr(params, "extra_args", None) or {}
-    return any(key in extra for key in POLICY_KEYS)
+    return any(key in extra for key in POLICY_KEYS) or asks_trace(params)
+
+
+def asks_trace(params: Any) -> bool:
+    """Whether the request asks what its tokens are drawn from; InputError: not true or false."""
+    return trace_asked(getattr(params, "extra_args", None) or {})
+
+
+def trace_asked(extra: Mapping[str, Any]) -> bool:
+    """`asks_trace`, of a request's extra arguments."""
+    value = extra.get(TRACE)
+    # Over HTTP vLLM makes numbers of true and false.
+    if value is not None and value not in (False, True):
+        raise InputError(f"{TRACE} is true or false, got {value!r:.40}")
+    return bool(value)
 
 
 def without_taken(params: Any) -> Any:
@@ -115,28 +130,36 @@ def asked_by(params: Any, tokenizer: Any) -> Asked | None:
     InputError: a policy that doesn't parse, a setting given twice, or temperature 0.
     """
     request = {key: value for key, value in extra_of(params).items() if key in POLICY_KEYS}
-    if not request:
+    traced = asks_trace(params)
+    if not request and not traced:
         return None
     tokenizer = templates.tokenizer_of(params, tokenizer)
     temperature = float(params.temperature)
+    if temperature == 0 and not request:
+        raise InputError(
+            "temperature=0 makes vLLM take the likeliest token, which no policy and no trace sees; "
+            'for its trace send "tempering": "constant(0)" with temperature=1'
+        )
     if temperature == 0:
         raise InputError(
             "temperature=0 makes vLLM take the likeliest token and forget top_p and top_k, "
             "whatever a policy says; send temperature=1, with T = 0 in the policy where it is "
             'meant: "tempering": "phases(thinking=1, answer=0)"'
         )
-    return _made(request, _own(params), tokenizer)
+    return _made(request, _own(params), tokenizer, traced)
 
 
-def _made(request: Mapping[str, Any], own: RequestSettings, tokenizer: Any) -> Asked:
+def _made(request: Mapping[str, Any], own: RequestSettings, tokenizer: Any, traced: bool) -> Asked:
     """What these arguments ask for; requests with the same arguments share one policy."""
 
     def made() -> Asked:
         where = "the request (or its model's generation_config)"
-        return asked_of(request, own, tokenizer, where)
+        asked = asked_of(request, own, tokenizer, where)
+        # Traced, the policy truncates as vLLM would, so that the trace has what is drawn from.
+        return asked.truncating(own) if traced else asked
 
     try:
-        text = json.dumps([request, own.active()], sort_keys=True)
+        text = json.dumps([request, own.active(), traced], sort_keys=True)
     except (TypeError, ValueError, RecursionError):  # not JSON: the call names the key and refuses
         return made()
     key = (text, id(tokenizer))

@@ -14,6 +14,7 @@ from tempering.attention.profiles.profile import Profile
 from tempering.errors import InputError, RefusedError, TemperingError
 
 PATH = "/v1/tempering/profile"
+LAYERS = "/v1/tempering/layers"
 
 
 def active_profile(url: str, key: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
     GET  /v1/tempering/profile              {"active": digest}
     POST /v1/tempering/profile  {"profile": the JSON of a profile, or null for none}
+    GET  /v1/tempering/layers               {"layers": [[name, heads, kv_heads], ...], "depth": n}
 
 vLLM loads the routes only where VLLM_PLUGINS names them, which `tempering serve` does. They lie
 under /v1, because vLLM's --api-key guards that path. This module also explains vLLM's refusal of an
@@ -19,13 +20,13 @@ from fastapi.responses import JSONResponse
 
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.arguments import KEYS
-from tempering.engines.vllm.client import PATH
+from tempering.engines.vllm.client import LAYERS, PATH
 from tempering.engines.vllm.swap import agreed_answer, swap_served
 from tempering.errors import InputError, TemperingError
 
 
 class ProfileEndpoint:
-    """vLLM's endpoint plugin: two routes over the engine's own client."""
+    """vLLM's endpoint plugin: three routes over the engine's own client."""
 
     name = "tempering"
     required_tasks = ("generate",)
@@ -35,6 +36,7 @@ class ProfileEndpoint:
         explain_types()
         app.add_api_route(PATH, read, methods=["GET"])
         app.add_api_route(PATH, swap, methods=["POST"])
+        app.add_api_route(LAYERS, layers, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the engine, and a lock: swaps of one server follow one another."""
@@ -77,6 +79,17 @@ async def read(request: Request) -> JSONResponse:
     except TemperingError as error:
         return _refusal(error)
     return JSONResponse({"active": active})
+
+
+async def layers(request: Request) -> JSONResponse:
+    """The attention layers, as the workers hold them, and the number of all layers."""
+    engine, _ = request.app.state.tempering
+    try:
+        text = agreed_answer(await engine.collective_rpc("tempering_layers"))
+    except TemperingError as error:
+        return _refusal(error)
+    depth = int(engine.model_config.get_total_num_hidden_layers())
+    return JSONResponse({"layers": json.loads(text), "depth": depth})
 
 
 async def swap(request: Request) -> JSONResponse:

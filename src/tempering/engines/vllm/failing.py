@@ -1,27 +1,19 @@
 """How a request whose policy fails ends alone, with the reason, while the engine goes on.
 
-The reason takes the way of vLLM's own results. The worker that samples puts it into the output of
-its step. The scheduler ends the request, as vLLM ends one whose keys and values are lost. The
-process that took the request in answers its client with HTTP 500 and the reason. The token that was
-sampled from the untempered row is dropped.
+The worker that samples puts the reason into the output of its step (`step`). The scheduler ends the
+request, as vLLM ends one whose keys and values are lost. The process that took the request in
+answers its client with HTTP 500 and the reason. The tokens of the step in which it failed are
+dropped: one of them was sampled from the untempered row.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tempering.engines.vllm.settings import PerEngine
 from tempering.errors import TemperingError
 
-_FAILED = "tempering_failed"  # an attribute of a step's output: request id -> reason
 _SIGN = "tempering: "  # begins every reason
-
-# For each engine in this process: a method that returns the rows (or slots) that failed in the last
-# step, with their reasons, and forgets them. The reference is weak, because the method's owner, a
-# processor, holds the configuration that is the key.
-LAST_STEP: PerEngine[weakref.WeakMethod[Callable[[], Mapping[int, str]]]] = PerEngine()
 
 
 def failure_message(error: BaseException, policy: object = None) -> str:
@@ -40,49 +32,23 @@ def _text(thing: object) -> str:
         return f"({type(thing).__name__})"
 
 
-def sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """vLLM's `Worker.sample_tokens`, whose output names the requests that failed."""
-    output = original(self, *args, **kwargs)
-    known = LAST_STEP.get(self.vllm_config)
-    last_step = None if known is None else known()
-    rows = {} if last_step is None else last_step()
-    if not rows or output is None:
-        return output
-    failed = {_request_at(self.model_runner, row): reason for row, reason in rows.items()}
-    if not hasattr(output, "get_output"):
-        setattr(output, _FAILED, failed)
-        return output
-    later = output.get_output
-
-    def get_output() -> Any:
-        result = later()
-        setattr(result, _FAILED, failed)
-        return result
-
-    output.get_output = get_output
-    return output
-
-
-def _request_at(runner: Any, row: int) -> str:
-    """The id of the request in a row of the older model runner, or in a slot of the newer."""
-    slots = getattr(runner, "req_states", None)
-    return str(runner.input_batch.req_ids[row] if slots is None else slots.index_to_req_id[row])
-
-
-def update_from_output(
-    original: Callable[..., Any], self: Any, scheduled: Any, output: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """vLLM's `Scheduler.update_from_output`, before which the requests that failed are ended."""
-    failed: Mapping[str, str] = getattr(output, _FAILED, None) or {}
+def end_failed(scheduler: Any, failed: Mapping[str, str]) -> list[Any]:
+    """End the requests that failed in a step, before the scheduler reads its tokens."""
     if not failed:
-        return original(self, scheduled, output, *args, **kwargs)
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+        return []
     from vllm.v1.request import RequestStatus
 
-    ended = [self.requests[name] for name in failed if name in self.requests]
-    ended = [request for request in ended if not request.is_finished()]
-    self.finish_requests([request.request_id for request in ended], RequestStatus.FINISHED_ERROR)
-    outputs = original(self, scheduled, output, *args, **kwargs)
+    known = [scheduler.requests[name] for name in failed if name in scheduler.requests]
+    ended = [request for request in known if not request.is_finished()]
+    names = [request.request_id for request in ended]
+    scheduler.finish_requests(names, RequestStatus.FINISHED_ERROR)
+    return ended
+
+
+def failed_outputs(outputs: Any, ended: Sequence[Any], failed: Mapping[str, str]) -> None:
+    """Add the last output of each request that was ended: the error, with its reason."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
     for request in ended:
         error_output = EngineCoreOutput(
             request_id=request.request_id,
@@ -97,7 +63,6 @@ def update_from_output(
             outputs[request.client_index] = EngineCoreOutputs(outputs=[error_output])
         else:
             known.outputs.append(error_output)
-    return outputs
 
 
 def put(original: Callable[..., Any], self: Any, output: Any) -> None:

@@ -21,7 +21,7 @@ def register() -> None:
     from vllm.v1.engine.parallel_sampling import ParentRequest
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from tempering.engines.vllm import admission, failing, settings, templates
+    from tempering.engines.vllm import admission, settings, step, templates
 
     check_release("vllm")
     templates.wrap_rendering()
@@ -30,7 +30,7 @@ def register() -> None:
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
     wrap(WorkerBase, "__init__", _init_worker)
-    wrap(Scheduler, "update_from_output", failing.update_from_output)
+    wrap(Scheduler, "update_from_output", step.update_from_output)
 
 
 def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
@@ -38,16 +38,26 @@ def _init_frontend(original: Callable[..., Any], self: Any, *args: Any, **kwargs
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-    from vllm.v1.engine.output_processor import RequestOutputCollector
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.output_processor import (
+        OutputProcessor,
+        RequestOutputCollector,
+        RequestState,
+    )
 
-    from tempering.engines.vllm import admission, failing
+    from tempering.engines.vllm import admission, failing, tracing
+    from tempering.engines.vllm.trace_replies import wrap_replies
 
     original(self, *args, **kwargs)
     wrap(RequestOutputCollector, "put", failing.put)
+    wrap(OutputProcessor, "process_outputs", tracing.process_outputs)
+    wrap(RequestState, "_new_completion_output", tracing.completion_output)
+    wrap(RequestOutput, "add", tracing.add_output)
+    wrap_replies()
     for kind in (ChatCompletionRequest, CompletionRequest):
         wrap(kind, "to_beam_search_params", admission.beam_params)
-    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         wrap(kind, "to_sampling_params", admission.request_params)
+    wrap(ResponsesRequest, "to_sampling_params", admission.untraced_params)
 
 
 def _init_worker(
@@ -56,12 +66,14 @@ def _init_worker(
     """vLLM's `WorkerBase.__init__`, which runs before any layer is built."""
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    from tempering.engines.vllm.failing import sample_tokens
+    from tempering.engines.vllm.by_row import init_batch, wrap_speculation
     from tempering.engines.vllm.layers import temper_layers
-    from tempering.engines.vllm.processor import init_batch
     from tempering.engines.vllm.settings import settings_of
+    from tempering.engines.vllm.step import sample_tokens
 
     wrap(InputBatch, "__init__", init_batch)
+    if vllm_config.speculative_config is not None and not vllm_config.use_v2_model_runner:
+        wrap_speculation()
     wrap(type(self), "sample_tokens", sample_tokens)
     settings = settings_of(vllm_config)
     if settings is not None:

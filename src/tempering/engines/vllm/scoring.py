@@ -17,12 +17,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.catalogue import MODELS, check_writes_text
+from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
 from tempering.engines.vllm.swap import agreed_answer, swap_profile
 from tempering.errors import InputError, MissingExtraError, ModelError
 from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, summarised
+
+
+def layout_of_workers(rows: Sequence[Sequence[Any]], depth: int) -> Layout:
+    """The layout from (name, heads, key-value heads) of vLLM's attention layers."""
+    layers = [
+        AttentionLayer(name.removesuffix(".attn"), "decoder", layer_number(name), heads, kv_heads)
+        for name, heads, kv_heads in rows
+    ]
+    layers.sort(key=lambda layer: layer.index)
+    return Layout(tuple(layers), (), {"decoder": depth})
 
 
 class VllmScorer:
@@ -43,6 +54,7 @@ class VllmScorer:
             from vllm import LLM
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm") from error
+        check_writes_text(model)
         directory = str(embedded_directory(MODELS[model])) if model in MODELS else model
         try:
             self.llm = LLM(
@@ -71,15 +83,8 @@ class VllmScorer:
     def layout(self) -> Layout:
         """The attention layers, as the workers hold them."""
         text = agreed_answer(self.llm.collective_rpc("tempering_layers"))
-        layers = [
-            AttentionLayer(
-                name.removesuffix(".attn"), "decoder", layer_number(name), heads, kv_heads
-            )
-            for name, heads, kv_heads in json.loads(text)
-        ]
-        layers.sort(key=lambda layer: layer.index)
         depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
-        return Layout(tuple(layers), (), {"decoder": depth})
+        return layout_of_workers(json.loads(text), depth)
 
     def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """log q of every token of every prompt, nats; None for the first."""

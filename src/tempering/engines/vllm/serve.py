@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tempering.attention.profiles.profile import Profile
-from tempering.engines.loading.embedded import MODELS, embedded_directory
+from tempering.engines.loading.catalogue import MODELS, check_writes_text
+from tempering.engines.loading.embedded import embedded_directory
 from tempering.errors import InputError, MissingExtraError
 
 EXTENSION = "tempering.engines.vllm.worker.Worker"
@@ -52,6 +53,7 @@ def server_command(
         raise InputError(f"{_CONFIG} already has 'tempering'; give --profile instead")
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm")
+    check_writes_text(model)
     directory = str(embedded_directory(MODELS[model])) if model in MODELS else model
     if model in MODELS and not any(item.startswith("--served-model-name") for item in rest):
         rest = ["--served-model-name", model, *rest]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 
@@ -14,8 +15,11 @@ def registered() -> bool:
     return hasattr(WorkerBase.__init__, "_tempering")
 
 
-def wrap(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
-    """Replace a method by `wrapper(original, self, ...)`; a second time does nothing."""
+def wrap(owner: type | ModuleType, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace a method by `wrapper(original, self, ...)`; a second time does nothing.
+
+    A module's function is replaced by `wrapper(original, first argument, ...)`.
+    """
     original = getattr(owner, name)
     if hasattr(original, "_tempering"):
         return

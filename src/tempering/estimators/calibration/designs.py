@@ -10,6 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tempering.estimators.calibration.moments import CalibrationProblem
+from tempering.ranks import here
 
 
 class Blocks(ABC):
@@ -71,11 +72,13 @@ def block_totals(
 ) -> Totals:
     """One pass over all rows at the inverse temperatures of the blocks."""
     sums = torch.zeros(5, blocks.size, dtype=torch.float64, device=log_beta.device)
-    for span, z in problem.chunks():
-        index = blocks.index(z, span)
-        at = log_beta[0] if index is None else log_beta[index]
-        add_rows(sums, problem.moments(z, span, at), problem.weight(span), index)
-    return Totals(*sums)
+    with here().together():
+        for span, z in problem.chunks():
+            index = blocks.index(z, span)
+            at = log_beta[0] if index is None else log_beta[index]
+            add_rows(sums, problem.moments(z, span, at), problem.weight(span), index)
+    (total,) = here().sum(sums)
+    return Totals(*total.to(sums.device))
 
 
 def add_rows(

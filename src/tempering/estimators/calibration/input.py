@@ -13,6 +13,7 @@ from tempering.estimators.calibration.designs import features
 from tempering.estimators.calibration.moments import CalibrationProblem
 from tempering.estimators.calibration.newton import pooled
 from tempering.estimators.calibration.settings import FitSettings
+from tempering.ranks import here
 
 # The last step, in coefficients of log T: Newton's error after it is about its square, 1e-8.
 _STEP_TOLERANCE = 1e-4
@@ -109,7 +110,7 @@ def fit_inputs(problem: CalibrationProblem, settings: FitSettings) -> InputFit:
         unknown = zeros.new_full((3, 3), math.nan)
         return InputFit(model, unknown, math.nan, 0, one.n_iter, False, interrupted=True)
     active = torch.cat([sd.new_ones(1), sd]) > 0
-    step, shrunk = _newton_step(best, active), False
+    step, shrunk = here().same(_newton_step(best, active)), False
     interrupted, converged = False, best.excess == 0 and settings.prior is None
     while not (converged or interrupted) and n_iter < settings.max_iter:
         trial = replace(model, coefficients=model.coefficients + step)
@@ -126,7 +127,7 @@ def fit_inputs(problem: CalibrationProblem, settings: FitSettings) -> InputFit:
         n_iter += 1
         if point.loss <= best.loss:
             model, best = trial, point
-            step, shrunk = _newton_step(best, active), False
+            step, shrunk = here().same(_newton_step(best, active)), False
         else:
             step, shrunk = step / 4, True
     return InputFit(
@@ -139,15 +140,25 @@ def _statistics(problem: CalibrationProblem) -> tuple[Float[Tensor, "2"], Float[
     device = problem.logits.device
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # w, w x, w x^2 of two features
     shift = torch.zeros(2, dtype=torch.float64, device=device)
-    for span, z in problem.chunks():
-        values = features(z)
-        if span.start == 0:
-            shift = values[0]  # sums are about a value near the mean, so that they don't cancel
-        weight = problem.weight(span)
-        w = torch.ones_like(values[:, 0]) if weight is None else weight
-        centred = values - shift
-        moments = (w[:, None] * torch.cat([centred, centred * centred], 1)).sum(0)
-        totals += torch.cat([w.sum()[None], moments])
+    shifted = False
+    with here().together():
+        for span, z in problem.chunks():
+            values = features(z)
+            if not shifted:
+                # Sums are about a value near the mean, so that they don't cancel.
+                shift, shifted = values[0], True
+            weight = problem.weight(span)
+            w = torch.ones_like(values[:, 0]) if weight is None else weight
+            centred = values - shift
+            moments = (w[:, None] * torch.cat([centred, centred * centred], 1)).sum(0)
+            totals += torch.cat([w.sum()[None], moments])
+    common = here().same(shift)
+    weight, first, second = totals[0], totals[1:3], totals[3:]
+    gap = shift - common
+    second = second + gap * (2 * first + weight * gap)
+    first = first + weight * gap
+    totals = here().sum(torch.cat([weight[None], first, second]))[0].to(device)
+    shift = common.to(device)
     offset, square = totals[1:].view(2, 2) / totals[0]
     sd = (square - offset * offset).clamp(min=0).sqrt()
     return shift + offset, torch.where(sd > 1e-6, sd, 0.0)
@@ -160,26 +171,31 @@ def _evaluate(problem: CalibrationProblem, model: InputModel, settings: FitSetti
     loss, excess, bounded = 0.0, 0.0, 0
     gradient = torch.zeros(3, dtype=torch.float64, device=device)
     fisher, full = gradient.new_zeros(3, 3), gradient.new_zeros(3, 3)
-    for span, z in problem.chunks():
-        inputs = model.inputs(z)
-        raw = model.raw(inputs)
-        log_temperature = raw.clamp(low, high)
-        moments = problem.moments(z, span, -log_temperature).double()
-        weight = problem.weight(span)
-        if weight is not None:
-            # A row of weight 0 must not count, even if its loss is infinite: 0 * inf is NaN.
-            moments = torch.where(weight > 0, moments * weight, 0.0)
-        nll, slope, curvature, beaten = moments
-        loss += float(nll.sum())
-        excess += float(beaten.sum())
-        free = inputs * (raw == log_temperature)[:, None]
-        bounded += int(((raw <= low + _AT_BOUND) | (raw >= high - _AT_BOUND)).sum())
-        # Products of three columns, summed. A matrix product would start threads, which costs far
-        # more than so small a product on a busy machine.
-        square = free[:, :, None] * free[:, None, :]
-        gradient -= (free * slope[:, None]).sum(0)
-        fisher += (square * curvature[:, None, None]).sum(0)
-        full += (square * (curvature + slope)[:, None, None]).sum(0)
+    with here().together():
+        for span, z in problem.chunks():
+            inputs = model.inputs(z)
+            raw = model.raw(inputs)
+            log_temperature = raw.clamp(low, high)
+            moments = problem.moments(z, span, -log_temperature).double()
+            weight = problem.weight(span)
+            if weight is not None:
+                # A row of weight 0 must not count, even if its loss is infinite: 0 * inf is NaN.
+                moments = torch.where(weight > 0, moments * weight, 0.0)
+            nll, slope, curvature, beaten = moments
+            loss += float(nll.sum())
+            excess += float(beaten.sum())
+            free = inputs * (raw == log_temperature)[:, None]
+            bounded += int(((raw <= low + _AT_BOUND) | (raw >= high - _AT_BOUND)).sum())
+            # Products of three columns, summed. A matrix product would start threads, which costs
+            # far more than so small a product on a busy machine.
+            square = free[:, :, None] * free[:, None, :]
+            gradient -= (free * slope[:, None]).sum(0)
+            fisher += (square * curvature[:, None, None]).sum(0)
+            full += (square * (curvature + slope)[:, None, None]).sum(0)
+    numbers = gradient.new_tensor([loss, excess, bounded])
+    totals = here().sum(numbers, gradient, fisher, full)
+    numbers, gradient, fisher, full = (total.to(device) for total in totals)
+    loss, excess, bounded = float(numbers[0]), float(numbers[1]), int(numbers[2])
     if settings.prior is not None:
         centre, sd = settings.prior
         gap = (model.coefficients - gradient.new_tensor([centre, 0.0, 0.0])) / sd
@@ -187,7 +203,7 @@ def _evaluate(problem: CalibrationProblem, model: InputModel, settings: FitSetti
         gradient += gap / sd
         stiffness = torch.eye(3, dtype=torch.float64, device=device) / sd**2
         fisher, full = fisher + stiffness, full + stiffness
-    return _Point(loss, gradient, fisher, full, excess, bounded)
+    return here().same(_Point(loss, gradient, fisher, full, excess, bounded))
 
 
 def _newton_step(point: _Point, active: Tensor) -> Float[Tensor, "3"]:

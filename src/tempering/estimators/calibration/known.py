@@ -25,6 +25,7 @@ from tempering.estimators.calibration.labels import listing
 from tempering.estimators.calibration.moments import CalibrationProblem
 from tempering.estimators.calibration.newton import TemperatureFit
 from tempering.estimators.calibration.settings import FitSettings
+from tempering.ranks import here
 
 _LEVEL = 5  # the caller of fit(), past `one_threaded`
 
@@ -130,16 +131,18 @@ def _separable(settings: FitSettings) -> str:
 def constant_blocks(problem: CalibrationProblem, blocks: Blocks) -> Bool[Tensor, "blocks"]:
     """Blocks in which every row of positive weight has one finite value only."""
     varied = torch.zeros(blocks.size, dtype=torch.bool, device=problem.logits.device)
-    for span, z in problem.chunks():
-        spread = z.amax(1) - z.masked_fill(torch.isneginf(z), math.inf).amin(1)
-        weight = problem.weight(span)
-        counts = spread > 0 if weight is None else (spread > 0) & (weight > 0)
-        index = blocks.index(z, span)
-        if index is None:
-            varied |= counts.any()
-        else:
-            varied[index[counts]] = True
-    return ~varied
+    with here().together():
+        for span, z in problem.chunks():
+            spread = z.amax(1) - z.masked_fill(torch.isneginf(z), math.inf).amin(1)
+            weight = problem.weight(span)
+            counts = spread > 0 if weight is None else (spread > 0) & (weight > 0)
+            index = blocks.index(z, span)
+            if index is None:
+                varied |= counts.any()
+            else:
+                varied[index[counts]] = True
+    (found,) = here().sum(varied)
+    return (found == 0).to(varied.device)
 
 
 def warn_unfinished(converged: bool, interrupted: bool, n_iter: int, max_iter: int) -> None:

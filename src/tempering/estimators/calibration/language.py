@@ -15,6 +15,7 @@ from torch import Tensor
 from tempering.errors import DataError
 from tempering.estimators.calibration.source import Logits, floats, threads
 from tempering.files import read_json, read_text
+from tempering.ranks import here
 
 # Windows of text that the model is run on for a warm start: enough to differ in style, few enough
 # that the start costs little beside a pass over all windows.
@@ -55,6 +56,15 @@ class TokenLogits(Logits):
             yield self._rows(done)
             if self.progress is not None:
                 self.progress(done + 1, len(self.windows))
+
+    def own_chunks(self) -> Iterator[tuple[int, Shaped[Tensor, "rows columns"]]]:
+        """The rows of this rank's windows: on the others the model isn't run."""
+        ranks = here()
+        for window in ranks.mine(len(self.windows)):
+            yield from self._cut(window * self.positions, self._rows(window))
+            if self.progress is not None:
+                done = min(len(self.windows), window - ranks.rank + ranks.size)
+                self.progress(done, len(self.windows))
 
     def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
         """Rows of a few windows only, which is all that the model is run on."""
@@ -172,24 +182,34 @@ def answer_logits(
         z_k = sum_t log p(token t of choice k | prompt, tokens before t)
 
     so softmax(z) is the model's own distribution over the choices. Prompt and choice are
-    tokenised separately, so that all choices of a question continue the same tokens.
+    tokenised separately, so that all choices of a question continue the same tokens. The ranks of
+    a run (`tempering.ranks`) share the questions.
     """
-    table = np.full((len(questions), max(len(q.choices) for q in questions)), -np.inf)
-    for row, question in enumerate(questions):
-        prompt = tokenizer(question.prompt, add_special_tokens=True).input_ids
-        for column, choice in enumerate(question.choices):
-            tokens = tokenizer(choice, add_special_tokens=False).input_ids
-            if not prompt or not tokens:
-                raise DataError(f"question {row}: {question.prompt!r} or {choice!r} has no tokens")
-            _check_length(model, len(prompt) + len(tokens), f"question {row}")
-            ids = torch.tensor([prompt + tokens], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            own = torch.log_softmax(floats(logits), 1)
-            at = ids[0, len(prompt) :, None]
-            table[row, column] = float(own.gather(1, at).double().sum())
-        if progress is not None:
-            progress(row + 1, len(questions))
-    return table
+    ranks = here()
+    most = max(len(question.choices) for question in questions)
+    table = torch.zeros(len(questions), most, dtype=torch.float64)
+    with ranks.together():
+        for row in ranks.mine(len(questions)):
+            table[row] = -torch.inf
+            for column, score in enumerate(_scores(model, tokenizer, questions[row], row)):
+                table[row, column] = score
+            if progress is not None:
+                progress(min(len(questions), row - ranks.rank + ranks.size), len(questions))
+    return ranks.sum(table)[0].numpy()
+
+
+def _scores(model: Any, tokenizer: Any, question: Question, row: int) -> Iterator[float]:
+    """The log probability of each choice of a question."""
+    prompt = tokenizer(question.prompt, add_special_tokens=True).input_ids
+    for choice in question.choices:
+        tokens = tokenizer(choice, add_special_tokens=False).input_ids
+        if not prompt or not tokens:
+            raise DataError(f"question {row}: {question.prompt!r} or {choice!r} has no tokens")
+        _check_length(model, len(prompt) + len(tokens), f"question {row}")
+        ids = torch.tensor([prompt + tokens], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        own = torch.log_softmax(floats(logits), 1)
+        yield float(own.gather(1, ids[0, len(prompt) :, None]).double().sum())
 
 
 def _check_length(model: Any, tokens: int, what: str) -> None:

@@ -40,8 +40,11 @@ class CalibrationProblem:
     buffer: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "rows columns"]]]:
-        """(span of rows, their logits) in order; probabilities are checked and become logs."""
-        for first, z in self.logits.chunks():
+        """(span of rows, their logits) of this rank; probabilities are checked and become logs.
+
+        Read them within `tempering.ranks.here().together()`, and sum over the ranks.
+        """
+        for first, z in self.logits.own_chunks():
             span = slice(first, first + len(z))
             yield span, as_logits(z, self.inputs, self._places(span), self.logits.name)
 

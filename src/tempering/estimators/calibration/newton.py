@@ -19,6 +19,7 @@ from tempering.estimators.calibration.designs import (
 )
 from tempering.estimators.calibration.moments import CalibrationProblem, row_moments
 from tempering.estimators.calibration.settings import FitSettings
+from tempering.ranks import here
 
 # The size of the last step in log beta. Newton's error after a step of size s is about s^2, and the
 # loss is quadratic at its minimum, so its error is about s^4: 1e-12 nats a row. In small tables,
@@ -72,7 +73,7 @@ def fit_blocks(
     rows follow. With a prior the loss may have two minima (nll is flat where T is large), so a
     second start at the prior's mean is tried and the better end is kept, block by block.
     """
-    warm = warm_start(problem, settings)
+    warm = here().same(warm_start(problem, settings))
     fit = _passes(problem, blocks, settings, warm)
     if settings.prior is None or fit.interrupted:
         return fit
@@ -180,7 +181,8 @@ def newton(
         at_bound = ((log_beta == low) & (g >= 0)) | ((log_beta == high) & (g <= 0))
         done = at_bound | ((new - log_beta).abs() <= tolerance) | (totals.weight == 0)
         log_beta = torch.where(at_bound, log_beta, new)
-        if bool(done.all()):
+        log_beta, ended = here().same((log_beta, bool(done.all())))
+        if ended:
             return TemperatureFit(log_beta, loss, totals, n_iter, True)
     return TemperatureFit(log_beta, loss, totals, settings.max_iter, False)
 

@@ -31,6 +31,7 @@ from tempering.estimators.calibration.scores import (
     row_sums,
 )
 from tempering.estimators.calibration.source import Logits, one_threaded
+from tempering.ranks import here
 
 # Up to this many rows are resampled one by one. More rows are put into this many random bundles,
 # and bundles are resampled: the intervals are the same, and the work no longer grows with the rows.
@@ -130,7 +131,7 @@ class FittedScaler(Protocol):
     def _open_logits(self, X: Any, *, reset: bool) -> Logits: ...
 
     def _tempered_chunks(
-        self, logits: Logits, groups: Any
+        self, logits: Logits, groups: Any, own: bool = False
     ) -> Iterator[tuple[slice, Float[Tensor, "rows columns"], Float[Tensor, "rows 1"]]]: ...
 
 
@@ -185,13 +186,15 @@ def calibration_report(
     labels = row_tensor(codes, logits.device)
     scores = Scores.empty(logits.n_rows)
     rounding = Rounding(logits.resolution(), float(scaler.inputs == "probabilities"))
-    for span, z, log_temperature in scaler._tempered_chunks(logits, groups):
-        at = labels[span].long()
-        own = z.gather(1, at[:, None]).squeeze(1)
-        places = logits.places(range(span.start, span.stop))
-        check_label_logits(own, at, places)
-        check_reach(z.double(), places, logits.name)
-        scores.put(span, z, at, log_temperature, rounding)
+    with here().together():
+        for span, z, log_temperature in scaler._tempered_chunks(logits, groups, own=True):
+            at = labels[span].long()
+            own = z.gather(1, at[:, None]).squeeze(1)
+            places = logits.places(range(span.start, span.stop))
+            check_label_logits(own, at, places)
+            check_reach(z.double(), places, logits.name)
+            scores.put(span, z, at, log_temperature, rounding)
+    scores = scores.of_all(here())
     w = np.ones(logits.n_rows) if weights is None else weights.astype(np.float64)
     cluster = None if clusters is None else groups_of(clusters, "clusters", logits.n_rows)[1]
     metrics, units = _measure(scores, w, cluster, *options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Integral
@@ -44,6 +45,7 @@ from tempering.estimators.calibration.source import (
     TensorLogits,
     one_threaded,
 )
+from tempering.ranks import here
 from tempering.tensors import refuse_masked
 
 _CHOICES = {
@@ -168,6 +170,12 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             row_tensor(codes, logits.device),
             None if weights is None else row_tensor(weights, logits.device),
             self.inputs,
+        )
+        here().agree(
+            {
+                "shape of the logits": (logits.n_rows, logits.n_columns),
+                "labels": hashlib.sha256(codes.astype(np.int64).tobytes()).hexdigest()[:16],
+            }
         )
         counts = np.bincount(codes, weights, minlength=logits.n_columns)
         self.classes_ = classes
@@ -325,17 +333,17 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         return OneBlock(), ("all",)
 
     def _tempered_chunks(
-        self, logits: Logits, groups: Any
+        self, logits: Logits, groups: Any, own: bool = False
     ) -> Iterator[tuple[slice, Float[Tensor, "rows columns"], Float[Tensor, "rows 1"]]]:
-        """(span, logits, log T of each row), checked, chunk by chunk."""
+        """(span, logits, log T of each row), checked, chunk by chunk; own: of this rank alone."""
         codes = self._group_codes(groups, logits.n_rows)
-        for first, chunk in logits.chunks():
+        for first, chunk in logits.own_chunks() if own else logits.chunks():
             span = slice(first, first + len(chunk))
             places = logits.places(range(first, first + len(chunk)))
             z = as_logits(chunk, self.inputs, places, logits.name)
             check_logit_rows(z, places, logits.name)
-            own = None if codes is None else codes[span]
-            yield span, z, self._log_temperature(z, places, own)
+            group = None if codes is None else codes[span]
+            yield span, z, self._log_temperature(z, places, group)
 
     def _log_temperature(
         self, z: Float[Tensor, "rows columns"], places: Rows, codes: np.ndarray | None

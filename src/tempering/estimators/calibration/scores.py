@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
+
+from tempering.ranks import Ranks
 
 # Sums over up to about a thousand classes agree to this in float64: 64 eps.
 _FLOOR = 64 * 2.0**-52
@@ -36,8 +38,14 @@ class Scores:
     @classmethod
     def empty(cls, rows: int) -> Scores:
         """Scores to be filled in."""
-        nll, brier, confidence, slack = (np.empty((rows, 2)) for _ in range(4))
-        return cls(nll, brier, confidence, slack, np.empty(rows, np.bool_))
+        nll, brier, confidence, slack = (np.zeros((rows, 2)) for _ in range(4))
+        return cls(nll, brier, confidence, slack, np.zeros(rows, np.bool_))
+
+    def of_all(self, ranks: Ranks) -> Scores:
+        """The scores that all ranks filled in, each those of its own rows."""
+        own = (torch.from_numpy(getattr(self, field.name)) for field in fields(self))
+        nll, brier, confidence, slack, hit = (total.numpy() for total in ranks.sum(*own))
+        return Scores(nll, brier, confidence, slack, hit > 0)
 
     def of(self, rows: Integer[np.ndarray, "some"]) -> Scores:
         """The scores of some rows."""

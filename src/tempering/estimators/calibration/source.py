@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tempering.errors import DataError
 from tempering.estimators.calibration.advice import advised
+from tempering.ranks import here
 from tempering.tensors import from_numpy, shareable
 
 # Elements in a chunk. 2^17 float32 values and two work buffers of the same size fit in a core's
@@ -77,18 +78,31 @@ class Logits(ABC):
 
     def chunks(self) -> Iterator[tuple[int, Shaped[Tensor, "rows columns"]]]:
         """(index of the first row, rows) in order, in cache-sized chunks of float32 or float64."""
-        size = CHUNK_CUDA if self.device.type == "cuda" else CHUNK
-        rows = max(1, size // self.n_columns)
         first = 0
         for piece in self.pieces():
-            for part in piece.split(rows):
-                yield first, floats(part)
-                first += len(part)
+            yield from self._cut(first, piece)
+            first += len(piece)
         if first != self.n_rows:
             raise DataError(
                 f"{self.name} gave {first} rows where {self.n_rows} were announced; "
                 "the file was cut short or is being written: make it anew"
             )
+
+    def _cut(
+        self, first: int, piece: Shaped[Tensor, "rows columns"]
+    ) -> Iterator[tuple[int, Shaped[Tensor, "rows columns"]]]:
+        """The chunks of a piece whose first row has this index."""
+        size = CHUNK_CUDA if self.device.type == "cuda" else CHUNK
+        for part in piece.split(max(1, size // self.n_columns)):
+            yield first, floats(part)
+            first += len(part)
+
+    def own_chunks(self) -> Iterator[tuple[int, Shaped[Tensor, "rows columns"]]]:
+        """Of `chunks`, those of this rank, where a run has several (see `tempering.ranks`)."""
+        ranks = here()
+        for place, chunk in enumerate(self.chunks()):
+            if place % ranks.size == ranks.rank:
+                yield chunk
 
     def sample(self, size: int, seed: int) -> tuple[np.ndarray, Shaped[Tensor, "rows columns"]]:
         """About `size` rows spread over the whole table: (their indices, the rows)."""

@@ -1,0 +1,144 @@
+"""Temperatures for the context at hand: fitted on the context itself, for so many seconds.
+
+Nothing but the context is learned from. It is cut into spans, of which some are drawn, as many as
+there is time for; each gives two pieces:
+
+    text    the span's next tokens
+    copy    the span, then an excerpt of it again, whose second half is to be recalled
+
+A quarter of the spans is held out and judges. The context is read afterwards, once, under the
+temperatures found, so no keys or values are computed twice. After: test-time training of query
+weights, Bansal et al. 2025 (arXiv 2512.13898).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from tempering.attention.examining.stored import input_device
+from tempering.attention.profiles.profile import Profile
+from tempering.attention.tuning.batches import Batch, text_batches
+from tempering.attention.tuning.fit import tune
+from tempering.attention.tuning.live_temperatures import Bounds
+from tempering.attention.tuning.objectives import Objective, from_batches
+from tempering.attention.tuning.outcome import Tuned
+from tempering.errors import DataError, InputError
+
+_FEWEST = 4  # spans: three to learn from, one to judge by
+_HELD_OUT = 0.25
+_ROWS = 4  # spans side by side
+# What the first step takes, in forwards of all pieces: a pass with gradients, two draws for the
+# curvature, and the watched pieces before and after.
+_FIRST_STEP = 8
+
+
+class ContextFit(NamedTuple):
+    """Temperatures fitted to a context, and what they took.
+
+    profile: T is 1 everywhere where nothing was gained on the spans held out.
+    seconds: of the whole call. spans: drawn of the context. tuned: the run.
+    """
+
+    profile: Profile
+    seconds: float
+    spans: int
+    tuned: Tuned
+
+
+def tune_context(
+    model: nn.Module,
+    ids: Tensor,
+    *,
+    seconds: float | int,
+    span: int = 256,
+    bounds: Bounds = (0.5, 2.0),
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ContextFit:
+    """Fit temperatures to one context, to be used for what is asked of that context.
+
+    Parameters
+    ----------
+    model: a causal model of transformers. ids: the context's tokens, [length].
+    seconds: for the whole call, of which a tenth is kept for what follows the fit; the fit ends in
+        time, at the best point that it has seen.
+    span: tokens of a span; a context of fewer than four spans has shorter ones, of 16 at least.
+    bounds: of T. seed: draws spans and excerpts. progress: (stage, done, total).
+
+    Raises
+    ------
+    InputError: seconds or ids that are none. DataError: a context of fewer than 64 tokens.
+
+    Warns
+    -----
+    ConvergenceWarning: nothing was gained on the spans held out, so T is 1 everywhere.
+    """
+    start = time.perf_counter()
+    if isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"seconds is a positive number, not {seconds}")
+    if ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        raise InputError(
+            f"ids are the tokens of one context, integers [length]; got {ids.dtype} "
+            f"{list(ids.shape)}"
+        )
+    if span < 16:
+        raise InputError(f"a span has 16 tokens or more, not {span}")
+    size = min(span, len(ids) // _FEWEST)
+    if size < 16:
+        raise DataError(
+            f"the context has {len(ids)} tokens, and temperatures are fitted to 64 or more; "
+            "leave a context so short as it is"
+        )
+    spans = ids[: len(ids) // size * size].reshape(-1, size).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(spans), generator=generator)
+    one = _forward_seconds(model, spans[order[0]])
+    affordable = int((seconds - (time.perf_counter() - start)) / (_FIRST_STEP * 2 * one))
+    drawn = spans[order[: max(_FEWEST, affordable)].sort().values]
+    tuned = tune(
+        model,
+        _objectives(drawn, generator),
+        bounds=bounds,
+        held_out=_HELD_OUT,
+        rows=_ROWS,
+        seed=seed,
+        until=start + 0.9 * seconds,
+        progress=progress,
+    )
+    return ContextFit(tuned.profile, time.perf_counter() - start, len(drawn), tuned)
+
+
+def _objectives(spans: Int[Tensor, "spans size"], generator: torch.Generator) -> list[Objective]:
+    """The spans' next tokens, and excerpts of them to recall; piece k of both is span k."""
+    size = spans.shape[1]
+    excerpt = max(8, size // 8)
+    starts = torch.randint(size - excerpt + 1, (len(spans),), generator=generator).tolist()
+    copies = []
+    for place, (own, begin) in enumerate(zip(spans, starts, strict=True)):
+        ids = torch.cat([own, own[begin : begin + excerpt]])[None]
+        targets = torch.zeros_like(ids, dtype=torch.bool)
+        targets[:, -(excerpt // 2) :] = True
+        copies.append(Batch(ids, targets, f"copy in span {place}"))
+    return [
+        from_batches("text", text_batches(spans, "context")),
+        from_batches("copies", copies, kind="answers"),
+    ]
+
+
+def _forward_seconds(model: Any, span: Int[Tensor, "size"]) -> float:
+    """Time of one forward of a span, after one that warms up."""
+    seconds = 0.0
+    for _ in range(2):
+        begin = time.perf_counter()
+        with torch.no_grad():
+            # An item of the result waits for a GPU.
+            model(span[None].to(input_device(model)), use_cache=False).logits[0, -1, 0].item()
+        seconds = time.perf_counter() - begin
+    return seconds

@@ -1,0 +1,197 @@
+"""Temperatures fitted to one context: what is learned from, in how much time, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+
+import pytest
+import torch
+
+from tempering import Profile, sample_text
+from tempering.attention.tuning import context as fitting
+from tempering.attention.tuning import from_batches, tune, tune_context
+from tempering.attention.tuning.batches import text_batches
+from tempering.cli import _run
+from tempering.cli.shared.context import duration
+from tempering.errors import ConvergenceWarning, DataError, InputError
+from tests.integration.tuning_tiny import HEADS, LAYERS, sampled_text, tiny_llama
+from tests.tiny import save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def context(model):
+    """120 texts of 16 tokens, of the model under other temperatures, one after the other."""
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.exp(torch.randn(LAYERS, HEADS, generator=generator) * 0.5)
+    return sampled_text(model, Profile.from_matrix(truth, model), 120, 16, seed=3).flatten()
+
+
+def test_fit_gains_on_spans_that_it_did_not_learn_from(model, context):
+    fit = tune_context(model, context, seconds=60, span=16)
+    assert fit.spans == 120
+    assert [len(goal.before) for goal in fit.tuned.held_out] == [30, 30]
+    assert fit.tuned.after < fit.tuned.before - 0.02
+    matrix = fit.profile.temperature
+    assert matrix.shape == (LAYERS, HEADS)
+    assert float(matrix.min()) >= 0.5
+    assert float(matrix.max()) <= 2
+    assert float(matrix.log().abs().max()) > 0.1
+
+
+def test_model_is_left_as_it_was(model, context):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        plain = model(context[None, :32]).logits
+        tune_context(model, context, seconds=30, span=16)
+        assert torch.equal(model(context[None, :32]).logits, plain)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("size", [16, 40, 256])
+def test_copies_ask_for_the_second_half_of_an_excerpt(size):
+    spans = torch.arange(5 * size).reshape(5, size)
+    _, copies = fitting._objectives(spans, torch.Generator().manual_seed(0))
+    for own, piece in zip(spans, copies.pieces, strict=True):
+        ids, targets = piece.source.ids[0], piece.source.targets[0]
+        excerpt = ids[size:]
+        assert torch.equal(ids[:size], own)
+        assert excerpt[0] in own
+        assert torch.equal(excerpt, torch.arange(int(excerpt[0]), int(excerpt[0]) + len(excerpt)))
+        assert int(excerpt[-1]) <= int(own[-1])
+        assert targets.nonzero()[0] == len(ids) - len(excerpt) // 2
+        assert bool(targets[-(len(excerpt) // 2) :].all())
+
+
+class Clock:
+    """Goes on by a second whenever somebody looks."""
+
+    def __init__(self) -> None:
+        self.ticks = itertools.count()
+
+    def perf_counter(self) -> float:
+        return float(next(self.ticks))
+
+
+def test_fit_without_time_changes_nothing_and_says_so(model, context, monkeypatch):
+    monkeypatch.setattr("tempering.attention.tuning.run.time", Clock())
+    monkeypatch.setattr("tempering.attention.tuning.context.time", Clock())
+    with pytest.warns(ConvergenceWarning, match="T is 1 everywhere"):
+        fit = tune_context(model, context, seconds=0.5, span=16)
+    assert fit.spans == 4
+    assert fit.profile.changes_nothing
+    assert fit.tuned.stopped_because == "time is up"
+    assert [step.step for step in fit.tuned.history] == [0]
+
+
+@pytest.mark.filterwarnings("ignore:no step lowered")
+def test_more_time_takes_more_steps(model, context, monkeypatch):
+    steps = []
+    for seconds in (4, 40, 300):
+        monkeypatch.setattr("tempering.attention.tuning.run.time", Clock())
+        objective = from_batches("text", text_batches(context.reshape(-1, 16)))
+        tuned = tune(model, objective, rows=15, steps=6, until=float(seconds))
+        steps.append(tuned.history[-1].step)
+    assert steps[0] < steps[1] < steps[2]
+
+
+@pytest.mark.filterwarnings("ignore:no step lowered")
+def test_run_that_was_out_of_time_goes_on_from_its_state(model, context, monkeypatch, tmp_path):
+    objective = from_batches("text", text_batches(context.reshape(-1, 16)))
+    options = {"rows": 15, "steps": 3}
+    whole = tune(model, objective, **options)
+    monkeypatch.setattr("tempering.attention.tuning.run.time", Clock())
+    first = tune(model, objective, **options, state=tmp_path / "run", until=4.0)
+    monkeypatch.setattr("tempering.attention.tuning.run.time", time)
+    second = tune(model, objective, **options, state=tmp_path / "run")
+    assert first.stopped_because == "time is up"
+    assert second.stopped_because == whole.stopped_because
+    assert torch.equal(second.theta, whole.theta)
+    assert [step.step for step in second.history] == [step.step for step in whole.history]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), True])
+def test_seconds_are_a_positive_number(model, context, seconds):
+    with pytest.raises(InputError, match="seconds is a positive number"):
+        tune_context(model, context, seconds=seconds)
+
+
+def test_ids_are_one_row_of_integers(model, context):
+    for wrong in (context[None], context.float(), context > 3):
+        with pytest.raises(InputError, match="integers"):
+            tune_context(model, wrong, seconds=1)
+    with pytest.raises(DataError, match="63 tokens"):
+        tune_context(model, context[:63], seconds=1)
+    with pytest.raises(InputError, match="16 tokens or more"):
+        tune_context(model, context, seconds=1, span=15)
+
+
+def test_context_that_repeats_one_token_is_refused_or_fitted(model):
+    with pytest.raises(DataError, match="of its own"):
+        tune_context(model, torch.full((400,), 7), seconds=5)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("20s", 20), ("1.5m", 90), (" 3s ", 3)])
+def test_durations(text, seconds):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["20", "s", "-3s", "0s", "nan s", "1h", "1e3s", ""])
+def test_durations_that_are_none(text):
+    with pytest.raises(InputError, match="20s"):
+        duration(text)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    place = tmp_path_factory.mktemp("context")
+    model = str(save_tiny_llama(place / "model", layers=2))
+    (place / "letters.txt").write_text(sample_text("fiction")[:400])
+    return model, place
+
+
+@pytest.mark.filterwarnings("ignore:no step lowered")
+def test_generate_fits_to_a_context(files, tmp_path, capsys):
+    model, place = files
+    code = _run(
+        [
+            *("generate", "Who came?", "--context", str(place / "letters.txt"), "--fit", "2s"),
+            *("--model", model, "--raw", "--max-tokens", "4", "--out", str(tmp_path), "--json"),
+        ],
+        debug=False,
+    )
+    assert code == 0, capsys.readouterr().err
+    record = json.loads(capsys.readouterr().out)
+    section = record["results"]["context"]
+    assert section["held out after"] <= section["held out before"]
+    assert section["tokens"] >= 64
+    assert record["settings"]["fit"] == "2s"
+    assert record["settings"]["prompt"].endswith("\n\nWho came?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fit", "5s"), "--context"),
+        (("--fit", "5s", "--context", "{}", "--pattern", "constant(2)"), "--pattern"),
+        (("--fit", "soon", "--context", "{}"), "20s"),
+        (("--context", "missing.txt"), "missing.txt"),
+        (("--context", "{}", "--max-tokens", "100000", "--fit", "9m"), "reads at most"),
+    ],
+)
+def test_generate_refuses_before_it_fits(files, tmp_path, capsys, arguments, message):
+    model, place = files
+    given = [argument.format(place / "letters.txt") for argument in arguments]
+    code = _run(
+        ["generate", "Who?", *given, "--model", model, "--raw", "--out", str(tmp_path)], debug=False
+    )
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
