@@ -4,7 +4,8 @@
 
 A pass is the loss of every chunk and its gradient in one temperature a head, weights frozen; the
 plain forward is the untempered model on the same chunks, with its next-token loss; draws are for
-the curvature, in the first pass of Newton's method. Interleaved.
+the curvature, in the first pass of Newton's method; the rule `power` has two numbers a head.
+Interleaved.
 Memory is the peak above the loaded model: allocated by CUDA, or of the process on a CPU (Linux).
 Writes benchmarks/results/tune_pass.json.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import torch
 from tempering import layout, load_model, sample_text
 from tempering.attention.tuning import from_text, make_basis
 from tempering.attention.tuning.batches import target_losses
+from tempering.attention.tuning.live_law import LawRange
 from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.passes import gradient_pass, loss_pass
 
@@ -66,6 +69,8 @@ def main() -> None:
     ).pieces
     basis = make_basis(model, layout(model), "head")
     theta = torch.zeros(basis.matrix.shape[1], dtype=torch.float64)
+    two = torch.zeros(2 * basis.matrix.shape[1], dtype=torch.float64)
+    range_of_law = LawRange(max(2, round(options.chunk / math.e)), options.chunk - 1)
     rows = options.rows
 
     def wait():
@@ -78,10 +83,12 @@ def main() -> None:
                 target_losses(model, piece.source).mean()
         wait()
 
-    def under(work, checkpoint=False):
+    def under(work, checkpoint=False, law=None):
         def run():
-            with live_temperatures(model, basis, (0.2, 5.0), checkpoint=checkpoint) as tempering:
-                work(tempering, theta, pieces, rows=rows)
+            with live_temperatures(
+                model, basis, (0.2, 5.0), checkpoint=checkpoint, law=law
+            ) as tempering:
+                work(tempering, theta if law is None else two, pieces, rows=rows)
             wait()
 
         return run
@@ -90,6 +97,7 @@ def main() -> None:
         "plain forward": plain,
         "tempered forward": under(loss_pass),
         "gradients": under(gradient_pass),
+        "gradients, rule power": under(gradient_pass, law=range_of_law),
         "gradients, checkpointed": under(gradient_pass, checkpoint=True),
         "gradients, two draws": under(partial(gradient_pass, draws=2)),
     }
@@ -100,6 +108,8 @@ def main() -> None:
         memory = {name: peak_above(run, options.device) for name, run in fns.items()}
     for name, gib in memory.items():
         print(f"{name:28s} {gib:8.3f} GiB above the model")
+    share = report["gradients, rule power"]["median"] / report["gradients"]["median"]
+    print(f"rule power: {share:.2f} times gradients of constants; the claim is at most 1.3")
     for name, limit in LIMITS.items():
         print(f"{name}: {report[name]['median']:.2f} plain forwards; the claim is at most {limit}")
     _bench.write(

@@ -28,7 +28,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from _bench import interleave, ratios, show, write
 
+from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.rules import PerHead
 from tempering.engines.loading.catalogue import MODELS
 from tempering.engines.loading.embedded import embedded_directory
 
@@ -44,7 +46,7 @@ POLICIES = (
 
 
 def profiles(layers: int, heads: int, home: Path) -> dict[str, str]:
-    """Three random profiles, as files."""
+    """Three random profiles of numbers and one with a law of length, as files."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
@@ -52,6 +54,12 @@ def profiles(layers: int, heads: int, home: Path) -> dict[str, str]:
     for name in ("own", "hot", "cold"):
         matrix = torch.empty(layers, heads).uniform_(0.8, 1.25, generator=draw)
         paths[name] = str(Profile.from_matrix(matrix).save(home / f"{name}.json"))
+    rules = [
+        Power(PerHead(torch.empty(heads).uniform_(-0.1, 0.1, generator=draw).tolist()), 256.0)
+        for _ in range(layers)
+    ]
+    law = Profile.load(paths["own"]).with_rules(rules)
+    paths["law"] = str(law.save(home / "law.json"))
     return paths
 
 
@@ -107,13 +115,15 @@ def main() -> None:
     room = min(1024, config.max_position_embeddings)
     with tempfile.TemporaryDirectory() as home:
         paths = profiles(config.num_hidden_layers, config.num_attention_heads, Path(home))
-        own = paths.pop("own")
+        own, law = paths.pop("own"), paths.pop("law")
         base = engine(directory, room, options, None)
         one = engine(directory, room, options, {"profile": own})
         named = engine(directory, room, options, {"profile": own, "profiles": paths})
+        lengths = engine(directory, room, options, {"profile": law})
     measured = {
         BASE: runs(base, room, options, None),
         "a profile": runs(one, room, options, None),
+        "a law of length": runs(lengths, room, options, None),
         "named profiles": runs(named, room, options, {"tempering_profile": "hot"}),
         "a room of one": runs(
             named, room, options, {"tempering_profile": "hot", "tempering_room": 0.5}
@@ -129,8 +139,10 @@ def main() -> None:
             row["tokens_per_second"] = done / row["seconds"]
         print(f"\n{what}, {options.batch} requests: time over that with {BASE}")
         show(report, BASE)
+        share = report["a law of length"]["median"] / report["a profile"]["median"]
+        print(f"a law of length: {share:.3f} times a profile of numbers; the claim is at most 1.05")
         results[what] = report
-    for llm in (base, one, named):
+    for llm in (base, one, named, lengths):
         llm.llm_engine.engine_core.shutdown()
     print(f"\nwritten: {write('vllm_overhead', results)}")
 

@@ -1,8 +1,9 @@
-"""Text cut into token chunks of one length: the sample that measurements run on."""
+"""Text cut into token chunks, of one length or of several: what measurements run on."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,12 +59,7 @@ def token_chunks(
         raise InputError(f"a chunk has at least 2 tokens, not {length}")
     if limit is not None and limit < 1:
         raise InputError(f"at least one chunk is needed, not {limit}")
-    if isinstance(text, TextTable):
-        ids = text.ids(tokenizer)
-    else:
-        # The tokenizer's warning about the model's length does not apply: chunks are cut below.
-        asked: dict[str, Any] = {"return_tensors": "pt", "verbose": False}
-        ids = tokenizer(text, add_special_tokens=False, **asked).input_ids[0]
+    ids = token_ids(tokenizer, text)
     start = torch.tensor(start_ids(tokenizer), dtype=ids.dtype)
     own = length - len(start)
     if own < 2 and len(start) > 0:
@@ -87,3 +83,45 @@ def token_chunks(
         chunks = chunks[torch.linspace(0, count - 1, limit).round().long()]
     # A table's chunks stay on disk where nothing is put before them.
     return torch.cat([start.expand(len(chunks), -1), chunks], 1) if len(start) else chunks
+
+
+def token_ids(tokenizer: Any, text: str | TextTable) -> Int[Tensor, "tokens"]:
+    """The tokens of a text, or of a table of texts, without special ones."""
+    if isinstance(text, TextTable):
+        return text.ids(tokenizer)
+    # The tokenizer's warning about the model's length does not apply: chunks are cut from these.
+    found = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
+    return found.input_ids[0]
+
+
+def mixed_chunks(
+    ids: Int[Tensor, "tokens"],
+    lengths: Sequence[int],
+    limit: int | None = None,
+    start: Sequence[int] = (),
+) -> list[Int[Tensor, "length"]]:
+    """Cut tokens into consecutive chunks of several lengths, about as many tokens in each.
+
+    A round of max(lengths) tokens for every length is repeated as often as it fits, `limit` times
+    at most, spread evenly over the text. Each chunk begins with `start`, which counts.
+
+    Raises DataError when there are fewer tokens than one round.
+    """
+    wanted = sorted({length - len(start) for length in lengths})
+    if not wanted or wanted[0] < 2:
+        raise InputError(f"chunks have at least 2 tokens each, not {', '.join(map(str, lengths))}")
+    if limit is not None and limit < 1:
+        raise InputError(f"at least one round of chunks is needed, not {limit}")
+    sizes = [length for length in wanted for _ in range(wanted[-1] // length)]
+    count = len(ids) // sum(sizes)
+    if count == 0:
+        raise DataError(
+            f"the text has {len(ids)} tokens, and one round of chunks of "
+            f"{', '.join(map(str, wanted))} tokens takes {sum(sizes)}; give a longer text or "
+            "shorter lengths"
+        )
+    rounds = ids[: count * sum(sizes)].view(count, -1)
+    if limit is not None and limit < count:
+        rounds = rounds[torch.linspace(0, count - 1, limit).round().long()]
+    first = torch.tensor(start, dtype=ids.dtype)
+    return [torch.cat([first, chunk]) for row in rounds for chunk in row.split(sizes)]

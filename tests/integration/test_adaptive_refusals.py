@@ -54,7 +54,7 @@ def test_what_cannot_be_exact_is_refused():
     ("text", "words"),
     [
         ("support", r"column 8: expected '\(', found the end"),
-        ("warmth(3)", "column 1: no rule is called 'warmth'; known are support, entropy, poly"),
+        ("warmth(3)", "column 1: no rule is called 'warmth'; known are affine, entropy, inst"),
         ("entropi(3)", "no rule is called 'entropi'; did you mean entropy"),
         ("support(keys)", r"column 13: expected '\(', found '\)'"),
         ("support()", r"support\(level, coldest, hottest\) needs level"),
@@ -129,16 +129,19 @@ def test_files(tmp_path):
 
 
 def test_what_takes_matrices_alone_refuses_rules():
+    from types import SimpleNamespace
+
     from tempering.attention.baking.bake import bake
-    from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
+    from tempering.engines.vllm.layers import prepared_betas
 
     model = oracle.tiny_llama()
     profile = adaptive_profile("support(3)", model)
+    vllm = SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=1))
     for attempt in (
         lambda: bake(model, profile),
         lambda: profile.scaled(0.5),
         lambda: profile.shuffled(0),
-        lambda: layer_betas(profile, [RankLayer("model.layers.0.self_attn.attn", 4, 0, 1)]),
+        lambda: prepared_betas(vllm, [], profile),
     ):
         with pytest.raises(RefusedError, match=r"has rules \(support\(3\)\)"):
             attempt()

@@ -21,7 +21,7 @@ from tempering.engines.vllm.identity import (
     checkpoint_directory,
     checkpoint_fingerprint,
 )
-from tempering.engines.vllm.profile_rows import RequestProfiles, follow_requests
+from tempering.engines.vllm.profile_rows import RowsOfTokens, follow_requests
 from tempering.engines.vllm.scoring import VllmScorer
 from tempering.engines.vllm.settings import PerEngine
 from tempering.engines.vllm.swap import swap_profile
@@ -255,6 +255,7 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
 
     class Runner:
         input_batch = SimpleNamespace(req_ids=[])
+        positions = torch.zeros(0, dtype=torch.long)
 
         def execute_model(self, plan, counts):
             if counts:
@@ -270,10 +271,14 @@ def test_tokens_of_a_batch_find_their_profiles(newer):
                 look()
 
         def prepare_inputs(self, plan, counts):
-            return SimpleNamespace(req_ids=list(counts), num_scheduled_tokens=list(counts.values()))
+            return SimpleNamespace(
+                req_ids=list(counts),
+                num_scheduled_tokens=list(counts.values()),
+                positions=self.positions,
+            )
 
     runner = Newer() if newer else Runner()
-    follow_requests(runner, RequestProfiles({"hot": 1, "cold": 2}, index, rooms))
+    follow_requests(runner, RowsOfTokens({"hot": 1, "cold": 2}, index, rooms))
     began = [("a", "hot", {}), ("b", None, {}), ("c", "cold", {"tempering_room": 0.5})]
     for plan, counts in (
         (scheduled(began), {"a": 3, "b": 2, "c": 1}),

@@ -74,7 +74,9 @@ def test_queries_are_scaled_by_head(build, tmp_path, monkeypatch):
     slots = [RankLayer(layer.layer_name, 4)]
     monkeypatch.setattr("tempering.engines.vllm.layers.rank_layers", lambda layers: slots)
     settings = settings_of(config)
-    write_betas(layers_of(config), prepared_betas(config, layers_of(config), settings.profile))
+    write_betas(
+        config, layers_of(config), prepared_betas(config, layers_of(config), settings.profile)
+    )
     query = torch.randn(5, 128)
     got = seen(layer, query, monkeypatch)
     assert torch.equal(got, query.view(5, 4, 32) / T[0, :, None])
@@ -88,7 +90,7 @@ def test_tokens_of_named_profiles(build, tmp_path, monkeypatch):
     paths = {"hot": profile(tmp_path, [[2.0] * 4]), "cold": profile(tmp_path, [[0.5] * 4])}
     config, layer = build({"profiles": paths})
     for row, beta in enumerate((1.0, 0.5, 2.0)):
-        write_betas([layer], [torch.full((4,), beta)], row)
+        write_betas(config, [layer], [torch.full((4,), beta)], row)
     layer.tempering_rows[:5] = torch.tensor([2, 0, 1, 1, 0])
     query = torch.randn(5, 128)
     scales = torch.tensor([2.0, 1.0, 0.5, 0.5, 1.0])[:, None, None]

@@ -39,6 +39,8 @@ class AttentionLayer:
     keys: the most keys that a query had on the sample.
     of_rows: whether its rows are those of the batch. Where they aren't (frames of a video stand
         among them), or where the sample can't tell, it takes one profile alone.
+    law: the model's own law of length, as the text of a rule: "log_steps(0.1,8192.0)"; None for
+        none.
     """
 
     name: str
@@ -53,6 +55,7 @@ class AttentionLayer:
     masking: float | None = None
     features: tuple[str, ...] = ()
     tower: str = ""
+    law: str | None = None
     keys: int = field(default=0, compare=False)
     of_rows: bool = field(default=True, compare=False)
 

@@ -26,6 +26,7 @@ EPILOG = """Examples:
   tempering measure --model dinov2-small --images photos
 
   tempering measure --model whisper-tiny.en --audio speech --pattern 'linear(1.2,0.8)' --stack cross
+  tempering measure --text book.txt --chunk 4096 --chunks 4 --law law.json
 """
 
 
@@ -52,6 +53,10 @@ def measure(
     table: Annotated[
         Path | None, typer.Option(help="Write every number as Parquet or CSV.")
     ] = None,
+    law: Annotated[
+        Path | None,
+        typer.Option(help="Write a profile whose T keeps each head's support at every length."),
+    ] = None,
     heatmap: Annotated[
         Path | None, typer.Option(help="Draw support per layer and head as PNG or SVG.")
     ] = None,
@@ -66,8 +71,10 @@ def measure(
     in one piece.
     """
     from tempering.attention import layout, measure_tokens
+    from tempering.attention.measuring.law import measure_law
     from tempering.attention.profiles.profile import UNTEMPERED
     from tempering.cli.shared.sections import (
+        law_section,
         parts_section,
         pattern_section,
         positions_section,
@@ -82,6 +89,7 @@ def measure(
     source.check()
     common.check_file(table, "--table", ".parquet", ".csv")
     common.check_file(heatmap, "--heatmap", ".png", ".svg", ".pdf")
+    common.check_file(law, "--law", ".json")
     common.check_out(out)
     if parts is not None and source.media is None and not 1 <= parts <= chunk:
         raise InputError(f"--parts: a chunk of {chunk} tokens has 1 to {chunk} parts, not {parts}")
@@ -89,6 +97,8 @@ def measure(
     given = data.read_data(source, network, tokenizer, chunk, limit, beyond=True)
     if given.text is None and reading != "temperature":
         raise InputError("a pattern read as support is solved on a text; give --text")
+    if given.text is None and law is not None:
+        raise InputError("--law is told from the lengths of a text; give --text")
     results: dict[str, Any] = {}
     after = {}
     chosen = None
@@ -125,6 +135,11 @@ def measure(
             common.note_rules(rules)
     if len(before.parts()) > 1 or set(before.units) != {"tokens"}:
         results["parts"] = parts_section(before, after)
+    if law is not None:
+        with common.counted("law") as report:
+            measured = measure_law(network, given.inputs, progress=report)
+        results["law"] = law_section(measured)
+        common.note(f"profile: {measured.profile(network).save(law)}")
     results["support"] = support_section(before, after)
     results["support"]["positions"] = positions_section(before, after)
     if not here().first:

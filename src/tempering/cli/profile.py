@@ -28,7 +28,11 @@ RULE = """Examples:
 
   tempering profile rule 'support(throb(12,3,2,12))' --layers 8-20 --out held.json
 
-  tempering profile rule 'log_length(2048)' --base tuned.json --out longer.json
+  tempering profile rule 'power(-0.05,2048)' --base tuned.json --out longer.json
+"""
+CONSTANT = """Examples:
+
+  tempering profile constant power.json --length 4096 --out at4096.json
 """
 DIFF = """Examples:
 
@@ -92,8 +96,8 @@ def rule(
     text: Annotated[
         str,
         typer.Argument(
-            help="support(N), entropy(S), polynomial(), log_length(n); bounds of T may follow N "
-            "and S."
+            help="support(N), entropy(S), polynomial(), power(slope, n0), log_length(n0), "
+            "ssmax(s), affine(a, b), log_steps(a, step); bounds of T may follow."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Profile file to write.")],
@@ -115,6 +119,23 @@ def rule(
     chosen = adaptive_profile(
         text, network, layers=common.numbers(layers, "--layers"), base=beneath
     )
+    common.note(f"profile: {chosen.save(out)}")
+
+
+@app.command(epilog=CONSTANT)
+def constant(
+    profile: File,
+    length: Annotated[int, typer.Option(help="Tokens of the texts that the constants are for.")],
+    out: Annotated[Path, typer.Option(help="Profile file to write.")],
+) -> None:
+    """Write the best constants for texts of one length, in place of rules of length.
+
+    They fold into weights, and serve engines that take numbers.
+    """
+    from tempering.attention.profiles.profile import Profile
+
+    common.check_file(out, "--out", ".json")
+    chosen = Profile.load(profile).at_length(length)
     common.note(f"profile: {chosen.save(out)}")
 
 

@@ -25,6 +25,7 @@ EPILOG = """Examples:
 
   tempering tune --data notes.txt --out tuned.json --resume
 
+  tempering tune --data book.txt --rule power --lengths 512,2048 --held-length 4096
   tempering tune --model whisper-tiny.en --audio noisy --test clean --out noise.json
 
   tempering tune --tokens 'phases(thinking=?, answer=?)' --tasks tasks.jsonl --out policy.txt
@@ -36,7 +37,8 @@ file, or a folder of Parquet or .jsonl files, holds texts of any size in a colum
 
 
 # Parameters of one kind of tuning that the other doesn't read.
-_OF_ATTENTION = ("data", "images", "audio", "pairs", "weight", "per", "constraint", "within",
+_OF_ATTENTION = ("data", "images", "audio", "pairs", "weight", "per", "rule", "lengths",
+                 "held_length", "constraint", "within",
                  "on", "test", "elsewhere", "shuffles", "alternatives", "method", "steps",
                  "prior_sd", "bounds", "rows", "checkpoint", "resume", "chunk",
                  "limit")  # fmt: skip
@@ -82,6 +84,17 @@ def tune(
         list[float] | None, typer.Option(help="Of each --data in turn; 1 by default.")
     ] = None,
     per: learning.Per = "head",
+    rule: Annotated[
+        str | None,
+        typer.Option(help="power: two numbers in place of one, log T = a + b log(keys seen)."),
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Chunks of these lengths, 512,2048, in place of --chunk.")
+    ] = None,
+    held_length: Annotated[
+        int | None,
+        typer.Option(help="Test on the end of texts in chunks of this length, never learned from."),
+    ] = None,
     constraint: learning.ConstraintFile = None,
     within: learning.Within = 0.01,
     on: Annotated[
@@ -157,7 +170,14 @@ def tune(
     )
     from tempering.attention.tuning import tune as run
     from tempering.cli.shared.keeping import locked
-    from tempering.cli.shared.tune_results import EvidenceSettings, Results, gather, objective
+    from tempering.cli.shared.tune_results import (
+        EvidenceSettings,
+        Results,
+        cuts_of,
+        gather,
+        objective,
+        objective_of_lengths,
+    )
     from tempering.cli.shared.tuning_runs import drop, read_bounds, say_step, state_of
     from tempering.errors import InputError
 
@@ -181,15 +201,24 @@ def tune(
     low, high = read_bounds(bounds)
     network, tokenizer = common.open_model(model, device, dtype, any_kind=bool(source.media))
     settings: dict[str, Any] = {"data": [path.name for path in texts]}
+    cut = cuts_of(lengths, held_length, chunk)
+    held_tests: list[Objective] = []
     if source.media is not None:
+        if cut.of_several:
+            raise InputError("--lengths and --held-length are of texts: leave them out")
         given = sources.read_data(source, network, tokenizer, chunk, limit)
         settings |= given.settings
         goals = [from_inputs(given.name, given.inputs, network, weight=weights[0])]
     else:
-        goals = [
-            objective(tokenizer, path, w, chunk, limit)
+        if cut.of_several:
+            for size in (*cut.lengths, *([cut.held] if cut.held else [])):
+                common.check_context(network, size, f"chunks of {size}", beyond=True)
+        found_goals = [
+            objective_of_lengths(tokenizer, path, w, cut, limit)
             for path, w in zip(texts, weights, strict=True)
         ]
+        goals = [goal for goal, _ in found_goals]
+        held_tests = [held for _, held in found_goals if held is not None]
 
     def like(path: Path, most: int | None) -> Objective:
         """Other data of the kind that is tuned for."""
@@ -202,12 +231,14 @@ def tune(
     limits = None
     if constraint is not None:
         limits = Constraint(like(constraint, limit), within, on)
-    tests = [like(path, None) for path in test or []]
+    tests = [*(like(path, None) for path in test or []), *held_tests]
     learned = [*goals, *([limits.objective] if limits else [])]
     refuse_overlap(learned, tests, "calibration and test")
     settings |= {
         "weights": weights,
         "per": per,
+        **({"rule": rule} if rule else {}),
+        **({"lengths": list(cut.lengths), "held length": cut.held} if cut.of_several else {}),
         "constraint": constraint.name if constraint else None,
         "within": within if constraint else None,
         "on": on if constraint else None,
@@ -229,6 +260,7 @@ def tune(
                     network,
                     goals,
                     per=per,
+                    rule=rule,
                     constraint=limits,
                     prior_sd=prior_sd,
                     bounds=(low, high),

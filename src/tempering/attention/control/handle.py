@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempering.attention.control.layer_rule import RuleCount, check_attach, layer_rule
+from tempering.attention.control.layer_rule import (
+    LayerRule,
+    RuleCount,
+    check_attach,
+    layer_rule,
+)
 from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.structure import submodule, walk
 from tempering.attention.hooks import forward, interface_patch, softmax_route
@@ -20,6 +25,7 @@ from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.limits import check_scale_values, check_values
 from tempering.attention.profiles.fingerprint import Walked
 from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.rule_base import Rule
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 
 
@@ -44,7 +50,7 @@ class Tempering:
         self._sites: list[Site] = []
         rows = _stack(profiles, model_layout)
         modules = [submodule(model, layer.name) for layer in model_layout.layers]
-        rules = map(layer_rule, modules, self._rules_of(profiles))
+        rules = map(layer_rule, modules, model_layout.layers, self._rules_of(profiles))
         placements = [forward.placement_of(module) for module in modules]
         scales = _stack_scales(profiles, model_layout)
         parts = map(LayerPart, model_layout.layers, rows, rules, inverses(rows, placements), scales)
@@ -90,23 +96,39 @@ class Tempering:
         rules = self._rules_of(profiles)
         scales = _stack_scales(profiles, self._layout)
         with LOCK:
-            for site, own in zip(self._sites, rules, strict=True):
-                for state in site.states_of(self._hold.number):
-                    check_attach(self._hold.number, state, own)
+            made = self._made_rules(rules)
             self.set_rows(_stack(profiles, self._layout))
             self.set_scales(scales)
-            self._set_rules(rules)
-            self._note_moves()
+            self._set_made(made)
+
+    def set_rules(self, rules: Sequence[Sequence[Rule | None]]) -> None:
+        """Set the rules of each layer: one for all rows of a batch, or one for each row.
+
+        Raises ArchitectureError or ProfileError where a rule can't act on a layer; nothing is
+        changed then.
+        """
+        self._require_active()
+        with LOCK:
+            self._set_made(self._made_rules(rules))
 
     def _rules_of(self, profiles: Sequence[Profile]) -> list[Sequence[Any]]:
         """For each layer, the rule of every row of the batch."""
         return list(zip(*[item.rules_by_layer(self._layout) for item in profiles], strict=True))
 
-    def _set_rules(self, rules: list[Sequence[Any]]) -> None:
+    def _made_rules(self, rules: Sequence[Sequence[Rule | None]]) -> list[LayerRule | None]:
+        """The rules for each site, checked against all that they will meet there."""
+        made = []
         for site, own in zip(self._sites, rules, strict=True):
-            module = site.module()
-            if module is not None:
-                site.set_rule(self._hold.number, layer_rule(module, own))
+            for state in site.states_of(self._hold.number):
+                check_attach(self._hold.number, state, own)
+            module, layer = site.module(), site.parts[self._hold.number].layer
+            made.append(None if module is None else layer_rule(module, layer, own))
+        return made
+
+    def _set_made(self, made: Sequence[LayerRule | None]) -> None:
+        for site, item in zip(self._sites, made, strict=True):
+            site.set_rule(self._hold.number, item)
+        self._note_moves()
 
     def _note_moves(self) -> None:
         parts = [site.parts[self._hold.number] for site in self._sites]

@@ -11,11 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.hooks.temperature_state import TemperatureState
+from tempering.attention.layout import AttentionLayer
 from tempering.attention.logits import AttentionCall, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
+from tempering.attention.profiles.length_rules import (
+    InsteadOf,
+    LengthRule,
+    LogSteps,
+    check_lengths,
+)
 from tempering.attention.profiles.rules import Rule
 from tempering.attention.visibility import visible
-from tempering.errors import ProfileError, RefusedError
+from tempering.errors import ArchitectureError, ProfileError, RefusedError
 
 
 @dataclass
@@ -28,15 +35,28 @@ class RuleCount:
     hottest: int = 0
 
 
+def context_of(module: nn.Module) -> int:
+    """Tokens that a model's configuration allows for; 1 where it says nothing."""
+    config = getattr(module, "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else 1
+
+
 class LayerRule:
     """What a tempered module asks for its inverse temperatures, query by query.
 
     rules: the rule of each row of the batch (or one for all); None where a row has none.
     """
 
-    def __init__(self, module: nn.Module, rules: Sequence[Rule | None]) -> None:
-        self.module, self.rules = module, list(rules)
-        self.counts = {item: RuleCount(str(item)) for item in rules if item is not None}
+    def __init__(
+        self, module: nn.Module, layer: AttentionLayer, rules: Sequence[Rule | None]
+    ) -> None:
+        self.module, self.name, self.rules = module, layer.name, list(rules)
+        self.counts = {item: RuleCount(item.label) for item in rules if item is not None}
+        self._checked: dict[LengthRule, int] = {}
+        for item in self.counts:
+            if isinstance(item, LengthRule):
+                self._check_length(item, context_of(module), layer.heads)
 
     def join(self, state: TemperatureState, owner: int) -> None:
         """Become the rule of a state; RefusedError where another handle's is."""
@@ -54,9 +74,14 @@ class LayerRule:
             rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor
         ) -> Float[Tensor, "rows heads_or_1 q_seq"]:
             nonlocal call
-            if rule.counts_keys:
+            if isinstance(rule, LengthRule):
                 call = call or AttentionCall.of(self.module, query, key, mask, kwargs)
-                return rule.of_counts(seen_keys(call)[rows])
+                self._check_length(rule, key.shape[2], query.shape[1])
+                places = None
+                if isinstance(rule, InsteadOf):
+                    places = self._places(rule.own, call, kwargs)[rows]
+                seen = seen_keys(call)[rows]
+                return self._of_length(rule, count, query.shape, seen, places)
             parts = []
             for logits in sliced_logits(self.module, query, key, mask, kwargs):
                 tempered = (logits * of_profile.to(logits.dtype))[rows]
@@ -75,7 +100,9 @@ class LayerRule:
         """beta of every query that sees so many keys, for rules that count them."""
 
         def of_rule(rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor) -> Tensor:
-            return rule.of_counts(seen[rows])
+            assert isinstance(rule, LengthRule), "check_layer lets no other here"
+            self._check_length(rule, int(seen.max()), seen.shape[1])
+            return self._of_length(rule, count, seen.shape, seen[rows])
 
         return self._beta(state, seen.shape, seen.device, of_rule)
 
@@ -104,6 +131,43 @@ class LayerRule:
             beta = beta.index_copy(0, index, found.to(beta))
         return of_profile * beta[..., None]
 
+    def _places(
+        self, own: LengthRule, call: AttentionCall, kwargs: dict[str, Any]
+    ) -> Int[Tensor, "batch heads_or_1 q_seq"]:
+        """The places of the queries, counted from 1, as the layer's own law reads them."""
+        if not (isinstance(own, LogSteps) and own.shift):
+            return last_keys(call)
+        positions = kwargs.get("position_ids")
+        batch, _, q_seq, _ = call.query.shape
+        if not isinstance(positions, Tensor) or positions.shape[-1] != q_seq:
+            raise ArchitectureError(
+                f"{self.name} does not pass on the position ids that its own law {own} reads, so "
+                "the law can't be replaced"
+            )
+        return (positions[:, None] + 1).expand(batch, 1, q_seq)
+
+    def _check_length(self, rule: LengthRule, keys: int, heads: int) -> None:
+        """ProfileError where T leaves attention's limits for so many keys."""
+        if keys > self._checked.get(rule, 0):
+            check_lengths(rule, keys, self.name, heads)
+            self._checked[rule] = keys
+
+    def _of_length(
+        self,
+        rule: LengthRule,
+        count: RuleCount,
+        shape: torch.Size,
+        seen: Int[Tensor, "rows heads_or_1 q_seq"],
+        places: Tensor | None = None,
+    ) -> Float[Tensor, "rows heads_or_1 q_seq"]:
+        """A law's beta for some rows, whose queries at its bounds are counted."""
+        beta = rule.of_counts(seen, places)
+        coldest, hottest = rule.at_bounds(beta)
+        share = len(seen) * shape[1] * shape[2] // beta.numel()
+        count.coldest += coldest * share
+        count.hottest += hottest * share
+        return beta
+
 
 def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     """How many keys each query sees."""
@@ -123,6 +187,21 @@ def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     return (seen & near).sum(-1).expand(batch, -1, q_seq)
 
 
+def last_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
+    """The place of the last key that each query sees, counted from 1; padding counts too."""
+    batch, _, q_seq, _ = call.query.shape
+    kv_seq, device = call.key.shape[2], call.query.device
+    if call.mask is None:
+        at = torch.arange(1, q_seq + 1, device=device) + (0 if call.causal else kv_seq - q_seq)
+        return at.expand(batch, 1, q_seq)
+    mask = call.mask[..., :kv_seq]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    if call.causal:
+        seen = seen & visible(range(q_seq), range(kv_seq), causal=True, device=device)
+    key = torch.arange(1, kv_seq + 1, device=device)
+    return (seen * key).amax(-1).expand(batch, -1, q_seq)
+
+
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:
     """Raise what `LayerRule.join` would, and change nothing. owner: the number of a hold."""
     kinds = [item for item in rules if item is not None]
@@ -138,6 +217,8 @@ def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | Non
         )
 
 
-def layer_rule(module: nn.Module, rules: Sequence[Rule | None]) -> LayerRule | None:
+def layer_rule(
+    module: nn.Module, layer: AttentionLayer, rules: Sequence[Rule | None]
+) -> LayerRule | None:
     """The rule of a module, if a row of the batch has one."""
-    return None if all(item is None for item in rules) else LayerRule(module, rules)
+    return None if all(item is None for item in rules) else LayerRule(module, layer, rules)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tempering.attention import axes, denoisers
 from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
 from tempering.attention.examining.module_stack import ModuleStack
+from tempering.attention.examining.own_law import own_law
 from tempering.attention.examining.towers import tower_of
 from tempering.attention.hooks import interface_route
 from tempering.attention.hooks.site import state_of
@@ -164,6 +165,7 @@ class LayerReader:
             mask_floor=mask_floor(mask),
             features=tuple(sorted(features - {"s_aux"})),
             keys=key.shape[2],
+            law=own_law(module),
         )
         return self.read.setdefault(name, layer)
 

@@ -131,7 +131,7 @@ def measure_tokens(
                     layer.name: StatisticSums.zeros(layer.heads, buckets)
                     for layer in model_layout.layers
                 }
-                _forward(model, model_layout, example)
+                run_layers(model, model_layout, example)
                 by_chunk[index] = _table(model_layout, observer.sums, "entropy")
                 for name, sums in observer.sums.items():
                     totals[name].merge(sums)
@@ -182,7 +182,7 @@ def _length(inputs: Inputs) -> int:
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def _forward(model: nn.Module, model_layout: Layout, example: Example) -> None:
+def run_layers(model: nn.Module, model_layout: Layout, example: Example) -> None:
     """The layers alone where they are all in the body: a head over the vocabulary takes memory."""
     body: Any = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is body), "")

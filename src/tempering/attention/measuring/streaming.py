@@ -8,7 +8,7 @@ than the attention itself. On CUDA one kernel takes the place of `moments`: see 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -55,31 +55,61 @@ def moments(
     Learned sink logits are left out; `statistics_of_moments` adds the sink in closed form.
     """
     batch, heads, q_seq, _ = call.query.shape
+    rows = _Rows(batch, heads, q_seq, call.query.device, call.work)
+    before: range | None = None
+    near, here = torch.empty(0), None
+    for tile in tiles(call, first, rows.space):
+        if tile.queries is not before:  # all heads of a row share the distances of a block
+            near = _distances(call, tile.queries, tile.keys, call.work, places)
+            here = None if places is None else _placed(places, tile.keys, call)
+            before = tile.queries
+        rows.reduce(tile.logits, tile.row, tile.heads, tile.queries, near, here)
+    return rows.moments()
+
+
+class Tile(NamedTuple):
+    """Finished logits of some queries over all the keys that any of them sees.
+
+    logits: Float[Tensor, "heads queries keys"] in units of log 2; hidden ones at `hidden_logit` or
+    below. row: of the batch. heads, queries, keys: which they are.
+    """
+
+    logits: Tensor
+    row: int
+    heads: slice
+    queries: range
+    keys: range
+
+
+Space = Callable[[int, tuple[int, ...]], Tensor]
+
+
+def tiles(call: AttentionCall, first: int, space: Space) -> Iterator[Tile]:
+    """The logits of an attention call over its keys from `first` on, a tile at a time.
+
+    space: gives the memory of a tile, (0, shape) -> tensor; it may be the same for all.
+    """
+    heads = call.query.shape[1]
     kv_heads = call.key.shape[1]
     group = heads // kv_heads
     plain = call.only_products
     factor = call.scaling * math.log2(math.e) if plain else call.scaling
-    rows = _Rows(batch, heads, q_seq, call.query.device, call.work)
-    for row in range(batch):
+    for row in range(call.query.shape[0]):
         keys = call.key[row].to(call.work)
         for queries, seen in _blocks(call, row, first, group):
             if not seen:
                 continue
             q = call.query[row, :, queries.start : queries.stop].to(call.work) * factor
-            near = _distances(call, queries, seen, call.work, places)
-            here = None if places is None else _placed(places, seen, call)
             for kv in range(kv_heads):
                 of = slice(kv * group, (kv + 1) * group)
-                shape = (group, len(queries), len(seen))
-                tile = rows.space(0, shape)
-                own = keys[kv, seen.start : seen.stop]
-                torch.mm(q[of].flatten(0, 1), own.t(), out=tile.flatten(0, 1))
+                tile = space(0, (group, len(queries), len(seen)))
+                here = keys[kv, seen.start : seen.stop]
+                torch.mm(q[of].flatten(0, 1), here.t(), out=tile.flatten(0, 1))
                 if plain:
                     _hide(tile, call, row, of, queries, seen)
                 else:
                     _finish(tile, call, row, of, queries, seen)
-                rows.reduce(tile, row, of, queries, near, here)
-    return rows.moments()
+                yield Tile(tile, row, of, queries, seen)
 
 
 def first_key(call: AttentionCall) -> Float[Tensor, "batch heads q_seq"]:
@@ -183,7 +213,7 @@ def _hide(
     tile: Tensor, call: AttentionCall, row: int, heads: slice, queries: range, keys: range
 ) -> None:
     """Mask a tile of scaled products in place; causality hides in the tile's corners alone."""
-    hidden = _hidden(tile.dtype)
+    hidden = hidden_logit(tile.dtype)
     if call.mask is not None:
         part = call.mask[row if call.mask.shape[0] > 1 else 0]
         part = part[heads] if part.shape[0] > 1 else part
@@ -211,10 +241,10 @@ def _finish(
     at = torch.arange(queries.start, queries.stop, device=tile.device)
     finished = call.finish(tile[None], at, slice(row, row + 1), heads, slice(keys.start, keys.stop))
     torch.mul(finished[0], math.log2(math.e), out=tile)
-    tile.clamp_(min=_hidden(tile.dtype))
+    tile.clamp_(min=hidden_logit(tile.dtype))
 
 
-def _hidden(dtype: torch.dtype) -> float:
+def hidden_logit(dtype: torch.dtype) -> float:
     """A hidden logit: finite, so that 0 times it is 0."""
     return torch.finfo(dtype).min / 4
 
@@ -230,7 +260,7 @@ class _Rows:
         self, batch: int, heads: int, q_seq: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.sums = torch.zeros(7, batch, heads, q_seq, device=device, dtype=dtype)
-        self.hidden = _hidden(dtype)
+        self.hidden = hidden_logit(dtype)
         self.sums[0] = self.hidden
         self._memory = [torch.empty(0, device=device, dtype=dtype) for _ in range(3)]
 

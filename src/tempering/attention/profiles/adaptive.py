@@ -11,8 +11,9 @@ from torch import nn
 from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
+from tempering.attention.profiles.length_rules import InsteadOf, LengthRule, RootLogLength
 from tempering.attention.profiles.profile import Profile
-from tempering.attention.profiles.rules import GRAMMAR, KNOWN, RootLogLength, Rule, rule_of
+from tempering.attention.profiles.rules import GRAMMAR, KNOWN, PerHead, Rule, rule, rule_of
 from tempering.calls import CallNode
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
 from tempering.schedules import schedule_of
@@ -30,8 +31,10 @@ def adaptive_profile(
 
     Parameters
     ----------
-    text: "support(8)", "entropy(2)", "polynomial()", "log_length(2048)", ...; a held level may
-        be a pattern over depth, "support(throb(12,3,2,12))". Bounds of T may follow it.
+    text: "support(8)", "entropy(2)", "polynomial()", "power(-0.05,2048)", ...; the first number
+        may be a pattern over depth, "support(throb(12,3,2,12))". Bounds of T may follow. With
+        "x|instead_of(own)", layers that have the law `own` of the model (see `layout`) follow x in
+        its place, and the others follow x.
     model: the model, or its layout.
     layers, stack: restrict the rule to these; the others keep the temperature of `base`.
     base: temperatures that the logits are divided by first; T = 1 by default.
@@ -60,6 +63,8 @@ def adaptive_profile(
         else None
         for layer in model_layout.layers
     ]
+    if any(isinstance(item, InsteadOf) for item in rules):
+        rules = _where_it_has_a_law(rules, model_layout)
     for layer, item in zip(model_layout.layers, rules, strict=True):
         if item is not None:
             check_layer(layer, item)
@@ -105,7 +110,8 @@ def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], R
     if call.name not in KNOWN:
         raise call.unknown(KNOWN, "rule")
     level, *rest = call.arguments or (None,)
-    if level is None or not isinstance(level.value, CallNode):
+    value = None if level is None else level.value
+    if level is None or not isinstance(value, CallNode) or value.name in (*KNOWN, PerHead.name):
         same = rule_of(call)
         return lambda layer: same
     pattern = level.made(lambda: schedule_of(level.call(call.name, "pattern")))
@@ -118,19 +124,40 @@ def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], R
     return of_layer
 
 
-def check_layer(layer: AttentionLayer, rule: Rule) -> None:
-    """ArchitectureError where a temperature per query can't be exact."""
-    if layer.route != "interface" and not rule.counts_keys:
+def _where_it_has_a_law(rules: list[Rule | None], model_layout: Layout) -> list[Rule | None]:
+    """The rules, with x alone for x|instead_of(own) on layers that have no law."""
+    pairs = list(zip(model_layout.layers, rules, strict=True))
+    if not any(layer.law for layer, item in pairs if item is not None):
+        named = next(item for item in rules if item is not None)
+        raise ProfileError(
+            f"{named.label}: none of these layers has a law of its own to replace; leave "
+            "instead_of(..) out"
+        )
+    return [
+        item.inner if isinstance(item, InsteadOf) and layer.law is None else item
+        for layer, item in pairs
+    ]
+
+
+def check_layer(layer: AttentionLayer, item: Rule) -> None:
+    """ArchitectureError where a rule can't be exact on a layer."""
+    if layer.route != "interface" and not isinstance(item, LengthRule):
         raise ArchitectureError(
-            f"{layer.name} has attention code of its own; {rule.name} needs transformers' "
+            f"{layer.name} has attention code of its own; {item.name} needs transformers' "
             "attention interface, which hands out queries and keys"
         )
     if layer.route != "interface" and not set(layer.axes) <= {STANDARD, FOLDED}:
         raise ArchitectureError(
-            f"{layer.name} attends in blocks or windows, where {rule} would count the keys of one"
+            f"{layer.name} attends in blocks or windows, where {item.label} would count the keys of "
+            "one"
         )
     if "sinks" in layer.features:
         raise ArchitectureError(
             f"{layer.name} has sink logits shared by all queries, which a temperature per query "
             "can't reach"
+        )
+    if isinstance(item, InsteadOf) and (layer.law is None or rule(layer.law) != item.own):
+        raise ArchitectureError(
+            f"{layer.name} has {f'the law {layer.law}' if layer.law else 'no law of its own'}, so "
+            f"{item.label} can't replace it; name the law that the layout shows"
         )

@@ -16,6 +16,12 @@ from torch import Tensor, nn
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.subject import adapters_of, unwrapped
 from tempering.attention.layout import Layout
+from tempering.attention.profiles.changing import (
+    can_be_moved,
+    constants_at,
+    moved_rules,
+    scaled_rule,
+)
 from tempering.attention.profiles.fingerprint import (
     Walked,
     describe_model,
@@ -30,6 +36,7 @@ from tempering.attention.profiles.fitting import (
     rules_by_layer,
 )
 from tempering.attention.profiles.format import fields_of, json_of
+from tempering.attention.profiles.length_rules import LengthRule
 from tempering.attention.profiles.making import rows_of_matrix, rows_of_schedule
 from tempering.attention.profiles.rules import Rule, check_rules
 from tempering.counts import whole_number
@@ -80,7 +87,7 @@ class Profile:
         for index, row in enumerate(self.rows):
             check_row(row, self.names[index] if self.names else f"layer {index}")
         if self.rules:
-            check_rules(self.rules, len(self.rows))
+            check_rules(self.rules, self.rows)
         if self.output_scale:
             check_scales(self.output_scale, self.rows)
 
@@ -232,10 +239,17 @@ class Profile:
             )
 
     def refuse_rules(self, why: str) -> None:
-        """RefusedError that says why, when the profile has rules."""
-        if any(self.rules):
-            named = ", ".join(dict.fromkeys(str(item) for item in self.rules if item))
-            raise RefusedError(f"this profile has rules ({named}): {why}")
+        """RefusedError that says why, when the profile has rules; offers constants if there are."""
+        if not any(self.rules):
+            return
+        named = ", ".join(dict.fromkeys(item.label for item in self.rules if item))
+        offer = ""
+        if all(isinstance(item, LengthRule | None) for item in self.rules):
+            offer = (
+                "; the best constants for texts of N tokens are profile.at_length(N), in a shell "
+                "tempering profile constant FILE --length N --out CONSTANT.json"
+            )
+        raise RefusedError(f"this profile has rules ({named}): {why}{offer}")
 
     def check_model(self, model: nn.Module, walked: Walked | None = None) -> None:
         """ProfileError unless `model` is the one that the profile was made for.
@@ -279,22 +293,63 @@ class Profile:
     def scaled(self, room: float) -> Profile:
         """T ** room: 0 is the untempered model, 1 this profile, -1 its mirror image.
 
-        Output scales go along: s ** room.
+        Output scales go along: s ** room. Of rules, `power` alone can be scaled.
         """
-        self.refuse_rules("they can't be scaled; change their level or their bounds")
-        return self._changed(lambda rows: tuple(row**room for row in rows))
+        rules = tuple(scaled_rule(item, room) for item in self.rules)
+        if [item is None for item in rules] != [item is None for item in self.rules]:
+            self.refuse_rules("they can't be scaled; change their level or their bounds")
+        return self._changed(lambda rows: tuple(row**room for row in rows), rules)
 
     def shuffled(self, seed: SupportsIndex) -> Profile:
-        """The same values permuted over all heads of all layers: a control."""
-        self.refuse_rules("they can't be shuffled over heads")
+        """The same values permuted over all heads of all layers: a control.
+
+        Slopes of `power` go along with the temperatures of their heads.
+        """
+        if any(self.rules) and not can_be_moved(self.rules):
+            self.refuse_rules("they can't be shuffled over heads")
         generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
         sizes = [len(row) for row in self.rows]
         order = torch.randperm(sum(sizes), generator=generator)
-        return self._changed(lambda rows: torch.cat(rows)[order].split(sizes))
+        rules = moved_rules(self.rules, sizes, order) if any(self.rules) else ()
+        return self._changed(lambda rows: torch.cat(rows)[order].split(sizes), rules)
 
-    def _changed(self, change: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> Profile:
-        scales = change(self.output_scale) if self.output_scale else ()
-        return replace(self, rows=change(self.rows), output_scale=scales, pattern=None, evidence={})
+    def with_rules(self, rules: Sequence[Rule | None]) -> Profile:
+        """The same temperatures under other rules, one (or None) for each row."""
+        return replace(self, rules=tuple(rules), pattern=None, evidence={})
+
+    def at_length(self, length: SupportsIndex) -> Profile:
+        """The best constants for texts of so many tokens, in place of rules of length.
+
+        log T[l, h] is the mean of log T[l, h](n) over the queries of such a text, n = 1..length,
+        which is closest to them in squares. Where a layer sees a window, give the window.
+
+        Raises RefusedError for rules that read logits.
+        """
+        tokens = whole_number(length, "length")
+        if tokens < 1:
+            raise ProfileError(f"a text has at least 1 token, not {tokens}")
+        if not all(isinstance(item, LengthRule | None) for item in self.rules):
+            self.refuse_rules("only rules of length have constants for a length")
+        rules = self.rules or (None,) * len(self.rows)
+        return self._changed(lambda rows: tuple(constants_at(rows, rules, tokens)), scales=False)
+
+    def _changed(
+        self,
+        change: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+        rules: tuple[Rule | None, ...] = (),
+        *,
+        scales: bool = True,
+    ) -> Profile:
+        """The profile with other temperatures; scales: whether its output scales change too."""
+        output = change(self.output_scale) if self.output_scale and scales else self.output_scale
+        return replace(
+            self,
+            rows=change(self.rows),
+            rules=rules,
+            output_scale=output,
+            pattern=None,
+            evidence={},
+        )
 
     # -- files
 

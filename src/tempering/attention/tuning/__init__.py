@@ -1,6 +1,7 @@
 """Tuning: temperatures learned with every weight frozen, for a text, a task, or any loss.
 
-from_text, from_pairs, from_inputs, from_functions, from_batches    what to be better at
+from_text, from_lengths, from_pairs, from_inputs       what to be better at
+from_functions, from_batches                           the same, of one's own
 Constraint                                             what other data may lose
 tune(model, objectives)                                -> Tuned, with a Profile
 tune_context(model, ids, seconds=20)                   the same for one context, in so much time
@@ -16,6 +17,7 @@ from tempering.attention.tuning.objectives import (
     from_batches,
     from_functions,
     from_inputs,
+    from_lengths,
     from_pairs,
     from_text,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "from_batches",
     "from_functions",
     "from_inputs",
+    "from_lengths",
     "from_pairs",
     "from_text",
     "make_basis",

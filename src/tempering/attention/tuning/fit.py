@@ -16,6 +16,7 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.profiles.fingerprint import agree_on_model, fingerprint
 from tempering.attention.tuning.adam import Adam
 from tempering.attention.tuning.basis import Basis, make_basis, scale_basis
+from tempering.attention.tuning.live_law import RULES, LawRange
 from tempering.attention.tuning.live_temperatures import Bounds, LiveTemperatures, live_temperatures
 from tempering.attention.tuning.method import Method
 from tempering.attention.tuning.newton import Newton
@@ -28,7 +29,7 @@ from tempering.attention.tuning.outcome import (
     Tuned,
     guard,
 )
-from tempering.attention.tuning.problem import make_problem
+from tempering.attention.tuning.problem import Problem, make_problem
 from tempering.attention.tuning.run import Progress, Run
 from tempering.attention.tuning.saved_run import SavedRun
 from tempering.errors import ConvergenceWarning, InputError
@@ -55,6 +56,7 @@ def tune(
     rows: int = 1,
     checkpoint: bool = False,
     output_scales: bool = False,
+    rule: str | None = None,
     seed: int = 0,
     state: str | Path | None = None,
     until: float | None = None,
@@ -88,6 +90,8 @@ def tune(
     rows: pieces of equal length that run side by side.
     checkpoint: run every layer again in the backward pass, for less memory.
     output_scales: learn factors on the outputs of heads as well, see `scale_basis`.
+    rule: "power" learns two numbers in place of each one, log T(n) = a + b log(n / n0) for a query
+        that sees n keys (see `live_law`); None learns constants.
     state: a file that keeps the run after every step; the same call goes on from it to the result
         of a run in one piece, or gives a finished run's result again.
     until: a time of `time.perf_counter()` at which the run ends, at the best point so far.
@@ -110,6 +114,7 @@ def tune(
     plan = layout(model)
     basis = per if isinstance(per, Basis) else make_basis(model, plan, per)
     scales = scale_basis(plan) if output_scales else None
+    law = None if rule is None else _law(rule, problem)
     settings: dict[str, Any] = {
         "model": fingerprint(model),
         "objectives": [(o.name, o.weight, o.digest) for o in problem.goals],
@@ -120,6 +125,7 @@ def tune(
         **numbers,
         "bounds": bounds,
         **({"output scales": len(scales.names)} if scales else {}),
+        **({"rule": (rule, law.length, law.longest)} if law else {}),
         "rows": rows,
         "patience": patience,
         "method": method,
@@ -129,7 +135,9 @@ def tune(
     agree_on_model(model)
     here().agree(settings)
     prior = 1 / (float(prior_sd) ** 2 * problem.targets)
-    with live_temperatures(model, basis, bounds, checkpoint=checkpoint, scales=scales) as tempering:
+    with live_temperatures(
+        model, basis, bounds, checkpoint=checkpoint, scales=scales, law=law
+    ) as tempering:
         mover: Method
         if method == "newton":
             mover = Newton(
@@ -177,7 +185,7 @@ def _tuned(run: Run, tempering: LiveTemperatures, prior_sd: float, seed: int) ->
     collapse = None
     try:
         if run.stopped != INTERRUPTED:
-            collapse = guard(tempering, profile, problem.watched_goals, prior_sd)
+            collapse = guard(tempering, choice.theta, problem.watched_goals, prior_sd)
     except KeyboardInterrupt:
         run.stopped = INTERRUPTED
     return Tuned(
@@ -199,6 +207,14 @@ def _tuned(run: Run, tempering: LiveTemperatures, prior_sd: float, seed: int) ->
         seed=seed,
         collapse=collapse,
     )
+
+
+def _law(rule: str, problem: Problem) -> LawRange:
+    """The lengths over which a rule is learned; InputError for another rule."""
+    if rule not in RULES:
+        raise InputError(f"the rules that can be learned are {', '.join(RULES)}; not '{rule}'")
+    limits = [item for item in (problem.limit, problem.watched_limit) if item is not None]
+    return LawRange.of(problem.goals, (*problem.watched_goals, *limits))
 
 
 def _check(

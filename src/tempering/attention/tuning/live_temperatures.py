@@ -6,6 +6,8 @@ so T is 1 at theta = 0, log T is B theta itself nearby, and T can't leave its bo
 scales s of heads, where they are learned too, have numbers of their own, within the same bounds:
 
     log s = b tanh((S theta')/b)
+
+With a law of length, log T also depends on how many keys a query sees (`live_law`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,15 @@ from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.tuning.basis import Basis
+from tempering.attention.tuning.live_law import (
+    SLOPE_UNIT,
+    LawRange,
+    LiveLaw,
+    ends,
+    line_between,
+    powers,
+    slope_basis,
+)
 from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.tunable import Tunable, frozen
 from tempering.errors import RefusedError, TemperatureError
@@ -41,7 +52,9 @@ Bounds = tuple[float | int, float | int]
 class LiveTemperatures(Tunable):
     """A model under a handle whose temperatures are those of theta; made by `live_temperatures`.
 
-    scales: the basis of output scales, whose numbers come after those of temperatures.
+    scales: the basis of output scales, whose numbers come last.
+    law: the lengths of a law, whose slopes come after the temperatures at its length; None for
+    constants.
     """
 
     def __init__(
@@ -52,66 +65,115 @@ class LiveTemperatures(Tunable):
         basis: Basis,
         bounds: Bounds,
         scales: Basis | None = None,
+        law: LawRange | None = None,
     ) -> None:
         self.model: Any = model
         self.plan = plan
-        self.basis, self.scales = basis, scales
-        self.names = basis.names + (scales.names if scales else ())
+        self.basis, self.scales, self.law = basis, scales, law
+        self.slopes = slope_basis(basis) if law else None
+        parts = [part for part in (basis, self.slopes, scales) if part is not None]
+        self.names = tuple(name for part in parts for name in part.names)
         self.size = len(self.names)
         self.bounds = bounds
         self._handle = handle
+        self._laws: list[LiveLaw] = []
+        if law is not None:
+            self._laws = [LiveLaw(law.length, heads) for heads in plan.heads]
+            handle.set_rules([(item,) for item in self._laws])
 
     def set(self, theta: Float[Tensor, "*rows numbers"]) -> None:
         rows = torch.atleast_2d(theta)
-        self._handle.set_rows([row.exp() for row in self._levels(rows)])
+        levels, slopes = self._levels(rows)
+        self._handle.set_rows([row.exp() for row in levels])
+        for law, slope in zip(self._laws, slopes, strict=True):
+            law.slope = slope
         if self.scales is not None:
             self._handle.set_scales(self.output_scales(rows))
 
     def untempered(self) -> None:
         self._handle.set_rows([torch.ones(1, heads) for heads in self.plan.heads])
         self._handle.set_scales([None] * len(self.plan.layers))
+        for law in self._laws:
+            law.slope = torch.zeros_like(law.slope[:1]).detach()
 
     def temperatures(self, theta: Float[Tensor, "numbers"]) -> list[Tensor]:
-        """T of each layer, Float[Tensor, "heads"]."""
-        return [level.exp() for level in self._levels(theta)]
+        """T of each layer, Float[Tensor, "heads"]; with a law, at its length."""
+        return [level.exp() for level in self._levels(theta)[0]]
 
     def output_scales(self, theta: Float[Tensor, "*rows numbers"]) -> list[Tensor]:
         """s of each layer, Float[Tensor, "*rows heads"]; nothing where none are learned."""
         if self.scales is None:
             return []
-        own = theta[..., len(self.basis.names) :]
-        return [level.exp() for level in self._bounded(self.scales, own)]
+        own = theta[..., self.size - len(self.scales.names) :]
+        return [self._bounded(level).exp() for level in self.scales.rows(own)]
 
     def profile(self, theta: Float[Tensor, "numbers"]) -> Profile:
         """T, and s, as a profile of this model."""
-        plain = Profile.from_rows(self.temperatures(theta), self.plan).adopt(self.model)
+        levels, slopes = self._levels(theta)
+        rows = [level.exp() for level in levels]
+        plain = Profile.from_rows(rows, self.plan).adopt(self.model)
         scales = (scale.detach().to("cpu", torch.float64) for scale in self.output_scales(theta))
-        return replace(plain, output_scale=tuple(scales))
+        rules = () if self.law is None else powers(slopes, self.law)
+        return replace(plain, output_scale=tuple(scales), rules=rules)
 
     def extent(self, theta: Float[Tensor, "numbers"]) -> tuple[float, float]:
-        every = torch.cat(self.temperatures(theta))
-        return float(every.min()), float(every.max())
+        coldest, hottest = self.extents(theta)
+        return float(coldest.nan_to_num(1.0).min()), float(hottest.nan_to_num(1.0).max())
+
+    def extents(
+        self, theta: Float[Tensor, "numbers"]
+    ) -> tuple[Float[Tensor, "layers heads"], Float[Tensor, "layers heads"]]:
+        """The coldest and the hottest T of each head; with a law, from 1 key to the longest text.
+
+        NaN where a layer has fewer heads than the widest one.
+        """
+        levels, slopes = self._levels(theta.detach())
+        wide = max(self.plan.heads)
+        both = torch.full((2, len(levels), wide), math.nan, dtype=torch.float64)
+        for index, level in enumerate(levels):
+            lengths = [level]
+            if self.law is not None:
+                lengths += ends(level, slopes[index], self.law)
+            every = torch.stack(lengths).exp().cpu().double()
+            both[0, index, : len(level)] = every.amin(0)
+            both[1, index, : len(level)] = every.amax(0)
+        return both[0], both[1]
 
     def moved(self, before: Float[Tensor, "numbers"], after: Float[Tensor, "numbers"]) -> str:
         change = (after - before).abs()
         most = change.topk(min(_NAMED, len(change))).indices.tolist()
-        return "; ".join(
-            f"{self.names[i]}: {float(after[i].exp()):.3f}" for i in most if change[i] > 0
-        )
+        first = len(self.basis.names)
+        last = first + (len(self.slopes.names) if self.slopes else 0)
+
+        def shown(i: int) -> str:
+            value = float(after[i])
+            return f"{SLOPE_UNIT * value:+.3f}" if first <= i < last else f"{math.exp(value):.3f}"
+
+        return "; ".join(f"{self.names[i]}: {shown(i)}" for i in most if change[i] > 0)
 
     def trouble(self, theta: Tensor | None, piece: Piece, gradient: Tensor | None) -> str:
         return _fault(self, theta, piece, gradient)
 
-    def _levels(self, theta: Tensor) -> list[Tensor]:
-        return self._bounded(self.basis, theta[..., : len(self.basis.names)])
+    def _levels(self, theta: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """log T of each layer, and with a law the slopes of each; log T is then at its length."""
+        numbers = len(self.basis.names)
+        rows = self.basis.rows(theta[..., :numbers])
+        if self.law is None or self.slopes is None:
+            return [self._bounded(row) for row in rows], []
+        levels, slopes = [], []
+        for row, slope in zip(
+            rows, self.slopes.rows(theta[..., numbers : 2 * numbers]), strict=True
+        ):
+            at_one, at_longest = (self._bounded(end) for end in ends(row, slope, self.law))
+            level, slope = line_between(at_one, at_longest, self.law)
+            levels.append(level)
+            slopes.append(slope)
+        return levels, slopes
 
-    def _bounded(self, basis: Basis, theta: Tensor) -> list[Tensor]:
-        low, high = (theta.new_tensor(math.log(bound)) for bound in self.bounds)
-        levels = []
-        for row in basis.rows(theta):
-            bound = torch.where(row > 0, high, low)
-            levels.append(bound * torch.tanh(row / bound))
-        return levels
+    def _bounded(self, row: Tensor) -> Tensor:
+        low, high = (row.new_tensor(math.log(bound)) for bound in self.bounds)
+        bound = torch.where(row > 0, high, low)
+        return bound * torch.tanh(row / bound)
 
 
 def check_bounds(bounds: Bounds) -> None:
@@ -132,10 +194,12 @@ def live_temperatures(
     *,
     checkpoint: bool,
     scales: Basis | None = None,
+    law: LawRange | None = None,
 ) -> Iterator[LiveTemperatures]:
     """Freeze the weights and temper the model at T = 1; give everything back at the end.
 
     scales: the basis of log s, if output scales of heads are live too.
+    law: the lengths of a law of length, if slopes are live too.
     checkpoint: keep only the input of each layer in a forward pass and run the layer again in the
     backward pass: less memory, one more forward.
 
@@ -157,7 +221,7 @@ def live_temperatures(
             stack.enter_context(_checkpointed(model, plan))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        yield LiveTemperatures(model, plan, handle, basis, bounds, scales)
+        yield LiveTemperatures(model, plan, handle, basis, bounds, scales, law)
 
 
 @contextlib.contextmanager

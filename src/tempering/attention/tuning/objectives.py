@@ -30,7 +30,7 @@ from tempering.attention.tuning.batches import (
     target_losses,
     text_batches,
 )
-from tempering.chunks import token_chunks
+from tempering.chunks import mixed_chunks, start_ids, token_chunks, token_ids
 from tempering.errors import DataError, InputError
 from tempering.inputs.example import as_inputs
 from tempering.text_tables import TextTable
@@ -193,6 +193,59 @@ def from_text(
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     return from_batches(name, text_batches(chunks, name), weight=weight)
+
+
+def from_lengths(
+    tokenizer: Any,
+    text: str | TextTable,
+    lengths: Sequence[int],
+    *,
+    held_length: int | None = None,
+    limit: int | None = None,
+    weight: float | int = 1.0,
+    name: str = "text",
+) -> tuple[Objective, Objective | None]:
+    """Next-token loss on chunks of several lengths, and on a length that is never learned from.
+
+    Parameters
+    ----------
+    lengths: tokens of chunks; each length has about as many tokens (see `mixed_chunks`).
+    held_length: the last fifth of the text, one chunk at least, is cut into chunks of this length:
+        the second objective, to test on. None for none.
+    limit: rounds over the lengths, at most.
+
+    Raises DataError when the text is too short for the lengths asked for.
+    """
+    ids = token_ids(tokenizer, text)
+    start = start_ids(tokenizer)
+    held = None
+    if held_length is not None:
+        own = held_length - len(start)
+        if own < 2:
+            raise InputError(
+                f"a held-out length is at least {2 + len(start)} tokens, not {held_length}"
+            )
+        kept = max(1, len(ids) // 5 // own) * own
+        if kept > len(ids):
+            raise DataError(
+                f"{name}: the text has {len(ids)} tokens, less than one chunk of the held-out "
+                f"length {held_length}; give a longer text or a shorter length"
+            )
+        ids, rest = ids[: len(ids) - kept], ids[len(ids) - kept :]
+        label = f"{name}, {held_length} tokens"
+        first = torch.tensor(start, dtype=ids.dtype).expand(len(rest) // own, -1)
+        chunks = torch.cat([first, rest.view(-1, own)], 1)
+        held = from_batches(label, text_batches(chunks, label))
+    try:
+        mixed = mixed_chunks(ids, lengths, limit, start)
+    except DataError as error:
+        behind = f" before those held out for {held_length}" if held_length else ""
+        raise DataError(f"{name}{behind}: {error}") from error
+    batches = [
+        Batch(chunk[None], torch.ones_like(chunk[None], dtype=torch.bool), f"{name}, chunk {i}")
+        for i, chunk in enumerate(mixed)
+    ]
+    return from_batches(name, batches, weight=weight), held
 
 
 def from_pairs(

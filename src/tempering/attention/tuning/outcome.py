@@ -123,18 +123,20 @@ class ConstraintError(RefusedError):
 
 
 def guard(
-    live: LiveTemperatures, profile: Profile, watched: Sequence[Objective], prior_sd: float
+    live: LiveTemperatures, theta: Tensor, watched: Sequence[Objective], prior_sd: float
 ) -> Collapse | None:
     """The collapse guard: heads at a bound of T, or whose support fell under its floor.
+
+    With a law, T is looked at from one key to the longest text.
 
     Support is measured on the first watched batch; a head that was as thin untempered is not named.
     Warns CollapseWarning.
     """
     plan, bounds = live.plan, live.bounds
     log_bounds = torch.tensor(bounds, dtype=torch.float64).log()
-    level = profile.temperature.log()
-    cold = _places(level <= log_bounds[0] + _AT_BOUND)
-    hot = _places(level >= log_bounds[1] - _AT_BOUND)
+    coldest, hottest = live.extents(theta)
+    cold = _places(coldest.log() <= log_bounds[0] + _AT_BOUND)
+    hot = _places(hottest.log() >= log_bounds[1] - _AT_BOUND)
     sample = next(
         (
             p.source.arguments or p.source.ids[:1]
@@ -148,7 +150,8 @@ def guard(
     if sample is not None:
         live.untempered()
         before = measure_tokens(live.model, sample).support
-        after = measure_tokens(live.model, sample, profile=profile).support
+        live.set(theta)
+        after = measure_tokens(live.model, sample).support
         thin = _places((after < _FLOOR) & (before >= _FLOOR))
     if not (cold or hot or thin):
         return None

@@ -202,7 +202,7 @@ def note_rules(rules: list[dict[str, Any]]) -> None:
             if row[end]:
                 note(
                     f"note: {row['rule']}: T stands at its {end} for {row[end]:.1%} of the "
-                    "queries, which can't reach the level"
+                    "queries, where the rule's bound holds it"
                 )
 
 

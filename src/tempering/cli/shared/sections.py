@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tempering.attention.profiles.profile import UNTEMPERED
 
 if TYPE_CHECKING:
+    from tempering.attention.measuring.law import MeasuredLaw
     from tempering.attention.measuring.measure import Measurement
     from tempering.attention.profiles.profile import Profile
     from tempering.evaluation.compare import Comparison
@@ -124,6 +125,26 @@ def rules_section(measured: Measurement) -> list[dict[str, Any]]:
             for end in ("coldest", "hottest")
         }
         rows.append({"rule": text, "layers": len(counts), "queries": queries, **ends})
+    return rows
+
+
+def law_section(measured: MeasuredLaw) -> list[dict[str, Any]]:
+    """For each layer, the mean slopes of log T in log n over its heads, and their range."""
+    rows = []
+    for index, layer in enumerate(measured.layers):
+        support = measured.slopes["support"][index]
+        known = support[support.isfinite()]
+        rows.append(
+            {
+                "layer": layer.name,
+                "length": measured.length,
+                **{name: float(item[index].nanmean()) for name, item in measured.slopes.items()},
+                "least": float(known.min()) if len(known) else None,
+                "most": float(known.max()) if len(known) else None,
+                "exponent": float(measured.exponent[index].nanmean()),
+                **({"own law": layer.law} if layer.law else {}),
+            }
+        )
     return rows
 
 

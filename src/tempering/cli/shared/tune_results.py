@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from tempering.attention.tuning import (
     Constraint,
     Objective,
     Tuned,
+    from_lengths,
     from_pairs,
     from_text,
     read_pairs,
@@ -24,7 +25,7 @@ from tempering.attention.tuning.alternatives import fit_alternatives
 from tempering.cli.shared import common
 from tempering.cli.shared.keeping import opened_journal
 from tempering.data import sample_text, texts
-from tempering.errors import DataError
+from tempering.errors import DataError, InputError
 from tempering.evaluation.clusters import cluster_bootstrap
 from tempering.evaluation.evidence import (
     EvidenceRow,
@@ -56,6 +57,56 @@ def objective(
         return from_pairs(tokenizer, read_pairs(path, tokenizer), weight=weight, name=path.name)
     text, name = common.source_of(path)
     return from_text(tokenizer, text, chunk=chunk, limit=limit, weight=weight, name=name)
+
+
+class Cuts(NamedTuple):
+    """How texts are cut: lengths of chunks, and a length that is held out, if any."""
+
+    lengths: tuple[int, ...]
+    held: int | None
+
+    @property
+    def of_several(self) -> bool:
+        """Whether there is more than one length, to learn from or to test on."""
+        return len(self.lengths) > 1 or self.held is not None
+
+
+def cuts_of(lengths: str | None, held: int | None, chunk: int) -> Cuts:
+    """From --lengths and --held-length; the one length of --chunk without them."""
+    if lengths is None:
+        return Cuts((chunk,), held)
+    try:
+        found = tuple(int(part) for part in lengths.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--lengths are numbers of tokens, e.g. 512,2048; not '{lengths}'"
+        ) from error
+    if held in found:
+        raise InputError(f"--held-length {held} is one of --lengths {lengths}; hold out another")
+    return Cuts(found, held)
+
+
+def objective_of_lengths(
+    tokenizer: Any, path: Path, weight: float, cut: Cuts, limit: int | None
+) -> tuple[Objective, Objective | None]:
+    """`objective` on chunks of several lengths, and the test on the length held out, if any."""
+    if not cut.of_several:
+        return objective(tokenizer, path, weight, cut.lengths[0], limit), None
+    if path.suffix == ".jsonl":
+        raise InputError(
+            f"{path.name} holds prompts with answers, which have lengths of their own; --lengths "
+            "and --held-length cut plain text"
+        )
+    text, name = common.source_of(path)
+    return from_lengths(
+        tokenizer,
+        text,
+        cut.lengths,
+        held_length=cut.held,
+        limit=limit,
+        weight=weight,
+        name=name,
+    )
 
 
 def gather(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempering.attention.profiles.profile import Profile
+from tempering.attention.profiles.rule_base import Rule
 from tempering.errors import ProfileError
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -58,27 +59,43 @@ def layer_betas(
 
     Raises
     ------
-    RefusedError: a profile with rules or output scales.
+    RefusedError: a profile with output scales.
     ProfileError: a row without a layer, a layer without a row, or another number of heads; the
     message describes profile and engine.
     """
-    profile.refuse_rules("vLLM takes temperatures that are numbers")
     profile.refuse_scales("vLLM takes temperatures alone, so bake it")
+    neutral = torch.ones(1, dtype=torch.float64)
+    return [
+        _cut(profile, neutral if index is None else profile.rows[index], layer)
+        for layer, index in zip(layers, _indices(profile, layers, in_stages), strict=True)
+    ]
+
+
+def layer_rules(
+    profile: Profile, layers: Sequence[RankLayer], *, in_stages: bool = False
+) -> list[Rule | None]:
+    """The rule of each layer, for the heads of all ranks; otherwise as `layer_betas`."""
+    if not profile.rules:
+        return [None] * len(layers)
+    indices = _indices(profile, layers, in_stages)
+    return [None if index is None else profile.rules[index] for index in indices]
+
+
+def _indices(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> list[int | None]:
+    """The row of a profile for each layer; None where a partial profile names it not."""
     if not layers:
         raise ProfileError("this worker has no attention layer, so it has no attention temperature")
     ordered = sorted(layers, key=lambda layer: layer.number)
-    rows = (
+    found = (
         _unnamed(profile, ordered, in_stages) if profile.names is None else _named(profile, ordered)
     )
     if profile.names is not None and not in_stages:
         _check_all_used(profile, ordered)
-    betas = {
-        layer.name: _cut(profile, row, layer) for layer, row in zip(ordered, rows, strict=True)
-    }
-    return [betas[layer.name] for layer in layers]
+    by_name = dict(zip((layer.name for layer in ordered), found, strict=True))
+    return [by_name[layer.name] for layer in layers]
 
 
-def _unnamed(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> list[Tensor]:
+def _unnamed(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> list[int | None]:
     if in_stages:
         numbers = [layer.number for layer in layers]
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or max(numbers) >= len(
@@ -88,20 +105,20 @@ def _unnamed(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> 
                 f"the profile has {profile.describe()} without names, and this pipeline stage has "
                 f"the layers {numbers}; give a profile with module names (Profile.adopt(model))"
             )
-        return [profile.rows[index] for index in numbers]
+        return list(numbers)
     if len(profile.rows) != len(layers):
         raise ProfileError(
             f"the profile has {profile.describe()}, the engine has {_describe(layers)}"
         )
-    return list(profile.rows)
+    return list(range(len(layers)))
 
 
-def _named(profile: Profile, layers: Sequence[RankLayer]) -> list[Tensor]:
+def _named(profile: Profile, layers: Sequence[RankLayer]) -> list[int | None]:
     names = profile.names or ()
     by_number: dict[int, list[int]] = {}
     for index, name in enumerate(names):
         by_number.setdefault(layer_number(name), []).append(index)
-    rows = []
+    rows: list[int | None] = []
     for layer in layers:
         exact = [i for i, name in enumerate(names) if layer.name in (name, f"{name}.attn")]
         candidates = exact or by_number.get(layer.number, [])
@@ -111,9 +128,9 @@ def _named(profile: Profile, layers: Sequence[RankLayer]) -> list[Tensor]:
                 f"({', '.join(names[i] for i in candidates)}), the engine has {layer.name} there"
             )
         if candidates:
-            rows.append(profile.rows[candidates[0]])
+            rows.append(candidates[0])
         elif profile.partial:
-            rows.append(torch.ones(1, dtype=torch.float64))
+            rows.append(None)
         else:
             raise ProfileError(
                 f"the profile was made for another model: it has {profile.describe()} and none "

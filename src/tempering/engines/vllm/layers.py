@@ -19,10 +19,18 @@ from torch import Tensor
 
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
-from tempering.engines.vllm.settings import EngineSettings, PerEngine, configured, named_profiles
+from tempering.engines.vllm.length_table import Laws, LengthTable
+from tempering.engines.vllm.settings import (
+    EngineSettings,
+    PerEngine,
+    configured,
+    named_profiles,
+    settings_of,
+)
 from tempering.errors import ArchitectureError, RefusedError
 
 _BUFFER, _ROWS, _ROOMS = "tempering_beta", "tempering_rows", "tempering_rooms"
+_BY_TOKEN = "tempering_by_token"  # whether a layer's buffer holds beta of every token of a step
 # Constructor arguments of vLLM's Attention that bring more than scaled products into the softmax:
 # multiplying the queries would temper the products and leave the rest as it was.
 _UNTEMPERED_PARTS = {
@@ -66,7 +74,9 @@ def temper_layers(config: Any, settings: EngineSettings) -> None:
         if beta is not None:
             rows = getattr(self, _ROWS, None)
             heads = query.view(-1, self.num_heads, self.head_size)
-            if rows is not None:
+            if getattr(self, _BY_TOKEN, False):
+                beta = beta[: heads.shape[0]]
+            elif rows is not None:
                 room = getattr(self, _ROOMS)[: heads.shape[0], None]
                 beta = beta[rows[: heads.shape[0]]]
                 # Where no room is asked for, not one bit of beta is left to a power's rounding.
@@ -94,7 +104,7 @@ def check_configuration(config: Any, settings: EngineSettings) -> None:
             f"speculative decoding by '{drafts.method}' brings attention layers of its own, which "
             "no profile names; leave it out, or speculate by ngram"
         )
-    if not settings.profiles:
+    if not settings.profiles and not settings.knows_length:
         return
     parallel, cache = config.parallel_config, config.cache_config
     for enabled, what in (
@@ -104,8 +114,8 @@ def check_configuration(config: Any, settings: EngineSettings) -> None:
     ):
         if enabled:
             raise RefusedError(
-                f"{what} splits a batch's tokens, so profiles of requests can't follow them; "
-                "leave it out, or give one profile for all"
+                f"{what} splits a batch's tokens, so profiles of requests and rules of length "
+                "can't follow them; leave it out, or give one profile of numbers for all"
             )
 
 
@@ -137,6 +147,12 @@ def _check_layer(layer: Any, given: Mapping[str, Any]) -> None:
 
 
 def _add_buffers(layer: Any, config: Any) -> None:
+    settings = settings_of(config)
+    if settings is not None and settings.knows_length:
+        setattr(layer, _BY_TOKEN, True)
+        betas = torch.ones(_most_tokens(config), layer.num_heads, dtype=torch.float32)
+        layer.register_buffer(_BUFFER, betas, persistent=False)
+        return
     named = len(named_profiles(config))
     shape = (named + 1, layer.num_heads) if named else (layer.num_heads,)
     # Not persistent, because no checkpoint has it. Float32, so that beta q is rounded once, to the
@@ -148,6 +164,25 @@ def _add_buffers(layer: Any, config: Any) -> None:
         layer.register_buffer(_ROOMS, rooms, persistent=False)
 
 
+def _most_tokens(config: Any) -> int:
+    """Tokens of a step at most."""
+    graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
+    return int(max(config.scheduler_config.max_num_batched_tokens, graphs))
+
+
+_TABLES: PerEngine[LengthTable] = PerEngine()
+
+
+def length_table(config: Any) -> LengthTable | None:
+    """The table of an engine whose temperatures know their length; None for any other."""
+    return _TABLES.get(config)
+
+
+def make_length_table(config: Any, layers: Sequence[Any]) -> LengthTable:
+    """Give layers that were built for it their parts of one table."""
+    return _TABLES.set(config, LengthTable(layers, _BUFFER, _most_tokens(config)))
+
+
 _TOKEN_PLACES: PerEngine[tuple[Tensor, Tensor]] = PerEngine()
 
 
@@ -156,8 +191,7 @@ def _token_places(config: Any) -> tuple[Tensor, Tensor]:
     shared = _TOKEN_PLACES.get(config)
     if shared is not None:
         return shared
-    graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
-    most = max(config.scheduler_config.max_num_batched_tokens, graphs)
+    most = _most_tokens(config)
     places = torch.zeros(most, dtype=torch.long), torch.ones(most, dtype=torch.float32)
     return _TOKEN_PLACES.set(config, places)
 
@@ -202,20 +236,35 @@ def rank_layers(layers: Sequence[Any]) -> list[RankLayer]:
     return [RankLayer(layer.layer_name, layer.num_heads, rank(), ranks()) for layer in layers]
 
 
-def prepared_betas(
-    config: Any, layers: Sequence[Any], profile: Profile | None
-) -> list[Float[Tensor, " heads"]]:
-    """The betas of each layer in this worker, checked against its shape; nothing is written yet."""
+Prepared = list[Float[Tensor, " heads"]] | Laws
+
+
+def prepared_betas(config: Any, layers: Sequence[Any], profile: Profile | None) -> Prepared:
+    """The betas of each layer in this worker, checked against its shape; nothing is written yet.
+
+    Raises RefusedError for rules where the engine was built for numbers.
+    """
+    in_stages = config.parallel_config.pipeline_parallel_size > 1
+    table = length_table(config)
+    if table is not None:
+        longest = int(config.model_config.max_model_len)
+        return table.prepared(profile, rank_layers(layers), longest, in_stages)
     if profile is None:
         return [torch.ones(layer.num_heads) for layer in layers]
-    in_stages = config.parallel_config.pipeline_parallel_size > 1
+    profile.refuse_rules(
+        "this engine was started with profiles of numbers alone, and its layers were built for "
+        "them; start it with this profile"
+    )
     return layer_betas(profile, rank_layers(layers), in_stages=in_stages)
 
 
-def write_betas(
-    layers: Sequence[Any], values: Sequence[Float[Tensor, " heads"]], row: int = 0
-) -> None:
-    """Write prepared betas into the layers' buffers, in place."""
+def write_betas(config: Any, layers: Sequence[Any], values: Prepared, row: int = 0) -> None:
+    """Put prepared betas in force, in place."""
+    if isinstance(values, Laws):
+        table = length_table(config)
+        assert table is not None
+        table.set(row, values)
+        return
     for layer, beta in zip(layers, values, strict=True):
         buffer = getattr(layer, _BUFFER)
         (buffer[row] if buffer.ndim == 2 else buffer).copy_(beta)

@@ -84,8 +84,9 @@ def _init_worker(
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """vLLM's `Worker.load_model`, after which all layers are built."""
-    from tempering.engines.vllm.layers import token_places
-    from tempering.engines.vllm.profile_rows import RequestProfiles, follow_requests
+    from tempering.engines.vllm.layers import length_table, token_places
+    from tempering.engines.vllm.length_table import LengthProfiles
+    from tempering.engines.vllm.profile_rows import RowsOfTokens, follow_requests
     from tempering.engines.vllm.settings import settings_of
     from tempering.engines.vllm.worker import write_configured
 
@@ -94,7 +95,9 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     if settings is None:
         return result
     write_configured(self.vllm_config, settings, self.rank)
-    places = token_places(self.vllm_config)
-    if places is not None:
-        follow_requests(self.model_runner, RequestProfiles(settings.rows, *places))
+    table, places = length_table(self.vllm_config), token_places(self.vllm_config)
+    if table is not None:
+        follow_requests(self.model_runner, LengthProfiles(settings.rows, table))
+    elif places is not None:
+        follow_requests(self.model_runner, RowsOfTokens(settings.rows, *places))
     return result

@@ -7,6 +7,7 @@ the pass, every layer looks up beta[row, head] ** room by token.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,18 +16,14 @@ import torch
 from tempering.engines.vllm.arguments import profile_of
 
 
-class RequestProfiles:
-    """Which row of the layers' betas each request of an engine uses.
+class RequestProfiles(ABC):
+    """Which row of an engine's profiles, and which room, each of its requests uses.
 
-    Parameters
-    ----------
     rows: name of a profile -> its row; requests that name none use row 0.
-    index, rooms: token -> row, and token -> room, which every layer reads; written in place.
     """
 
-    def __init__(self, rows: Mapping[str, int], index: torch.Tensor, rooms: torch.Tensor) -> None:
+    def __init__(self, rows: Mapping[str, int]) -> None:
         self._rows = rows
-        self._index, self._rooms = index, rooms
         self._place_of: dict[str, tuple[int, float]] = {}
 
     def follow(self, scheduled: Any) -> None:
@@ -37,8 +34,25 @@ class RequestProfiles:
             name, room = profile_of(request.sampling_params)
             self._place_of[request.req_id] = 0 if name is None else self._rows[name], room
 
+    @abstractmethod
     def fill(self, request_ids: Sequence[str], counts: Sequence[int]) -> None:
-        """Write the rows of a batch: `counts[i]` tokens of request i, one after another."""
+        """Learn the next batch: `counts[i]` tokens of request i, one after another."""
+
+    def at(self, positions: torch.Tensor) -> None:  # noqa: B027
+        """Learn at which positions of their requests the tokens of this batch stand, from 0."""
+
+
+class RowsOfTokens(RequestProfiles):
+    """`RequestProfiles` for layers that hold a table of betas.
+
+    index, rooms: token -> row, and token -> room, which every layer reads; written in place.
+    """
+
+    def __init__(self, rows: Mapping[str, int], index: torch.Tensor, rooms: torch.Tensor) -> None:
+        super().__init__(rows)
+        self._index, self._rooms = index, rooms
+
+    def fill(self, request_ids: Sequence[str], counts: Sequence[int]) -> None:
         places = [self._place_of[request_id] for request_id in request_ids]
         lengths = torch.tensor([int(count) for count in counts])
         for buffer, values in (
@@ -60,11 +74,14 @@ def follow_requests(runner: Any, profiles: RequestProfiles) -> None:
         if newer:
             batch = prepare_inputs(scheduled, *args, **kwargs)
             profiles.fill(batch.req_ids, batch.num_scheduled_tokens)
+            profiles.at(batch.positions)
             return batch
         ids = runner.input_batch.req_ids
         counts = args[0] if args else kwargs["num_scheduled_tokens"]
         profiles.fill(ids[: len(counts)], counts)
-        return prepare_inputs(scheduled, *args, **kwargs)
+        made = prepare_inputs(scheduled, *args, **kwargs)
+        profiles.at(runner.positions)
+        return made
 
     def step(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         profiles.follow(scheduled)

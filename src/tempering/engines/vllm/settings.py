@@ -27,6 +27,11 @@ class EngineSettings:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     @property
+    def knows_length(self) -> bool:
+        """Whether a temperature depends on how many keys a token sees."""
+        return any(any(item.rules) for item in (self.profile, *self.profiles.values()) if item)
+
+    @property
     def rows(self) -> dict[str, int]:
         """Row of each named profile in a layer's table; row 0 is every other request's."""
         return {name: index + 1 for index, name in enumerate(self.profiles)}

@@ -31,9 +31,16 @@ def write_configured(config: Any, settings: Any, rank: int) -> None:
     from vllm.logger import init_logger
 
     from tempering.engines.vllm.identity import check_identity
-    from tempering.engines.vllm.layers import layers_of, prepared_betas, write_betas
+    from tempering.engines.vllm.layers import (
+        layers_of,
+        make_length_table,
+        prepared_betas,
+        write_betas,
+    )
 
     layers = layers_of(config)
+    if settings.knows_length:
+        make_length_table(config, layers)
     for row, profile in enumerate((settings.profile, *settings.profiles.values())):
         values = prepared_betas(config, layers, profile)
         if profile is not None and rank == 0:
@@ -44,7 +51,7 @@ def write_configured(config: Any, settings: Any, rank: int) -> None:
                     "model: %s",
                     reason,
                 )
-        write_betas(layers, values, row)
+        write_betas(config, layers, values, row)
     state_of(config)["active"] = digest(settings.profile)
 
 
@@ -133,6 +140,6 @@ def _commit(config: Any, name: str) -> str:
     staged = state_of(config).pop("staged", None)
     if staged is None or staged[0] != name:
         raise RefusedError(f"no profile {name} is staged in this worker; swap it again")
-    write_betas(staged[1], staged[2])
+    write_betas(config, staged[1], staged[2])
     state_of(config)["active"] = name
     return name

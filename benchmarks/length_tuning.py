@@ -1,0 +1,280 @@
+"""Loss by position within and beyond the trained length, under constants and laws of length.
+
+    python benchmarks/length_tuning.py [--quick] [--keep DIR]
+    python benchmarks/length_tuning.py --beyond 16384,32768 --learn-beyond
+
+On the embedded SmolLM2 (8192 tokens): texts that were not learned from, at 512, 2048 and 8192
+tokens as the model is, and at --beyond without scaling and with YaRN, dynamic NTK and linear
+scaling of positions (transformers' rope_parameters). Beside the plain model, all on the same code
+path:
+
+    YaRN's factor         every logit times (0.1 ln s + 1)^2; with YaRN that is the plain model
+    without a factor      with YaRN: its factor undone
+    log-length            1/T = max(1, log n / log 8192)
+    SSMax                 1/T = s log n, s = 1 / mean log n up to 8192
+    affine                1/T = a log n + b, the tangent of the one law that was learned
+    one law               log T = a + b log n, two numbers for the model, learned
+    T per head            one number a head, learned
+    a + b log n per head  two numbers a head, learned
+
+What is learned is learned without scaling, from chunks of mixed lengths. --learn-beyond also learns
+T per head under YaRN at the first length beyond, and tables what each head's own number in
+0.1 ln s + 1 should have been.
+
+Writes results/length_tuning.json with 95% intervals (bootstrap over chunks) and
+results/length_tuning.svg, loss against position. --keep DIR keeps learned profiles and every
+finished cell; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import _bench
+import torch
+from _lengths import (
+    TRAINED,
+    Cells,
+    chunks_of,
+    each_place,
+    learned,
+    learning_texts,
+    objective,
+    opened,
+    parts,
+    position_edges,
+    spread,
+    testing_texts,
+    token_losses,
+    with_scaling,
+)
+
+from tempering import Profile, layout, tempered
+from tempering.attention import adaptive_profile
+from tempering.attention.profiles.length_rules import Power
+from tempering.attention.tuning import uniform_basis
+
+SEGMENTS = ("all", "first 511", "second half", "last eighth")
+
+
+def yarn_factor(scale: float) -> float:
+    """What YaRN multiplies queries and keys by, each."""
+    return 0.1 * math.log(scale) + 1 if scale > 1 else 1.0
+
+
+def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
+    """The learned profiles, kept."""
+    plan = layout(model)
+    texts = learning_texts(tokenizer)
+    if options.quick:
+        texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
+    goal = objective(texts, options.learn_lengths, options.rounds)
+    print(f"learning from {len(goal.pieces)} chunks, {goal.count} targets", flush=True)
+    shared = {"rows": options.rows, "steps": options.steps}
+    keep = options.keep
+    return {
+        "one law": learned(
+            keep, "one_law", model, goal, per=uniform_basis(plan), rule="power", **shared
+        ),
+        "T per head": learned(keep, "constants", model, goal, **shared),
+        "a + b log n per head": learned(keep, "power", model, goal, rule="power", **shared),
+    }
+
+
+def contenders(
+    model: Any, found: Mapping[str, Profile], scaling: str, scale: float, trained: int
+) -> dict[str, Profile | None]:
+    """label -> profile, in the order of the table."""
+    mean_log = sum(math.log(n) for n in range(1, trained + 1)) / trained
+    one = found["one law"].rules[0]
+    assert isinstance(one, Power) and isinstance(one.slope, tuple)
+    at, slope = 1 / float(found["one law"].rows[0][0]), one.slope[0]
+    a, b = -slope * at, at * (1 + slope * math.log(float(one.length)))  # type: ignore[arg-type]
+    everywhere = torch.ones(len(layout(model).layers), max(layout(model).heads))
+    chosen: dict[str, Profile | None] = {"plain": None}
+    factor = yarn_factor(scale) ** 2
+    if scaling == "yarn":
+        chosen["without a factor"] = Profile.from_matrix(everywhere * factor, model)
+    elif scale > 1:
+        chosen["YaRN's factor"] = Profile.from_matrix(everywhere / factor, model)
+    chosen["log-length"] = adaptive_profile(f"log_length({trained})", model)
+    chosen["SSMax"] = adaptive_profile(f"ssmax({1 / mean_log!r},0.05,20)", model)
+    chosen["affine"] = adaptive_profile(f"affine({a!r},{b!r},0.05,20)", model)
+    return {**chosen, **found}
+
+
+def measure(
+    cells: Cells,
+    model: Any,
+    found: Mapping[str, Profile],
+    texts: Mapping[str, Any],
+    scaling: str,
+    length: int,
+    options: Any,
+) -> dict[str, Any]:
+    """Loss of every contender on the same chunks, with paired intervals against two of them."""
+    trained = options.trained
+    scale = max(1.0, length / trained)
+    other = with_scaling(model, scaling, scale, trained)
+    if other is not model:  # the weights are the same, the positions are not
+        found = {label: profile.adopt(other) for label, profile in found.items()}
+    chosen = contenders(other, found, scaling, scale, trained)
+    chunks = chunks_of(texts, length, options.chunks)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for label, profile in chosen.items():
+        for name, place, ids in chunks:
+            key = f"{scaling} {length} | {label} | {name} {place}"
+
+            def run(profile: Profile | None = profile, ids: Any = ids) -> dict[str, Any]:
+                with nullcontext() if profile is None else tempered(other, profile):
+                    return parts(token_losses(other, ids), length)
+
+            rows.setdefault(label, []).append(cells.get(key, run))
+    clusters = list(each_place([(name, place) for name, place, _ in chunks]))
+    table = []
+    for label, own in rows.items():
+        for segment in SEGMENTS:
+            line: dict[str, Any] = {"label": label, "segment": segment, "n": len(own)}
+            line["loss"] = sum(row[segment] for row in own) / len(own)
+            for base in ("plain", "T per head", "YaRN's factor"):
+                if base in rows and base != label:
+                    pairs = zip(own, rows[base], strict=True)
+                    line[f"against {base}"] = spread(
+                        [x[segment] - y[segment] for x, y in pairs], clusters
+                    )
+            table.append(line)
+    curves = {
+        label: [sum(column) / len(own) for column in zip(*(r["by position"] for r in own))]
+        for label, own in rows.items()
+    }
+    return {
+        "scaling": scaling,
+        "length": length,
+        "texts": sorted({name for name, _, _ in chunks}),
+        "edges": position_edges(length),
+        "table": table,
+        "by position": curves,
+    }
+
+
+def own_numbers(options: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """T per head learned under YaRN, as each head's own number in 0.1 ln s + 1."""
+    length = options.beyond[0]
+    scale = length / options.trained
+    other = with_scaling(model, "yarn", scale, options.trained)
+    texts = {name: ids for name, ids in learning_texts(tokenizer).items() if len(ids) >= length}
+    goal = objective(texts, [length], options.rounds)
+    profile = learned(options.keep, f"yarn_{length}", other, goal, rows=1, steps=options.steps)
+    factor = yarn_factor(scale)
+    numbers = [
+        [(factor / math.sqrt(T) - 1) / math.log(scale) for T in row.tolist()]
+        for row in profile.rows
+    ]
+    return {"length": length, "YaRN": 0.1, "own": numbers}
+
+
+def figure(results: list[dict[str, Any]], trained: int, path: Path) -> None:
+    """Loss above the plain model against position, one panel a length and scaling."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [item for item in results if item["length"] == max(r["length"] for r in results)]
+    panels = [item for item in results if item["length"] == trained] + panels
+    panels = list({(p["scaling"], p["length"]): p for p in panels}.values()) or results
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    labels = list(dict.fromkeys(label for p in panels for label in p["by position"]))
+    for axis, item in zip(axes[0], panels, strict=True):
+        middles = [math.sqrt(max(a, 1) * b) for a, b in itertools.pairwise(item["edges"])]
+        plain = item["by position"]["plain"]
+        for label, curve in item["by position"].items():
+            if label != "plain":
+                above = [x - y for x, y in zip(curve, plain, strict=True)]
+                axis.plot(middles, above, f"C{labels.index(label)}", label=label, linewidth=1.2)
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_title(f"{item['length']} tokens, {item['scaling']}", fontsize=9)
+        axis.set_xlabel("position")
+    axes[0][0].set_ylabel("loss above the plain model, nats")
+    known = {
+        label: line
+        for axis in axes[0]
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    fig.tight_layout(rect=(0, 0.1, 1, 1))
+    fig.legend(known.values(), known.keys(), loc="lower center", ncols=4, fontsize=7, frameon=False)
+    fig.savefig(path)
+    plt.close(fig)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small enough to see that it runs")
+    parser.add_argument("--keep", type=Path, default=Path("runs/length"))
+    parser.add_argument("--lengths", type=numbers, default=[512, 2048, 8192])
+    parser.add_argument("--beyond", type=numbers, default=[16384])
+    parser.add_argument("--scalings", default="none,yarn,dynamic,linear")
+    parser.add_argument("--chunks", type=int, default=4, help="of each text and length")
+    parser.add_argument("--learn-lengths", type=numbers, default=[512, 2048])
+    parser.add_argument("--rounds", type=int, default=4, help="of chunks of each text, to learn")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--learn-beyond", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder of results; the benchmarks' by default")
+    options = parser.parse_args()
+    options.trained = TRAINED
+    if options.quick:
+        options.lengths, options.beyond, options.trained = [64, 128], [256], 128
+        options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
+        options.scalings, options.chunks = "none,yarn", 1
+    options.keep.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = opened(options.quick)
+    found = profiles(options, model, tokenizer)
+    texts = testing_texts(tokenizer)
+    if options.quick:
+        texts = {name: texts[name] for name in ("fiction", "reference")}
+    settings = {
+        name: value
+        for name, value in vars(options).items()
+        if name in ("quick", "learn_lengths", "rounds", "steps")
+    }
+    cells = Cells(options.keep / "cells.json", settings)
+    results = []
+    cases = [("none", length) for length in options.lengths]
+    cases += [(s, length) for length in options.beyond for s in options.scalings.split(",")]
+    for scaling, length in cases:
+        item = measure(cells, model, found, texts, scaling, length, options)
+        results.append(item)
+        for line in item["table"]:
+            if line["segment"] in ("second half", "first 511"):
+                against = line.get("against plain", [float("nan")] * 3)
+                print(
+                    f"{scaling:8s} {length:6d} {line['segment']:12s} {line['label']:22s} "
+                    f"{line['loss']:.4f} {against[0]:+.4f} [{against[1]:+.4f}, {against[2]:+.4f}]"
+                )
+    own = own_numbers(options, model, tokenizer) if options.learn_beyond else None
+    folder = options.out or (options.keep if options.quick else _bench.RESULTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    payload = {"settings": {**settings, "chunks": options.chunks}, "results": results, "yarn": own}
+    if folder == _bench.RESULTS:
+        _bench.write("length_tuning", payload)
+    else:
+        import json
+
+        (folder / "length_tuning.json").write_text(json.dumps(payload, indent=1) + "\n")
+    figure(results, options.trained, folder / "length_tuning.svg")
+
+
+if __name__ == "__main__":
+    main()
