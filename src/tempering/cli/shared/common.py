@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tempering.cli.shared.telling import counted as counted
+from tempering.cli.shared.telling import note as note
+from tempering.cli.shared.telling import silence as silence
+from tempering.cli.shared.telling import staged as staged
 from tempering.errors import InputError
 from tempering.ranks import here
 
@@ -83,22 +85,6 @@ def unread(context: Context, names: Iterable[str], because: str) -> None:
     if found := given(context).intersection(names):
         options = (max(each.opts, key=len) for each in context.command.params if each.name in found)
         raise InputError(f"{because}: leave out {', '.join(sorted(options))}")
-
-
-_SILENT = False
-
-
-def silence() -> None:
-    """No notes and no progress from now on (--quiet); errors and results are still shown."""
-    global _SILENT
-    _SILENT = True
-    warnings.simplefilter("ignore")
-
-
-def note(message: str) -> None:
-    """One line on stderr, of rank 0 where a run has several."""
-    if not _SILENT and here().first:
-        print(message, file=sys.stderr, flush=True)
 
 
 def text_argument(text: str | None, file: Path | None, what: str) -> str | None:
@@ -307,43 +293,3 @@ def reserve(record: Record, out: Path) -> Path:
             ) from error
         else:
             return path
-
-
-@contextlib.contextmanager
-def counted(what: str, unit: str = "chunks") -> Iterator[Any]:
-    """A callback (done, total) that shows progress on stderr."""
-    from tempering.reports import progress
-
-    if _SILENT or not here().first:
-        yield lambda done, total: None
-        return
-    with contextlib.ExitStack() as stack:
-        bars: dict[str, Any] = {}
-
-        def report(done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = stack.enter_context(progress(what, total, unit=unit))
-            bars[what].advance(done - bars[what].done)
-
-        yield report
-
-
-@contextlib.contextmanager
-def staged() -> Iterator[Any]:
-    """A callback (stage, done, total) that shows one bar a stage on stderr."""
-    from tempering.reports import progress
-
-    if _SILENT or not here().first:
-        yield lambda stage, done, total: None
-        return
-    with contextlib.ExitStack() as stack:
-        current: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if current.get("stage") != stage:
-                stack.close()
-                current.update(stage=stage, bar=stack.enter_context(progress(stage, total)))
-            bar = current["bar"]
-            bar.advance(done - bar.done)
-
-        yield report
