@@ -17,24 +17,24 @@ from tempering.attention.hooks.ownership import STATE
 from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError
-from tempering.survey.families import CAUSAL, ENCODER_DECODER, Task
+from tempering.survey.families import task_of
 from tempering.survey.models import small_model
 
 TASKS = {
-    "llama": Task(CAUSAL, "llama", "LlamaForCausalLM"),
-    "gpt_oss": Task(CAUSAL, "gpt_oss", "GptOssForCausalLM"),
-    "granite_swa": Task(CAUSAL, "granite_swa", "GraniteSWAForCausalLM"),
-    "gemma2": Task(CAUSAL, "gemma2", "Gemma2ForCausalLM"),
-    "doge": Task(CAUSAL, "doge", "DogeForCausalLM"),
-    "inkling": Task(CAUSAL, "inkling_text", "InklingForCausalLM"),
-    "bloom": Task(CAUSAL, "bloom", "BloomForCausalLM"),
-    "falcon": Task(CAUSAL, "falcon", "FalconForCausalLM"),
-    "gpt2": Task(CAUSAL, "gpt2", "GPT2LMHeadModel"),
-    "prophetnet": Task(CAUSAL, "prophetnet", "ProphetNetForCausalLM"),
-    "zamba2": Task(CAUSAL, "zamba2", "Zamba2ForCausalLM"),
-    "qwen3_next": Task(CAUSAL, "qwen3_next", "Qwen3NextForCausalLM"),
-    "reformer": Task(CAUSAL, "reformer", "ReformerModelWithLMHead"),
-    "t5": Task(ENCODER_DECODER, "t5", "T5ForConditionalGeneration"),
+    "llama": task_of("llama", "LlamaForCausalLM"),
+    "gpt_oss": task_of("gpt_oss", "GptOssForCausalLM"),
+    "granite_swa": task_of("granite_swa", "GraniteSWAForCausalLM"),
+    "gemma2": task_of("gemma2", "Gemma2ForCausalLM"),
+    "doge": task_of("doge", "DogeForCausalLM"),
+    "inkling": task_of("inkling_text", "InklingForCausalLM"),
+    "bloom": task_of("bloom", "BloomForCausalLM"),
+    "falcon": task_of("falcon", "FalconForCausalLM"),
+    "gpt2": task_of("gpt2", "GPT2LMHeadModel"),
+    "prophetnet": task_of("prophetnet", "ProphetNetForCausalLM"),
+    "zamba2": task_of("zamba2", "Zamba2ForCausalLM"),
+    "qwen3_next": task_of("qwen3_next", "Qwen3NextForCausalLM"),
+    "reformer": task_of("reformer", "ReformerModelWithLMHead"),
+    "t5": task_of("t5", "T5ForConditionalGeneration"),
 }
 
 
@@ -324,7 +324,7 @@ def test_attention_without_a_softmax_is_refused_by_name():
 
 
 def test_block_sparse_attention_is_refused_by_name():
-    model = small_model(Task("encoder", "big_bird", "BigBirdForMaskedLM"), "eager")
+    model = small_model(task_of("big_bird", "BigBirdForMaskedLM"), "eager")
     model.bert.set_attention_type("block_sparse")
     with pytest.raises(ArchitectureError, match="attention_type='original_full'"):
         layout(model)

@@ -31,8 +31,19 @@ def candidates(shape: Collection[int], batch: int, heads: Collection[int]) -> li
             found = [(WINDOWS, sizes[2])]
     elif sizes[0] == batch and len(sizes) == 5:
         found = [(BLOCKS, sizes[1])] if sizes[1] in heads else []
-        found += [(STREAMS, sizes[2])] if sizes[2] in heads else []
+        if sizes[2] in heads and not sizes[1] == sizes[2] == 1:  # of one head, either is right
+            found += [(STREAMS, sizes[2])]
     return found
+
+
+def of_any_rows(shape: Collection[int], heads: Collection[int]) -> list[tuple[str, int]]:
+    """`candidates` for any number of rows: windows, frames or chunks of all rows of the batch."""
+    sizes = list(shape)
+    if len(sizes) == 3:
+        return [(FOLDED, h) for h in heads if h > 1 and sizes[0] % h == 0]
+    if len(sizes) == 4 and sizes[1] in heads:
+        return [(STANDARD, sizes[1])]
+    return []
 
 
 def fits(pattern: str, shape: Collection[int], heads: int) -> bool:

@@ -33,6 +33,10 @@ class AttentionLayer:
         by T leaves as low: -inf or the dtype's minimum.
     features: what sits before the softmax besides scaled products: "sinks", "softcap",
         "position_bias".
+    of_rows: whether its calls show the rows of the batch apart. Where they don't (attention in
+        windows, in frames, over packed inputs), all rows share one profile.
+    soft_mask: the argument of its forward (a place or a name) that hides keys by a number so mild
+        (-100, in Swin's shifted windows) that a high temperature would show them again.
     """
 
     name: str
@@ -46,6 +50,8 @@ class AttentionLayer:
     mask_floor: float = float(torch.finfo(torch.float32).min) / 2
     masking: float | None = None
     features: tuple[str, ...] = ()
+    of_rows: bool = True
+    soft_mask: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,10 @@ class Layout:
         return f"{len(self.layers)} layers x {heads} heads"
 
 
-# Names by which attention code calls attention, or forms a softmax.
+# Names by which attention code calls attention, or forms a softmax; besides, all that hold the
+# word softmax: nn.Softmax, or a function of a model's own.
 _CALLS = {
     "get_interface",
-    "softmax",
     "scaled_dot_product_attention",
     "multi_head_attention_forward",
     "logsumexp",
@@ -104,4 +110,5 @@ def attends(module: nn.Module) -> bool:
         return False
     kinds = [kind for kind in type(module).__mro__ if kind not in nn.Module.__mro__]
     items = [item for kind in kinds for item in vars(kind).values()]
-    return any(_CALLS.intersection(x.__code__.co_names) for x in items if hasattr(x, "__code__"))
+    names = {name for x in items if hasattr(x, "__code__") for name in x.__code__.co_names}
+    return bool(_CALLS & names) or any("softmax" in name.lower() for name in names)

@@ -61,23 +61,57 @@ _rule("mamba_d_head mamba_head_dim mamba_headdim", 32)
 _rule("mamba_d_state ssm_state_size state_size", 16)
 _rule("mamba_n_groups mamba_ngroups n_groups", 1)
 _rule("mamba_chunk_size chunk_size", 4)
-_rule("adapter_rank image_size", 16)
+_rule("context_size", 8)
+_rule("adapter_rank", 16)
+_rule("out_hidden_size", HIDDEN)
+_rule("image_size img_size", 32)
+_rule("patch_size", 8)
+_rule("max_source_positions projection_dim", 32)
+_rule("num_queries num_query_tokens num_frames", 4)
+
+# A configuration may be shrunk in all its sizes; in its lengths alone, where its widths depend on
+# each other (stages of a pyramid); or not at all.
+RUNGS = ("sizes", "lengths", "nothing")
+_LENGTHS = frozenset(
+    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
+    "num_decoder_layers num_encoder_layers vocab_size image_size img_size num_queries "
+    "max_position_embeddings max_source_positions max_target_positions".split()
+)
 
 
-def small_config(model_type: str, decoder: bool = True) -> Any:
+def small_config(model_type: str, decoder: bool = True, rung: str = "sizes") -> Any:
     """A configuration with small sizes; `decoder` where the architecture is both or either."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]
-    values = _small(config_class, model_type)
+    values = _small(config_class, model_type, rung)
     if decoder and any(field.name == "is_decoder" for field in dataclasses.fields(config_class)):
         values["is_decoder"] = True
-    return config_class(**values)
+    config = config_class(**values)
+    _fit_rotations(config)
+    return config
 
 
-def _small(config_class: Any, model_type: str) -> dict[str, Any]:
+def _fit_rotations(config: Any) -> None:
+    """Sections of rotary embeddings (time, height, width) that together fit the small heads."""
+    for part in (config, *vars(config).values()):
+        rope = getattr(part, "rope_parameters", None)
+        if not isinstance(rope, dict) or not rope.get("mrope_section"):
+            continue
+        heads = getattr(part, "num_attention_heads", HEADS)
+        width = getattr(part, "head_dim", None) or part.hidden_size // heads
+        half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
+        count = len(rope["mrope_section"])
+        if sum(rope["mrope_section"]) != half:
+            rest = [half // count] * (count - 1)
+            rope["mrope_section"] = [half - sum(rest), *rest]
+
+
+def _small(config_class: Any, model_type: str, rung: str) -> dict[str, Any]:
     if model_type in REPLACED:
         return dict(REPLACED[model_type])
+    if rung == "nothing":
+        return {}
     values: dict[str, Any] = {}
     defaults = {
         field.name: None if field.default is dataclasses.MISSING else field.default
@@ -85,23 +119,72 @@ def _small(config_class: Any, model_type: str) -> dict[str, Any]:
     }
     for name, small in _SIZES.items():
         default = defaults.get(name)
+        if rung == "lengths" and name not in _LENGTHS:
+            continue
         if isinstance(default, int) and not isinstance(default, bool) and default > small:
             values[name] = small
-    _small_special(defaults, values)
-    for name, sub in _sub_configs(config_class).items():
-        values[name] = {"model_type": sub.model_type, **_small(sub, sub.model_type)}
-    values.update(OVERRIDES.get(model_type, {}))
+        elif name in ("image_size", "patch_size") and isinstance(default, list | tuple):
+            values[name] = type(default)(min(item, small) for item in default)
+    if rung == "sizes":
+        _small_special(defaults, values)
+    _small_tokens(defaults, values)
+    for name, (sub, given) in _sub_configs(config_class).items():
+        values[name] = {"model_type": sub.model_type, **_small(sub, sub.model_type, rung), **given}
+    if rung == "sizes":
+        values.update(OVERRIDES.get(model_type, {}))
     return values
 
 
-def _sub_configs(config_class: Any) -> dict[str, Any]:
-    """The classes of a configuration's parts (text, vision, ...), as its defaults make them."""
+# Ids that stand for images, frames and the like get numbers of their own from here on.
+FIRST_SPECIAL = 100
+
+
+def _small_tokens(defaults: dict[str, Any], values: dict[str, Any]) -> None:
+    """Ids of tokens, which must be known to the small vocabulary."""
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        token = defaults.get(name)
+        if isinstance(token, int) and token >= VOCABULARY:
+            values[name] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}[name]
+    special = [
+        name
+        for name, token in defaults.items()
+        if name.endswith(("token_id", "token_index")) and name not in values
+        if isinstance(token, int) and token >= VOCABULARY
+    ]
+    values.update({name: FIRST_SPECIAL + place for place, name in enumerate(special)})
+
+
+def _sub_configs(config_class: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The classes of a configuration's parts (text, vision, ...), as its defaults make them.
+
+    With each, the fields that the defaults give it. In place of a backbone of timm, which may not
+    be installed, stands the one that transformers has for it.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     names: dict[str, Any] = getattr(config_class, "sub_configs", None) or {}
-    if not names:
-        return {}
-    default = config_class()
-    parts = {name: getattr(default, name, None) for name in names}
-    return {name: type(part) for name, part in parts.items() if part is not None}
+    stated: dict[str, Any] = getattr(config_class, "sub_configs_defaults", None) or {}
+    default = config_class() if names else None
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for name in names:
+        part = getattr(default, name, None)
+        own = getattr(stated.get(name), "model_type", None)
+        if own is not None and (part is None or part.model_type == "timm_backbone"):
+            given = dict(stated[name].init_kwargs or {})
+            found[name] = (CONFIG_MAPPING[own], _within_layers(given))
+        elif part is not None:
+            found[name] = (type(part), {})
+    return found
+
+
+def _within_layers(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a backbone whose outputs are those of layers that the small one has."""
+    for name, first in (("out_indices", ""), ("out_features", "stage")):
+        chosen = given.get(name)
+        if chosen and max(int(str(item).removeprefix("stage")) for item in chosen) > LAYERS:
+            kept = range(LAYERS - len(chosen) + 1, LAYERS + 1)
+            given = {**given, name: [f"{first}{n}" if first else n for n in kept]}
+    return given
 
 
 def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:
@@ -117,7 +200,3 @@ def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:
     if defaults.get("attn_logit_softcapping") is not None:
         # The default would never be felt by logits as small as these.
         values["attn_logit_softcapping"] = 2.0
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        token = defaults.get(name)
-        if isinstance(token, int) and token >= VOCABULARY:
-            values[name] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}[name]

@@ -198,9 +198,20 @@ class Tempering:
 
 
 def _check_shape(layer: AttentionLayer, row: Tensor, what: str) -> None:
+    if len(row) > 1:
+        _refuse_rows(layer)
     if row.ndim != 2 or len(row) == 0 or row.shape[1] != layer.heads:
         raise ProfileError(
             f"{layer.name}: {what} have shape [rows, {layer.heads}]; this has {tuple(row.shape)}"
+        )
+
+
+def _refuse_rows(layer: AttentionLayer) -> None:
+    """ProfileError for a profile per row where calls don't show the rows of the batch apart."""
+    if not layer.of_rows:
+        raise ProfileError(
+            f"{layer.name} attends in windows, frames or packed inputs, where the rows of a batch "
+            "can't be told apart; give one profile for all rows"
         )
 
 
@@ -265,6 +276,8 @@ def _stack(profiles: Sequence[Profile], model_layout: Layout) -> list[Tensor]:
     resolved = [profile.resolve(model_layout, rules=True, scales=True) for profile in profiles]
     if len(resolved) == 1:
         return [row[None] for row in resolved[0]]
+    for layer in model_layout.layers:
+        _refuse_rows(layer)
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]
 
 

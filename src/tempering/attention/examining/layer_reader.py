@@ -1,9 +1,11 @@
 """Attention layers, read off the calls of softmax and attention functions that a model makes.
 
-Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
-is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
-the module or the configuration states. A module that attends in a way that is not read so is
-noted with the reason, and refused by name (`refuse_unread`).
+Attention is told from other softmaxes (routers, indexers, pooling) by its masking: a sample of text
+is padded, so attention over its tokens has masked logits, and on an axis of its own as many heads
+as the module or the configuration states. Over other keys (of images, of sound, latents), which
+need no padding, a module whose class is named for attention is taken at its name. A module that
+attends in a way that is not read so is noted with the reason, and refused by name
+(`refuse_unread`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from tempering.attention import axes
-from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
+from tempering.attention.examining.masking import (
+    MASKED,
+    logits_floor,
+    mask_floor,
+    masking_value,
+    soft_mask,
+)
 from tempering.attention.examining.module_stack import ModuleStack
 from tempering.attention.hooks import interface_route
 from tempering.attention.hooks.site import state_of
@@ -42,18 +50,23 @@ _HEAD_FIELDS = (
 class LayerReader:
     """The attention layers that one forward pass has shown so far.
 
-    batch: rows of the sample. read: the layers by name. others: for each module, (number of axes,
-    whether over the last) of its softmaxes that are no attention. unmasked: modules with softmaxes
-    in the shape of attention that mask nothing, and the shape. unread: modules that attend in a
-    way that was not read, and how. own_calls: how many softmaxes in the shape of its attention a
-    tempered module called itself.
+    batch: rows of the sample. padded: numbers of tokens of which attention has some to mask. read:
+    the layers by name. masks: whether a layer's own softmaxes mask keys. others: for each module,
+    (number of axes, whether over the last) of its softmaxes that are no attention. unmasked:
+    modules with softmaxes in the shape of attention that should mask and don't, and the shape.
+    unread: modules that attend in a way that was not read, and how. own_calls: how many softmaxes
+    in the shape of its attention a tempered module called itself.
     """
 
-    def __init__(self, model: nn.Module, modules: ModuleStack, batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, modules: ModuleStack, batch: int, padded: set[int]
+    ) -> None:
         self.model: Any = model
         self.modules = modules
         self.batch = batch
+        self.padded = padded
         self.read: dict[str, AttentionLayer] = {}
+        self.masks: dict[str, bool] = {}
         self.others: dict[str, set[tuple[int, bool]]] = {}
         self.unmasked: dict[str, torch.Size] = {}
         self.unread: dict[str, str] = {}
@@ -117,11 +130,6 @@ class LayerReader:
                 f"{name}: queries of shape {tuple(query.shape)} are not "
                 "[batch, heads, tokens, head_dim]; its heads can't be told apart"
             )
-        if query.shape[0] != self.batch:
-            raise ArchitectureError(
-                f"{name}: {query.shape[0]} rows of queries for a batch of {self.batch}; "
-                "its rows can't be told apart"
-            )
         features = {
             argument
             for argument in interface_route.LOGIT_ARGUMENTS
@@ -137,8 +145,13 @@ class LayerReader:
             kv_heads=key.shape[1],
             mask_floor=mask_floor(mask),
             features=tuple(sorted(features - {"s_aux"})),
+            of_rows=query.shape[0] == self.batch,
+            soft_mask=soft_mask(self.modules.arguments_of(module)),
         )
-        return self.read.setdefault(name, layer)
+        known = self.read.setdefault(name, layer)
+        if known.of_rows and not layer.of_rows:
+            known = self.read[name] = replace(known, of_rows=False)
+        return known
 
     def _stack_of(self, name: str, queries: int, keys: int, causal: bool) -> Stack:
         if name in self.read:
@@ -170,9 +183,15 @@ class LayerReader:
                 self.own_calls[layer.name] += fits
             return None
         name = self.modules.name_of(module) or ""
-        readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
+        heads = self._head_counts(module)
+        readings = axes.candidates(logits.shape, self.batch, heads)
+        of_rows = bool(readings)
+        if not readings and attends(module):
+            readings = axes.of_any_rows(logits.shape, heads)
         masked = bool((logits <= MASKED).any())
-        if not over_last or not readings or not masked:
+        may_mask = logits.shape[-1] in self.padded or not attends(module)
+        should_mask = self.masks.get(name, may_mask)
+        if not over_last or not readings or masked < should_mask:
             self._note_other(module, name, logits, over_last, bool(readings), masked)
             return None
         if len(readings) > 1:
@@ -180,8 +199,12 @@ class LayerReader:
                 f"{name}: logits of shape {list(logits.shape)} can be read as "
                 f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
             )
-        pattern, heads = readings[0]
-        layer = self.read[name] = self._softmax_layer(module, name, logits, pattern, heads)
+        if masked and not self.masks.setdefault(name, True):
+            self.unmasked[name] = logits.shape  # another softmax of the same module masks nothing
+        self.masks.setdefault(name, masked)
+        layer = self._softmax_layer(module, name, logits, *readings[0])
+        layer = replace(layer, of_rows=layer.of_rows and of_rows)
+        self.read[name] = layer
         return layer
 
     def _note_other(
@@ -225,6 +248,7 @@ class LayerReader:
                 axes=(pattern,),
                 mask_floor=logits_floor(name, axes.standard(logits, pattern, heads)),
                 masking=masking_value(logits),
+                soft_mask=soft_mask(self.modules.arguments_of(module)),
             )
         elif heads != layer.heads:
             raise ArchitectureError(f"{name} has softmaxes of {layer.heads} and of {heads} heads")

@@ -7,8 +7,10 @@ its own, exponentials over their sum.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +24,17 @@ from tempering.attention.hooks import softmax_route
 _SOFTMAXES = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
 _FUSED = ("attention", "attn", "transformer_encoder_layer")
 _EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
+
+
+def _body_of(function: FunctionType) -> FunctionType:
+    """A function of PyTorch's in Python, which under a mode is called whole, without that detour.
+
+    A model's plain call runs its body, and the softmax in there is tempered.
+    """
+    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    body = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
 
 
 class Functions(TorchFunctionMode):
@@ -38,6 +51,9 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _body_of(func)(*args, **kwargs)
         if func in softmax_route.SOFTMAXES and args:
             with self.reader.announce():
                 dim = args[1] if len(args) > 1 else kwargs.get("dim")

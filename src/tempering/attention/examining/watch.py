@@ -54,7 +54,7 @@ def observe(
     _refuse_known(model)
     inputs = sample if sample is not None else sample_inputs(model)
     modules = ModuleStack(model)
-    reader = LayerReader(model, modules, _rows(inputs))
+    reader = LayerReader(model, modules, _rows(inputs), _padded(inputs))
     kept = findings or Findings()
     try:
         memory = _run_watched(model, inputs, cache, modules, reader, kept)
@@ -92,6 +92,18 @@ def _rows(inputs: dict[str, Any]) -> int:
     """Rows of the batch, by the inputs that are sure to have one entry a row, or else any."""
     named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
     return next(item.shape[0] for item in (*named, *inputs.values()) if isinstance(item, Tensor))
+
+
+def _padded(inputs: dict[str, Any]) -> set[int]:
+    """How many tokens inputs hold, where they are text alone and some of it is padding."""
+    tensors = {name: item for name, item in inputs.items() if isinstance(item, Tensor)}
+    mask = tensors.pop("attention_mask", None)
+    if mask is None or bool(mask.all()):
+        return set()
+    if any(item.is_floating_point() for item in tensors.values()):
+        return set()
+    targets = tensors.get("decoder_input_ids")
+    return {mask.shape[-1]} if targets is None else {mask.shape[-1], targets.shape[-1]}
 
 
 def _run_watched(
