@@ -9,6 +9,7 @@ _AXIAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2]}
+_PYRAMID = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
 _THREE_AXES = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 }
@@ -67,6 +68,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
         "num_experts_per_tok": 2,
     },
+    "depth_pro": {
+        "patch_size": 32,
+        "intermediate_hook_ids": [3, 1],
+        "fusion_hidden_size": 32,
+        "intermediate_feature_dims": [32, 32],
+        "scaled_images_feature_dims": [64, 64, 32],
+    },
+    "donut-swin": _PYRAMID,
     "dots3_note_vision_encoder": {
         "per_layer_config": {},
         "adapter_in_dim": 64,
@@ -96,6 +105,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": _GEMMA4_TEXT,
     "glm4v_moe_text": _THREE_AXES,
     "glm4v_text": _THREE_AXES,
+    "glm5_next_text": {
+        "num_key_value_heads": 4,
+        "index_topk": 4,
+        "index_kpool": 2,
+        "qk_rope_head_dim": 0,
+    },
     "glm_image_text": _THREE_AXES,
     "glm_ocr_text": _THREE_AXES,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
@@ -110,7 +125,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "longformer": {"attention_window": [4] * 4},
     "longcat_flash": {"head_dim": 8, "num_layers": 2},
+    "maskformer-swin": _PYRAMID,
     "mamba2": {"num_heads": 4, "head_dim": 32},
+    "lw_detr_vit": {"num_windows": 4, "image_size": 64, "window_block_indices": [0, 2]},
     "luke": {"entity_vocab_size": 32, "entity_emb_size": 64},
     "ministral": {"head_dim": 16},
     "moshi": {"audio_vocab_size": 32},
@@ -140,6 +157,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "layer_type": "basic",
     },
     "squeezebert": {"embedding_size": 64},
+    "swin": _PYRAMID,
+    "swin2sr": _PYRAMID,
+    "swinv2": _PYRAMID,
     "time_series_transformer": _SERIES,
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},

@@ -286,30 +286,26 @@ def _videos(maker: _Maker) -> Iterator[Tensor]:
         yield maker.floats(channels, frames, size, size)
 
 
-def _mel(maker: _Maker) -> int:
-    return maker.number(
-        "num_mel_bins",
-        "feature_size",
-        "input_feat_per_channel",
-        "n_mels",
-        "input_dim",
-        "num_features",
-        "input_feat_size",
-        "feature_projection_input_dim",
-        "input_size",
-        default=80,
-    )
+# Under these names, configurations say how many numbers a frame of sound has.
+_BINS = (
+    "num_mel_bins feature_size input_feat_per_channel n_mels input_dim num_features "
+    "input_feat_size feature_projection_input_dim input_size"
+).split()
+
+
+def _bins(maker: _Maker) -> list[int]:
+    """What a configuration says of the numbers in a frame of sound."""
+    stated = [maker.number(name, default=0) for name in _BINS]
+    return [count for count in dict.fromkeys(stated) if count] or [80]
 
 
 def _features(maker: _Maker) -> Iterator[Tensor]:
-    bins = _mel(maker)
     positions = maker.number("max_source_positions", default=32)
-    lengths = dict.fromkeys((2 * positions, 64, 100, 200, positions))
-    for frames in lengths:
-        yield maker.floats(bins, frames)
-        yield maker.floats(frames, bins)
-    for frames in lengths:
-        yield maker.floats(1, frames, bins)
+    for bins in _bins(maker):
+        for frames in dict.fromkeys((2 * positions, 64, 100, 200, positions)):
+            yield maker.floats(bins, frames)
+            yield maker.floats(frames, bins)
+            yield maker.floats(1, frames, bins)
 
 
 def _hidden(maker: _Maker) -> Iterator[Tensor]:
@@ -319,11 +315,9 @@ def _hidden(maker: _Maker) -> Iterator[Tensor]:
 
 
 def _waves(maker: _Maker) -> Iterator[Tensor]:
-    if any(
-        hasattr(config, "max_length") and hasattr(config, "num_mel_bins")
-        for config in maker.configs()
-    ):
-        yield maker.floats(maker.number("max_length", default=128), _mel(maker))
+    length = maker.number("max_length", default=0)
+    if length and maker.number("num_mel_bins", default=0):  # a spectrogram
+        yield maker.floats(length, _bins(maker)[0])
     for length in (4000, 16000, 1920 * 4, 3200):
         yield maker.floats(length) * 0.1
         yield maker.floats(1, length) * 0.1
