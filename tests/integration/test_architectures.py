@@ -118,7 +118,7 @@ def test_a_verdict_is_of_the_type_of_an_error_and_not_of_its_text(monkeypatch, k
 
 
 def test_a_process_that_hangs_loses_one_verdict():
-    hung = workers.survey(tasks(["mamba"]), workers=1, limit=0.0)
+    hung = workers.survey(tasks(["mamba"], causal=True), workers=1, limit=0.0)
     assert [item.eager for item in hung] == [NOT_BUILT]
     assert hung[0].reason == "it took more than 0 s"
 

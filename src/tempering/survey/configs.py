@@ -168,23 +168,28 @@ def _sub_configs(config_class: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
     found: dict[str, tuple[Any, dict[str, Any]]] = {}
     for name in names:
         part = getattr(default, name, None)
-        own = getattr(stated.get(name), "model_type", None)
+        spec = stated.get(name)
+        own = getattr(spec, "model_type", None)
+        given = _outputs_of(getattr(spec, "init_kwargs", None) or {})
         if own is not None and (part is None or part.model_type == "timm_backbone"):
-            given = dict(stated[name].init_kwargs or {})
-            found[name] = (CONFIG_MAPPING[own], _within_layers(given))
+            found[name] = (CONFIG_MAPPING[own], given)
         elif part is not None:
-            found[name] = (type(part), {})
+            found[name] = (type(part), given)
     return found
 
 
-def _within_layers(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a backbone whose outputs are those of layers that the small one has."""
+def _outputs_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Which layers of a backbone give an output, among those that the small one has."""
+    kept: dict[str, Any] = {}
     for name, first in (("out_indices", ""), ("out_features", "stage")):
         chosen = given.get(name)
-        if chosen and max(int(str(item).removeprefix("stage")) for item in chosen) > LAYERS:
-            kept = range(LAYERS - len(chosen) + 1, LAYERS + 1)
-            given = {**given, name: [f"{first}{n}" if first else n for n in kept]}
-    return given
+        if not chosen:
+            continue
+        kept[name] = chosen
+        if max(int(str(item).removeprefix("stage")) for item in chosen) > LAYERS:
+            last = range(LAYERS - len(chosen) + 1, LAYERS + 1)
+            kept[name] = [f"{first}{n}" if first else n for n in last]
+    return kept
 
 
 def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:

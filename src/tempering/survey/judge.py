@@ -189,7 +189,7 @@ def random_profile(plan: Layout, seed: int) -> Profile:
     return Profile.from_rows(rows, plan)
 
 
-def outputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def outputs(model: nn.Module, inputs: dict[str, Any], rows: int = ROWS) -> Tensor:
     """The logits, or else the last hidden state, or all that a model returns row by row: float64.
 
     Its first axis holds the rows of the batch.
@@ -197,15 +197,16 @@ def outputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     result = run(model, inputs)
     for name in ("logits", "last_hidden_state"):
         found = getattr(result, name, None)
-        if isinstance(found, Tensor):
+        if isinstance(found, Tensor) and found.ndim > 1 and len(found) % rows == 0:
             return found.double()
-    rows = next(item.shape[0] for item in inputs.values() if isinstance(item, Tensor))
+    named = dict(result) if isinstance(result, dict) else {"": result}
     # What compares rows with each other (CLIP's logits) is of no row.
-    own = {k: v for k, v in dict(result).items() if not k.startswith("logits_per_")}
+    own = {name: item for name, item in named.items() if not name.startswith("logits_per_")}
     parts = [
         item.double().flatten(1)
         for item in tree_flatten(own)[0]
-        if isinstance(item, Tensor) and item.is_floating_point() and len(item) == rows
+        if isinstance(item, Tensor) and item.is_floating_point() and item.ndim > 1
+        if len(item) == rows
     ]
     return torch.cat(parts, 1)
 
@@ -226,13 +227,13 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
         return "takes a profile for each row, though its rows can't be told apart"
     inputs = sample_inputs(model, rows=len(profiles)) if sample is None else sample
     with tempered(model, profiles, check=False):
-        together = outputs(model, inputs)
+        together = outputs(model, inputs, len(profiles))
     each = len(together) // len(profiles)
     worst, moved = 0.0, together[:each].sub(together[-each:]).abs().max().item()
     for row, profile in enumerate(profiles):
         # The same batch, so that only the temperatures differ.
         with tempered(model, profile, check=False):
-            alone = outputs(model, inputs)
+            alone = outputs(model, inputs, len(profiles))
         part = slice(row * each, (row + 1) * each)
         worst = max(worst, ((together - alone)[part].abs().max() / alone.std()).item())
     if worst > _ROUNDING:

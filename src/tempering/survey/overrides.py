@@ -127,6 +127,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "longcat_flash": {"head_dim": 8, "num_layers": 2},
     "maskformer-swin": _PYRAMID,
     "mamba2": {"num_heads": 4, "head_dim": 32},
+    "lw_detr": {"projector_scale_factors": [1.0]},
     "lw_detr_vit": {"num_windows": 4, "image_size": 64, "window_block_indices": [0, 2]},
     "luke": {"entity_vocab_size": 32, "entity_emb_size": 64},
     "ministral": {"head_dim": 16},
