@@ -219,3 +219,57 @@ def test_multi_head_attention_of_pytorch_is_tempered(need_weights):
     mixed = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
     wanted = mixed @ head.out_proj.weight.double().T + head.out_proj.bias.double()
     assert (seen["y"] - wanted).abs().max() < 1e-5 * wanted.std()
+
+
+def test_heads_inside_windows_are_each_its_own():
+    """VitDet folds windows and heads into one axis; head h is the h-th slice of its projections."""
+    config = transformers.VitDetConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=4,
+        pretrain_image_size=32, window_size=4, window_block_indices=[0],
+        use_relative_position_embeddings=False,
+    )  # fmt: skip
+    model = made("VitDetModel", config)
+    plan = layout(model, SAMPLE)
+    (layer,) = plan.layers
+    assert (layer.axes, layer.of_rows) == (("(b h) q k",), False)
+    module = model.get_submodule(layer.name)
+    rows = random_rows(plan, 0.3, 3)
+    seen: dict[str, Tensor] = {}
+    module.register_forward_hook(lambda _, args, output: seen.update(x=args[0], y=output[0]))
+    with tempered(model, Profile.from_rows(rows, plan), sample=SAMPLE), torch.no_grad():
+        model(IMAGES)
+    assert seen["x"].shape == (8, 4, 4, 32)  # two images of four windows
+    weight, bias = module.qkv.weight.double(), module.qkv.bias.double()
+    query, key, value = (
+        (seen["x"].double().flatten(1, 2) @ w.T + b).unflatten(-1, (4, 8)).transpose(1, 2)
+        for w, b in zip(weight.chunk(3), bias.chunk(3), strict=True)
+    )
+    logits = query @ key.mT / math.sqrt(8) / rows[0][:, None, None]
+    mixed = (logits.softmax(-1) @ value).transpose(1, 2).reshape(8, 4, 4, 32)
+    wanted = mixed @ module.proj.weight.double().T + module.proj.bias.double()
+    assert (seen["y"] - wanted).abs().max() < 1e-5 * wanted.std()
+
+
+@pytest.mark.parametrize("kind", ["Wav2Vec2ForCTC", "SpeechT5ForSpeechToText"])
+def test_a_number_at_the_end_of_a_name_is_no_place_in_a_list(kind):
+    """Layers of `wav2vec2.encoder.layers` stand in no list `wav2vec` at place 2."""
+    small = {"hidden_size": 32, "conv_dim": [16], "conv_kernel": [10], "conv_stride": [40],
+             "num_feat_extract_layers": 1, "num_conv_pos_embeddings": 4, "vocab_size": 32,
+             "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0}  # fmt: skip
+    if kind == "Wav2Vec2ForCTC":
+        config = transformers.Wav2Vec2Config(
+            num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **small
+        )
+    else:
+        config = transformers.SpeechT5Config(
+            encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, **small,
+        )  # fmt: skip
+    sample = {"input_values": torch.randn(1, 1200).expand(2, -1).contiguous()}
+    if config.is_encoder_decoder:
+        sample["decoder_input_ids"] = torch.arange(5, 12).expand(2, -1)
+    model = made(kind, config)
+    self_check(model, sample)
+    plan = layout(model, sample)
+    assert plan.untempered == ()
+    assert len(plan.layers) == (6 if config.is_encoder_decoder else 2)

@@ -8,6 +8,7 @@ length of the probe, several experts.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from tempering.survey.overrides import OVERRIDES, REPLACED
@@ -171,7 +172,7 @@ def _sub_configs(config_class: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
         spec = stated.get(name)
         own = getattr(spec, "model_type", None)
         given = _outputs_of(getattr(spec, "init_kwargs", None) or {})
-        if own is not None and (part is None or part.model_type == "timm_backbone"):
+        if part is not None and part.model_type == "timm_backbone" and own is not None:
             found[name] = (CONFIG_MAPPING[own], given)
         elif part is not None:
             found[name] = (type(part), given)
@@ -186,7 +187,8 @@ def _outputs_of(given: dict[str, Any]) -> dict[str, Any]:
         if not chosen:
             continue
         kept[name] = chosen
-        if max(int(str(item).removeprefix("stage")) for item in chosen) > LAYERS:
+        numbers = [int(digits) for item in chosen if (digits := re.sub(r"\D", "", str(item)))]
+        if max(numbers, default=0) > LAYERS:
             last = range(LAYERS - len(chosen) + 1, LAYERS + 1)
             kept[name] = [f"{first}{n}" if first else n for n in last]
     return kept
@@ -202,6 +204,10 @@ def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:
             same = same or "kv_lora_rank" in defaults
             multi_query = defaults[name] == 1
             values[name] = HEADS if same else 1 if multi_query else KV_HEADS
+    if "window_size" in values and "spatial_merge_size" in defaults:
+        # In pixels: two by two of the patches that are merged.
+        merged = int(defaults["spatial_merge_size"]) * int(values.get("patch_size", 8))
+        values["window_size"] = 2 * merged
     if defaults.get("attn_logit_softcapping") is not None:
         # The default would never be felt by logits as small as these.
         values["attn_logit_softcapping"] = 2.0

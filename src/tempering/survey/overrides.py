@@ -142,6 +142,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "v_channels": 64,
     },
     "pvt_v2": {"image_size": 64},
+    "qwen2_5_omni_text": _THREE_AXES,
+    "qwen2_5_vl_text": _THREE_AXES,
+    "qwen2_vl_text": _THREE_AXES,
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,

@@ -58,7 +58,8 @@ def soft_mask(arguments: Arguments) -> int | str | None:
     under the rounding of float32; divided by 10, it shows.
     """
     args, kwargs = arguments
-    for place, item in (*enumerate(args), *kwargs.items()):
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, item in places:
         if not isinstance(item, Tensor) or not item.is_floating_point() or not item.numel():
             continue
         lowest, highest = (float(end) for end in item.aminmax())
