@@ -92,10 +92,10 @@ class Verdict:
 def judge(task: Task) -> Verdict:
     """Build a tiny random model of an architecture and try it."""
     with _quiet():
+        known: dict[str, Any] = {**task._asdict(), "family": OTHER}
         try:
-            known: dict[str, Any] = {**task._asdict(), "family": family_of(task, class_of(task))}
+            known["family"] = family_of(task, class_of(task))
         except Exception as error:
-            known = {**task._asdict(), "family": OTHER}
             return Verdict(**known, eager=NOT_BUILT, sdpa=NOT_BUILT, reason=_first(error))
         return _judge(task, known)
 

@@ -27,8 +27,9 @@ def small_model(task: Task, implementation: str, rung: str = "sizes") -> nn.Modu
     model_class = class_of(task)
     decoder = family_of(task, model_class) == CAUSAL
     config = _config_for(model_class, small_config(task.model_type, decoder, rung))
-    if not task.whole and config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = 0  # classifiers look for the end of each row
+    text = config.get_text_config()
+    if not task.whole and getattr(text, "pad_token_id", 0) is None:
+        text.pad_token_id = 0  # classifiers look for the end of each row
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class._from_config(config).parameters())
     if size > _LARGEST:

@@ -73,7 +73,8 @@ def _verdicts(waiting: list[Task], count: int, limit: float) -> Iterator[Verdict
                     worker.pipe.send(worker.task)
             wait([worker.pipe for worker in workers if worker.task], timeout=1.0)
             for index, worker in enumerate(workers):
-                if worker.task is None:
+                task = worker.task
+                if task is None:
                     continue
                 problem = ""
                 if worker.pipe.poll():
@@ -86,7 +87,7 @@ def _verdicts(waiting: list[Task], count: int, limit: float) -> Iterator[Verdict
                 elif time.monotonic() - worker.since > limit:
                     problem = f"it took more than {limit:g} s"
                 if problem:
-                    known: Any = {**worker.task._asdict(), "family": OTHER}
+                    known: Any = {**task._asdict(), "family": OTHER}
                     failed = Verdict(**known, eager=NOT_BUILT, sdpa=NOT_BUILT, reason=problem)
                     _stop(worker)
                     workers[index] = _start(context)

@@ -26,7 +26,7 @@ _FUSED = ("attention", "attn", "transformer_encoder_layer")
 _EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
 
 
-def _body_of(function: FunctionType) -> FunctionType:
+def _body_of(function: Any) -> FunctionType:
     """A function of PyTorch's in Python, which under a mode is called whole, without that detour.
 
     A model's plain call runs its body, and the softmax in there is tempered.
