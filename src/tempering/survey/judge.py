@@ -85,7 +85,9 @@ class Verdict:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Verdict:
         """The verdict that `to_json` gave."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
         return cls(**values)
 
 
