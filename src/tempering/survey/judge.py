@@ -21,8 +21,9 @@ from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError, NoSoftmaxError, ProfileError
 from tempering.survey.configs import RUNGS
 from tempering.survey.families import OTHER, Task, family_of
+from tempering.survey.makers import ROWS
 from tempering.survey.models import class_of, small_model
-from tempering.survey.samples import ROWS, Inputs, NoSampleError, find_sample
+from tempering.survey.samples import Inputs, NoSampleError, find_sample
 
 EXACT, REFUSED, WRONG, NO_SOFTMAX, UNSUPPORTED, NOT_BUILT, NOT_RUN = (
     "exact",
