@@ -13,7 +13,6 @@ from tests.integration.denoisers_oracle import attention_divided, random_rows
 
 __all__ = [
     "MAKERS",
-    "REFUSED",
     "SINGLE",
     "TEXT",
     "TEXT_WIDTH",
@@ -31,8 +30,6 @@ __all__ = [
     "to",
 ]
 
-# Pooled text attends inside a function of PyTorch's, out of reach.
-REFUSED = {"hunyuan_dit": "time_extra_emb.pooler"}
 # Models that compute parts in single precision, whatever their weights are in.
 SINGLE = {"kandinsky5"}
 

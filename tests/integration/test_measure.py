@@ -17,7 +17,7 @@ from tempering.attention.control.tempered import tempered
 from tempering.attention.measuring.measure import measure, measure_tokens
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import DataError, InputError, ProfileError
-from tempering.survey.families import CAUSAL, ENCODER, Task
+from tempering.survey.families import task_of
 from tempering.survey.models import small_model
 from tests.integration import attention_oracle as oracle
 
@@ -122,9 +122,9 @@ def test_attention_code_of_its_own():
 @pytest.mark.parametrize(
     ("task", "layer"),
     [
-        (Task(ENCODER, "longformer", "LongformerForMaskedLM"), 0),  # keys of a window
-        (Task(CAUSAL, "prophetnet", "ProphetNetForCausalLM"), 0),  # keys of two streams
-        (Task(CAUSAL, "deepseek_v4", "DeepseekV4ForCausalLM"), 3),  # compressed keys as well
+        (task_of("longformer", "LongformerForMaskedLM"), 0),  # keys of a window
+        (task_of("prophetnet", "ProphetNetForCausalLM"), 0),  # keys of two streams
+        (task_of("deepseek_v4", "DeepseekV4ForCausalLM"), 3),  # compressed keys as well
     ],
 )
 def test_what_depends_on_the_place_of_keys_is_not_guessed(task, layer):

@@ -18,24 +18,24 @@ from tempering.attention.hooks.ownership import STATE
 from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import ArchitectureError, CheckError
-from tempering.survey.families import CAUSAL, ENCODER_DECODER, Task
+from tempering.survey.families import task_of
 from tempering.survey.models import small_model
 
 TASKS = {
-    "llama": Task(CAUSAL, "llama", "LlamaForCausalLM"),
-    "gpt_oss": Task(CAUSAL, "gpt_oss", "GptOssForCausalLM"),
-    "granite_swa": Task(CAUSAL, "granite_swa", "GraniteSWAForCausalLM"),
-    "gemma2": Task(CAUSAL, "gemma2", "Gemma2ForCausalLM"),
-    "doge": Task(CAUSAL, "doge", "DogeForCausalLM"),
-    "inkling": Task(CAUSAL, "inkling_text", "InklingForCausalLM"),
-    "bloom": Task(CAUSAL, "bloom", "BloomForCausalLM"),
-    "falcon": Task(CAUSAL, "falcon", "FalconForCausalLM"),
-    "gpt2": Task(CAUSAL, "gpt2", "GPT2LMHeadModel"),
-    "prophetnet": Task(CAUSAL, "prophetnet", "ProphetNetForCausalLM"),
-    "zamba2": Task(CAUSAL, "zamba2", "Zamba2ForCausalLM"),
-    "qwen3_next": Task(CAUSAL, "qwen3_next", "Qwen3NextForCausalLM"),
-    "reformer": Task(CAUSAL, "reformer", "ReformerModelWithLMHead"),
-    "t5": Task(ENCODER_DECODER, "t5", "T5ForConditionalGeneration"),
+    "llama": task_of("llama", "LlamaForCausalLM"),
+    "gpt_oss": task_of("gpt_oss", "GptOssForCausalLM"),
+    "granite_swa": task_of("granite_swa", "GraniteSWAForCausalLM"),
+    "gemma2": task_of("gemma2", "Gemma2ForCausalLM"),
+    "doge": task_of("doge", "DogeForCausalLM"),
+    "inkling": task_of("inkling_text", "InklingForCausalLM"),
+    "bloom": task_of("bloom", "BloomForCausalLM"),
+    "falcon": task_of("falcon", "FalconForCausalLM"),
+    "gpt2": task_of("gpt2", "GPT2LMHeadModel"),
+    "prophetnet": task_of("prophetnet", "ProphetNetForCausalLM"),
+    "zamba2": task_of("zamba2", "Zamba2ForCausalLM"),
+    "qwen3_next": task_of("qwen3_next", "Qwen3NextForCausalLM"),
+    "reformer": task_of("reformer", "ReformerModelWithLMHead"),
+    "t5": task_of("t5", "T5ForConditionalGeneration"),
 }
 
 
@@ -352,7 +352,7 @@ def test_attention_without_a_softmax_is_refused_by_name():
 
 
 def test_block_sparse_attention_is_refused_by_name():
-    model = small_model(Task("encoder", "big_bird", "BigBirdForMaskedLM"), "eager")
+    model = small_model(task_of("big_bird", "BigBirdForMaskedLM"), "eager")
     model.bert.set_attention_type("block_sparse")
     with pytest.raises(ArchitectureError, match="attention_type='original_full'"):
         layout(model)
@@ -419,7 +419,8 @@ def test_a_model_without_token_ids_needs_a_sample():
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = ViTModel(ViTConfig(image_size=12, patch_size=4, intermediate_size=48, **sizes)).eval()
-    with pytest.raises(ArchitectureError, match="takes 'pixel_values', not token ids"):
+    model.main_input_name = "crops"  # one that no sample is made of
+    with pytest.raises(ArchitectureError, match="takes 'crops', not token ids"):
         layout(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

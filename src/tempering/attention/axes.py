@@ -31,7 +31,8 @@ def candidates(shape: Collection[int], batch: int, heads: Collection[int]) -> li
             found = [(WINDOWS, sizes[2])]
     elif sizes[0] == batch and len(sizes) == 5:
         found = [(BLOCKS, sizes[1])] if sizes[1] in heads else []
-        found += [(STREAMS, sizes[2])] if sizes[2] in heads else []
+        if sizes[2] in heads and not sizes[1] == sizes[2] == 1:  # of one head, either is right
+            found += [(STREAMS, sizes[2])]
     return found
 
 

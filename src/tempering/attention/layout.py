@@ -37,10 +37,13 @@ class AttentionLayer:
     features: what sits before the softmax besides scaled products: "sinks", "softcap",
         "position_bias".
     keys: the most keys that a query had on the sample.
-    of_rows: whether its rows are those of the batch. Where they aren't (frames of a video stand
-        among them), or where the sample can't tell, it takes one profile alone.
+    of_rows: whether its calls show the rows of the batch apart. Where they don't (attention in
+        windows, in frames, over packed inputs), or where the sample can't tell, all rows share one
+        profile.
     law: the model's own law of length, as the text of a rule: "log_steps(0.1,8192.0)"; None for
         none.
+    soft_mask: the argument of its forward (a place or a name) that hides keys by a number so mild
+        (-100, in Swin's shifted windows) that a high temperature would show them again.
     """
 
     name: str
@@ -56,6 +59,7 @@ class AttentionLayer:
     features: tuple[str, ...] = ()
     tower: str = ""
     law: str | None = None
+    soft_mask: int | str | None = None
     keys: int = field(default=0, compare=False)
     of_rows: bool = field(default=True, compare=False)
 
@@ -114,10 +118,10 @@ class Layout:
         return f"{len(self.layers)} layers x {heads} heads"
 
 
-# Names by which attention code calls attention, or forms a softmax.
+# Names by which attention code calls attention, or forms a softmax; besides, all that hold the
+# word softmax: nn.Softmax, or a function of a model's own.
 _CALLS = {
     "get_interface",
-    "softmax",
     "scaled_dot_product_attention",
     "multi_head_attention_forward",
     "logsumexp",
@@ -142,4 +146,5 @@ def attends(module: nn.Module) -> bool:
     bases = (*type(module).__mro__, *type(processor).__mro__)
     kinds = [kind for kind in bases if kind not in nn.Module.__mro__]
     items = [item for kind in kinds for item in vars(kind).values()]
-    return any(_CALLS.intersection(x.__code__.co_names) for x in items if hasattr(x, "__code__"))
+    names = {name for x in items if hasattr(x, "__code__") for name in x.__code__.co_names}
+    return bool(_CALLS & names) or any("softmax" in name.lower() for name in names)

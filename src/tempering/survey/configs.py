@@ -8,6 +8,7 @@ length of the probe, several experts.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from tempering.survey.overrides import OVERRIDES, REPLACED
@@ -61,23 +62,57 @@ _rule("mamba_d_head mamba_head_dim mamba_headdim", 32)
 _rule("mamba_d_state ssm_state_size state_size", 16)
 _rule("mamba_n_groups mamba_ngroups n_groups", 1)
 _rule("mamba_chunk_size chunk_size", 4)
-_rule("adapter_rank image_size", 16)
+_rule("context_size", 8)
+_rule("adapter_rank", 16)
+_rule("out_hidden_size", HIDDEN)
+_rule("image_size img_size", 32)
+_rule("patch_size", 8)
+_rule("max_source_positions projection_dim", 32)
+_rule("num_queries num_query_tokens num_frames", 4)
+
+# A configuration may be shrunk in all its sizes; in its lengths alone, where its widths depend on
+# each other (stages of a pyramid); or not at all.
+RUNGS = ("sizes", "lengths", "nothing")
+_LENGTHS = frozenset(
+    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
+    "num_decoder_layers num_encoder_layers vocab_size image_size img_size num_queries "
+    "max_position_embeddings max_source_positions max_target_positions".split()
+)
 
 
-def small_config(model_type: str, decoder: bool = True) -> Any:
+def small_config(model_type: str, decoder: bool = True, rung: str = "sizes") -> Any:
     """A configuration with small sizes; `decoder` where the architecture is both or either."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]
-    values = _small(config_class, model_type)
+    values = _small(config_class, model_type, rung)
     if decoder and any(field.name == "is_decoder" for field in dataclasses.fields(config_class)):
         values["is_decoder"] = True
-    return config_class(**values)
+    config = config_class(**values)
+    _fit_rotations(config)
+    return config
 
 
-def _small(config_class: Any, model_type: str) -> dict[str, Any]:
+def _fit_rotations(config: Any) -> None:
+    """Sections of rotary embeddings (time, height, width) that together fit the small heads."""
+    for part in (config, *vars(config).values()):
+        rope = getattr(part, "rope_parameters", None)
+        if not isinstance(rope, dict) or not rope.get("mrope_section"):
+            continue
+        heads = getattr(part, "num_attention_heads", HEADS)
+        width = getattr(part, "head_dim", None) or part.hidden_size // heads
+        half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
+        count = len(rope["mrope_section"])
+        if sum(rope["mrope_section"]) != half:
+            rest = [half // count] * (count - 1)
+            rope["mrope_section"] = [half - sum(rest), *rest]
+
+
+def _small(config_class: Any, model_type: str, rung: str) -> dict[str, Any]:
     if model_type in REPLACED:
         return dict(REPLACED[model_type])
+    if rung == "nothing":
+        return {}
     values: dict[str, Any] = {}
     defaults = {
         field.name: None if field.default is dataclasses.MISSING else field.default
@@ -85,23 +120,78 @@ def _small(config_class: Any, model_type: str) -> dict[str, Any]:
     }
     for name, small in _SIZES.items():
         default = defaults.get(name)
+        if rung == "lengths" and name not in _LENGTHS:
+            continue
         if isinstance(default, int) and not isinstance(default, bool) and default > small:
             values[name] = small
-    _small_special(defaults, values)
-    for name, sub in _sub_configs(config_class).items():
-        values[name] = {"model_type": sub.model_type, **_small(sub, sub.model_type)}
-    values.update(OVERRIDES.get(model_type, {}))
+        elif name in ("image_size", "patch_size") and isinstance(default, list | tuple):
+            values[name] = type(default)(min(item, small) for item in default)
+    if rung == "sizes":
+        _small_special(defaults, values)
+    _small_tokens(defaults, values)
+    for name, (sub, given) in _sub_configs(config_class).items():
+        values[name] = {"model_type": sub.model_type, **_small(sub, sub.model_type, rung), **given}
+    if rung == "sizes":
+        values.update(OVERRIDES.get(model_type, {}))
     return values
 
 
-def _sub_configs(config_class: Any) -> dict[str, Any]:
-    """The classes of a configuration's parts (text, vision, ...), as its defaults make them."""
+# Ids that stand for images, frames and the like get numbers of their own from here on.
+FIRST_SPECIAL = 100
+
+
+def _small_tokens(defaults: dict[str, Any], values: dict[str, Any]) -> None:
+    """Ids of tokens, which must be known to the small vocabulary."""
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        token = defaults.get(name)
+        if isinstance(token, int) and token >= VOCABULARY:
+            values[name] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}[name]
+    special = [
+        name
+        for name, token in defaults.items()
+        if name.endswith(("token_id", "token_index")) and name not in values
+        if isinstance(token, int) and token >= VOCABULARY
+    ]
+    values.update({name: FIRST_SPECIAL + place for place, name in enumerate(special)})
+
+
+def _sub_configs(config_class: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The classes of a configuration's parts (text, vision, ...), as its defaults make them.
+
+    With each, the fields that the defaults give it. In place of a backbone of timm, which may not
+    be installed, stands the one that transformers has for it.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     names: dict[str, Any] = getattr(config_class, "sub_configs", None) or {}
-    if not names:
-        return {}
-    default = config_class()
-    parts = {name: getattr(default, name, None) for name in names}
-    return {name: type(part) for name, part in parts.items() if part is not None}
+    stated: dict[str, Any] = getattr(config_class, "sub_configs_defaults", None) or {}
+    default = config_class() if names else None
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for name in names:
+        part = getattr(default, name, None)
+        spec = stated.get(name)
+        own = getattr(spec, "model_type", None)
+        given = _outputs_of(getattr(spec, "init_kwargs", None) or {})
+        if part is not None and part.model_type == "timm_backbone" and own is not None:
+            found[name] = (CONFIG_MAPPING[own], given)
+        elif part is not None:
+            found[name] = (type(part), given)
+    return found
+
+
+def _outputs_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Which layers of a backbone give an output, among those that the small one has."""
+    kept: dict[str, Any] = {}
+    for name, first in (("out_indices", ""), ("out_features", "stage")):
+        chosen = given.get(name)
+        if not chosen:
+            continue
+        kept[name] = chosen
+        numbers = [int(digits) for item in chosen if (digits := re.sub(r"\D", "", str(item)))]
+        if max(numbers, default=0) > LAYERS:
+            last = range(LAYERS - len(chosen) + 1, LAYERS + 1)
+            kept[name] = [f"{first}{n}" if first else n for n in last]
+    return kept
 
 
 def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:
@@ -114,10 +204,10 @@ def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:
             same = same or "kv_lora_rank" in defaults
             multi_query = defaults[name] == 1
             values[name] = HEADS if same else 1 if multi_query else KV_HEADS
+    if "window_size" in values and "spatial_merge_size" in defaults:
+        # In pixels: two by two of the patches that are merged.
+        merged = int(defaults["spatial_merge_size"]) * int(values.get("patch_size", 8))
+        values["window_size"] = 2 * merged
     if defaults.get("attn_logit_softcapping") is not None:
         # The default would never be felt by logits as small as these.
         values["attn_logit_softcapping"] = 2.0
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        token = defaults.get(name)
-        if isinstance(token, int) and token >= VOCABULARY:
-            values[name] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}[name]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from tempering.attention.baking.foldable import NO
 from tempering.attention.control.self_check import self_check
@@ -17,17 +18,21 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.sample import run, sample_inputs
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
-from tempering.errors import ArchitectureError, CheckError, NoSoftmaxError
-from tempering.survey.families import Task
-from tempering.survey.models import small_model
+from tempering.errors import ArchitectureError, CheckError, NoSoftmaxError, ProfileError
+from tempering.survey.configs import RUNGS
+from tempering.survey.families import OTHER, Task, family_of
+from tempering.survey.makers import ROWS
+from tempering.survey.models import class_of, small_model
+from tempering.survey.samples import Inputs, NoSampleError, find_sample
 
-EXACT, REFUSED, WRONG, NO_SOFTMAX, UNSUPPORTED, NOT_BUILT = (
+EXACT, REFUSED, WRONG, NO_SOFTMAX, UNSUPPORTED, NOT_BUILT, NOT_RUN = (
     "exact",
     "refused",
     "wrong",
     "no softmax",
     "unsupported",
     "not built",
+    "not run",
 )
 # Differences of logits allowed, in standard deviations of them: float32, sums in another order.
 _ROUNDING = 1e-4
@@ -37,25 +42,32 @@ _ROUNDING = 1e-4
 class Verdict:
     """What a tiny random model of an architecture showed.
 
-    eager, sdpa: "exact", "refused", "wrong", "no softmax", "unsupported" (by transformers) or
-        "not built". Exact means per head, at every attention call of a forward pass and of a
-        decoding step, and each row of a batch as if it were alone.
+    eager, sdpa: "exact", "refused", "wrong", "no softmax", "unsupported" (by transformers),
+        "not built" or "not run". Exact means per head, at every attention call of a forward pass
+        and of a decoding step, and each row of a batch as if it were alone, where rows can be told
+        apart; where they can't, a profile for each row is refused.
     bake: "per head", "per layer" or "no".
     reason, bake_reason: why not more.
     layers, heads, untempered: attention layers, their heads, layers and modules left alone.
+    inputs: what the model was run on, where it was more than tokens.
+    rows: whether each row of a batch may have a profile of its own.
     route: "interface", "softmax" or both. features: what joins the products in the logits.
     decoding: whether decoding with a cache agrees with the full forward pass ("yes", or why not).
     """
 
-    family: str
     model_type: str
     model_class: str
+    autos: tuple[str, ...]
+    whole: bool
+    family: str
     eager: str
     sdpa: str = UNSUPPORTED
     reason: str = ""
     layers: int = 0
     heads: str = ""
     untempered: int = 0
+    inputs: tuple[str, ...] = ()
+    rows: bool = True
     route: str = ""
     features: tuple[str, ...] = ()
     decoding: str = ""
@@ -65,33 +77,64 @@ class Verdict:
     @property
     def task(self) -> Task:
         """What was tried."""
-        return Task(self.family, self.model_type, self.model_class)
+        return Task(self.model_type, self.model_class, self.autos, self.whole)
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields, for a record."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Verdict:
+        """The verdict that `to_json` gave."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**values)
+
 
 def judge(task: Task) -> Verdict:
     """Build a tiny random model of an architecture and try it."""
-    known: dict[str, Any] = task._asdict()
     with _quiet():
+        known: dict[str, Any] = {**task._asdict(), "family": OTHER}
         try:
-            model = small_model(task, "eager")
+            known["family"] = family_of(task, class_of(task))
         except Exception as error:
             return Verdict(**known, eager=NOT_BUILT, sdpa=NOT_BUILT, reason=_first(error))
-        eager, reason = _control(model)
-        if eager != EXACT:
-            return Verdict(**known, eager=eager, sdpa=eager, reason=reason)
-        known |= _description(layout(model))
-        known["decoding"] = _decoding(model)
-        known["bake"], known["bake_reason"] = _bake(model)
+        return _judge(task, known)
+
+
+def _judge(task: Task, known: dict[str, Any]) -> Verdict:
+    failed = NOT_BUILT
+    reasons = []
+    for rung in RUNGS:
         try:
-            model = small_model(task, "sdpa")
-        except (ValueError, ImportError):
-            return Verdict(**known, eager=eager)
-        sdpa, reason = _control(model)
-        return Verdict(**known, eager=eager, sdpa=sdpa, reason=reason)
+            model = small_model(task, "eager", rung)
+        except Exception as error:
+            reasons.append(_first(error))
+            continue
+        try:
+            sample = find_sample(model)
+            break
+        except NoSampleError as error:
+            failed = NOT_RUN
+            reasons.append(_first(error))
+    else:
+        return Verdict(**known, eager=failed, sdpa=failed, reason=reasons[0])
+    known["inputs"] = tuple(sorted(sample or ()))
+    eager, reason = _control(model, sample)
+    if eager != EXACT:
+        return Verdict(**known, eager=eager, sdpa=eager, reason=reason)
+    plan = layout(model, sample)
+    known |= _description(plan)
+    if task.whole:
+        known["decoding"] = _decoding(model, sample)
+        known["bake"], known["bake_reason"] = _bake(model, sample)
+    try:
+        model = small_model(task, "sdpa", rung)
+    except (ValueError, ImportError):
+        return Verdict(**known, eager=eager)
+    sdpa, reason = _control(model, sample)
+    return Verdict(**known, eager=eager, sdpa=sdpa, reason=reason)
 
 
 def _first(error: BaseException) -> str:
@@ -114,11 +157,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _control(model: nn.Module) -> tuple[str, str]:
+def _control(model: nn.Module, sample: Inputs | None = None) -> tuple[str, str]:
     """The self-check, and rows of a batch against each of them alone."""
     try:
-        self_check(model)
-        problem = _rows(model, layout(model))
+        self_check(model, sample)
+        problem = _rows(model, layout(model, sample), sample)
     except NoSoftmaxError:
         return NO_SOFTMAX, ""
     except (ArchitectureError, CheckError) as error:
@@ -133,6 +176,7 @@ def _description(plan: Layout) -> dict[str, Any]:
         "layers": len(plan.layers),
         "heads": plan.describe().split(" x ")[1].removesuffix(" heads"),
         "untempered": len(plan.untempered),
+        "rows": all(layer.of_rows for layer in plan.layers),
         "route": " and ".join(sorted({layer.route for layer in plan.layers})),
         "features": tuple(sorted({item for layer in plan.layers for item in layer.features})),
     }
@@ -148,25 +192,53 @@ def random_profile(plan: Layout, seed: int) -> Profile:
     return Profile.from_rows(rows, plan)
 
 
-def outputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """The logits, or the last hidden state, as float64."""
+def outputs(model: nn.Module, inputs: dict[str, Any], rows: int = ROWS) -> Tensor:
+    """The logits, or else the last hidden state, or all that a model returns row by row: float64.
+
+    Its first axis holds the rows of the batch.
+    """
     result = run(model, inputs)
-    logits = getattr(result, "logits", None)
-    return (result.last_hidden_state if logits is None else logits).double()
+    for name in ("logits", "last_hidden_state"):
+        found = getattr(result, name, None)
+        if isinstance(found, Tensor) and found.ndim > 1 and len(found) % rows == 0:
+            return found.double()
+    named = dict(result) if isinstance(result, dict) else {"": result}
+    # What compares rows with each other (CLIP's logits) is of no row.
+    own = {name: item for name, item in named.items() if not name.startswith("logits_per_")}
+    parts = [
+        item.double().flatten(1)
+        for item in tree_flatten(own)[0]
+        if isinstance(item, Tensor) and item.is_floating_point() and item.ndim > 1
+        if len(item) == rows
+    ]
+    return torch.cat(parts, 1)
 
 
-def _rows(model: nn.Module, plan: Layout) -> str:
-    """Why rows with profiles of their own differ from each row alone; empty if they agree."""
+def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
+    """Why rows with profiles of their own differ from each row alone; empty if they agree.
+
+    Where rows can't be told apart, profiles for each of them must be refused.
+    """
     profiles = [random_profile(plan, 0), Profile.neutral(plan), random_profile(plan, 1)]
-    inputs = sample_inputs(model, rows=len(profiles))
+    if sample is not None:
+        profiles = profiles[:ROWS]
+    if not all(layer.of_rows for layer in plan.layers):
+        try:
+            tempered(model, profiles, check=False).remove()
+        except ProfileError:
+            return ""
+        return "takes a profile for each row, though its rows can't be told apart"
+    inputs = sample_inputs(model, rows=len(profiles)) if sample is None else sample
     with tempered(model, profiles, check=False):
-        together = outputs(model, inputs)
+        together = outputs(model, inputs, len(profiles))
     each = len(together) // len(profiles)
     worst, moved = 0.0, together[:each].sub(together[-each:]).abs().max().item()
     for row, profile in enumerate(profiles):
         # The same batch, so that only the temperatures differ.
         with tempered(model, profile, check=False):
-            alone = outputs(model, inputs)
+            alone = outputs(model, inputs, len(profiles))
+        if alone.shape != together.shape:
+            continue  # speech is as long as its temperatures make it
         part = slice(row * each, (row + 1) * each)
         worst = max(worst, ((together - alone)[part].abs().max() / alone.std()).item())
     if worst > _ROUNDING:
@@ -174,7 +246,7 @@ def _rows(model: nn.Module, plan: Layout) -> str:
     return "" if moved > 0 else "rows with different profiles give the same output"
 
 
-def _decoding(model: Any) -> str:
+def _decoding(model: Any, sample: Inputs | None = None) -> str:
     """Whether decoding with a cache agrees with full forward passes, under a profile.
 
     "yes"; "as untempered" where the model itself disagrees as much; else what went wrong.
@@ -182,11 +254,11 @@ def _decoding(model: Any) -> str:
     if not model.can_generate():
         return "generates nothing"
     try:
-        own = _cache_error(model)
+        own = _cache_error(model, sample)
     except Exception as error:
         return f"fails in transformers: {_first(error)}"
     with tempered(model, random_profile(layout(model), 2), check=False):
-        off = _cache_error(model)
+        off = _cache_error(model, sample)
     if off <= _ROUNDING:
         return "yes"
     if off <= 3 * own:
@@ -195,9 +267,9 @@ def _decoding(model: Any) -> str:
 
 
 @torch.no_grad()
-def _cache_error(model: Any, tokens: int = 4) -> float:
+def _cache_error(model: Any, sample: Inputs | None, tokens: int = 4) -> float:
     """Largest difference of greedy decoding's logits with and without a cache, over their std."""
-    inputs = sample_inputs(model)
+    inputs = sample_inputs(model) if sample is None else dict(sample)
     if inputs.pop("decoder_input_ids", None) is not None:
         inputs["decoder_start_token_id"] = 0
     steps = {}
@@ -217,11 +289,11 @@ def _cache_error(model: Any, tokens: int = 4) -> float:
     return ((steps[True] - steps[False]).abs().max() / steps[False].std()).item()
 
 
-def _bake(model: nn.Module) -> tuple[str, str]:
+def _bake(model: nn.Module, sample: Inputs | None = None) -> tuple[str, str]:
     from tempering.attention.baking.verdict import bake_verdict
 
     try:
-        found = bake_verdict(model)
+        found = bake_verdict(model, sample)
     except Exception as error:
         return NO, f"fails: {_first(error)}"
     return found.verdict, found.reason

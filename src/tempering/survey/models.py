@@ -8,20 +8,28 @@ import torch
 from torch import nn
 
 from tempering.survey.configs import small_config
-from tempering.survey.families import CAUSAL, Task
+from tempering.survey.families import CAUSAL, Task, family_of
 
 # Parts of state space and linear attention layers whose scale must stay as it was made.
 _DELICATE = ("A_log", "dt_", "time_", "conv", "decay", ".D")
-_LARGEST = 40_000_000
+_LARGEST = 100_000_000
 
 
-def small_model(task: Task, implementation: str) -> nn.Module:
-    """A tiny random model in eval mode; the same for every call with these arguments."""
+def class_of(task: Task) -> Any:
+    """The class of a task."""
     import transformers
 
-    model_class: Any = getattr(transformers, task.model_class)
-    config = small_config(task.model_type, decoder=task.family == CAUSAL)
-    config = _config_for(model_class, config)
+    return getattr(transformers, task.model_class)
+
+
+def small_model(task: Task, implementation: str, rung: str = "sizes") -> nn.Module:
+    """A tiny random model in eval mode; the same for every call with these arguments."""
+    model_class = class_of(task)
+    decoder = family_of(task, model_class) == CAUSAL
+    config = _config_for(model_class, small_config(task.model_type, decoder, rung))
+    text = config.get_text_config()
+    if not task.whole and getattr(text, "pad_token_id", 0) is None:
+        text.pad_token_id = 0  # classifiers look for the end of each row
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class._from_config(config).parameters())
     if size > _LARGEST:

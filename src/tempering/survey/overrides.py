@@ -8,6 +8,11 @@ _AXIAL = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e4},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+_SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2]}
+_PYRAMID = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
+_THREE_AXES = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+}
 _SLIDING_THEN_FULL = ["sliding_attention", "full_attention"] * 2
 _LINEAR_THEN_FULL = ["linear_attention", "full_attention"] * 2
 _GEMMA4_TEXT = {
@@ -34,6 +39,9 @@ _GEMMA4_ASSISTANT_TEXT = {
 
 # Added to (and above) the values of the general rules.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32},
+    "autoformer": _SERIES,
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"layer_types": _SLIDING_THEN_FULL, "rope_parameters": _AXIAL},
@@ -52,7 +60,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "blt_local_encoder": {"vocab_size": 260, "hidden_size_global": 64},
     "blt_local_decoder": {"vocab_size": 260, "hidden_size_global": 64},
     "blt_patcher": {"vocab_size": 260},
+    "blip-2": {"image_token_index": 100},
+    "chameleon": {"vocabulary_map": {"<image>": 100, "IMGIMGA": 101, "IMGIMGB": 102}},
+    "cosmos3_edge_text": _THREE_AXES,
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_ocr2_text": {
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "num_experts_per_tok": 2,
+    },
+    "depth_pro": {
+        "patch_size": 32,
+        "intermediate_hook_ids": [3, 1],
+        "fusion_hidden_size": 32,
+        "intermediate_feature_dims": [32, 32],
+        "scaled_images_feature_dims": [64, 64, 32],
+    },
+    "donut-swin": _PYRAMID,
     "dots3_note_vision_encoder": {
         "per_layer_config": {},
         "adapter_in_dim": 64,
@@ -80,16 +103,32 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": _GEMMA4_TEXT,
     "gemma4_unified_text": _GEMMA4_TEXT,
+    "glm4v_moe_text": _THREE_AXES,
+    "glm4v_text": _THREE_AXES,
+    "glm5_next_text": {
+        "num_key_value_heads": 4,
+        "index_topk": 4,
+        "index_kpool": 2,
+        "qk_rope_head_dim": 0,
+    },
+    "glm_image_text": _THREE_AXES,
+    "glm_ocr_text": _THREE_AXES,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hunyuan_v1_dense": {"head_dim": 16},
     "granitemoehybrid": {"layer_types": _LINEAR_THEN_FULL},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "informer": _SERIES,
+    "instructblip": {"image_token_index": 100},
+    "instructblipvideo": {"video_token_index": 100},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": _LINEAR_THEN_FULL},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "longformer": {"attention_window": [4] * 4},
     "longcat_flash": {"head_dim": 8, "num_layers": 2},
+    "maskformer-swin": _PYRAMID,
     "mamba2": {"num_heads": 4, "head_dim": 32},
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "lw_detr_vit": {"num_windows": 4, "image_size": 64, "window_block_indices": [0, 2]},
     "luke": {"entity_vocab_size": 32, "entity_emb_size": 64},
     "ministral": {"head_dim": 16},
     "moshi": {"audio_vocab_size": 32},
@@ -102,6 +141,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "qk_channels": 32,
         "v_channels": 64,
     },
+    "pvt_v2": {"image_size": 64},
+    "qwen2_5_omni_text": _THREE_AXES,
+    "qwen2_5_vl_text": _THREE_AXES,
+    "qwen2_vl_text": _THREE_AXES,
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
@@ -111,7 +154,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "indexed_attention"] * 2,
     },
     "reformer": {"axial_pos_embds_dim": (32, 32), "axial_pos_shape": (8, 8)},
+    "resnet": {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 32, 64],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+    },
     "squeezebert": {"embedding_size": 64},
+    "swin": _PYRAMID,
+    "swin2sr": _PYRAMID,
+    "swinv2": _PYRAMID,
+    "time_series_transformer": _SERIES,
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},

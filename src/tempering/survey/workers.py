@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
-from tempering.survey.families import Task
+from tempering.survey.families import OTHER, Task
 from tempering.survey.judge import NOT_BUILT, Verdict, judge
+
+
+def state_of_code() -> dict[str, str]:
+    """What verdicts hold for: releases of the libraries, and a hash of the code that is tried."""
+    import tempering.attention
+    import tempering.survey
+
+    digest = hashlib.sha256()
+    for package in (tempering.attention, tempering.survey):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.read_bytes())
+    releases = {name: version(name) for name in ("torch", "transformers")}
+    return {**releases, "code": digest.hexdigest()}
 
 
 @dataclass
@@ -56,7 +73,8 @@ def _verdicts(waiting: list[Task], count: int, limit: float) -> Iterator[Verdict
                     worker.pipe.send(worker.task)
             wait([worker.pipe for worker in workers if worker.task], timeout=1.0)
             for index, worker in enumerate(workers):
-                if worker.task is None:
+                task = worker.task
+                if task is None:
                     continue
                 problem = ""
                 if worker.pipe.poll():
@@ -69,7 +87,7 @@ def _verdicts(waiting: list[Task], count: int, limit: float) -> Iterator[Verdict
                 elif time.monotonic() - worker.since > limit:
                     problem = f"it took more than {limit:g} s"
                 if problem:
-                    known: Any = worker.task._asdict() if worker.task else {}
+                    known: Any = {**task._asdict(), "family": OTHER}
                     failed = Verdict(**known, eager=NOT_BUILT, sdpa=NOT_BUILT, reason=problem)
                     _stop(worker)
                     workers[index] = _start(context)

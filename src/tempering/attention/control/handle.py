@@ -242,9 +242,9 @@ def _check_rows(layer: AttentionLayer, rows: int) -> None:
     if rows > 1 and not layer.of_rows:
         raise ProfileError(
             f"{layer.name}: {rows} profiles were given, one a row; its rows can't be told from "
-            "frames, windows or halves of the batch that stand among them, so it takes one "
-            "profile for all. Where they are rows, a sample of two rows and, for a video, two "
-            "frames or more shows it"
+            "frames, windows, packed inputs or halves of the batch that stand among them, so give "
+            "one profile for all rows. Where they are rows, a sample of two rows and, for a video, "
+            "two frames or more shows it"
         )
 
 

@@ -50,7 +50,9 @@ def random_temperatures(name: str, heads: int) -> Float[Tensor, "heads"]:
 
 
 def row_temperatures(layer: AttentionLayer, rows: int) -> Float[Tensor, "rows heads"]:
-    """1 in all rows but the last (float64)."""
+    """1 in all rows but the last (float64); one row for all where they can't be told apart."""
+    if not layer.of_rows:
+        return random_temperatures(layer.name, layer.heads).double()[None]
     table = torch.ones(rows, layer.heads, dtype=torch.float64)
     table[-1] = random_temperatures(layer.name, layer.heads).double()
     return table

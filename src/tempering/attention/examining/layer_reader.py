@@ -1,9 +1,11 @@
 """Attention layers, read off the calls of softmax and attention functions that a model makes.
 
-Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
-is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
-the module or the configuration states. Models of diffusers mask little and put frames among
-their rows; there, attention is what a module named for it computes (`denoisers.py`). A module that
+Attention is told from other softmaxes (routers, indexers, pooling) by its masking: a sample of text
+is padded, so attention over its tokens has masked logits, and on an axis of its own as many heads
+as the module or the configuration states. Over other keys (of images, of sound, latents), which
+need no padding, a module whose class is named for attention is taken at its name. Models of
+diffusers mask little and put frames among their rows; there, attention is what a module named for
+it computes (`denoisers.py`). A module that
 attends in a way that is not read so is noted with the reason, and refused by name
 (`refuse_unread`).
 """
@@ -21,7 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from tempering.attention import axes, denoisers
-from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
+from tempering.attention.examining.masking import (
+    MASKED,
+    logits_floor,
+    mask_floor,
+    masking_value,
+    soft_mask,
+)
 from tempering.attention.examining.module_stack import ModuleStack
 from tempering.attention.examining.own_law import own_law
 from tempering.attention.examining.towers import tower_of
@@ -47,21 +55,30 @@ _HEAD_FIELDS = (
 class LayerReader:
     """The attention layers that one forward pass has shown so far.
 
-    batch: rows of the sample; rows_told: whether they can be told from frames. read: the layers by
-    name. others: for each module, (number of axes, whether over the last) of its softmaxes that
-    are no attention. unmasked: modules with softmaxes in the shape of attention that mask nothing,
-    and the shape. unread: modules that attend in a way that was not read, and how. own_calls: how
-    many softmaxes in the shape of its attention a tempered module called itself.
+    batch: rows of the sample; rows_told: whether they can be told from frames. padded: numbers of
+    tokens of which attention has some to mask. read: the layers by name. masks: whether a layer's
+    own softmaxes mask keys. others: for each module, (number of axes, whether over the last) of its
+    softmaxes that are no attention. unmasked: modules with softmaxes in the shape of attention that
+    should mask and don't, and the shape. unread: modules that attend in a way that was not read,
+    and how. own_calls: how many softmaxes in the shape of its attention a tempered module called
+    itself.
     """
 
     def __init__(
-        self, model: nn.Module, modules: ModuleStack, batch: int, rows_told: bool = True
+        self,
+        model: nn.Module,
+        modules: ModuleStack,
+        batch: int,
+        padded: set[int],
+        rows_told: bool = True,
     ) -> None:
         self.model: Any = model
         self.modules = modules
         self.batch, self.rows_told = batch, rows_told
+        self.padded = padded
         self.of_diffusers = denoisers.of_diffusers(model)
         self.read: dict[str, AttentionLayer] = {}
+        self.masks: dict[str, bool] = {}
         self.others: dict[str, set[tuple[int, bool]]] = {}
         self.unmasked: dict[str, torch.Size] = {}
         self.unread: dict[str, str] = {}
@@ -144,11 +161,6 @@ class LayerReader:
                 f"{name}: queries of shape {tuple(query.shape)} are not "
                 "[batch, heads, tokens, head_dim]; its heads can't be told apart"
             )
-        if query.shape[0] != self.batch:
-            raise ArchitectureError(
-                f"{name}: {query.shape[0]} rows of queries for a batch of {self.batch}; "
-                "its rows can't be told apart"
-            )
         features = {
             argument
             for argument in interface_route.LOGIT_ARGUMENTS
@@ -166,8 +178,13 @@ class LayerReader:
             features=tuple(sorted(features - {"s_aux"})),
             keys=key.shape[2],
             law=own_law(module),
+            of_rows=query.shape[0] == self.batch,
+            soft_mask=soft_mask(self.modules.arguments_of(module)),
         )
-        return self.read.setdefault(name, layer)
+        known = self.read.setdefault(name, layer)
+        if known.of_rows and not layer.of_rows:
+            known = self.read[name] = replace(known, of_rows=False)
+        return known
 
     def _stack_of(self, name: str, queries: int, keys: int, causal: bool) -> Stack:
         if name in self.read:
@@ -236,11 +253,17 @@ class LayerReader:
         name = self.modules.name_of(module) or ""
         certain = self.of_diffusers and (logits is None or named_for_attention(module))
         readings = self._readings(module, shape) if certain else self._likely(module, shape)
+        if not readings and not self.of_diffusers and attends(module):
+            # One head and any number of rows would fit every softmax over three axes.
+            heads = self._head_counts(module)
+            readings = axes.of_any_rows(shape, heads - {1} if len(shape) == 3 else heads)
         masked = certain or logits is None or bool((logits <= MASKED).any())
         if certain and not (over_last and readings):
             self._note_unread(name, shape)
             return None
-        if not over_last or not readings or not masked:
+        may_mask = shape[-1] in self.padded or not attends(module)
+        should_mask = self.masks.get(name, may_mask)
+        if not over_last or not readings or masked < should_mask:
             self._note_other(module, name, shape, over_last, bool(readings), masked)
             return None
         if len(readings) > 1:
@@ -248,8 +271,10 @@ class LayerReader:
                 f"{name}: logits of shape {list(shape)} can be read as "
                 f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
             )
-        pattern, heads = readings[0]
-        layer = self.read[name] = self._layer(module, name, shape, logits, pattern, heads)
+        if masked and not self.masks.setdefault(name, True):
+            self.unmasked[name] = shape  # another softmax of the same module masks nothing
+        self.masks.setdefault(name, masked)
+        layer = self.read[name] = self._layer(module, name, shape, logits, *readings[0])
         return layer
 
     def _note_other(
@@ -303,6 +328,7 @@ class LayerReader:
                 route="softmax",
                 axes=(pattern,),
                 masking=masking,
+                soft_mask=soft_mask(self.modules.arguments_of(module)),
             )
             if logits is not None:
                 floor = logits_floor(name, axes.standard(logits, pattern, heads))
@@ -361,8 +387,11 @@ class LayerReader:
         if self.of_diffusers:
             found = self._readings(module, shape)
             return [item for item in found if axes.rows(item[0], shape, item[1]) == self.batch]
-        heads = _stated(module) or _stated(self.model.config.get_text_config())
-        return axes.candidates(shape, self.batch, heads)
+        return axes.candidates(shape, self.batch, self._head_counts(module))
+
+    def _head_counts(self, module: nn.Module) -> set[int]:
+        """The numbers of heads that a module states, or else the configuration."""
+        return _stated(module) or _stated(self.model.config.get_text_config())
 
     def _readings(self, module: nn.Module, shape: torch.Size) -> list[tuple[str, int]]:
         """How logits can be read that a model of diffusers is sure to attend with."""

@@ -203,6 +203,7 @@ def _untempered(model: nn.Module, layers: Sequence[AttentionLayer]) -> tuple[str
     """Entries of lists of layers without a layer of the layout, and attention not reached."""
     lists: dict[str, set[int]] = {}
     for layer in layers:
+        # A whole part of the name that is a number: "wav2vec2.encoder" has none.
         match = re.match(r"(?:(.*?)\.)?(\d+)\.", layer.name + ".")
         if match:
             lists.setdefault(match.group(1) or "", set()).add(int(match.group(2)))

@@ -12,6 +12,12 @@ from tempering.errors import ArchitectureError
 # A logit at or below this is masked: the mildest masking constant in use is -1e4 (GPT-2's first
 # releases). A live logit that is as low is refused by `logits_floor`.
 MASKED = -5e3
+# The mildest number that is taken for a mask, where an argument holds it and 0 alone: it hides a
+# key (e^-50 = 2e-22), and is half of what Swin uses.
+_MILDEST = -50.0
+
+# Of a forward: by place, by name.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def mask_floor(mask: Any) -> float:
@@ -30,8 +36,11 @@ def logits_floor(name: str, logits: Tensor) -> float:
     """`mask_floor`, from finished logits [batch, heads, queries, keys].
 
     An entry is masked if it is low in every head. ArchitectureError if a live logit is as low.
+    `MASKED` where the sample has nothing to mask, and other inputs may have.
     """
     low = logits <= MASKED
+    if not bool(low.any()):
+        return MASKED
     masked = low.all(dim=1, keepdim=True).expand_as(logits)
     floor = mask_floor(logits[masked])
     if bool((low & ~masked & (logits <= floor)).any()):
@@ -40,6 +49,24 @@ def logits_floor(name: str, logits: Tensor) -> float:
             f"masking (above {2 * floor:.3g}), so the two can't be told apart"
         )
     return floor
+
+
+def soft_mask(arguments: Arguments) -> int | str | None:
+    """The argument that is a mask of 0 and one number that hides at T = 1 and not at T = 1000.
+
+    Swin's shifted windows hide by -100, which a learned bias is far from, and which exp brings
+    under the rounding of float32; divided by 10, it shows.
+    """
+    args, kwargs = arguments
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, item in places:
+        if not isinstance(item, Tensor) or not item.is_floating_point() or not item.numel():
+            continue
+        lowest, highest = (float(end) for end in item.aminmax())
+        mild = MASKED < lowest <= _MILDEST and highest == 0
+        if mild and bool(((item == lowest) | (item == 0)).all()):
+            return place
+    return None
 
 
 def masking_value(logits: Tensor) -> float | None:

@@ -56,7 +56,7 @@ def observe(
     inputs = sample if sample is not None else sample_inputs(model)
     modules = ModuleStack(model)
     told = not denoisers.of_diffusers(model) or denoisers.rows_are_told(inputs)
-    reader = LayerReader(model, modules, rows_of(inputs), told)
+    reader = LayerReader(model, modules, rows_of(inputs), _padded(inputs), told)
     kept = findings or Findings()
     try:
         memory = _run_watched(model, inputs, cache, modules, reader, kept)
@@ -97,6 +97,18 @@ def rows_of(inputs: dict[str, Any]) -> int:
     rows = next(found, None) or denoisers.rows_of(inputs)
     others = (item.shape[0] for item in inputs.values() if isinstance(item, Tensor) and item.ndim)
     return rows or next(others)
+
+
+def _padded(inputs: dict[str, Any]) -> set[int]:
+    """How many tokens inputs hold, where they are text alone and some of it is padding."""
+    tensors = {name: item for name, item in inputs.items() if isinstance(item, Tensor)}
+    mask = tensors.pop("attention_mask", None)
+    if mask is None or bool(mask.all()):
+        return set()
+    if any(item.is_floating_point() for item in tensors.values()):
+        return set()
+    targets = tensors.get("decoder_input_ids")
+    return {mask.shape[-1]} if targets is None else {mask.shape[-1], targets.shape[-1]}
 
 
 def _run_watched(

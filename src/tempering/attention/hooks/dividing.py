@@ -53,6 +53,22 @@ def in_float(item: Any) -> Any:
     return item.float().masked_fill(masked, torch.finfo(torch.float32).min)
 
 
+def with_hard_mask(
+    place: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a forward whose mask, of 0 and a number below it, hides by the dtype's lowest.
+
+    place: where the mask is among the arguments; it may be None or missing.
+    """
+    mask = kwargs.get(place) if isinstance(place, str) else (*args, None)[min(place, len(args))]
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return args, kwargs
+    mask = mask.masked_fill(mask < 0, torch.finfo(mask.dtype).min)
+    if isinstance(place, str):
+        return args, {**kwargs, place: mask}
+    return (*args[:place], mask, *args[place + 1 :]), kwargs
+
+
 # id of a mask -> (the mask, its version, whether it has a bias). All layers of a forward share a
 # mask or two; the limit only bounds the memory.
 _MASKS: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}

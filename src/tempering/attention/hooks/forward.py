@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempering.attention.hooks.dividing import with_hard_mask
 from tempering.attention.hooks.ownership import LOCK, STATE, Hold
 from tempering.attention.hooks.site import LayerPart, OutsideProfile, Site
 from tempering.attention.hooks.softmax_route import Running
@@ -93,6 +94,8 @@ def _forward_tempered(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if state is None:
         return _forward_inside(site, module, args, kwargs)
     if type(state) is TemperatureState:
+        if state.layer.soft_mask is not None and state.uniform != 1.0:
+            args, kwargs = with_hard_mask(state.layer.soft_mask, args, kwargs)
         with Running(state) as running:
             output = _forward_inside(site, module, args, kwargs)
         if not running.met:
