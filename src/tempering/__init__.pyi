@@ -8,7 +8,10 @@ from .attention import adaptive_profile as adaptive_profile
 from .attention import fingerprint as fingerprint
 from .attention import layout as layout
 from .attention import measure as measure
+from .attention import pipeline_callback as pipeline_callback
 from .attention import profile_for_support as profile_for_support
+from .attention import recorded_call as recorded_call
+from .attention import resolution_profile as resolution_profile
 from .attention import tempered as tempered
 from .chunks import token_chunks as token_chunks
 from .data import sample_text as sample_text

@@ -133,6 +133,18 @@ LIBRARIES: dict[str, Library] = {
             ),
         ),
     ),
+    "diffusers": Library(
+        "0.42",
+        "0.42",
+        (
+            Place(
+                "tempering.attention.denoisers",
+                "models are ModelMixins with their configuration in _internal_dict; an attention "
+                "module states its heads, and leaves its attention to its processor; the "
+                "processors of LINEAR have no softmax",
+            ),
+        ),
+    ),
     "scikit-learn": Library(
         "1.7",
         "1.9",

@@ -145,7 +145,7 @@ def test_compare_within_a_budget(model, text, tmp_path, capsys):
 def test_an_interrupted_compare_goes_on(model, text, tmp_path, capsys, monkeypatch):
     from tempering.evaluation import cost
 
-    plain = cost.next_token_logits
+    plain = cost.answers_under
     calls = []
 
     def interrupted(*arguments):
@@ -158,14 +158,14 @@ def test_an_interrupted_compare_goes_on(model, text, tmp_path, capsys, monkeypat
         f"compare --model {model} --text {text} --chunk 64 --chunks 4 --pattern "
         f"linear(2,0.5) --out {tmp_path} --json"
     )
-    monkeypatch.setattr(cost, "next_token_logits", interrupted)
+    monkeypatch.setattr(cost, "answers_under", interrupted)
     assert call(arguments) == 130
     partial = json.loads(capsys.readouterr().out)
     assert partial["settings"]["complete"] is False
     assert partial["results"]["cost"][0]["n"] == 2
     assert list(tmp_path.glob("compare-*.partial.jsonl"))
     calls.clear()
-    monkeypatch.setattr(cost, "next_token_logits", lambda *a: calls.append(a) or plain(*a))
+    monkeypatch.setattr(cost, "answers_under", lambda *a: calls.append(a) or plain(*a))
     done(arguments)
     resumed = capsys.readouterr()
     assert "resuming: 5 finished pieces" in resumed.err

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tempering.cli import _run
-from tempering.cli.shared import common
+from tempering.cli.shared import common, profiles
 from tempering.errors import InputError, OutputError
 from tempering.reports import Record
 from tests.tiny import TEXT, save_tiny_llama
@@ -103,8 +103,8 @@ def test_options_that_would_be_unread_or_can_not_be_met(
 
 def test_options_of_patterns_are_refused_beside_a_profile() -> None:
     with pytest.raises(InputError, match="--amplitude, --read-as needs a --pattern"):
-        common.only_patterns(amplitude=0.0, reading="support")
-    common.only_patterns(reading="temperature")
+        profiles.only_patterns(amplitude=0.0, reading="support")
+    profiles.only_patterns(reading="temperature")
 
 
 def test_a_pattern_in_an_error_is_set_off_from_the_message(capsys):
@@ -175,7 +175,7 @@ def test_ctrl_c_while_a_budget_is_searched(model, text, tmp_path, capsys, monkey
     own += ["--pattern", "linear(2,0.5)", "--budget", 0.05]
     assert call("compare", *own, "--out", tmp_path / "whole") == 0
     whole = json.loads(capsys.readouterr().out)["results"]
-    plain, calls = cost.next_token_logits, []
+    plain, calls = cost.answers_under, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -183,7 +183,7 @@ def test_ctrl_c_while_a_budget_is_searched(model, text, tmp_path, capsys, monkey
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(cost, "next_token_logits", interrupted)
+    monkeypatch.setattr(cost, "answers_under", interrupted)
     assert call("compare", *own, "--out", tmp_path) == 130
     shown = capsys.readouterr()
     *before, last = shown.err.strip().splitlines()

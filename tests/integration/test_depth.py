@@ -100,7 +100,7 @@ def test_bad_studies(llama):
         vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
         decoder_start_token_id=0,
     )  # fmt: skip
-    with pytest.raises(InputError, match="one stack; this has encoder, decoder, cross"):
+    with pytest.raises(InputError, match="one stack; this model has encoder, decoder, cross"):
         depth_cases("linear(2,1)", T5ForConditionalGeneration(config).eval())
 
 
@@ -137,7 +137,7 @@ def test_the_command(directory, tmp_path, capsys):
 def test_an_interrupted_study_goes_on(directory, tmp_path, capsys, monkeypatch):
     from tempering.evaluation import cost
 
-    plain, calls = cost.next_token_logits, []
+    plain, calls = cost.answers_under, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -145,7 +145,7 @@ def test_an_interrupted_study_goes_on(directory, tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(cost, "next_token_logits", interrupted)
+    monkeypatch.setattr(cost, "answers_under", interrupted)
     assert command(directory, tmp_path, "--cycles", 1) == 130
     assert "go on" in capsys.readouterr().err
     partial = list((tmp_path / "runs").glob("*.partial.jsonl"))

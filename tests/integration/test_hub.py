@@ -98,7 +98,7 @@ FIRST = "model-00001-of-*.safetensors"
         (write("config.json", b"[]"), "config.json holds list where an object is expected"),
         (lambda d: settings(d, model_type=None), "names no model_type"),
         (lambda d: settings(d, model_type="flubber"), "model type `flubber`"),
-        (lambda d: settings(d, model_type="t5"), "type 't5', which has no causal language model"),
+        (lambda d: settings(d, model_type="t5"), r"type 't5' by its config.json.*LlamaForCausalLM"),
         (lambda d: settings(d, hidden_size="many"), "hidden_size.*expected int"),
         (
             lambda d: settings(d, model_type="zmod", auto_map={"AutoConfig": "z.Config"}),

@@ -124,8 +124,8 @@ def test_a_profile_made_from_a_rule(model, text, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--pattern", "support(0.2)"], "at least 1"),
-        (["--pattern", "support(4)", "--amplitude", "2"], "only --layers goes with it"),
-        (["--pattern", "support(4)", "--heads", "1"], "only --layers goes with it"),
+        (["--pattern", "support(4)", "--amplitude", "2"], "only --layers and --stack go with it"),
+        (["--pattern", "support(4)", "--heads", "1"], "only --layers and --stack go with it"),
         (["--pattern", "support(4)", "--layers", "7"], "layer 7: the model has layers 0 to 1"),
     ],
 )

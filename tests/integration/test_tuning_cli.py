@@ -239,7 +239,7 @@ def test_refusals_are_one_line_and_come_before_the_work(model, files, tmp_path, 
         ((*data, "--constraint", files / "other.txt", "--within", 0), "positive number of nats"),
         ((*data, "--constraint", files / "other.txt", "--on", "x"), "'cost' or 'divergence'"),
         ((*data, *data), "two files of one name"),
-        ((), "give --data FILE, or --tokens POLICY"),
+        ((), "give --data, or one of --images"),
     ]
     for arguments, *words in cases:
         out = tmp_path / "out" / "p.json"

@@ -35,8 +35,26 @@ def test_fewer_passes_change_no_bit(dtype, infinite):
 def test_another_value_of_masking_is_found_entry_by_entry():
     given, hidden = logits(torch.float32, -1e4)
     quick = dividing.divided(given, BETAS, -5e3, None)
-    assert bool((quick[:, :, hidden] == -1e4).all())
+    # Over T < 1, live logits come to lie under -1e4: the masking must stay under them.
+    assert given[:, 3][:, ~hidden].min() / 1e-3 < -1e4
+    assert torch.equal(quick, quick.where(~hidden, -1e4 * BETAS.clamp(min=1)))
+    assert bool((quick.softmax(-1)[:, :, hidden] == 0).all())
     assert torch.equal(quick[:, 1][:, ~hidden], (given[:, 1] * BETAS[0, 1, 0, 0])[:, ~hidden])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_additive_mask_of_mild_constants_stays_a_mask(dtype):
+    """As models of diffusers add it, -1e4, beside infinite ones; 0 stays 0."""
+    mask = torch.tensor([0.0, -1e4, -math.inf, torch.finfo(dtype).min], dtype=dtype)
+    over_t = dividing.scaled_mask(mask[None, None, None], BETAS, -5e3)
+    assert over_t.dtype == dtype
+    assert bool((over_t[..., 0] == 0).all())
+    cold, own = over_t[0, 3, 0, 1].item(), over_t[0, 2, 0, 1].item()
+    assert own == mask[1].item()
+    assert cold == max(mask[1].item() * 1e3, torch.finfo(dtype).min) or dtype == torch.bfloat16
+    assert cold < -6e4
+    assert bool((over_t[..., 2] == -math.inf).all())
+    assert bool((over_t[..., 3] == torch.finfo(dtype).min).all())
 
 
 @pytest.mark.parametrize("lowest", [torch.finfo(torch.float64).min, -math.inf])

@@ -28,7 +28,8 @@ def test_a_listed_place_exists(module: str) -> None:
 @pytest.mark.parametrize("library", list(others.LIBRARIES))
 def test_the_package_asks_for_what_was_tried(library: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["vllm"], *extras["diffusers"]]
     known = others.LIBRARIES[library]
     major, minor = known.newest.split(".")
     assert f"{library}>={known.oldest},<{major}.{int(minor) + 1}" in asked

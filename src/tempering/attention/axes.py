@@ -35,6 +35,14 @@ def candidates(shape: Collection[int], batch: int, heads: Collection[int]) -> li
     return found
 
 
+def of_any_rows(shape: Collection[int], heads: Collection[int]) -> list[tuple[str, int]]:
+    """`candidates` for any number of rows: [rows, heads, q, k], or [(rows heads), q, k]."""
+    sizes = list(shape)
+    if len(sizes) == 3:
+        return [(FOLDED, h) for h in heads if sizes[0] % h == 0]
+    return [(STANDARD, sizes[1])] if len(sizes) == 4 and sizes[1] in heads else []
+
+
 def fits(pattern: str, shape: Collection[int], heads: int) -> bool:
     """Whether logits of this shape can be read by a pattern with so many heads."""
     sizes = list(shape)

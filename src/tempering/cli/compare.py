@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common, compare_vllm, llamacpp_runs
+from tempering.cli.shared import common, compare_vllm, data, llamacpp_runs, profiles
 from tempering.ranks import here
 
 EPILOG = """Examples:
@@ -21,17 +21,23 @@ EPILOG = """Examples:
   tempering compare --text notes.txt --pattern 'throb(12,3,1,12)' --budget 0.01
 
   tempering compare --pattern 'linear(1.1,0.9)' --profile tuned.json --samples 8
+
+  tempering compare --model whisper-tiny.en --audio speech --pattern 'constant(1.2)' --stack cross
 """
 
 
 def compare(
     text: common.TextSource = None,
+    images: data.Images = None,
+    audio: data.Audio = None,
+    pairs: data.Pairs = None,
     pattern: Annotated[
         list[str] | None, typer.Option(help="Schedule over depth; repeat for several.")
     ] = None,
     profile: Annotated[list[Path] | None, typer.Option(help="Profile file; repeatable.")] = None,
     amplitude: common.Amplitude = None,
     reading: common.Reading = "temperature",
+    stack: data.Stack = None,
     controls: Annotated[
         bool,
         typer.Option(
@@ -62,9 +68,10 @@ def compare(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Measure what patterns cost on text, with intervals.
+    """Measure what patterns cost on text, images or sound, with intervals.
 
-    The cost is in nats per token; --samples measures diversity too.
+    The cost is in nats per token (or answer; for a model of features 1 - their cosine); --samples
+    measures diversity too.
 
     Ctrl-C keeps what was finished; the same command goes on from there.
     """
@@ -76,7 +83,7 @@ def compare(
     if not pattern and not profile:
         raise InputError("name at least one --pattern or --profile")
     if not pattern:
-        common.only_patterns(amplitude, reading)
+        profiles.only_patterns(amplitude, reading, stack=stack)
         if budget is not None:
             raise InputError("--budget finds the amplitude of a --pattern; a profile has none")
     if samples == 1:
@@ -96,14 +103,21 @@ def compare(
         )
     if engine != "transformers":
         compare_vllm.only_costs(budget, samples, reading, device, dtype, engine)
+    source = data.Source(text, images, audio, pairs)
+    source.check()
+    if source.media is not None and (samples or reading != "temperature"):
+        raise InputError("--samples and --read-as support are of text: leave them out")
+    if engine != "transformers" and (source.media is not None or stack is not None):
+        raise InputError(f"--engine {engine} reads text alone, in decoders of one stack")
     common.check_out(out)
-    words, name = common.source_of(text)
+    words, name = ("", "") if source.media is not None else common.source_of(text)
     settings: dict[str, Any] = {
-        "text": name,
+        **({"text": name} if source.media is None else {}),
         "patterns": list(pattern or ()),
         "profiles": [path.name for path in profile or ()],
         "amplitude": amplitude,
         "read as": reading,
+        "stack": stack,
         "controls": controls,
         "budget": budget,
         "samples": samples,
@@ -148,17 +162,18 @@ def compare(
         )
         common.finish(_record(comparison, settings, section, seed, device), out, as_json)
         return
-    network, tokenizer = common.open_model(model, device, dtype)
-    common.check_context(network, chunk, f"--chunk {chunk}")
+    network, tokenizer = common.open_model(model, device, dtype, any_kind=True)
+    given = data.read_data(source, network, tokenizer, chunk, limit)
+    settings |= given.settings
     section = common.model_section(network, model)
     chosen = _patterns(
-        network, tokenizer, words, pattern, profile, amplitude, reading, chunk, limit
+        network, tokenizer, words, pattern, profile, amplitude, reading, stack, chunk, limit
     )
     key = {
         **settings,
         "seed": seed,
         "dtype": dtype,
-        "words": words,
+        "data": given.digest,
         "fingerprint": section["fingerprint"],
         "profile rows": [item[1].to_json() for item in chosen if isinstance(item, tuple)],
     }
@@ -167,16 +182,15 @@ def compare(
         comparison = run(
             network,
             tokenizer,
-            words,
+            given.inputs,
             chosen,
-            chunk=chunk,
-            limit=limit,
             with_controls=controls,
             budget=budget,
             samples=samples,
             prompts=prompts,
             new_tokens=max_tokens,
             seed=seed,
+            stack=stack,
             journal=journal,
             progress=report,
         )
@@ -192,6 +206,7 @@ def _patterns(
     files: list[Path] | None,
     amplitude: float | None,
     reading: str,
+    stack: str | None,
     chunk: int,
     limit: int | None,
 ) -> list[Any]:
@@ -206,12 +221,13 @@ def _patterns(
             plan = schedule(text)
             chosen.append(plan if amplitude is None else plan.amplitude(amplitude))
             continue
-        by_reading = common.pattern_profile(
+        by_reading = profiles.pattern_profile(
             network,
             tokenizer,
             text,
             amplitude=amplitude,
             reading=reading,
+            stack=stack,
             text=words,
             chunk=chunk,
             limit=limit,

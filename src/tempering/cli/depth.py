@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common
+from tempering.cli.shared import common, data
 
 EPILOG = """Examples:
 
@@ -16,11 +16,16 @@ EPILOG = """Examples:
   tempering depth --pattern 'throb(12,3,1,12)' --amplitude 1.5 --text notes.txt --chunks 16
 
   tempering depth --cycles 3 --samples 8 --prompts 8 --figure depth.png
+
+  tempering depth --model dinov2-small --images photos --pattern 'linear(1.3,0.77)'
 """
 
 
 def depth(
     text: common.TextFile = None,
+    images: data.Images = None,
+    audio: data.Audio = None,
+    pairs: data.Pairs = None,
     pattern: Annotated[str, typer.Option(help="Schedule over depth.")] = "throb(12,3,1,12)",
     amplitude: Annotated[
         float, typer.Option(help="Map the pattern onto temperatures from 1/A to A (1 or more).")
@@ -34,6 +39,10 @@ def depth(
     samples: Annotated[int, typer.Option(help="Samples a prompt for diversity.", min=0)] = 0,
     prompts: Annotated[int, typer.Option(help="Prompts, cut from the text.", min=2)] = 4,
     max_tokens: Annotated[int, typer.Option(help="New tokens a sample.", min=1)] = 32,
+    stack: Annotated[
+        str | None,
+        typer.Option(help="Of several stacks the one to study: encoder, decoder, cross, vision."),
+    ] = None,
     model: common.Model = "smollm2",
     chunk: common.Chunk = 512,
     limit: common.Limit = 8,
@@ -51,7 +60,6 @@ def depth(
     Each case is compared with the same values in the same layers in another order. Ctrl-C keeps
     what was finished; the same command goes on from there.
     """
-    from tempering.chunks import token_chunks
     from tempering.cli.shared.keeping import conclude, resumable
     from tempering.errors import InputError
     from tempering.evaluation.depth import depth_cases, study_depth
@@ -63,31 +71,32 @@ def depth(
         raise InputError("--samples 1 has no diversity; give 2 or more, or 0 to leave it out")
     common.check_file(figure, "--figure", ".png", ".svg", ".pdf")
     common.check_out(out)
+    source = data.Source(text, images, audio, pairs)
+    source.check()
+    if source.media is not None and samples:
+        raise InputError("--samples are continuations of text: leave them out")
     course = schedule(pattern).amplitude(amplitude)
-    words, name = common.text_of(text)
-    network, tokenizer = common.open_model(model, device, dtype)
-    chunks = token_chunks(tokenizer, words, chunk, limit)
-    common.check_context(network, chunk, f"--chunk {chunk}")
-    cases = depth_cases(course, network, cycles=cycles, shuffles=shuffles, seed=seed)
+    network, tokenizer = common.open_model(model, device, dtype, any_kind=True)
+    given = data.read_data(source, network, tokenizer, chunk, limit)
+    cases = depth_cases(course, network, cycles=cycles, shuffles=shuffles, seed=seed, stack=stack)
     settings: dict[str, Any] = {
-        "text": name,
+        **given.settings,
         "pattern": str(course),
+        "stack": stack,
         "cycles": cycles,
         "shuffles": shuffles,
         "samples": samples,
         "prompts": prompts,
         "tokens": max_tokens,
-        "chunk": chunk,
-        "chunks": len(chunks),
     }
     section = common.model_section(network, model)
-    key = {**settings, "seed": seed, "dtype": dtype, "ids": chunks.tolist(),
+    key = {**settings, "seed": seed, "dtype": dtype, "data": given.digest,
            "fingerprint": section["fingerprint"]}  # fmt: skip
     journal = Journal(out, "depth", key)
     with resumable(journal) as report:
         study = study_depth(
             network,
-            chunks,
+            given.inputs,
             cases,
             samples=samples,
             prompts=prompts,

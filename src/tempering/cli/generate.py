@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common
+from tempering.cli.shared import common, profiles
 
 EPILOG = """Examples:
 
@@ -90,7 +90,7 @@ def generate(
     if not 0 <= sampled < float("inf"):
         raise InputError(f"--temperature is 0 or more and finite, not {sampled:g}")
     if pattern is None and profile is None:
-        common.only_patterns(amplitude, reading, layers, heads)
+        profiles.only_patterns(amplitude, reading, layers, heads)
     seconds = None if fit is None else duration(fit)
     if seconds is not None and (context is None or pattern is not None or profile is not None):
         raise InputError(
@@ -108,7 +108,7 @@ def generate(
     if engine == "llamacpp":
         from tempering.cli.shared.llamacpp_runs import uniform_temperature
 
-        common.only_patterns(amplitude, reading, layers, heads)
+        profiles.only_patterns(amplitude, reading, layers, heads)
         plan = (max_tokens, tokens, sampled, uniform_temperature(pattern, profile))
         _on_llamacpp(prompt, model, plan, raw, seed, trace, out, as_json)
         return
@@ -127,7 +127,7 @@ def generate(
         # A policy alone: the attention stays untouched, and there is one row.
         chosen = Profile.neutral(layout(network))
     else:
-        chosen = common.chosen_profile(
+        chosen = profiles.chosen_profile(
             network,
             tokenizer,
             pattern,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tempering.cli.shared import common
+from tempering.cli.shared import common, data, profiles
 from tempering.errors import InputError
 from tempering.ranks import here
 
@@ -24,11 +24,18 @@ EPILOG = """Examples:
   tempering measure --text book.txt --chunk 8192 --chunks 1 --parts 16 --table heads.csv
 
   tempering measure --text book.txt --chunk 4096 --chunks 4 --law law.json
+
+  tempering measure --model dinov2-small --images photos
+
+  tempering measure --model whisper-tiny.en --audio speech --pattern 'linear(1.2,0.8)' --stack cross
 """
 
 
 def measure(
     text: common.TextSource = None,
+    images: data.Images = None,
+    audio: data.Audio = None,
+    pairs: data.Pairs = None,
     pattern: Annotated[
         str | None, typer.Option(help="Measure under this pattern or rule as well.")
     ] = None,
@@ -37,6 +44,7 @@ def measure(
     reading: common.Reading = "temperature",
     layers: common.Layers = None,
     heads: common.Heads = None,
+    stack: data.Stack = None,
     model: common.Model = "smollm2",
     chunk: common.Chunk = 512,
     limit: common.Limit = None,
@@ -60,14 +68,15 @@ def measure(
 ) -> None:
     """Measure how many keys each layer and head keeps alive.
 
-    Memory is linear in --chunk: long texts can be measured in one piece.
+    On a text, images, sound or pairs; memory is linear in --chunk, so long texts can be measured
+    in one piece.
     """
     from tempering.attention import layout, measure_tokens
     from tempering.attention.measuring.law import measure_law
     from tempering.attention.profiles.profile import UNTEMPERED
-    from tempering.chunks import token_chunks
     from tempering.cli.shared.sections import (
         law_section,
+        parts_section,
         pattern_section,
         positions_section,
         rules_section,
@@ -76,22 +85,24 @@ def measure(
     from tempering.reports import Record, figure_support_heatmap, save_figure, write_table
 
     if pattern is None and profile is None:
-        common.only_patterns(amplitude, reading, layers, heads)
+        profiles.only_patterns(amplitude, reading, layers, heads, stack)
+    source = data.Source(text, images, audio, pairs)
+    source.check()
     common.check_file(table, "--table", ".parquet", ".csv")
     common.check_file(heatmap, "--heatmap", ".png", ".svg", ".pdf")
     common.check_file(law, "--law", ".json")
     common.check_out(out)
-    if parts is not None and not 1 <= parts <= chunk:
+    if parts is not None and source.media is None and not 1 <= parts <= chunk:
         raise InputError(f"--parts: a chunk of {chunk} tokens has 1 to {chunk} parts, not {parts}")
-    words, name = common.source_of(text)
-    network, tokenizer = common.open_model(model, device, dtype)
-    chunks = token_chunks(tokenizer, words, chunk, limit)
-    common.check_context(network, chunk, f"--chunk {chunk}", beyond=True)
+    network, tokenizer = common.open_model(model, device, dtype, any_kind=True)
+    given = data.read_data(source, network, tokenizer, chunk, limit, beyond=True)
+    if given.text is None and reading != "temperature":
+        raise InputError("a pattern read as support is solved on a text; give --text")
     results: dict[str, Any] = {}
     after = {}
     chosen = None
     if pattern is not None or profile is not None:
-        chosen = common.chosen_profile(
+        chosen = profiles.chosen_profile(
             network,
             tokenizer,
             pattern,
@@ -100,7 +111,8 @@ def measure(
             reading=reading,
             layers=layers,
             heads=heads,
-            text=words,
+            stack=stack,
+            text=given.text,
             chunk=chunk,
             limit=limit,
         )
@@ -109,22 +121,26 @@ def measure(
         label = chosen.pattern or Path(profile or "profile").stem
         if label == UNTEMPERED:
             raise InputError(f"'{label}' is the name of the model as it is; rename {profile}")
-    with common.counted("measure") as report:
-        before = measure_tokens(network, chunks, buckets=parts, progress=report)
+    with common.counted("measure", given.unit) as report:
+        before = measure_tokens(network, given.inputs, buckets=parts, progress=report)
     if chosen is not None:
-        with common.counted(label) as report:
+        with common.counted(label, given.unit) as report:
             after[label] = measure_tokens(
-                network, chunks, profile=chosen, buckets=parts, progress=report
+                network, given.inputs, profile=chosen, buckets=parts, progress=report
             )
         results["pattern"] = pattern_section({label: chosen})
         if rules := rules_section(after[label]):
             results["rules"] = rules
             common.note_rules(rules)
     if law is not None:
+        if given.text is None:
+            raise InputError("--law is measured on a text, whose length is known; give --text")
         with common.counted("law") as report:
-            measured = measure_law(network, chunks, progress=report)
+            measured = measure_law(network, given.inputs, progress=report)
         results["law"] = law_section(measured)
         common.note(f"profile: {measured.profile(network).save(law)}")
+    if len(before.parts()) > 1 or set(before.units) != {"tokens"}:
+        results["parts"] = parts_section(before, after)
     results["support"] = support_section(before, after)
     results["support"]["positions"] = positions_section(before, after)
     if not here().first:
@@ -132,10 +148,8 @@ def measure(
     record = Record.new(
         "measure",
         settings={
-            "text": name,
-            "chunk": chunk,
-            "chunks": len(chunks),
-            "tokens": chunks.numel(),
+            **given.settings,
+            **({} if given.text is None else {"tokens": given.inputs.numel()}),
             "baseline": UNTEMPERED,
         },
         results=results,

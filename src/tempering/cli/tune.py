@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tempering.cli.shared import checking, common
+from tempering.cli.shared import data as sources
 from tempering.cli.shared import engine_options as engines
 from tempering.cli.shared import tuning_runs as learning
 
@@ -26,6 +27,8 @@ EPILOG = """Examples:
 
   tempering tune --data book.txt --rule power --lengths 512,2048 --held-length 4096
 
+  tempering tune --model whisper-tiny.en --audio noisy --test clean --out noise.json
+
   tempering tune --tokens 'phases(thinking=?, answer=?)' --tasks tasks.jsonl --out policy.txt
 
 A .jsonl file of --data holds lines {"prompt": "...", "answer": "..."}, or conversations
@@ -35,7 +38,8 @@ file, or a folder of Parquet or .jsonl files, holds texts of any size in a colum
 
 
 # Parameters of one kind of tuning that the other doesn't read.
-_OF_ATTENTION = ("data", "weight", "per", "rule", "lengths", "held_length", "constraint", "within",
+_OF_ATTENTION = ("data", "images", "audio", "pairs", "weight", "per", "rule", "lengths",
+                 "held_length", "constraint", "within",
                  "on", "test", "elsewhere", "shuffles", "alternatives", "method", "steps",
                  "prior_sd", "bounds", "rows", "checkpoint", "resume", "chunk",
                  "limit")  # fmt: skip
@@ -50,6 +54,9 @@ def tune(
         list[Path] | None,
         typer.Option(help="What to be better at: text, .jsonl, .parquet, or folder; repeatable."),
     ] = None,
+    images: sources.Images = None,
+    audio: sources.Audio = None,
+    pairs: sources.Pairs = None,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -139,7 +146,7 @@ def tune(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Learn temperatures for a text or task, weights frozen.
+    """Learn temperatures for a text or task, images or sound, weights frozen.
 
     --data: of attention, by head, in a profile that carries its evidence. Ctrl-C keeps the best so
     far; the same command with --resume goes on.
@@ -155,7 +162,13 @@ def tune(
         tune_tokens(context)
         return
     common.unread(context, _OF_TOKENS, "--data tunes attention")
-    from tempering.attention.tuning import Constraint, ConstraintError, refuse_overlap
+    from tempering.attention.tuning import (
+        Constraint,
+        ConstraintError,
+        Objective,
+        from_inputs,
+        refuse_overlap,
+    )
     from tempering.attention.tuning import tune as run
     from tempering.cli.shared.keeping import locked
     from tempering.cli.shared.tune_results import (
@@ -169,38 +182,58 @@ def tune(
     from tempering.cli.shared.tuning_runs import drop, read_bounds, say_step, state_of
     from tempering.errors import InputError
 
-    if not data:
-        raise InputError("give --data FILE, or --tokens POLICY with --tasks FILE")
     out = Path("tuned.json") if out is None else out
     held_out = 0.2 if held_out is None else held_out
     common.check_file(out, "--out", ".json")  # another suffix may be that of the data
-    weights = weight or [1.0] * len(data)
-    if len(weights) != len(data):
-        raise InputError(f"{len(data)} --data and {len(weights)} --weight; give one for each")
-    names = [path.name for path in [*data, *(test or [])]]
+    source = sources.Source(None, images, audio, pairs)
+    source.check()
+    texts = list(data or [])
+    if bool(texts) == (source.media is not None):
+        raise InputError(
+            "give --data, or one of --images, --audio and --pairs, to be better at; or --tokens "
+            "POLICY with --tasks FILE"
+        )
+    weights = weight or [1.0] * max(1, len(texts))
+    if len(weights) != max(1, len(texts)):
+        raise InputError(f"{len(texts)} --data and {len(weights)} --weight; give one for each")
+    names = [path.name for path in [*texts, *(test or [])]]
     if len(set(names)) != len(names):
         raise InputError(f"two files of one name in {', '.join(names)}; rename one")
     low, high = read_bounds(bounds)
-    network, tokenizer = common.open_model(model, device, dtype)
-    cut = cuts_of(lengths, held_length, chunk)
-    if cut.of_several:
-        for size in (*cut.lengths, *([cut.held] if cut.held else [])):
+    network, tokenizer = common.open_model(model, device, dtype, any_kind=bool(source.media))
+    cut, held = cuts_of(lengths, held_length, chunk), []
+    if source.media is not None and cut.of_several:
+        raise InputError("--lengths and --held-length cut texts; leave them out")
+    settings: dict[str, Any] = {"data": [path.name for path in texts]}
+    if source.media is not None:
+        given = sources.read_data(source, network, tokenizer, chunk, limit)
+        settings |= given.settings
+        goals = [from_inputs(given.name, given.inputs, network, weight=weights[0])]
+    else:
+        for size in (*cut.lengths, *([cut.held] if cut.held else [])) if cut.of_several else ():
             common.check_context(network, size, f"chunks of {size}", beyond=True)
-    pairs = [
-        objective_of_lengths(tokenizer, path, w, cut, limit)
-        for path, w in zip(data, weights, strict=True)
-    ]
-    goals = [goal for goal, _ in pairs]
+        parted = [
+            objective_of_lengths(tokenizer, path, w, cut, limit)
+            for path, w in zip(texts, weights, strict=True)
+        ]
+        goals = [goal for goal, _ in parted]
+        held = [test for _, test in parted if test is not None]
+
+    def like(path: Path, most: int | None) -> Objective:
+        """Other data of the kind that is tuned for."""
+        if source.media is None:
+            return objective(tokenizer, path, 1.0, chunk, most)
+        other = sources.Source(**{source.media[0]: path})
+        found = sources.read_data(other, network, tokenizer, chunk, most)
+        return from_inputs(path.name, found.inputs, network)
+
     limits = None
     if constraint is not None:
-        held = objective(tokenizer, constraint, 1.0, chunk, limit)
-        limits = Constraint(held, within, on)
-    tests = [objective(tokenizer, path, 1.0, chunk, None) for path in test or []]
-    tests += [held for _, held in pairs if held is not None]
+        limits = Constraint(like(constraint, limit), within, on)
+    tests = [*(like(path, None) for path in test or []), *held]
     learned = [*goals, *([limits.objective] if limits else [])]
     refuse_overlap(learned, tests, "calibration and test")
-    settings: dict[str, Any] = {
-        "data": [path.name for path in data],
+    settings |= {
         "weights": weights,
         "per": per,
         **({"rule": rule} if rule else {}),
@@ -247,7 +280,9 @@ def tune(
         results.save(tuned, [])
         complete, found = tuned.stopped_because != "interrupted", []
         if complete:
-            plan = EvidenceSettings(tests, elsewhere, shuffles, alternatives, held_out, chunk, seed)
+            # The texts of the package are no test of a model of images or sound.
+            others = elsewhere if source.media is None else 0
+            plan = EvidenceSettings(tests, others, shuffles, alternatives, held_out, chunk, seed)
             try:
                 found = gather(network, tokenizer, tuned, goals, limits, plan, out)
             except KeyboardInterrupt:

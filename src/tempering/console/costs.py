@@ -49,9 +49,8 @@ def meter(subject: Subject, profile: Profile, chunks: Tensor) -> Iterator[Event]
     variants = [Variant(_LABEL, profile)]
     rows: list[dict[str, list[float]]] = []
     for index in range(len(chunks)):
-        found, _ = cost_rows(subject.model, chunks[index : index + 1], variants)
-        rows += found
-        (cost,) = summarised(rows, variants, chunks.shape[1] - 1)
+        rows += cost_rows(subject.model, chunks[index : index + 1], variants).rows
+        (cost,) = summarised(rows, variants, [chunks.shape[1] - 1] * len(rows))
         yield {
             "type": "cost",
             "cost": _estimate(cost.cost),
@@ -94,9 +93,9 @@ def budget(
         variants = [Variant(_LABEL, at(amplitude))]
         rows = []
         for index in range(len(part)):
-            rows += cost_rows(subject.model, part[index : index + 1], variants)[0]
+            rows += cost_rows(subject.model, part[index : index + 1], variants).rows
             job.check()
-        (found,) = summarised(rows, variants, part.shape[1] - 1)
+        (found,) = summarised(rows, variants, [part.shape[1] - 1] * len(rows))
         job.send({"type": "tried", "amplitude": amplitude, "cost": _estimate(found.cost)})
         return found.cost
 

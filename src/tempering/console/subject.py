@@ -88,7 +88,7 @@ class Subject:
             "architecture": self.stated.get("architecture", type(self.model).__name__),
             "rows": _grid_rows(self.plan),
             "layers": [
-                {"name": layer.name, "stack": layer.stack, "index": layer.index, "heads": own}
+                {"name": layer.name, "stack": layer.part, "index": layer.index, "heads": own}
                 for layer, own in zip(self.plan.layers, self.plan.heads, strict=True)
             ],
             "context": self.context,
@@ -246,11 +246,11 @@ def _row(given: Any, heads: int, where: str) -> Tensor:
 def _grid_rows(plan: Layout) -> list[dict[str, Any]]:
     """The rows of the grid in order of depth: a layer of the plan each, or None for no softmax."""
     places: dict[tuple[str, int], int] = {
-        (layer.stack, layer.index): i for i, layer in enumerate(plan.layers)
+        (layer.part, layer.index): i for i, layer in enumerate(plan.layers)
     }
     return [
-        {"stack": stack, "index": index, "layer": places.get((stack, index))}
-        for stack, depth in plan.depths.items()
+        {"stack": part, "index": index, "layer": places.get((part, index))}
+        for part, depth in plan.depths.items()
         for index in range(depth)
     ]
 

@@ -108,6 +108,15 @@ def check_samples(k: int, prompts: int, tokens: int) -> None:
         raise InputError(f"a sample has at least one new token, not {tokens}")
 
 
+def check_prompts(chunks: Any) -> None:
+    """InputError for inputs that prompts can't be cut from."""
+    if not isinstance(chunks, str | Tensor):
+        raise InputError(
+            "samples are continuations of text, which images, sound and pairs have none of; give "
+            "a text, or leave the samples out"
+        )
+
+
 @contextlib.contextmanager
 def _unguided(model: Any) -> Iterator[None]:
     """The model without its own defaults for generation: penalties, cut-offs, lengths."""

@@ -9,16 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempering.attention.examining.layout_of import layout
-from tempering.attention.examining.subject import check_subject, unwrapped
+from tempering.attention.examining.layout_of import layout, layout_reached
+from tempering.attention.examining.subject import check_takes_text, unwrapped
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import UNTEMPERED, Profile
 from tempering.chunks import token_chunks
 from tempering.errors import InputError
-from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
+from tempering.evaluation.benefit import (
+    Benefit,
+    check_prompts,
+    check_samples,
+    cut_prompts,
+    measure_benefits,
+)
 from tempering.evaluation.budget import Budget, largest_amplitude
 from tempering.evaluation.cost import Cost, Variant, check_labels, measure_costs
 from tempering.evaluation.journal import Journal, Progress
+from tempering.inputs.example import as_inputs
 from tempering.schedules import Schedule, as_schedule, controls
 from tempering.text_tables import TextTable
 
@@ -51,7 +58,7 @@ class Comparison:
 def compare(
     model: nn.Module,
     tokenizer: Any,
-    text: str | TextTable,
+    text: Any,
     patterns: Sequence[str | Schedule | tuple[str, Profile]],
     *,
     chunk: int = 512,
@@ -63,6 +70,7 @@ def compare(
     prompt_tokens: int = 32,
     new_tokens: int = 32,
     seed: int = 0,
+    stack: str | None = None,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -70,7 +78,9 @@ def compare(
 
     Parameters
     ----------
-    model, tokenizer: of transformers. text: at least one chunk of tokens.
+    model, tokenizer: of transformers. text: at least one chunk of tokens; or token ids in chunks,
+        or what the model's processor gives (`tempering.inputs.as_inputs`): these need no tokenizer
+        (None).
     patterns: schedules read as relative temperatures over depth, or (label, Profile).
     chunk, limit: tokens in a chunk, chunks at most.
     with_controls: also run each schedule's controls (uniform at its geometric mean, reversed,
@@ -79,19 +89,28 @@ def compare(
     samples, prompts, prompt_tokens, new_tokens: k samples for each of so many prompts cut from
         the text; 0 samples leaves diversity out.
     seed: of sampling and bootstrap.
+    stack: where schedules act, as for `Profile.from_schedule`; by default in every stack.
     journal: keeps finished chunks for a later run. progress: (stage, done, total).
 
     Raises InputError when there is nothing to compare, DataError when the text is too short.
     """
     if not patterns:
         raise InputError("name at least one pattern or profile to compare")
-    check_subject(unwrapped(model))
+    check_takes_text(unwrapped(model), "compare")
     if samples:
         check_samples(samples, prompts, new_tokens)
-    chunks = token_chunks(tokenizer, text, chunk, limit)
+        check_prompts(text)
+    chunks = (
+        token_chunks(tokenizer, text, chunk, limit) if isinstance(text, str | TextTable) else text
+    )
+    if not isinstance(chunks, torch.Tensor):
+        chunks = as_inputs(chunks, unwrapped(model))
+        layout_reached(model, chunks.sample)
+    length = chunks.shape[1] if isinstance(chunks, torch.Tensor) else 0
     variants: list[Variant] = []
     budgets: dict[str, Budget] = {}
-    depth = max(layout(model).depths.values())
+    plan = layout(model)
+    depth = max(plan.depths[part] for part in plan.parts_called(stack))
 
     def report(stage: str) -> Callable[[int, int], None] | None:
         if progress is None:
@@ -103,13 +122,14 @@ def compare(
             variants.append(Variant(item[0], item[1], text=item[1].pattern or ""))
             continue
         pattern = as_schedule(item)
-        variants += pattern_variants(pattern, model, depth, with_controls)
+        variants += pattern_variants(pattern, model, depth, with_controls, stack)
         if budget is not None:
-            found = _within(model, chunks, pattern, budget, journal, report)
+            found = _within(model, chunks, pattern, budget, stack, journal, report)
             budgets[str(pattern)] = found
             if found.cost is not None:
                 fitted = pattern.amplitude(found.amplitude)
-                variants.append(_variant(model, f"within {budget:g} nats: {fitted}", fitted))
+                label = f"within {budget:g} nats: {fitted}"
+                variants.append(_variant(model, label, fitted, stack=stack))
     if with_controls and samples:
         variants += [
             Variant(f"sampling temperature {t:g}", None, t, "sampling temperature")
@@ -120,7 +140,7 @@ def compare(
         model, chunks, variants, journal=journal, progress=report("cost")
     )
     benefits: list[Benefit] = []
-    if samples and complete:
+    if samples and complete and isinstance(chunks, torch.Tensor):
         benefits, complete = measure_benefits(
             model,
             cut_prompts(chunks, prompts, prompt_tokens),
@@ -137,43 +157,52 @@ def compare(
         tuple(benefits),
         budgets,
         len(chunks),
-        chunks.shape[1],
+        length,
         seed,
         complete,
     )
 
 
 def pattern_variants(
-    pattern: Schedule, model: nn.Module | Layout, depth: int, with_controls: bool
+    pattern: Schedule,
+    model: nn.Module | Layout,
+    depth: int,
+    with_controls: bool,
+    stack: str | None = None,
 ) -> list[Variant]:
     """A pattern read as relative temperatures over depth, and its controls if asked."""
-    variants = [_variant(model, str(pattern), pattern)]
+    variants = [_variant(model, str(pattern), pattern, stack=stack)]
     if with_controls:
         variants += [
-            _variant(model, f"{name}: {pattern}", control, "control")
+            _variant(model, f"{name}: {pattern}", control, "control", stack)
             for name, control in controls(pattern, depth, _SHUFFLES).items()
         ]
     return variants
 
 
 def _variant(
-    model: nn.Module | Layout, label: str, pattern: Schedule, family: str = "attention pattern"
+    model: nn.Module | Layout,
+    label: str,
+    pattern: Schedule,
+    family: str = "attention pattern",
+    stack: str | None = None,
 ) -> Variant:
-    return Variant(label, Profile.from_schedule(pattern, model), 1.0, family, str(pattern))
+    profile = Profile.from_schedule(pattern, model, stack=stack)
+    return Variant(label, profile, 1.0, family, str(pattern))
 
 
 def _within(
     model: nn.Module,
-    chunks: torch.Tensor,
+    chunks: Any,
     pattern: Schedule,
     budget: float,
+    stack: str | None,
     journal: Journal | None,
     report: Callable[[str], Callable[[int, int], None] | None],
 ) -> Budget:
     def cost_of(amplitude: float) -> Any:
-        variant = _variant(
-            model, f"{pattern}|amplitude({amplitude:.6g})", pattern.amplitude(amplitude)
-        )
+        label = f"{pattern}|amplitude({amplitude:.6g})"
+        variant = _variant(model, label, pattern.amplitude(amplitude), stack=stack)
         stage = f"amplitude {amplitude:.3f}"
         costs, complete = measure_costs(
             model, chunks, [variant], journal=journal, progress=report(stage)

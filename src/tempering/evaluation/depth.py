@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -25,7 +26,13 @@ from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
 from tempering.counts import whole_number
 from tempering.errors import DepthWarning, InputError, ScheduleError
-from tempering.evaluation.benefit import Benefit, check_samples, cut_prompts, measure_benefits
+from tempering.evaluation.benefit import (
+    Benefit,
+    check_prompts,
+    check_samples,
+    cut_prompts,
+    measure_benefits,
+)
 from tempering.evaluation.cost import Cost, Variant, cost_rows, summarised
 from tempering.evaluation.journal import Journal, Progress
 from tempering.evaluation.paired import IntervalEstimate, mean_estimate, paired_difference
@@ -94,30 +101,35 @@ def depth_cases(
     cycles: int = 6,
     shuffles: int = 1,
     seed: int = 0,
+    stack: str | None = None,
 ) -> list[Case]:
     """The cases of a study: 1..cycles cycles over all layers, and sub-stacks of 1/2, 1/4, ...
 
     Parameters
     ----------
     pattern: relative temperatures over depth, with its amplitude.
-    model: the model, or its layout; of one stack of layers.
+    model: the model, or its layout.
+    stack: of a model of several stacks the one to study ("encoder", "decoder", "cross", or a
+        tower's, such as "vision"); the others keep T = 1.
     cycles: the most cycles; fewer where a cycle would have more stages than layers.
     shuffles: controls for each case, 1 or more. seed: of their orders.
 
     Raises ScheduleError when the stack has fewer layers than the pattern has stages, InputError
-    for a model of two stacks.
+    for a model of two stacks of which none is named.
     """
     plan = model if isinstance(model, Layout) else layout(model)
     course = as_schedule(pattern)
-    if len(plan.depths) != 1:
+    parts = plan.parts_called(stack)
+    if len(parts) != 1:
         raise InputError(
-            f"a study of depth needs a model of one stack; this has {', '.join(plan.depths)}"
+            f"a study of depth is of one stack; this model has {', '.join(parts)}: name one of "
+            "them (stack='encoder', on the command line --stack)"
         )
     if cycles < 1 or shuffles < 1:
         raise InputError(
             f"a study of depth has at least one cycle and one shuffle, not {cycles} and {shuffles}"
         )
-    (depth,) = plan.depths.values()
+    depth = plan.depths[parts[0]]
     stages = max(course.stages, 2)
     if depth < stages:
         raise ScheduleError(
@@ -136,8 +148,10 @@ def depth_cases(
         found.append(
             Case(
                 family, place, times, first, last, course.stages * times,
-                _profile_from(plan, model, values, first),
-                tuple(_profile_from(plan, model, values[order], first) for order in orders),
+                _profile_from(plan, model, values, first, parts[0]),
+                tuple(
+                    _profile_from(plan, model, values[order], first, parts[0]) for order in orders
+                ),
             )
         )  # fmt: skip
 
@@ -152,11 +166,13 @@ def depth_cases(
     return found
 
 
-def _profile_from(plan: Layout, model: nn.Module | Layout, values: Tensor, first: int) -> Profile:
-    """values[i] in layer first + i, T = 1 elsewhere."""
+def _profile_from(
+    plan: Layout, model: nn.Module | Layout, values: Tensor, first: int, part: str
+) -> Profile:
+    """values[i] in layer first + i of a part, T = 1 elsewhere."""
     rows = []
     for layer in plan.layers:
-        inside = 0 <= layer.index - first < len(values)
+        inside = layer.part == part and 0 <= layer.index - first < len(values)
         value = float(values[layer.index - first]) if inside else 1.0
         rows.append(torch.full((layer.heads,), value, dtype=torch.float64))
     return Profile._for(plan, rows, model)
@@ -164,7 +180,7 @@ def _profile_from(plan: Layout, model: nn.Module | Layout, values: Tensor, first
 
 def study_depth(
     model: nn.Module,
-    chunks: Int[Tensor, "chunks length"],
+    chunks: Int[Tensor, "chunks length"] | Any,
     cases: Sequence[Case],
     *,
     samples: int = 0,
@@ -179,6 +195,8 @@ def study_depth(
 
     Parameters
     ----------
+    chunks: token ids, or what the model's processor gives (`tempering.inputs.as_inputs`); without
+        token ids there is no diversity to sample.
     cases: of `depth_cases`. samples: k samples for each of `prompts` prompts cut from the chunks,
         and of the untempered model; 0 leaves diversity out. seed: of sampling and bootstrap.
     journal: keeps finished pieces for a later run. progress: (stage, done, total).
@@ -189,6 +207,7 @@ def study_depth(
         raise InputError("a study of depth needs at least one case")
     if samples:
         check_samples(samples, prompts, new_tokens)
+        check_prompts(chunks)
     variants = [Variant(case.label, case.profile) for case in cases]
     controls = [
         [
@@ -202,7 +221,8 @@ def study_depth(
         return None if progress is None else lambda done, total: progress(stage, done, total)
 
     every = [*variants, *(item for group in controls for item in group)]
-    rows, complete = cost_rows(model, chunks, every, journal=journal, progress=report("cost"))
+    found = cost_rows(model, chunks, every, journal=journal, progress=report("cost"))
+    rows, complete = found.rows, found.complete
     base = torch.tensor([row[""][0] for row in rows], dtype=torch.float64)
     shuffled, difference = [], []
     for variant, group in zip(variants, controls, strict=True):
@@ -226,7 +246,7 @@ def study_depth(
         )
     return DepthStudy(
         tuple(cases),
-        tuple(summarised(rows, variants, chunks.shape[1] - 1)),
+        tuple(summarised(rows, variants, found.counts, found.unit)),
         tuple(shuffled),
         tuple(difference),
         tuple(benefits),

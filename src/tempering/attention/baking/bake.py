@@ -28,7 +28,8 @@ from tempering.attention.baking.layer_calls import isolated_layers
 from tempering.attention.baking.profile_folds import Betas, named_fold, profile_folds
 from tempering.attention.baking.widened import folded_copy
 from tempering.attention.control.tempered import BAKED_MARK
-from tempering.attention.examining.layout_of import layout
+from tempering.attention.denoisers import of_diffusers
+from tempering.attention.examining.layout_of import examined
 from tempering.attention.examining.stored import check_stored, packed
 from tempering.attention.examining.subject import check_subject, without_peft
 from tempering.attention.hooks.site import is_held
@@ -64,9 +65,10 @@ def foldable(model: nn.Module, sample: dict[str, Any] | None = None) -> Foldable
     if reason:
         return Foldable(NO, reason)
     try:
-        model_layout = layout(model, sample)
+        known = examined(model, sample)
     except ArchitectureError as error:
         return Foldable(NO, str(error))
+    model_layout, sample = known.layout, known.sample
     layers = _folds(model, model_layout, sample)
     layers = _without_shared(model, layers)
     for verdict in (NO, PER_LAYER):
@@ -81,6 +83,11 @@ def _unsuited(model: nn.Module) -> str:
     config: Any = getattr(model, "config", None)
     if getattr(config, BAKED_MARK, None):
         return _BAKED
+    if of_diffusers(model):
+        return (
+            "it is a model of diffusers, whose weights are not baked; temper it instead, "
+            "tempered(model, profile)"
+        )
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         method = (
@@ -194,7 +201,9 @@ def bake(model: nn.Module, profile: Profile, *, sample: dict[str, Any] | None = 
     """
     refuse_baked(model)
     profile.check_model(model)
-    profile.resolve(layout(model, sample), scales=True)
+    known = examined(model, sample)
+    sample = known.sample
+    profile.resolve(known.layout, scales=True)
     chosen = profile_folds(foldable(model, sample), model, profile, sample)
     for fold, beta in chosen:
         weights = model.get_parameter(fold.parameter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,10 @@ from tempering.attention.baking.folds import ADDS_ONE, Fold
 from tempering.attention.baking.layer_calls import sample_with_types
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.sample import run
+from tempering.attention.examining.stored import input_embeddings
 from tempering.attention.profiles.profile import Profile
 from tempering.errors import BakeError, CheckError
-
-if TYPE_CHECKING:
-    pass
+from tempering.inputs.answers import answers_of
 
 # Of the standard deviation of the logits: float32 leaves about 1e-6.
 TOLERANCE = 1e-4
@@ -32,11 +31,12 @@ def verification_inputs(model: nn.Module, sample: dict[str, Any] | None) -> list
         return [sample]
     inputs = [sample_with_types(model)]
     own: Any = model
-    config, embedding = own.config, own.get_input_embeddings()
+    config, embedding = own.config, input_embeddings(own)
     length = min(_LENGTH, int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0))
     # Musicgen has an embedding for each of its codebooks.
     plain = isinstance(getattr(embedding, "weight", None), Tensor)
-    if plain and not config.is_encoder_decoder and length > inputs[0]["input_ids"].shape[1]:
+    alone = {*inputs[0]} <= {"input_ids", "attention_mask", "token_type_ids"}
+    if plain and alone and length > inputs[0]["input_ids"].shape[1]:
         generator = torch.Generator().manual_seed(3)
         low, high = 5, max(6, min(1000, embedding.weight.shape[0]))
         ids = torch.randint(low, high, (2, length), generator=generator)
@@ -48,12 +48,11 @@ def logits_of(model: nn.Module, inputs: Sequence[dict[str, Any]]) -> list[Tensor
     """Output logits (or last hidden states), one row for each token that counts."""
     found = []
     for arguments in inputs:
-        result = run(model, arguments)
-        output = getattr(result, "logits", None)
-        if output is None:
-            output = result.last_hidden_state
+        given = answers_of(model, run(model, arguments))
+        output = given.logits if given.logits is not None else given.features
+        assert output is not None
         mask = arguments.get("attention_mask")
-        if mask is not None and "decoder_input_ids" not in arguments:
+        if mask is not None and output.shape[1] == mask.shape[1]:
             # Some models answer with several rows for one of the batch.
             output = output[mask.bool().repeat_interleave(len(output) // len(mask), 0)]
         found.append(output.cpu().reshape(-1, output.shape[-1]))

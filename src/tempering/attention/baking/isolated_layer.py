@@ -63,7 +63,7 @@ class Isolated:
         self.layer = layer
         self.calls = calls
         # The module is its own root here, so its name is empty.
-        self._layout = Layout((replace(layer, name=""),), (), {layer.stack: 1})
+        self._layout = Layout((replace(layer, name=""),), (), {layer.part: 1})
 
     @contextlib.contextmanager
     def jittered(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from tempering.attention.baking.foldable import NO, PER_HEAD, PER_LAYER, Foldabl
 from tempering.attention.baking.folds import folded
 from tempering.attention.baking.profile_folds import betas
 from tempering.attention.control.self_check import random_temperatures
-from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.layout_of import examined
 from tempering.attention.profiles.profile import Profile
 
 
@@ -60,7 +60,8 @@ def bake_verdict(model: nn.Module, sample: dict[str, Any] | None = None) -> Bake
     count = sum(layer.verdict != NO for layer in found.plan)
     if count == 0:
         return BakeVerdict(found.verdict, found.reason, 0, len(found.plan), None)
-    model_layout = layout(model, sample)
+    known = examined(model, sample)
+    model_layout, sample = known.layout, known.sample
     profile = Profile.from_rows(_temperatures(found, model_layout.heads), model_layout)
     inputs = verification_inputs(model, sample)
     wanted = controlled_logits(model, profile, inputs, sample)

@@ -150,6 +150,16 @@ class Tempering:
             if part.rule is not None
         }
 
+    @property
+    def layout(self) -> Layout:
+        """The layers that it tempers, in the order of its rows."""
+        return self._layout
+
+    def rows(self) -> list[Tensor]:
+        """Float[Tensor, "rows heads"] for each layer: the temperatures of this handle now."""
+        self._require_active()
+        return [site.parts[self._hold.number].temperature for site in self._sites]
+
     def set_rows(self, rows: Iterable[Tensor]) -> None:
         """Set Float[Tensor, "rows heads"] for each layer; gradients flow to those that need one.
 
@@ -224,6 +234,18 @@ def _check_shape(layer: AttentionLayer, row: Tensor, what: str) -> None:
         raise ProfileError(
             f"{layer.name}: {what} have shape [rows, {layer.heads}]; this has {tuple(row.shape)}"
         )
+    _check_rows(layer, len(row))
+
+
+def _check_rows(layer: AttentionLayer, rows: int) -> None:
+    """ProfileError for several profiles of a layer whose rows aren't those of the batch."""
+    if rows > 1 and not layer.of_rows:
+        raise ProfileError(
+            f"{layer.name}: {rows} profiles were given, one a row; its rows can't be told from "
+            "frames, windows or halves of the batch that stand among them, so it takes one "
+            "profile for all. Where they are rows, a sample of two rows and, for a video, two "
+            "frames or more shows it"
+        )
 
 
 def _forget(hold: weakref.ref[Hold]) -> None:
@@ -287,6 +309,8 @@ def _stack(profiles: Sequence[Profile], model_layout: Layout) -> list[Tensor]:
     resolved = [profile.resolve(model_layout, rules=True, scales=True) for profile in profiles]
     if len(resolved) == 1:
         return [row[None] for row in resolved[0]]
+    for layer in model_layout.layers:
+        _check_rows(layer, len(profiles))
     return [torch.stack(rows) for rows in zip(*resolved, strict=True)]
 
 

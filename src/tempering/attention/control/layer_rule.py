@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,20 +68,66 @@ class LayerRule:
         self, state: TemperatureState, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
     ) -> Float[Tensor, "batch heads q_seq 1"]:
         """beta of every query: the profile's times the rule's."""
-        batch, heads, q_seq, _ = query.shape
+        call: AttentionCall | None = None
+
+        def of_rule(
+            rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor
+        ) -> Float[Tensor, "rows heads_or_1 q_seq"]:
+            nonlocal call
+            if isinstance(rule, LengthRule):
+                call = call or AttentionCall.of(self.module, query, key, mask, kwargs)
+                places = None
+                if isinstance(rule, InsteadOf):
+                    places = self._places(rule.own, call, kwargs)[rows]
+                self._check_length(rule, key.shape[2], query.shape[1])
+                return _of_length(rule, count, seen_keys(call)[rows], places, query.shape[1])
+            parts = []
+            for logits in sliced_logits(self.module, query, key, mask, kwargs):
+                tempered = (logits * of_profile.to(logits.dtype))[rows]
+                beta, cold, hot = rule.beta(tempered.flatten(0, 2))
+                count.coldest += int(cold.sum())
+                count.hottest += int(hot.sum())
+                parts.append(beta.view(tempered.shape[:3]))
+            return torch.cat(parts, dim=2)
+
+        return self._beta(state, query.shape[:3], query.device, of_rule)
+
+    @torch.compiler.disable
+    def of_seen(
+        self, state: TemperatureState, seen: Int[Tensor, "batch heads q_seq"]
+    ) -> Float[Tensor, "batch heads q_seq 1"]:
+        """beta of every query that sees so many keys, for rules that count them."""
+
+        def of_rule(rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor) -> Tensor:
+            assert isinstance(rule, LengthRule)  # `check_layer` lets no other rule in here
+            self._check_length(rule, int(seen.max()), seen.shape[1])
+            return _of_length(rule, count, seen[rows], None, seen.shape[1])
+
+        return self._beta(state, seen.shape, seen.device, of_rule)
+
+    def _beta(
+        self,
+        state: TemperatureState,
+        shape: torch.Size,
+        device: torch.device,
+        of_rule: Callable[[Rule, RuleCount, list[int], Tensor], Tensor],
+    ) -> Float[Tensor, "batch heads q_seq 1"]:
+        """beta of the profile times that of the rule of each row."""
+        batch, heads, q_seq = shape
         if len(self.rules) not in (1, batch):
             raise ProfileError(
                 f"{len(self.rules)} profiles with rules were given for a batch of {batch} rows "
                 f"(at {state.layer.name}); give one profile, or one for each row"
             )
         rules = self.rules * batch if len(self.rules) == 1 else self.rules
-        of_profile = state.beta.to(query.device)
-        beta = of_profile.new_ones(batch, heads, q_seq)
+        of_profile = state.beta.to(device)
+        beta = of_profile.new_ones(shape)
         for rule, count in self.counts.items():
             rows = [index for index, other in enumerate(rules) if other == rule]
-            of_rule = self._beta(rule, count, rows, query, key, mask, kwargs, of_profile)
-            index = torch.tensor(rows, device=query.device)
-            beta = beta.index_copy(0, index, of_rule.to(beta))
+            count.queries += len(rows) * heads * q_seq
+            found = of_rule(rule, count, rows, of_profile).expand(len(rows), heads, q_seq)
+            index = torch.tensor(rows, device=device)
+            beta = beta.index_copy(0, index, found.to(beta))
         return of_profile * beta[..., None]
 
     def _places(
@@ -105,41 +151,21 @@ class LayerRule:
             check_lengths(rule, keys, self.name, heads)
             self._checked[rule] = keys
 
-    def _beta(
-        self,
-        rule: Rule,
-        count: RuleCount,
-        rows: list[int],
-        query: Tensor,
-        key: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-        of_profile: Tensor,
-    ) -> Tensor:
-        """One rule's beta for some rows of the batch, [rows, heads, q_seq]."""
-        heads, q_seq = query.shape[1:3]
-        count.queries += len(rows) * heads * q_seq
-        if isinstance(rule, LengthRule):
-            call = AttentionCall.of(self.module, query, key, mask, kwargs)
-            self._check_length(rule, key.shape[2], heads)
-            seen = seen_keys(call)[rows]
-            places = None
-            if isinstance(rule, InsteadOf):
-                places = self._places(rule.own, call, kwargs)[rows]
-            beta = rule.of_counts(seen, places)
-            coldest, hottest = rule.at_bounds(beta)
-            share = len(rows) * heads * q_seq // beta.numel()
-            count.coldest += coldest * share
-            count.hottest += hottest * share
-            return beta.expand(len(rows), heads, q_seq)
-        parts = []
-        for logits in sliced_logits(self.module, query, key, mask, kwargs):
-            tempered = (logits * of_profile.to(logits.dtype))[rows]
-            beta, cold, hot = rule.beta(tempered.flatten(0, 2))
-            count.coldest += int(cold.sum())
-            count.hottest += int(hot.sum())
-            parts.append(beta.view(tempered.shape[:3]))
-        return torch.cat(parts, dim=2)
+
+def _of_length(
+    rule: LengthRule,
+    count: RuleCount,
+    seen: Int[Tensor, "rows heads_or_1 q_seq"],
+    places: Tensor | None,
+    heads: int,
+) -> Float[Tensor, "rows heads q_seq"]:
+    """beta of queries that see so many keys; those at a bound of T are counted."""
+    beta = rule.of_counts(seen, places)
+    coldest, hottest = rule.at_bounds(beta)
+    alike = heads // beta.shape[1]  # heads that one number serves
+    count.coldest += coldest * alike
+    count.hottest += hottest * alike
+    return beta
 
 
 def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
@@ -177,11 +203,11 @@ def last_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
 
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:
     """Raise what `LayerRule.join` would, and change nothing. owner: the number of a hold."""
-    if all(item is None for item in rules):
+    kinds = [item for item in rules if item is not None]
+    if not kinds:
         return
-    for item in rules:
-        if item is not None:
-            check_layer(state.layer, item)
+    for item in kinds:
+        check_layer(state.layer, item)
     if state.rule is not None and state.rule_owner != owner:
         known = ", ".join(map(str, getattr(state.rule, "counts", ())))
         raise RefusedError(

@@ -29,7 +29,7 @@ from tempering.attention.examining.layout_of import Description, examined
 from tempering.attention.examining.sample import sample_inputs
 from tempering.attention.examining.softmax_trial import SoftmaxTrial
 from tempering.attention.examining.stored import input_device
-from tempering.attention.examining.watch import Observation, observe
+from tempering.attention.examining.watch import Observation, observe, rows_of
 from tempering.attention.hooks.ownership import untempered
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import Profile
@@ -78,6 +78,7 @@ def self_check(
     Raises CheckError that names the first layer that disagrees.
     """
     known = known or examined(model, sample)
+    sample = known.sample if sample is None else sample
     model_layout, first = known.layout, known.observation
     _raise(first.findings)
     second = _second(model, model_layout, first, sample)
@@ -122,11 +123,15 @@ def _second(
 
 
 def _under_a_handle(model: nn.Module, model_layout: Layout, inputs: dict[str, Any]) -> Observation:
-    batch = inputs.get("attention_mask", next(iter(inputs.values()))).shape[0]
-    findings = Findings()
+    batch, findings = rows_of(inputs), Findings()
     neutral = [Profile.neutral(model_layout)]
     with untempered(), Tempering(model, model_layout, neutral, private=True) as handle:
-        handle.set_rows([row_temperatures(layer, batch) for layer in model_layout.layers])
+        handle.set_rows(
+            [
+                row_temperatures(layer, batch if layer.of_rows else 1)
+                for layer in model_layout.layers
+            ]
+        )
         states = handle.states()
         before = handle.calls()
         for state in states:

@@ -49,12 +49,13 @@ def tempered(
 
     Parameters
     ----------
-    model: a transformers model, compiled or not.
+    model: a model of transformers or diffusers, compiled or not.
     profile: one Profile, or a sequence with one for each row of the batches to come.
     check: on the first use of this kind of model in the process, prove on a small batch that
         the model obeys the temperatures exactly (see `attention.check`).
     again: allow a model whose weights were baked with a profile already.
-    sample: keyword arguments of a forward call, for models that don't take `input_ids`.
+    sample: keyword arguments of a forward call, for models that don't take `input_ids` (see
+        `recorded_call`); those that the model was examined with before, where none are given.
 
     Raises ProfileError (another shape or model), ArchitectureError (refused), CheckError (the
     self-check failed). The model is left as it was after each of them.

@@ -2,8 +2,10 @@
 
 Attention is told from other softmaxes (routers, indexers, pooling) by its masking: the sample
 is padded, so attention over keys has masked logits, and on an axis of its own as many heads as
-the module or the configuration states. A module that attends in a way that is not read so is
-noted with the reason, and refused by name (`refuse_unread`).
+the module or the configuration states. Models of diffusers mask little and put frames among
+their rows; there, attention is what a module named for it computes (`denoisers.py`). A module that
+attends in a way that is not read so is noted with the reason, and refused by name
+(`refuse_unread`).
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tempering.attention import axes
+from tempering.attention import axes, denoisers
 from tempering.attention.examining.masking import MASKED, logits_floor, mask_floor, masking_value
 from tempering.attention.examining.module_stack import ModuleStack
 from tempering.attention.examining.own_law import own_law
+from tempering.attention.examining.towers import tower_of
 from tempering.attention.hooks import interface_route
 from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
@@ -43,17 +47,20 @@ _HEAD_FIELDS = (
 class LayerReader:
     """The attention layers that one forward pass has shown so far.
 
-    batch: rows of the sample. read: the layers by name. others: for each module, (number of axes,
-    whether over the last) of its softmaxes that are no attention. unmasked: modules with softmaxes
-    in the shape of attention that mask nothing, and the shape. unread: modules that attend in a
-    way that was not read, and how. own_calls: how many softmaxes in the shape of its attention a
-    tempered module called itself.
+    batch: rows of the sample; rows_told: whether they can be told from frames. read: the layers by
+    name. others: for each module, (number of axes, whether over the last) of its softmaxes that
+    are no attention. unmasked: modules with softmaxes in the shape of attention that mask nothing,
+    and the shape. unread: modules that attend in a way that was not read, and how. own_calls: how
+    many softmaxes in the shape of its attention a tempered module called itself.
     """
 
-    def __init__(self, model: nn.Module, modules: ModuleStack, batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, modules: ModuleStack, batch: int, rows_told: bool = True
+    ) -> None:
         self.model: Any = model
         self.modules = modules
-        self.batch = batch
+        self.batch, self.rows_told = batch, rows_told
+        self.of_diffusers = denoisers.of_diffusers(model)
         self.read: dict[str, AttentionLayer] = {}
         self.others: dict[str, set[tuple[int, bool]]] = {}
         self.unmasked: dict[str, torch.Size] = {}
@@ -72,11 +79,30 @@ class LayerReader:
 
     def refuse_unread(self) -> None:
         """ArchitectureError that names a module which attends, and was not read as a layer."""
+        if self.of_diffusers:
+            self._note_processors()
         for name, how in self.unread.items():
             kind = type(self.model.get_submodule(name)).__name__
             raise ArchitectureError(
                 f"{name} ({kind}) {how}, so its temperature can't be controlled exactly"
             )
+
+    def _note_processors(self) -> None:
+        """Note the processors that ran and called no softmax, unless they are known to have none.
+
+        They may run kernels from elsewhere, which are operators under any name.
+        """
+        for name, module in self.model.named_modules():
+            processor = denoisers.processor_of(module)
+            if processor is None or denoisers.is_linear(processor) or state_of(module) is not None:
+                continue
+            if name in self.modules.reached and name not in self.read:
+                self.unread.setdefault(
+                    name,
+                    f"attends by {type(processor).__name__}, which calls no softmax that can be "
+                    "reached (sliced attention, or a fused kernel?); set another processor, "
+                    "model.set_attn_processor(...)",
+                )
 
     @contextlib.contextmanager
     def inside_interface(self) -> Iterator[None]:
@@ -139,14 +165,21 @@ class LayerReader:
             mask_floor=mask_floor(mask),
             features=tuple(sorted(features - {"s_aux"})),
             law=own_law(module),
+            keys=key.shape[2],
         )
         return self.read.setdefault(name, layer)
 
     def _stack_of(self, name: str, queries: int, keys: int, causal: bool) -> Stack:
         if name in self.read:
             return self.read[name].stack
+        if self.of_diffusers:
+            # What a module says of itself; text may happen to be as long as the image.
+            stated = getattr(self.modules.caller(), "is_cross_attention", None)
+            crosses = queries != keys if stated is None else stated
+            return "cross" if crosses else "encoder"
         if not self.model.config.is_encoder_decoder:
-            return "decoder" if causal or self.model.can_generate() else "encoder"
+            decodes = self.model.can_generate() and tower_of(self.model, name) in ("", "text")
+            return "decoder" if causal or decodes else "encoder"
         decoder = self.model.get_decoder()
         if decoder is None or not self.modules.is_inside(decoder):
             return "encoder"
@@ -160,81 +193,7 @@ class LayerReader:
 
         None too where the module has a temperature, whose own trial sees the call.
         """
-        if self.interface_calls or not self.modules.running or not isinstance(logits, Tensor):
-            return None
-        module = self.modules.caller()
-        over_last = dim in (-1, logits.ndim - 1)
-        state = state_of(module)
-        if state is not None:
-            layer = state.layer
-            if layer.route == "softmax" and over_last:
-                fits = any(axes.fits(item, logits.shape, layer.heads) for item in layer.axes)
-                self.own_calls[layer.name] += fits
-            return None
-        name = self.modules.name_of(module) or ""
-        readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
-        masked = bool((logits <= MASKED).any())
-        if not over_last or not readings or not masked:
-            self._note_other(module, name, logits, over_last, bool(readings), masked)
-            return None
-        if len(readings) > 1:
-            raise ArchitectureError(
-                f"{name}: logits of shape {list(logits.shape)} can be read as "
-                f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
-            )
-        pattern, heads = readings[0]
-        layer = self.read[name] = self._softmax_layer(module, name, logits, pattern, heads)
-        return layer
-
-    def _note_other(
-        self,
-        module: nn.Module,
-        name: str,
-        logits: Tensor,
-        over_last: bool,
-        readable: bool,
-        masked: bool,
-    ) -> None:
-        """Note a softmax that is not read as attention, though it may be."""
-        if over_last and readable and (name in self.read or attends(module)):
-            self.unmasked[name] = logits.shape
-        elif over_last and not readable and attends(module) and (masked or _is_square(logits)):
-            self.unread.setdefault(
-                name,
-                f"calls softmax over {list(logits.shape)}, whose {self.batch} rows and heads "
-                "can't be told apart (attention in windows?)",
-            )
-        self.others.setdefault(name, set()).add((logits.ndim, over_last))
-
-    def _softmax_layer(
-        self, module: nn.Module, name: str, logits: Tensor, pattern: str, heads: int
-    ) -> AttentionLayer:
-        """The layer as known before, with what this softmax adds to it."""
-        layer = self.read.get(name)
-        if layer is not None and layer.route == "interface":
-            raise ArchitectureError(
-                f"{name} calls both the attention interface and a softmax of its own"
-            )
-        if layer is None:
-            queries = logits.shape[1 if pattern == axes.WINDOWS else -2]
-            layer = AttentionLayer(
-                name=name,
-                stack=self._stack_of(name, queries, logits.shape[-1], is_causal(module, {})),
-                index=0,
-                heads=heads,
-                kv_heads=heads,
-                route="softmax",
-                axes=(pattern,),
-                mask_floor=logits_floor(name, axes.standard(logits, pattern, heads)),
-                masking=masking_value(logits),
-            )
-        elif heads != layer.heads:
-            raise ArchitectureError(f"{name} has softmaxes of {layer.heads} and of {heads} heads")
-        elif pattern not in layer.axes:
-            layer = replace(layer, axes=(*layer.axes, pattern))
-        if layer.masking != masking_value(logits):
-            layer = replace(layer, masking=None)
-        return layer
+        return self._call(logits.shape, dim, logits) if isinstance(logits, Tensor) else None
 
     def product(self, query: Tensor, key: Tensor, mask: Any) -> AttentionLayer | None:
         """The layer that a scaled dot product attention outside the interface belongs to."""
@@ -245,12 +204,117 @@ class LayerReader:
                     "which are not [batch, heads, tokens, head_dim]"
                 )
             return None
-        # Read as a softmax of masked logits, since its causality may be inside the function.
-        layer = self.softmax(query.new_full((*query.shape[:3], key.shape[2]), -torch.inf), -1)
+        layer = self._call(torch.Size([*query.shape[:3], key.shape[2]]), -1)
         if layer is not None:
-            layer = replace(layer, mask_floor=mask_floor(mask), masking=None)
-            self.read[layer.name] = layer
+            floor = max(mask_floor(mask), self._least_floor)
+            layer = self.read[layer.name] = replace(layer, mask_floor=floor, masking=None)
         return layer
+
+    @property
+    def _least_floor(self) -> float:
+        # The masks of diffusers are such numbers, and its sample may mask nothing.
+        return MASKED if self.of_diffusers else -torch.inf
+
+    def _call(
+        self, shape: torch.Size, dim: Any, logits: Tensor | None = None
+    ) -> AttentionLayer | None:
+        """`softmax` of logits, or of a scaled dot product attention, which keeps its logits inside.
+
+        The latter is read as masked: it attends, and its causality may be inside as well.
+        """
+        if self.interface_calls or not self.modules.running:
+            return None
+        module = self.modules.caller()
+        over_last = dim in (-1, len(shape) - 1)
+        state = state_of(module)
+        if state is not None:
+            layer = state.layer
+            if layer.route == "softmax" and over_last:
+                fits = any(axes.fits(item, shape, layer.heads) for item in layer.axes)
+                self.own_calls[layer.name] += fits
+            return None
+        name = self.modules.name_of(module) or ""
+        certain = self.of_diffusers and (logits is None or named_for_attention(module))
+        readings = self._readings(module, shape) if certain else self._likely(module, shape)
+        masked = certain or logits is None or bool((logits <= MASKED).any())
+        if certain and not (over_last and readings):
+            self._note_unread(name, shape)
+            return None
+        if not over_last or not readings or not masked:
+            self._note_other(module, name, shape, over_last, bool(readings), masked)
+            return None
+        if len(readings) > 1:
+            raise ArchitectureError(
+                f"{name}: logits of shape {list(shape)} can be read as "
+                f"{' and '.join(pattern for pattern, _ in readings)}; its heads can't be told apart"
+            )
+        pattern, heads = readings[0]
+        layer = self.read[name] = self._layer(module, name, shape, logits, pattern, heads)
+        return layer
+
+    def _note_other(
+        self,
+        module: nn.Module,
+        name: str,
+        shape: torch.Size,
+        over_last: bool,
+        readable: bool,
+        masked: bool,
+    ) -> None:
+        """Note a softmax that is not read as attention, though it may be."""
+        square = len(shape) > 1 and shape[-1] == shape[-2] > 1
+        if over_last and readable and (name in self.read or attends(module)):
+            self.unmasked[name] = shape
+        elif over_last and not readable and attends(module) and (masked or square):
+            self._note_unread(name, shape)
+        self.others.setdefault(name, set()).add((len(shape), over_last))
+
+    def _note_unread(self, name: str, shape: torch.Size) -> None:
+        self.unread.setdefault(
+            name,
+            f"calls softmax over {list(shape)}, whose {self.batch} rows and heads can't be told "
+            "apart (attention in windows?)",
+        )
+
+    def _layer(
+        self,
+        module: nn.Module,
+        name: str,
+        shape: torch.Size,
+        logits: Tensor | None,
+        pattern: str,
+        heads: int,
+    ) -> AttentionLayer:
+        """The layer as known before, with what this call adds to it."""
+        layer = self.read.get(name)
+        masking = None if logits is None else masking_value(logits)
+        if layer is not None and layer.route == "interface":
+            raise ArchitectureError(
+                f"{name} calls both the attention interface and a softmax of its own"
+            )
+        if layer is None:
+            queries = shape[1 if pattern == axes.WINDOWS else -2]
+            layer = AttentionLayer(
+                name=name,
+                stack=self._stack_of(name, queries, shape[-1], is_causal(module, {})),
+                index=0,
+                heads=heads,
+                kv_heads=heads,
+                route="softmax",
+                axes=(pattern,),
+                masking=masking,
+            )
+            if logits is not None:
+                floor = logits_floor(name, axes.standard(logits, pattern, heads))
+                layer = replace(layer, mask_floor=max(floor, self._least_floor))
+        elif heads != layer.heads:
+            raise ArchitectureError(f"{name} has softmaxes of {layer.heads} and of {heads} heads")
+        elif pattern not in layer.axes:
+            layer = replace(layer, axes=(*layer.axes, pattern))
+        if layer.masking != masking:
+            layer = replace(layer, masking=None)
+        of_rows = axes.rows(pattern, shape, heads) == self.batch and self.rows_told
+        return replace(layer, keys=max(layer.keys, shape[-1]), of_rows=layer.of_rows and of_rows)
 
     # -- attention that no known function computes
 
@@ -261,7 +325,7 @@ class LayerReader:
         module = self.modules.caller()
         if isinstance(logits, Tensor) and not named_for_attention(module):
             # A softmax of some other kind, unless it looks like attention all the same.
-            readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
+            readings = self._likely(module, logits.shape)
             over_last = dim in (-1, logits.ndim - 1)
             if not (over_last and readings and bool((logits <= MASKED).any())):
                 return
@@ -272,30 +336,44 @@ class LayerReader:
         )
 
     def exponential(self, logits: Tensor) -> None:
-        """Note an exponential of masked logits in attention: it is a softmax by hand."""
+        """Note an exponential of masked logits in attention: it is a softmax by hand.
+
+        In a model of diffusers, which masks little, any in the shape of logits counts as one.
+        """
         if self._accounted_for():
             return
         module = self.modules.caller()
-        if named_for_attention(module) and bool((logits <= MASKED).any()):
-            readings = axes.candidates(logits.shape, self.batch, self._head_counts(module))
-            if readings:
-                self.operator("exp", None, None)
+        if not named_for_attention(module):
+            return
+        if self.of_diffusers:
+            by_hand = logits.ndim > 2
+        else:
+            by_hand = bool((logits <= MASKED).any() and self._likely(module, logits.shape))
+        if by_hand:
+            self.operator("exp", None, None)
 
     def _accounted_for(self) -> bool:
         """Whether what is computed belongs to a known function, or to no module at all."""
         return bool(self.interface_calls or self.announced or not self.modules.running)
 
-    def _head_counts(self, module: nn.Module) -> set[int]:
-        """The numbers of heads that a module states, or else the configuration."""
-        own = {getattr(module, name, None) for name in _HEAD_FIELDS}
-        counts = {item for item in own if type(item) is int and item > 0}
-        if not counts:
-            config = self.model.config.get_text_config()
-            stated = {getattr(config, name, None) for name in _HEAD_FIELDS}
-            counts = {item for item in stated if type(item) is int and item > 0}
-        return counts
+    def _likely(self, module: nn.Module, shape: torch.Size) -> list[tuple[str, int]]:
+        """How logits can be read as attention with the batch's rows and heads that are stated."""
+        if self.of_diffusers:
+            found = self._readings(module, shape)
+            return [item for item in found if axes.rows(item[0], shape, item[1]) == self.batch]
+        heads = _stated(module) or _stated(self.model.config.get_text_config())
+        return axes.candidates(shape, self.batch, heads)
+
+    def _readings(self, module: nn.Module, shape: torch.Size) -> list[tuple[str, int]]:
+        """How logits can be read that a model of diffusers is sure to attend with."""
+        # The model itself would warn where its configuration is read off it.
+        counts = _stated(SimpleNamespace(**vars(module)))
+        if not counts and len(shape) == 4:  # else nothing tells rows and heads apart
+            counts = _stated(self.model.config) or {1}
+        return axes.of_any_rows(shape, counts)
 
 
-def _is_square(logits: Tensor) -> bool:
-    """Whether there is a key for every query, as in windows; streams or points are fewer."""
-    return logits.ndim > 1 and logits.shape[-1] == logits.shape[-2] > 1
+def _stated(holder: Any) -> set[int]:
+    """The numbers of heads that a module or a configuration states."""
+    values = {getattr(holder, name, None) for name in _HEAD_FIELDS}
+    return {item for item in values if type(item) is int and item > 0}

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tempering.attention.denoisers import needs_sample, of_diffusers
+from tempering.attention.examining.media_sample import images_sample, media_sample
 from tempering.attention.examining.stored import input_device, input_embeddings
 from tempering.attention.modes import evaluation_mode
-from tempering.errors import ArchitectureError
+from tempering.errors import ArchitectureError, InputError
+from tempering.inputs.answers import called
 
 # Numbers of tokens that no model is known to have as its number of heads.
 TOKENS, TARGET_TOKENS, PADDING = 11, 7, 2
@@ -22,13 +25,12 @@ TOKENS, TARGET_TOKENS, PADDING = 11, 7, 2
 
 def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
     """A padded batch whose rows are alike, so that one can be compared with another."""
+    if of_diffusers(model):
+        raise InputError(needs_sample(model))
     config: Any = model.config
     main = getattr(model, "main_input_name", "input_ids")
     if main != "input_ids":
-        raise ArchitectureError(
-            f"{type(model).__name__} takes '{main}', not token ids; "
-            "give a sample of its inputs: layout(model, sample={...})"
-        )
+        return media_sample(model, rows, run)
     text = config.get_text_config(decoder=True)
     embedding: Any = input_embeddings(model)
     embedded = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
@@ -64,6 +66,11 @@ def sample_inputs(model: Any, rows: int = 2) -> dict[str, Any]:
     inputs = {"input_ids": tokens(TOKENS, mask), "attention_mask": mask.to(device)}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens(TARGET_TOKENS)
+    elif "vision_config" in getattr(config, "sub_configs", {}) and not model.can_generate():
+        # Two towers side by side (CLIP), where neither runs without the other.
+        inputs["pixel_values"] = images_sample(
+            model, rows, lambda _, small: run(model, inputs | small)
+        )
     return inputs
 
 
@@ -74,10 +81,24 @@ def fails_on_sample(model: nn.Module, sample: dict[str, Any] | None, error: Exce
     taken = inspect.signature(model.forward).parameters.values()
     named = ", ".join(item.name for item in taken if item.kind in kinds)
     reason = " ".join(str(error).split()) or type(error).__name__
+    reason += _place(model, error)
     return (
         f"{type(model).__name__} fails on {tried}: {reason}. Give what its forward needs to run, "
         f"of {named}: layout(model, sample={{name: tensor, ...}})"
     )
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """The innermost part of the model that an error passed through, in words."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, trace = model, error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            found = module
+        trace = trace.tb_next
+    name = names[id(found)]
+    return f" (in {name}, {type(found).__name__})" if name else ""
 
 
 class _SeededDraws(TorchDispatchMode):
@@ -168,9 +189,4 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 def run(model: nn.Module, inputs: dict[str, Any], cache: bool = False) -> Any:
     """One forward pass, by default without a cache."""
     with _ALONE, _still(model), _uncompiled(model):
-        try:
-            return model(**inputs, use_cache=cache)
-        except TypeError as error:
-            if "use_cache" not in str(error):
-                raise
-            return model(**inputs)
+        return called(model, inputs, cache=cache)

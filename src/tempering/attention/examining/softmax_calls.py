@@ -20,7 +20,9 @@ from tempering.attention.hooks import softmax_route
 
 # Names of operators, or parts of names.
 _SOFTMAXES = {"softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax"}
-_FUSED = ("attention", "attn", "transformer_encoder_layer")
+_FUSED = ("attention", "attn", "flash", "transformer_encoder_layer")
+# Of scaled_dot_product_attention: those that it is given in a row, and may be given by name.
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
 
 
@@ -45,12 +47,13 @@ class Functions(TorchFunctionMode):
                 if layer is not None:
                     SoftmaxTrial(self.findings).try_softmax(layer, args[0], dim)
                 return func(*args, **kwargs)
-        if func in softmax_route.PRODUCTS and len(args) > 1:
+        if func in softmax_route.PRODUCTS:
             with self.reader.announce():
-                mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-                layer = self.reader.product(args[0], args[1], mask)
+                given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+                arguments = tuple(given.pop(name, None) for name in _ARGUMENTS[:4])
+                layer = self.reader.product(arguments[0], arguments[1], arguments[3])
                 if layer is not None:
-                    SoftmaxTrial(self.findings).try_product(layer, args, kwargs)
+                    SoftmaxTrial(self.findings).try_product(layer, arguments, given)
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -58,7 +61,8 @@ class Functions(TorchFunctionMode):
 class Operators(TorchDispatchMode):
     """Shows a reader the operators that attend; it skips those that a known function called.
 
-    Flex attention is an operator of higher order, and the attention interface calls it.
+    Flex attention is an operator of higher order. Where the attention interface calls it, it is
+    known.
     """
 
     supports_higher_order_operators = True
@@ -72,6 +76,8 @@ class Operators(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not hasattr(func, "_schema"):
+            if "attention" in getattr(func, "__name__", ""):
+                self.reader.operator(func.__name__, None, None)
             return func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
         if name in _SOFTMAXES:

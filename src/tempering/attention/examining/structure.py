@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tempering.attention.denoisers import processor_marks
 from tempering.attention.hooks.forward import own_forward
 
 # Of a configuration, what says nothing about the model's code.
@@ -122,8 +123,12 @@ def walk(model: nn.Module) -> tuple[Structure, list[Tensor]]:
         if "forward" in fields and (forward := own_forward(module)) is not None:
             marks.append("a forward of its own")
             patches.append(forward)
-        if "config" in fields:
-            configs[id(fields["config"])] = fields["config"]
+        # Under the second name, diffusers keeps its configurations.
+        config = fields.get("config", fields.get("_internal_dict"))
+        if config is not None:
+            configs[id(config)] = config
+        if "processor" in fields:
+            marks.append(processor_marks(module))
         own_parameters = fields["_parameters"]
         if own_parameters:
             marks += own_parameters

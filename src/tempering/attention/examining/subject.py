@@ -1,4 +1,4 @@
-"""What is examined: the transformers model that was given, or the sentence that refuses it."""
+"""What is examined: the model that was given, or the sentence that refuses it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tempering.attention.denoisers import denoisers_of, of_diffusers
 from tempering.errors import ArchitectureError, InputError
 
 
@@ -44,28 +45,27 @@ def adapters_of(model: Any) -> str:
 
 
 def check_subject(model: Any) -> None:
-    """ArchitectureError that says what to give, for all that is no transformers model."""
+    """ArchitectureError that says what to give, for no model of transformers or diffusers."""
     if not isinstance(model, nn.Module):
         raise ArchitectureError(_no_module(model))
-    if _is_transformers(model):
+    if _is_known(model):
         return
-    name = type(model).__name__
+    name, library = type(model).__name__, type(model).__module__.split(".")[0]
+    if library == "diffusers":  # whose parts may hold models of it
+        raise ArchitectureError(_a_part(name, library))
     if inner := next(_inside(model), None):
         path, found = inner
         raise ArchitectureError(
             f"{name} is a wrapper around {type(found).__name__}; give that one, "
             f"model.get_submodule('{path}'): its temperatures act inside the wrapper as well"
         )
-    if type(model).__module__.startswith("transformers."):
-        raise ArchitectureError(
-            f"{name} is a part of a transformers model; give the model, and name the part in the "
-            "profile: Profile.by_module({...})"
-        )
+    if library == "transformers":
+        raise ArchitectureError(_a_part(name, library))
     config = getattr(model, "config", None)
     what = "has no configuration" if config is None else f"is configured by {type(config).__name__}"
     raise ArchitectureError(
-        f"{name} {what}, so it is no transformers model; the attention of others "
-        "(diffusers, timm, modules of your own) can't be controlled exactly"
+        f"{name} {what}, so it is no transformers model, and none of diffusers; the attention of "
+        "others (timm, modules of your own) can't be controlled exactly"
     )
 
 
@@ -85,6 +85,27 @@ def check_sample(sample: Any) -> None:
     )
 
 
+def _a_part(name: str, library: str) -> str:
+    return (
+        f"{name} is a part of a {library} model; give the model, and name the part in the "
+        "profile: Profile.by_module({...})"
+    )
+
+
+def check_takes_text(model: Any, what: str) -> None:
+    """ArchitectureError for a model of diffusers; `what` can be done with transformers models."""
+    check_subject(model)
+    if of_diffusers(model):
+        raise ArchitectureError(
+            f"{what} needs a transformers model that reads text; {type(model).__name__} is a model "
+            "of diffusers, which layout, Profile and tempered take"
+        )
+
+
+def _is_known(model: nn.Module) -> bool:
+    return of_diffusers(model) or _is_transformers(model)
+
+
 def _is_transformers(model: nn.Module) -> bool:
     if any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__):
         return True
@@ -95,11 +116,7 @@ def _is_transformers(model: nn.Module) -> bool:
 
 
 def _inside(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return (
-        (name, module)
-        for name, module in model.named_modules()
-        if name and _is_transformers(module)
-    )
+    return ((name, module) for name, module in model.named_modules() if name and _is_known(module))
 
 
 def _no_module(model: Any) -> str:
@@ -112,10 +129,13 @@ def _no_module(model: Any) -> str:
         )
     if isinstance(model, tuple | list) and any(isinstance(item, nn.Module) for item in model):
         return f"this is a {type(model).__name__} with a model in it; give the model alone: {load}"
+    if denoisers := denoisers_of(model):
+        named = " or ".join(f"pipe.{name}" for name in denoisers)
+        return f"{type(model).__name__} is a pipeline and no model; give the model in it: {named}"
     held = [
         (name, item)
         for name, item in getattr(model, "__dict__", {}).items()
-        if isinstance(item, nn.Module) and _is_transformers(item)
+        if isinstance(item, nn.Module) and _is_known(item)
     ]
     if held:
         found = ", ".join(f".{name} ({type(item).__name__})" for name, item in held)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tempering.attention import denoisers
 from tempering.attention.examining.interface_trial import Findings, try_interface
 from tempering.attention.examining.layer_reader import LayerReader
 from tempering.attention.examining.module_stack import ModuleStack
@@ -54,7 +55,8 @@ def observe(
     _refuse_known(model)
     inputs = sample if sample is not None else sample_inputs(model)
     modules = ModuleStack(model)
-    reader = LayerReader(model, modules, _rows(inputs))
+    told = not denoisers.of_diffusers(model) or denoisers.rows_are_told(inputs)
+    reader = LayerReader(model, modules, rows_of(inputs), told)
     kept = findings or Findings()
     try:
         memory = _run_watched(model, inputs, cache, modules, reader, kept)
@@ -88,10 +90,13 @@ def _refuse_known(model: nn.Module) -> None:
             )
 
 
-def _rows(inputs: dict[str, Any]) -> int:
+def rows_of(inputs: dict[str, Any]) -> int:
     """Rows of the batch, by the inputs that are sure to have one entry a row, or else any."""
     named = (inputs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
-    return next(item.shape[0] for item in (*named, *inputs.values()) if isinstance(item, Tensor))
+    found = (item.shape[0] for item in named if isinstance(item, Tensor))
+    rows = next(found, None) or denoisers.rows_of(inputs)
+    others = (item.shape[0] for item in inputs.values() if isinstance(item, Tensor) and item.ndim)
+    return rows or next(others)
 
 
 def _run_watched(

@@ -75,11 +75,28 @@ def _has_bias(mask: Tensor, floor: float) -> bool:
 
 
 def scaled(logits: Tensor, beta: Tensor, floor: float) -> Tensor:
-    """`logits * beta` where they are above `floor`; masking (at or below it) stays as it is."""
+    """`logits * beta` where they are above `floor`; masking (at or below it) stays masking."""
     live = logits > floor
     # -inf * beta has a gradient of NaN in beta, and `where` below would not stop it.
     product = (torch.where(live, logits, 0.0) if beta.requires_grad else logits) * beta
-    return torch.where(live, product.to(logits.dtype), logits)
+    return torch.where(live, product.to(logits.dtype), _masking(logits, beta, floor))
+
+
+def _masking(logits: Tensor, beta: Tensor, floor: float) -> Tensor:
+    """Masking as it is; a mild constant (-1e4) times beta > 1, to stay below live logits over T.
+
+    A live -20 over T = 1e-3 is -2e4.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    if not _is_mild(floor, logits):
+        return logits
+    colder = (logits * beta.detach().clamp(min=1.0)).to(logits.dtype).clamp(min=lowest)
+    return torch.where(logits > lowest / 2, colder, logits)
+
+
+def _is_mild(floor: float, logits: Tensor) -> bool:
+    """Whether what masks may be another number than -inf or the dtype's minimum."""
+    return floor > torch.finfo(logits.dtype).min / 2
 
 
 # Far below every logit times the largest beta, and far above the lowest number over the largest T.
@@ -96,10 +113,11 @@ def divided(logits: Tensor, beta: Tensor, floor: float, masking: float | None) -
 
 
 def scaled_mask(mask: Any, beta: Tensor, floor: float) -> Any:
-    """An additive mask times beta; its masking entries, and boolean masks, stay as they are."""
+    """An additive mask times beta; what masks stays masking, and boolean masks as they are."""
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return mask
     floor = max(floor, torch.finfo(mask.dtype).min / 2)
-    if not torch.compiler.is_compiling() and not _has_bias(mask, floor):
+    plain = not torch.compiler.is_compiling() and not _has_bias(mask, floor)
+    if plain and not _is_mild(floor, mask):
         return mask
     return scaled(mask, beta, floor)

@@ -28,6 +28,7 @@ from tempering.attention.hooks.dividing import (
     in_float,
     query_over_t,
     scaled_mask,
+    shift_of,
 )
 from tempering.attention.hooks.site import OutsideProfile
 from tempering.attention.hooks.temperature_state import TemperatureState
@@ -263,8 +264,13 @@ def _read(state: TemperatureState, logits: Tensor, dim: Any) -> tuple[str, Tenso
     if not torch.compiler.is_compiling():
         state.calls += 1
         state.fit_call(count, logits.device)
-    beta = axes.shaped_for(state.beta[:, :, 0, 0], pattern, count)
     floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
+    if state.rule is None:
+        beta = axes.shaped_for(state.beta[:, :, 0, 0], pattern, count)
+    else:
+        seen = (axes.standard(logits, pattern, layer.heads) > floor).sum(-1)
+        beta = state.rule.of_seen(state, seen)
+        beta = beta.flatten(0, 1) if pattern == axes.FOLDED else beta
     return pattern, beta, floor
 
 
@@ -291,13 +297,34 @@ def tempered_product(
         state.calls += 1
         state.fit_call(query.shape[0], query.device)
     before = (query, key, value, mask)
-    query, shift = query_over_t(query, state.beta, state.shift)
+    beta, shift = _of_product(state, query, key, mask, args, kwargs)
+    query, shift = query_over_t(query, beta, shift)
     if shift != 1:
         scale = kwargs.get("scale")
         kwargs = {**kwargs, "scale": shift * (query.shape[-1] ** -0.5 if scale is None else scale)}
-    mask = scaled_mask(mask, state.beta, layer.mask_floor)
+    mask = scaled_mask(mask, beta, layer.mask_floor)
     if state.trial is not None:
         state.trial.product(state, before, (query, key, value, mask), args, kwargs)
     if state.observer is not None:
         state.observer.see_product(layer, (query, key, value, mask, *args), kwargs)
     return query, mask, kwargs
+
+
+def _of_product(
+    state: TemperatureState,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, int]:
+    """beta of a scaled dot product attention, and a power of two that no entry of it exceeds."""
+    if state.rule is None:
+        return state.beta, state.shift
+    causal = args[1] if len(args) > 1 else kwargs.get("is_causal", False)
+    if mask is not None:  # only which keys are seen matters to a rule that counts them
+        floor = max(state.layer.mask_floor, torch.finfo(query.dtype).min / 2)
+        mask = mask if mask.dtype == torch.bool else mask > floor
+        mask = mask[(None,) * (4 - mask.ndim)]
+    beta = state.rule(state, query, key, mask, {"is_causal": causal})
+    return beta, shift_of(float(beta.max())) if query.dtype == torch.float16 else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,8 +73,9 @@ class TemperatureState:
     beta: Float[Tensor, "rows heads 1 1"], rows = 1 (all rows alike) or the batch size.
     uniform: beta as a number when all rows and heads share it, else None.
     shift: the least power of two, from 1, that no beta exceeds.
-    rule: a function (state, query, key, mask, kwargs) -> beta, for temperatures that depend on
-        the query; rule_owner: the handle that gave it, if one did.
+    rule: for temperatures that depend on the query, an object that is called with (state, query,
+        key, mask, kwargs) and gives beta, or whose `of_seen` is, with (state, keys seen);
+        rule_owner: the handle that gave it, if one did.
     observer: an object whose `see_call` or `see_logits` is shown what reaches the softmax.
     trial: in the self-check, an object that compares the softmax's inputs, before and after they
         were divided, with a reference.
@@ -96,7 +97,7 @@ class TemperatureState:
                 ones = torch.ones(1, layer.heads, 1, 1, device=device, dtype=dtype)
             inverse = Inverse(ones, 1.0, 1)
         self.beta, self.uniform, self.shift = inverse
-        self.rule: Callable[..., Tensor] | None = None
+        self.rule: Any = None
         self.rule_owner: object = None
         self.observer: Any = None
         self.trial: Any = None

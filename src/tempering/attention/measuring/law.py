@@ -23,7 +23,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tempering.attention.examining.layout_of import layout
-from tempering.attention.examining.stored import input_device
 from tempering.attention.examining.subject import unwrapped
 from tempering.attention.layout import AttentionLayer
 from tempering.attention.measuring.gaps import (
@@ -39,7 +38,8 @@ from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rule_base import PerHead
-from tempering.errors import DataError, InputError
+from tempering.errors import ArchitectureError, DataError, InputError
+from tempering.inputs.example import as_inputs
 
 HOLDS = ("support", "peak", "critical")
 _NEAREST = 0.25  # nats
@@ -112,13 +112,18 @@ def measure_law(
     model_layout = layout(model)
     for layer in model_layout.layers:
         check_layer(layer, Power(0.0, float(n0)))
+        if layer.route != "interface":
+            raise ArchitectureError(
+                f"{layer.name} has attention code of its own, which forms its logits by itself; "
+                "gaps are counted from queries and keys"
+            )
     modules = [model.get_submodule(layer.name) for layer in model_layout.layers]
     observer = GapObserver(
         {id(m): own for m, own in zip(modules, model_layout.layers, strict=True)}
     )
     with watching(model, model_layout, None, observer):
-        for index, ids in enumerate(chunks):
-            run_layers(model, ids[None].to(input_device(model)))
+        for index, example in enumerate(as_inputs(chunks, model).examples):
+            run_layers(model, model_layout, example)
             if progress is not None:
                 progress(index + 1, len(chunks))
     return _law(model_layout.layers, observer.sums, n0)

@@ -1,12 +1,12 @@
-"""How many keys stay alive in every head of a model, on real text."""
+"""How many keys stay alive in every head of a model, on text, images or sound."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.control.handle import Tempering
 from tempering.attention.control.layer_rule import RuleCount
 from tempering.attention.control.tempered import tempered
-from tempering.attention.examining.layout_of import layout
+from tempering.attention.examining.layout_of import layout_reached
 from tempering.attention.examining.stored import input_device
-from tempering.attention.examining.subject import check_subject, unwrapped
+from tempering.attention.examining.subject import check_takes_text, unwrapped
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import AttentionCall
 from tempering.attention.measuring import fused
+from tempering.attention.measuring.measurement import QUANTITIES, Measurement
+from tempering.attention.measuring.places import patch_places, unit_of
 from tempering.attention.measuring.statistics import (
     OF_DISTANCE,
     OF_SINK,
@@ -35,24 +37,13 @@ from tempering.attention.measuring.streaming import first_key, moments, moments_
 from tempering.attention.modes import evaluation_mode
 from tempering.attention.profiles.fingerprint import agree_on_model
 from tempering.attention.profiles.profile import Profile
-from tempering.chunks import chunks_digest, token_chunks
+from tempering.chunks import token_chunks
 from tempering.errors import EnergyError, InputError
+from tempering.inputs.answers import called_on
+from tempering.inputs.example import Example, Inputs, as_inputs, taken_by
 from tempering.ranks import Ranks, here
 from tempering.text_tables import TextTable
 
-QUANTITIES = (
-    "entropy",
-    "support",
-    "support_without_sink",
-    "support_simpson",
-    "peak",
-    "sink_share",
-    "mean_energy",
-    "heat_capacity",
-    "saturation",
-    "distance",
-    "distance_without_sink",
-)
 # Quantities that are the exponential of a mean, and of which.
 _EXPONENTIALS = {
     "support": "entropy",
@@ -61,88 +52,10 @@ _EXPONENTIALS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """What the heads of a model kept of their keys on a text; means over queries.
-
-    All tensors are Float[Tensor, "layers heads"] (float64, NaN where a layer has fewer heads).
-
-    entropy: mean of S, nats. support: exp(mean S), keys.
-    support_without_sink: the same for the posterior renormalised over all keys but the sink
-        (the first key, or the learned sink logit where the architecture has one).
-    support_simpson: exp(mean of -log sum r^2), keys; at most `support` for each query.
-    peak: mean of max r. sink_share: mean r of the sink.
-    mean_energy: mean U/T = -mean sum r x for logits x, nats. heat_capacity: mean Var_r(d)/T^2.
-    saturation: mean of 1 - sum r^2, the trace of the softmax's Jacobian: near 0 it is saturated.
-    distance: mean of sum r |i - j|, tokens between a query and the keys it attends to;
-        distance_without_sink: the same with the sink left out.
-    entropy_by_chunk: Float[Tensor, "chunks layers heads"], for intervals.
-    by_position: each quantity as Float[Tensor, "layers heads buckets"] over equal parts of the
-        queries' positions; positions: the first and last position of each part.
-    rules: for each layer with rules of the profile, how often they acted and T met its bounds.
-
-    Where keys are not the tokens of the queries, in their order (cross attention; windows, blocks
-    and compressed keys), distances are NaN; but for cross attention, so is what the first key
-    would be the sink of.
-    """
-
-    layers: tuple[AttentionLayer, ...]
-    entropy: Tensor
-    support: Tensor
-    support_without_sink: Tensor
-    support_simpson: Tensor
-    peak: Tensor
-    sink_share: Tensor
-    mean_energy: Tensor
-    heat_capacity: Tensor
-    saturation: Tensor
-    distance: Tensor
-    distance_without_sink: Tensor
-    entropy_by_chunk: Tensor
-    chunk_length: int
-    by_position: dict[str, Tensor]
-    positions: tuple[tuple[int, int], ...]
-    rules: dict[str, list[RuleCount]] = field(default_factory=dict)
-
-    @property
-    def layer_support(self) -> Float[Tensor, "layers"]:
-        """exp of the mean entropy over heads and queries: the support of each layer, keys."""
-        return self.entropy.nanmean(dim=1).exp()
-
-    @property
-    def layer_support_without_sink(self) -> Float[Tensor, "layers"]:
-        """The same with the sink left out."""
-        return self.support_without_sink.log().nanmean(dim=1).exp()
-
-    @property
-    def layer_interval(self) -> Float[Tensor, "layers 2"]:
-        """95% interval of `layer_support` over chunks (Student t); NaN with a single chunk."""
-        from tempering.intervals import t_quantile
-
-        means = self.entropy_by_chunk.nanmean(dim=2)
-        chunks = len(means)
-        if chunks < 2:
-            return torch.full((means.shape[1], 2), math.nan, dtype=torch.float64)
-        half = t_quantile(chunks - 1) * means.std(dim=0) / math.sqrt(chunks)
-        middle = means.mean(dim=0)
-        return torch.stack([middle - half, middle + half], dim=1).exp()
-
-    def to_json(self) -> dict[str, Any]:
-        """Names, matrices and layer means, for a record."""
-        return {
-            "layers": [layer.name for layer in self.layers],
-            "chunks": len(self.entropy_by_chunk),
-            "chunk_length": self.chunk_length,
-            "layer_support": self.layer_support.tolist(),
-            "layer_support_without_sink": self.layer_support_without_sink.tolist(),
-            **{name: getattr(self, name).tolist() for name in QUANTITIES},
-        }
-
-
 def measure(
     model: nn.Module,
     tokenizer: Any,
-    text: str | TextTable,
+    text: Any,
     *,
     profile: Profile | None = None,
     chunk: int = 512,
@@ -155,7 +68,8 @@ def measure(
     Parameters
     ----------
     model, tokenizer: of transformers.
-    text: at least one chunk of tokens, or a table of texts; chunks are read separately.
+    text: at least one chunk of tokens, or a table of texts; chunks are read separately. Or else
+        inputs, as `measure_tokens` takes them; the tokenizer is not needed then, and may be None.
     profile: temperatures to measure under; those already in force count as well.
     chunk: tokens in a chunk. limit: chunks at most, spread over the text.
     buckets: parts of a chunk that `by_position` tells apart; 4 by default.
@@ -166,59 +80,70 @@ def measure(
     ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
     logit is NaN or infinite.
     """
-    check_subject(unwrapped(model))
-    chunks = token_chunks(tokenizer, text, chunk, limit)
-    return measure_tokens(model, chunks, profile=profile, buckets=buckets, progress=progress)
+    check_takes_text(unwrapped(model), "measure")
+    given = (
+        token_chunks(tokenizer, text, chunk, limit) if isinstance(text, str | TextTable) else text
+    )
+    return measure_tokens(model, given, profile=profile, buckets=buckets, progress=progress)
 
 
 def measure_tokens(
     model: nn.Module,
-    chunks: Int[Tensor, "chunks length"],
+    chunks: Int[Tensor, "chunks length"] | Any,
     *,
     profile: Profile | None = None,
     buckets: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
-    """`measure` on token ids."""
-    if chunks.numel() == 0:
+    """`measure` on token ids, or on whatever a processor gives.
+
+    chunks: token ids, a chunk a row; or what the model's processor gives: a mapping of names to
+        tensors, a list of such mappings, or `Inputs` (see `tempering.inputs.as_inputs`). Each row
+        runs alone, without the padding that a batch gave it.
+    """
+    model = unwrapped(model)
+    check_takes_text(model, "measure_tokens")
+    if isinstance(chunks, Tensor) and chunks.numel() == 0:
         raise InputError(f"measuring needs at least one chunk of tokens, not {tuple(chunks.shape)}")
-    length = chunks.shape[1]
-    buckets = min(4, length) if buckets is None else buckets
-    if not 1 <= buckets <= length:
+    inputs = as_inputs(chunks, model)
+    model_layout = layout_reached(model, inputs.sample)
+    length = _length(inputs)
+    buckets = min(4, length or 4) if buckets is None else buckets
+    if not 1 <= buckets <= (length or buckets):
         raise InputError(
             f"positions are cut into 1 to {length} parts (the tokens of a chunk), not {buckets}"
         )
-    model = unwrapped(model)
-    model_layout = layout(model)
-    network: Any = model
-    device = input_device(network)
     ranks = here()
     if ranks.size > 1:
         agree_on_model(model)
-        ranks.agree({"text": chunks_digest(chunks), "profile": profile and profile.to_text()})
+        ranks.agree({"text": inputs.digest, "profile": profile and profile.to_text()})
     totals = {
         layer.name: StatisticSums.zeros(layer.heads, buckets) for layer in model_layout.layers
     }
-    shape = (len(chunks), len(model_layout.layers), max(model_layout.heads))
+    shape = (len(inputs), len(model_layout.layers), max(model_layout.heads))
     by_chunk = torch.zeros(shape, dtype=torch.float64)
     with watching(model, model_layout, profile) as observer:
         with ranks.together():
-            for index in ranks.mine(len(chunks)):
+            for index in ranks.mine(len(inputs)):
+                example = inputs.examples[index]
+                observer.arguments = example.arguments
                 observer.sums = {
                     layer.name: StatisticSums.zeros(layer.heads, buckets)
                     for layer in model_layout.layers
                 }
-                run_layers(model, chunks[index][None].to(device))
+                run_layers(model, model_layout, example)
                 by_chunk[index] = _table(model_layout, observer.sums, "entropy")
                 for name, sums in observer.sums.items():
                     totals[name].merge(sums)
                 if progress is not None:
                     # The other ranks are taken to be as far as this one.
-                    progress(min(len(chunks), index - ranks.rank + ranks.size), len(chunks))
+                    progress(min(len(inputs), index - ranks.rank + ranks.size), len(inputs))
         rules = _of_all(ranks, observer.rules())
+        longest = max(ranks.each(observer.longest))
     (by_chunk,) = ranks.sum(by_chunk)
     for own in totals.values():
         own.share(ranks)
+    length = length or longest
     edges = [int((buckets_of(length, buckets) < bucket).sum()) for bucket in range(buckets + 1)]
     return Measurement(
         layers=model_layout.layers,
@@ -227,6 +152,7 @@ def measure_tokens(
         chunk_length=length,
         by_position={name: _table(model_layout, totals, name, buckets) for name in QUANTITIES},
         positions=tuple((low, high - 1) for low, high in itertools.pairwise(edges)),
+        units=tuple(unit_of(model, layer) for layer in model_layout.layers),
         rules=rules,
     )
 
@@ -249,15 +175,27 @@ def _of_all(ranks: Ranks, own: dict[str, list[RuleCount]]) -> dict[str, list[Rul
     }
 
 
-def run_layers(model: nn.Module, ids: Tensor) -> None:
-    """The layers alone: the head over the vocabulary tells nothing about attention."""
+def _length(inputs: Inputs) -> int:
+    """The tokens of a chunk, where all examples are chunks of one length; 0 where they aren't."""
+    arguments = [example.arguments for example in inputs]
+    lengths = {item["input_ids"].shape[1] if {*item} == {"input_ids"} else 0 for item in arguments}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def run_layers(model: nn.Module, model_layout: Layout, example: Example) -> None:
+    """The layers alone where they are all in the body: a head over the vocabulary takes memory."""
+    body: Any = getattr(model, "base_model", model)
+    prefix = next((name for name, module in model.named_modules() if module is body), "")
+    inside = all(name.startswith(f"{prefix}.") for name in model_layout.names)
+    takes = taken_by(body)
+    if not inside or not all(name in takes for name in example.arguments):
+        body = model
     config: Any = model.config
-    body: Any = model if config.is_encoder_decoder else getattr(model, "base_model", model)
+    if config.is_encoder_decoder and {*example.arguments} == {"input_ids"}:
+        ids = example.arguments["input_ids"]
+        example = replace(example, arguments={"input_ids": ids, "decoder_input_ids": ids})
     with torch.no_grad():
-        if config.is_encoder_decoder:
-            body(input_ids=ids, decoder_input_ids=ids, use_cache=False)
-        else:
-            body(input_ids=ids, use_cache=False)
+        called_on(body, example, input_device(model))
 
 
 def _table(
@@ -275,12 +213,22 @@ def _table(
 
 
 class Observer:
-    """Sums the statistics of the posteriors that it is shown."""
+    """Sums the statistics of the posteriors that it is shown.
 
-    def __init__(self, layers: dict[int, AttentionLayer]) -> None:
+    arguments: of the forward call that runs. longest: the most queries of a call so far.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[int, AttentionLayer]) -> None:
         self.layers = layers
         self.sums: dict[str, StatisticSums] = {}
         self.rules: Callable[[], dict[str, list[RuleCount]]] = dict
+        self.arguments: Mapping[str, Tensor] = {}
+        self.longest = 0
+        self._patches = {
+            layer.name: model.get_submodule(layer.name)
+            for layer in layers.values()
+            if unit_of(model, layer) == "patches"
+        }
 
     def see_call(
         self, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
@@ -289,18 +237,7 @@ class Observer:
         # A module with tempered sinks comes wrapped; its own identity is inside.
         layer = self.layers[id(getattr(module, "_module", module))]
         with _named(layer.name):
-            call = AttentionCall.of(module, query, key, mask, kwargs)
-            self._add(layer, posteriors(call), call.sinks is not None, key.shape[2])
-
-    def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
-        """Called with the input of a softmax, temperatures applied."""
-        floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
-        first = logits[..., 0].masked_fill(logits[..., 0] <= floor, -math.inf)
-        before = logits.shape[3] - logits.shape[2]
-        with _named(layer.name):
-            found = moments_of_logits(logits, floor, 1)
-            statistics = statistics_of_moments(found, first, learned=False, first=before)
-            self._add(layer, statistics, False, logits.shape[3])
+            self._add(layer, AttentionCall.of(module, query, key, mask, kwargs))
 
     def see_product(
         self, layer: AttentionLayer, args: Sequence[Any], kwargs: dict[str, Any]
@@ -310,17 +247,45 @@ class Observer:
         causal = args[5] if len(args) > 5 else kwargs.get("is_causal", False)
         own = {"scaling": kwargs.get("scale"), "is_causal": causal}
         with _named(layer.name):
-            call = AttentionCall.of(None, args[0], args[1], mask, own)
-            self._add(layer, posteriors(call), False, args[1].shape[2])
+            self._add(layer, AttentionCall.of(None, args[0], args[1], mask, own))
 
-    def _add(
-        self, layer: AttentionLayer, statistics: QueryStatistics, learned: bool, keys: int
+    def see_logits(self, layer: AttentionLayer, logits: Tensor) -> None:
+        """Called with the input of a softmax, temperatures applied."""
+        floor = max(layer.mask_floor, torch.finfo(logits.dtype).min / 2)
+        first = logits[..., 0].masked_fill(logits[..., 0] <= floor, -math.inf)
+        before = logits.shape[3] - logits.shape[2]
+        with _named(layer.name):
+            found = moments_of_logits(logits, floor, 1)
+            statistics = statistics_of_moments(found, first, learned=False, first=before)
+            # Attention code of a model's own doesn't say how its patches lie.
+            placed = layer.name not in self._patches
+            self._sum(layer, statistics, False, logits.shape[3], placed)
+
+    def _add(self, layer: AttentionLayer, call: AttentionCall) -> None:
+        keys, places, placed = call.key.shape[2], None, True
+        if layer.name in self._patches:
+            places = patch_places(self._patches[layer.name], self.arguments, keys)
+            placed = places is not None and keys == call.query.shape[2]
+        statistics = posteriors(call, places if placed else None)
+        self._sum(layer, statistics, call.sinks is not None, keys, placed)
+
+    def _sum(
+        self,
+        layer: AttentionLayer,
+        statistics: QueryStatistics,
+        learned: bool,
+        keys: int,
+        placed: bool,
     ) -> None:
-        of_tokens = keys == statistics.seen.shape[2] and {*layer.axes} <= {STANDARD, FOLDED}
+        queries = statistics.seen.shape[2]
+        self.longest = max(self.longest, queries)
+        of_tokens = keys == queries and {*layer.axes} <= {STANDARD, FOLDED}
         if layer.stack == "cross":
             statistics = statistics.without(OF_DISTANCE)
         elif not of_tokens:
             statistics = statistics.without(OF_DISTANCE if learned else (*OF_DISTANCE, *OF_SINK))
+        elif not placed:
+            statistics = statistics.without(OF_DISTANCE)
         self.sums[layer.name].add(statistics)
 
 
@@ -333,16 +298,21 @@ def _named(layer: str) -> Iterator[None]:
         raise EnergyError(f"{layer}, {error}") from None
 
 
-def posteriors(call: AttentionCall) -> QueryStatistics:
-    """The statistics of an attention call; its sink is the learned one, or else the first key."""
-    on_gpu = fused.serves(call)
+def posteriors(
+    call: AttentionCall, places: Float[Tensor, "tokens axes"] | None = None
+) -> QueryStatistics:
+    """The statistics of an attention call; its sink is the learned one, or else the first key.
+
+    places: where each token stands (see `patch_places`); None for tokens in a row.
+    """
+    on_gpu = places is None and fused.serves(call)
     if call.sinks is None:
         before = 0 if call.causal else call.key.shape[2] - call.query.shape[2]
         if on_gpu:
             found, sink, _ = fused.run(call, 1)
         else:
-            found, sink = moments(call, 1), first_key(call)
-        return statistics_of_moments(found, sink, learned=False, first=before)
+            found, sink = moments(call, 1, places), first_key(call)
+        return statistics_of_moments(found, sink, learned=False, first=before, places=places)
     queries = torch.arange(call.query.shape[2], device=call.query.device)
     found = fused.run(call).moments if on_gpu else moments(call)
     return statistics_of_moments(found, call.sink_column(queries)[..., 0], learned=True)
@@ -356,7 +326,7 @@ def watching(
     modules = [model.get_submodule(layer.name) for layer in model_layout.layers]
     if observer is None:
         observer = Observer(
-            {id(m): own for m, own in zip(modules, model_layout.layers, strict=True)}
+            model, {id(m): own for m, own in zip(modules, model_layout.layers, strict=True)}
         )
     handle = (
         tempered(model, profile)

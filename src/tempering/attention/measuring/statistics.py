@@ -31,8 +31,9 @@ class QueryStatistics(NamedTuple):
         sum r |i - j|                  distance of query i to the keys j it attends to, tokens
 
     `..._without_sink`: of r renormalised over all keys but the sink. A learned sink stands at no
-    place, so distances are over keys alone there. seen: 1 where a query sees anything; others: 1
-    where it sees more than the sink.
+    place, nor does a class token among patches, so distances are over the keys with a place, with
+    r renormalised over these. seen: 1 where a query sees anything; others: 1 where it sees more
+    than the sink; located, located_others: the same, and it has a distance.
     """
 
     seen: Tensor
@@ -47,6 +48,8 @@ class QueryStatistics(NamedTuple):
     distance: Tensor
     entropy_without_sink: Tensor
     distance_without_sink: Tensor
+    located: Tensor
+    located_others: Tensor
 
     def without(self, names: Iterable[str]) -> QueryStatistics:
         """The same with NaN for some of them."""
@@ -59,7 +62,12 @@ OF_SINK = ("sink_share", "entropy_without_sink")
 
 
 def statistics_of_moments(
-    found: Moments, sink: Tensor, *, learned: bool, first: int = 0
+    found: Moments,
+    sink: Tensor,
+    *,
+    learned: bool,
+    first: int = 0,
+    places: Float[Tensor, "tokens axes"] | None = None,
 ) -> QueryStatistics:
     """The statistics of posteriors over the sink and the keys that `found` sums.
 
@@ -72,6 +80,7 @@ def statistics_of_moments(
     sink: Float[Tensor, "batch heads q_seq"], its logits; -inf where hidden.
     learned: whether it is a learned logit rather than the first key.
     first: position of the first query among the keys.
+    places: where each token stands, as for `moments`.
 
     Raises EnergyError when a logit was NaN or infinite.
     """
@@ -84,7 +93,6 @@ def statistics_of_moments(
     entropy = (z.log() - found.first / z).clamp(min=0)
     capacity = (found.second / z - (found.first / z).square()).clamp(min=0)
     squares = found.squares / z.square()
-    distance = found.distance / z
     there = sink > -torch.inf
     at_sink = sink.where(there, torch.zeros_like(sink))
     odds = torch.where(there, log_z - at_sink, torch.inf)  # -inf where the sink is alone
@@ -95,7 +103,15 @@ def statistics_of_moments(
     logs = torch.nn.functional.logsigmoid(torch.stack([-odds, odds]).masked_fill(~both, 0.0))
     binary = -(share * logs[0] + rest * logs[1]) * both
     simpson = share.square() + rest.square() * squares
-    places = torch.arange(first, first + sink.shape[-1], device=sink.device).abs().to(sink)
+    if places is None:
+        distance = found.distance / z
+        away = torch.arange(first, first + sink.shape[-1], device=sink.device).abs().to(sink)
+        with_sink = distance if learned else rest * distance + share * away
+        located, located_others = seen, others.double()
+    else:
+        with_sink, distance, located, located_others = _distances_between(
+            found, z, share, rest, places.to(sink)
+        )
     return QueryStatistics(
         seen=seen,
         others=others.double(),
@@ -106,10 +122,33 @@ def statistics_of_moments(
         sink_share=share,
         log_simpson=-torch.where(seen > 0, simpson, torch.ones_like(simpson)).log(),
         saturation=2 * share * rest + rest.square() * (z.square() - found.squares) / z.square(),
-        distance=distance if learned else rest * distance + share * places,
+        distance=with_sink,
         entropy_without_sink=entropy,
         distance_without_sink=distance,
+        located=located,
+        located_others=located_others,
     )
+
+
+def _distances_between(
+    found: Moments, z: Tensor, share: Tensor, rest: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distances with and without the sink among tokens that have places, and where there are any.
+
+    A token without a place is at no distance: as a key it is left out, as a query not counted.
+    """
+    has_place = ~places.isnan().any(-1)
+    away = (places - places[0]).norm(dim=-1).nan_to_num(0.0)
+    at_sink = share * has_place[0]
+    weight = rest * found.placed / z
+    others = (found.placed > 0) & has_place
+    every = ((weight + at_sink) > 0) & has_place
+    one = torch.ones_like(z)
+    distance = found.distance / torch.where(others, found.placed, one)
+    with_sink = (rest * found.distance / z + at_sink * away) / torch.where(
+        every, weight + at_sink, one
+    )
+    return with_sink * every, distance * others, every.double(), others.double()
 
 
 def _check(log_z: Tensor, sink: Tensor) -> None:
@@ -122,8 +161,12 @@ def _check(log_z: Tensor, sink: Tensor) -> None:
         )
 
 
-# Statistics over all keys but the sink.
-OF_OTHERS = ("entropy_without_sink", "distance_without_sink")
+# Which queries a statistic is a mean over, where that is not all that see anything.
+_COUNTS = {
+    "entropy_without_sink": "others",
+    "distance": "located",
+    "distance_without_sink": "located_others",
+}
 
 
 @dataclass
@@ -145,6 +188,8 @@ class StatisticSums:
     distance: Tensor
     entropy_without_sink: Tensor
     distance_without_sink: Tensor
+    located: Tensor
+    located_others: Tensor
 
     @classmethod
     def zeros(cls, heads: int, buckets: int = 1) -> StatisticSums:
@@ -170,13 +215,11 @@ class StatisticSums:
 
     def mean(self, name: str) -> Float[Tensor, "heads buckets"]:
         """The mean over queries; over those that see more than the sink where it is left out."""
-        count = self.others if name in OF_OTHERS else self.seen
-        return getattr(self, name) / count
+        return getattr(self, name) / getattr(self, _COUNTS.get(name, "seen"))
 
     def overall(self, name: str) -> Float[Tensor, "heads"]:
         """`mean` over all buckets."""
-        count = self.others if name in OF_OTHERS else self.seen
-        return getattr(self, name).sum(1) / count.sum(1)
+        return getattr(self, name).sum(1) / getattr(self, _COUNTS.get(name, "seen")).sum(1)
 
 
 def buckets_of(length: int, buckets: int) -> Int[Tensor, "length"]:

@@ -33,7 +33,8 @@ class Moments(NamedTuple):
 
     All are Float[Tensor, "batch heads q_seq"]. top: max x, -inf where a query sees no key.
     partition: sum e, 0 where it sees none. first, second: sums of e (x - top), e (x - top)^2.
-    squares: sum e^2. distance: sum of e |i - j| for query i and key j.
+    squares: sum e^2. distance: sum of e |i - j| for query i and key j, over keys that have a place.
+    placed: sum of e over these keys.
     """
 
     top: Tensor
@@ -42,22 +43,27 @@ class Moments(NamedTuple):
     second: Tensor
     squares: Tensor
     distance: Tensor
+    placed: Tensor
 
 
-def moments(call: AttentionCall, first: int = 0) -> Moments:
+def moments(
+    call: AttentionCall, first: int = 0, places: Float[Tensor, "tokens axes"] | None = None
+) -> Moments:
     """The moments of every query of an attention call over its keys from `first` on.
 
+    places: where each token stands, NaN for one without a place; None for tokens in a row.
     Learned sink logits are left out; `statistics_of_moments` adds the sink in closed form.
     """
     batch, heads, q_seq, _ = call.query.shape
     rows = _Rows(batch, heads, q_seq, call.query.device, call.work)
     before: range | None = None
-    near = torch.empty(0)
+    near, here = torch.empty(0), None
     for tile in tiles(call, first, rows.space):
         if tile.queries is not before:  # all heads of a row share the distances of a block
-            near = _distances(call, tile.queries, tile.keys, call.work)
+            near = _distances(call, tile.queries, tile.keys, call.work, places)
+            here = None if places is None else _placed(places, tile.keys, call)
             before = tile.queries
-        rows.reduce(tile.logits, tile.row, tile.heads, tile.queries, near)
+        rows.reduce(tile.logits, tile.row, tile.heads, tile.queries, near, here)
     return rows.moments()
 
 
@@ -178,9 +184,23 @@ def _seen(mask: Tensor, row: int, queries: range, low: int, high: int) -> tuple[
     return low + int(places[0]), low + int(places[-1]) + 1
 
 
-def _distances(call: AttentionCall, queries: range, keys: range, dtype: torch.dtype) -> Tensor:
-    """|i - j|; for causal calls only the part that all queries share, last query - j."""
+def _placed(places: Tensor, keys: range, call: AttentionCall) -> Tensor:
+    """1 for each key that has a place, 0 for the others."""
+    here = ~places[keys.start : keys.stop].isnan().any(-1)
+    return here.to(call.query.device, call.work)
+
+
+def _distances(
+    call: AttentionCall, queries: range, keys: range, dtype: torch.dtype, places: Tensor | None
+) -> Tensor:
+    """|i - j|; for causal calls only the part that all queries share, last query - j.
+
+    With places, the length of the straight line between them, and 0 where one of them has none.
+    """
     device = call.query.device
+    if places is not None:
+        at, to = (places[part.start : part.stop].to(device, dtype) for part in (queries, keys))
+        return (at[:, None] - to).square().sum(-1).sqrt().nan_to_num(0.0)
     place = torch.arange(keys.start, keys.stop, device=device, dtype=dtype)
     if call.causal:
         return (queries.stop - 1) - place
@@ -232,13 +252,14 @@ def hidden_logit(dtype: torch.dtype) -> float:
 class _Rows:
     """What the tiles were reduced to, and the memory that they share.
 
-    sums: the fields of `Moments` in units of log 2; partition and squares less 1.
+    sums: the fields of `Moments` in units of log 2; partition and squares less 1, and placed less
+    partition.
     """
 
     def __init__(
         self, batch: int, heads: int, q_seq: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.sums = torch.zeros(6, batch, heads, q_seq, device=device, dtype=dtype)
+        self.sums = torch.zeros(7, batch, heads, q_seq, device=device, dtype=dtype)
         self.hidden = hidden_logit(dtype)
         self.sums[0] = self.hidden
         self._memory = [torch.empty(0, device=device, dtype=dtype) for _ in range(3)]
@@ -250,8 +271,19 @@ class _Rows:
             self._memory[which] = self._memory[which].new_empty(size)
         return self._memory[which][:size].view(shape)
 
-    def reduce(self, tile: Tensor, row: int, heads: slice, queries: range, near: Tensor) -> None:
-        """Reduce logits in units of log 2 [heads, queries, keys]; the tile is overwritten."""
+    def reduce(
+        self,
+        tile: Tensor,
+        row: int,
+        heads: slice,
+        queries: range,
+        near: Tensor,
+        here: Tensor | None = None,
+    ) -> None:
+        """Reduce logits in units of log 2 [heads, queries, keys]; the tile is overwritten.
+
+        here: 1 for keys with a place, 0 for others; None where all have one.
+        """
         shape = tuple(tile.shape)
         top = tile.amax(-1)
         x = tile.sub_(top[..., None])
@@ -273,16 +305,22 @@ class _Rows:
             distance = shared - (rest + 1) * behind
         else:
             distance = torch.mul(e, near, out=weighted).sum(-1)
-        here = self.sums[:, row, heads, queries.start : queries.stop]
-        for place, value in zip(here, (top, rest, first, second, squares, distance), strict=True):
+        unplaced = torch.zeros_like(rest)
+        if here is not None:
+            # A sum over few keys, so that it keeps its digits; most have a place.
+            unplaced = torch.mv(e.view(-1, shape[-1]), here - 1).view(shape[:-1])
+        found = (top, rest, first, second, squares, distance, unplaced)
+        room = self.sums[:, row, heads, queries.start : queries.stop]
+        for place, value in zip(room, found, strict=True):
             place.copy_(value)
 
     def moments(self) -> Moments:
         """In natural units, where a query saw a key."""
-        top, rest, first, second, squares, distance = self.sums.double()
+        top, rest, first, second, squares, distance, unplaced = self.sums.double()
         unseen = top <= self.hidden / 2
         log2 = math.log(2)
-        sums = (rest + 1, first * log2, second * log2**2, squares + 1, distance)
+        placed = rest + 1 + unplaced
+        sums = (rest + 1, first * log2, second * log2**2, squares + 1, distance, placed)
         return Moments(
             (top * log2).masked_fill(unseen, -math.inf), *(s.masked_fill(unseen, 0) for s in sums)
         )

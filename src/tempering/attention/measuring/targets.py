@@ -166,8 +166,8 @@ def _targets(
     model_layout: Layout, schedule: Schedule, own: Tensor, reading: str, amplitude: float
 ) -> Tensor:
     """log N_target, [layers, columns]."""
-    values = {stack: schedule.sample(depth).log() for stack, depth in model_layout.depths.items()}
-    wanted = torch.stack([values[layer.stack][layer.index] for layer in model_layout.layers])[
+    values = {part: schedule.sample(depth).log() for part, depth in model_layout.depths.items()}
+    wanted = torch.stack([values[layer.part][layer.index] for layer in model_layout.layers])[
         :, None
     ]
     if reading == "absolute":

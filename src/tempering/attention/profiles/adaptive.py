@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.profiles.length_rules import InsteadOf
+from tempering.attention.profiles.length_rules import InsteadOf, LengthRule, RootLogLength
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rules import GRAMMAR, KNOWN, PerHead, Rule, rule, rule_of
 from tempering.calls import CallNode
@@ -53,14 +55,11 @@ def adaptive_profile(
     if chosen is not None and (not chosen or chosen - known):
         wrong = ", ".join(str(item) for item in sorted(chosen - known)) or "(none)"
         raise ProfileError(f"layer {wrong}: the model has layers 0 to {max(known)} with a softmax")
-    if stack is not None and stack not in model_layout.depths:
-        raise ProfileError(
-            f"this model has no stack '{stack}'; it has {', '.join(model_layout.depths)}"
-        )
+    parts = model_layout.parts_called(stack)
     of_layer = _over_depth(text, model_layout)
     rules = [
         of_layer(layer)
-        if (chosen is None or layer.index in chosen) and stack in (None, layer.stack)
+        if (chosen is None or layer.index in chosen) and layer.part in parts
         else None
         for layer in model_layout.layers
     ]
@@ -71,6 +70,38 @@ def adaptive_profile(
             check_layer(layer, item)
     made = Profile._for(model_layout, rows, model, pattern=text if base is None else None)
     return replace(made, rules=tuple(rules))
+
+
+def resolution_profile(model: nn.Module, trained: dict[str, Any]) -> Profile:
+    """A profile for images of another size than those that a model was trained on.
+
+        T[l] = sqrt(log n_l / log n)
+
+    n_l keys of layer l at the size of training, n those of the image that is made. This keeps the
+    entropy of attention about what it was: sharper for larger images, which repeat themselves
+    otherwise, and hotter for smaller ones. It acts in self-attention; text is as long as it was.
+
+    Parameters
+    ----------
+    model: a model of images, of diffusers or transformers.
+    trained: a sample of its inputs at the size of training, as `layout` takes one; the values
+        don't matter.
+
+    Raises ArchitectureError where no layer attends to its own image. Source: `RootLogLength`.
+    """
+    model_layout = layout(model, trained)
+    rules = tuple(
+        RootLogLength(layer.keys) if layer.stack != "cross" and layer.keys > 1 else None
+        for layer in model_layout.layers
+    )
+    if not any(rules):
+        raise ArchitectureError(
+            f"{type(model).__name__} has cross attention alone, whose keys don't grow with an image"
+        )
+    for layer, item in zip(model_layout.layers, rules, strict=True):
+        if item is not None:
+            check_layer(layer, item)
+    return replace(Profile.neutral(model), rules=rules)
 
 
 def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], Rule]:
@@ -84,10 +115,10 @@ def _over_depth(text: str, model_layout: Layout) -> Callable[[AttentionLayer], R
         same = rule_of(call)
         return lambda layer: same
     pattern = level.made(lambda: schedule_of(level.call(call.name, "pattern")))
-    values = {stack: pattern.sample(depth).tolist() for stack, depth in model_layout.depths.items()}
+    values = {part: pattern.sample(depth).tolist() for part, depth in model_layout.depths.items()}
 
     def of_layer(layer: AttentionLayer) -> Rule:
-        own = replace(level, value=values[layer.stack][layer.index])
+        own = replace(level, value=values[layer.part][layer.index])
         return rule_of(replace(call, arguments=(own, *rest)))
 
     return of_layer
@@ -110,10 +141,16 @@ def _where_it_has_a_law(rules: list[Rule | None], model_layout: Layout) -> list[
 
 def check_layer(layer: AttentionLayer, item: Rule) -> None:
     """ArchitectureError where a rule can't be exact on a layer."""
-    if layer.route != "interface":
+    counts_keys = isinstance(item, LengthRule) and not isinstance(item, InsteadOf)
+    if layer.route != "interface" and not counts_keys:
         raise ArchitectureError(
-            f"{layer.name} has attention code of its own; rules need transformers' attention "
-            "interface, which hands out queries and keys"
+            f"{layer.name} has attention code of its own; {item.name} needs transformers' "
+            "attention interface, which hands out queries and keys"
+        )
+    if layer.route != "interface" and not set(layer.axes) <= {STANDARD, FOLDED}:
+        raise ArchitectureError(
+            f"{layer.name} attends in blocks or windows, where {item.label} would count the keys of "
+            "one"
         )
     if "sinks" in layer.features:
         raise ArchitectureError(

@@ -2,6 +2,7 @@
 
     power(b, n0)                T = (n / n0)^b, that is log T = b log(n / n0)
     log_length(n0)              1/T = max(1, log n / log n0)
+    root_log_length(n0)         1/T = sqrt(log n / log n0)
     ssmax(s)                    1/T = s log n
     affine(a, b)                1/T = a log n + b
     log_steps(a, step, shift)   1/T = 1 + a log(1 + floor((n - shift) / step))
@@ -218,6 +219,31 @@ class LogLength(LengthRule):
         (trained,) = numbers
         log_trained = trained.log() if isinstance(trained, Tensor) else math.log(trained)
         return (n.log() / log_trained).clamp(min=1.0)
+
+
+@dataclass(frozen=True)
+class RootLogLength(LengthRule):
+    """beta = sqrt(log(keys seen) / log(trained)): entropy kept at another resolution of an image.
+
+    trained: keys of the layer at the resolution of training, at least 2. Sharper above it and
+    hotter below; a query with one key has nothing to divide, and beta 1. Source: Jin et al.,
+    "Training-free diffusion model adaptation for variable-sized text-to-image synthesis" (NeurIPS
+    2023), section 3.2, who use it in self-attention. Here relative to the model's own temperature.
+    """
+
+    name, signature = "root_log_length", "root_log_length(trained)"
+
+    trained: int
+
+    def __post_init__(self) -> None:
+        if not self.trained >= 2:
+            raise ProfileError(f"root_log_length({self.trained}): the trained number is at least 2")
+
+    @staticmethod
+    def law(n: Tensor, *numbers: Any) -> Tensor:
+        (trained,) = numbers
+        log_trained = trained.log() if isinstance(trained, Tensor) else math.log(trained)
+        return torch.where(n > 1, (n.log() / log_trained).sqrt(), 1.0)
 
 
 @dataclass(frozen=True)

@@ -20,25 +20,20 @@ def rows_of_schedule(
     stack: str | None,
 ) -> list[Tensor]:
     """T of every layer, read from a schedule at l/(L-1); see `Profile.from_schedule`."""
-    stacks = [stack] if stack else list(model_layout.depths)
-    for name in stacks:
-        if name not in model_layout.depths:
-            raise ProfileError(
-                f"this model has no stack '{name}'; it has {', '.join(model_layout.depths)}"
-            )
-    values = {name: pattern.sample(model_layout.depths[name]) for name in stacks}
-    chosen_layers = _chosen(layers, "layer", max(model_layout.depths.values()))
+    parts = model_layout.parts_called(stack)
+    values = {part: pattern.sample(model_layout.depths[part]) for part in parts}
+    chosen_layers = _chosen(layers, "layer", max(model_layout.depths[part] for part in parts))
     chosen_heads = _chosen(heads, "head", max(model_layout.heads))
     rows = []
     for layer in model_layout.layers:
         row = torch.ones(layer.heads, dtype=torch.float64)
-        if layer.stack in values and (chosen_layers is None or layer.index in chosen_layers):
+        if layer.part in values and (chosen_layers is None or layer.index in chosen_layers):
             tempered_heads = (
                 slice(None)
                 if chosen_heads is None
                 else [head for head in chosen_heads if head < layer.heads]
             )
-            row[tempered_heads] = float(values[layer.stack][layer.index])
+            row[tempered_heads] = float(values[layer.part][layer.index])
         rows.append(row)
     return rows
 
@@ -69,15 +64,15 @@ def _chosen(items: Iterable[int] | None, what: str, count: int) -> set[int] | No
 
 def _softmax_rows(table: Tensor, model_layout: Layout) -> Tensor:
     """The rows of layers with a softmax, of a table with a row for every layer."""
-    with_softmax = {(layer.stack, layer.index) for layer in model_layout.layers}
+    with_softmax = {(layer.part, layer.index) for layer in model_layout.layers}
     rows, index = [], 0
-    for stack, depth in model_layout.depths.items():
+    for part, depth in model_layout.depths.items():
         for layer in range(depth):
-            if (stack, layer) in with_softmax:
+            if (part, layer) in with_softmax:
                 rows.append(table[index])
             elif not bool(((table[index] == 1) | table[index].isnan()).all()):
                 raise ProfileError(
-                    f"layer {layer} of the {stack} has no softmax and so no temperature; "
+                    f"layer {layer} of the {part} has no softmax and so no temperature; "
                     "its row must be 1 or NaN"
                 )
             index += 1

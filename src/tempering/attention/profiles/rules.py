@@ -9,7 +9,7 @@ profile's temperature left them (`query_rules`):
     polynomial(c..)    beta = max(1, c_k S^k + .. + c_0) where the entropy S > 0.5, else 1
 
 and some count the keys that the query sees (`length_rules`): power(b, n0), log_length(n0),
-ssmax(s), affine(a, b), log_steps(a, step, shift), x|instead_of(y).
+root_log_length(n0), ssmax(s), affine(a, b), log_steps(a, step, shift), x|instead_of(y).
 
 A held level that no temperature reaches (three keys can't have a support of 12) is held at the
 nearest that the rule's bounds allow: T goes to the bound, and such queries are counted.

@@ -1,6 +1,6 @@
 """Tuning: temperatures learned with every weight frozen, for a text, a task, or any loss.
 
-from_text, from_lengths, from_pairs, from_functions, from_batches    what to be better at
+from_text, from_lengths, from_pairs, from_inputs, from_functions, from_batches    the goal
 Constraint                                             what other data may lose
 tune(model, objectives)                                -> Tuned, with a Profile
 tune_context(model, ids, seconds=20)                   the same for one context, in so much time
@@ -15,14 +15,15 @@ from tempering.attention.tuning.objectives import (
     Objective,
     from_batches,
     from_functions,
+    from_inputs,
     from_lengths,
     from_pairs,
     from_text,
 )
 from tempering.attention.tuning.outcome import ConstraintError, HeldOut, Step, TradeOff, Tuned
-from tempering.attention.tuning.pairs import read_pairs
 from tempering.attention.tuning.search import Searched, Trial, search
 from tempering.attention.tuning.split import refuse_overlap
+from tempering.inputs.pairs import read_pairs
 
 __all__ = [
     "Basis",
@@ -38,6 +39,7 @@ __all__ = [
     "Tuned",
     "from_batches",
     "from_functions",
+    "from_inputs",
     "from_lengths",
     "from_pairs",
     "from_text",

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tempering.attention.layout import Layout
+from tempering.attention.layout import AttentionLayer, Layout
 from tempering.errors import InputError
 from tempering.schedules import Schedule, as_schedule
 
@@ -54,8 +54,8 @@ def make_basis(model: nn.Module, plan: Layout, per: str, knots: int | None = Non
         return _spline(plan, knots)
     groups: list[str] = []
     for layer in plan.layers:
-        stack = f"{layer.stack} " if len(plan.depths) > 1 else ""
-        name = f"{stack}layer {layer.index}"
+        part = f"{layer.part} " if len(plan.depths) > 1 else ""
+        name = f"{part}layer {layer.index}"
         for head in range(layer.heads):
             if per == "head":
                 groups.append(f"{name} head {head}")
@@ -65,17 +65,19 @@ def make_basis(model: nn.Module, plan: Layout, per: str, knots: int | None = Non
             elif per == "layer":
                 groups.append(name)
             else:
-                groups.append(stack + _kind(model, layer.index))
+                groups.append(part + _kind(model, layer))
     names = tuple(dict.fromkeys(groups))
     matrix = torch.zeros(len(groups), len(names), dtype=torch.float64)
     matrix[torch.arange(len(groups)), torch.tensor([names.index(item) for item in groups])] = 1.0
     return Basis(matrix, names, plan.heads, per)
 
 
-def _kind(model: nn.Module, index: int) -> str:
+def _kind(model: nn.Module, layer: AttentionLayer) -> str:
     config: Any = model.config
     kinds = getattr(config.get_text_config(), "layer_types", None)
-    return str(kinds[index]) if kinds and index < len(kinds) else "attention"
+    if not kinds or layer.index >= len(kinds) or layer.tower not in ("", "text"):
+        return "attention"
+    return str(kinds[layer.index])
 
 
 def pattern_basis(plan: Layout, patterns: Sequence[str | Schedule]) -> Basis:
@@ -92,8 +94,8 @@ def pattern_basis(plan: Layout, patterns: Sequence[str | Schedule]) -> Basis:
     columns, names = [], []
     for pattern in patterns:
         shape = as_schedule(pattern).amplitude(math.e)
-        values = {stack: shape.sample(depth).log() for stack, depth in plan.depths.items()}
-        rows = [values[layer.stack][layer.index].expand(layer.heads) for layer in plan.layers]
+        values = {part: shape.sample(depth).log() for part, depth in plan.depths.items()}
+        rows = [values[layer.part][layer.index].expand(layer.heads) for layer in plan.layers]
         column = torch.cat(rows)
         if not bool(column.any()):
             raise InputError(f"the pattern '{pattern}' is flat, so it has no amplitude to tune")
@@ -112,10 +114,10 @@ def scale_basis(plan: Layout) -> Basis:
     groups: list[int] = []
     for layer in plan.layers:
         share = layer.heads // layer.kv_heads
-        stack = f"{layer.stack} " if len(plan.depths) > 1 else ""
+        part = f"{layer.part} " if len(plan.depths) > 1 else ""
         groups += [len(names) + head // share for head in range(layer.heads)]
         names += [
-            f"output scale of {stack}layer {layer.index} value head {head}"
+            f"output scale of {part}layer {layer.index} value head {head}"
             for head in range(layer.kv_heads)
         ]
     matrix = torch.zeros(len(groups), len(names), dtype=torch.float64)
@@ -139,7 +141,7 @@ def _spline(plan: Layout, knots: int | None) -> Basis:
     columns = CubicSpline(at.numpy(), torch.eye(knots).numpy(), bc_type="natural")
     rows = []
     for layer in plan.layers:
-        u = layer.index / max(plan.depths[layer.stack] - 1, 1)
+        u = layer.index / max(plan.depths[layer.part] - 1, 1)
         value = torch.as_tensor(columns(u), dtype=torch.float64)
         rows.append(value.expand(layer.heads, -1))
     names = tuple(f"spline at {float(u):.2f}" for u in at)

@@ -11,8 +11,8 @@ p is the untempered model's distribution but in a lesson, q the tempered model's
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor
 from tempering.attention.examining.stored import input_device
 from tempering.attention.tuning.lessons import Lesson, lesson_losses
 from tempering.errors import DataError, RefusedError
+from tempering.inputs.answers import answers_of, called, check_goals, on
+from tempering.inputs.example import NO_GOAL, Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +33,17 @@ class Batch:
 
     ids: Int[Tensor, "rows length"]. targets: Bool[Tensor, "rows length"]; the first token of a
     row is never one. origin: names the source, in errors. lessons: for each row what a teacher
-    says in place of its next tokens (see `teacher`); none for the tokens themselves.
+    says in place of its next tokens (see `teacher`); none for the tokens themselves. arguments:
+    what the model is called with, where that is more than the ids: images, sound, what an encoder
+    reads. Then its logits at position i name ids[i + 1]: the next token of a decoder, or the class
+    of a classifier, which has one position.
     """
 
     ids: Int[Tensor, "rows length"]
     targets: Bool[Tensor, "rows length"]
     origin: str = ""
     lessons: tuple[Lesson, ...] = ()
+    arguments: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def counts(self) -> list[int]:
@@ -54,6 +60,32 @@ def text_batches(chunks: Int[Tensor, "chunks length"], origin: str = "text") -> 
     """One batch a chunk; every token but the first of a chunk is a target."""
     everything = torch.ones_like(chunks[:1], dtype=torch.bool)
     return [Batch(ids[None], everything, f"{origin}, chunk {i}") for i, ids in enumerate(chunks)]
+
+
+def example_batches(inputs: Inputs) -> list[Batch]:
+    """One batch an example; its goals are the targets.
+
+    Raises DataError for examples whose right answer isn't known, with their place.
+    """
+    batches = []
+    for example in inputs:
+        if example.goals is None or inputs.own:
+            raise DataError(
+                f"{example.origin}: nothing says what is right to answer, so nothing can be "
+                "learned; put images into folders named by their labels, write NAME.txt beside "
+                "NAME.wav, or give labels"
+            )
+        goals = example.goals
+        ids = torch.cat([goals.new_zeros(1), goals.clamp(min=0)])[None]
+        targets = torch.cat([torch.zeros(1, dtype=torch.bool), goals != NO_GOAL])[None]
+        read = example.arguments.get("input_ids")
+        arguments = example.arguments
+        if len(arguments) == 1 and read is not None and read.shape == ids.shape:
+            asked = targets[0, 1:]
+            if torch.equal(read[0, 1:][asked], goals[asked]):  # the text's own next tokens
+                ids, arguments = read, {}
+        batches.append(Batch(ids, targets, example.origin, (), arguments))
+    return batches
 
 
 def answer_batches(
@@ -117,10 +149,12 @@ def target_logits(
 
     Raises RefusedError for a model that is no decoder of tokens by itself.
     """
+    if batch.arguments:
+        return _answer_logits(model, batch)
     if getattr(model.config, "is_encoder_decoder", False):
         raise RefusedError(
             f"{type(model).__name__} has an encoder and a decoder, whose losses need both sides; "
-            "give a Python objective that computes the loss: from_functions(name, [f, ...])"
+            "give pairs, images or sound with answers: from_inputs(name, inputs, model)"
         )
     device = input_device(model)
     ids = batch.ids.to(device)
@@ -138,6 +172,23 @@ def target_logits(
     if not bool(wanted.all()):
         rows = rows.index_select(0, wanted.flatten().nonzero()[:, 0].to(rows.device))
     return rows, goals.to(rows.device)
+
+
+def _answer_logits(
+    model: Any, batch: Batch
+) -> tuple[Float[Tensor, "targets vocabulary"], Int[Tensor, "targets"]]:
+    """`target_logits` of rows that are more than tokens."""
+    arguments = on(model, batch.arguments, input_device(model))
+    logits = answers_of(model, called(model, arguments)).logits
+    if logits is None:
+        raise RefusedError(
+            f"{type(model).__name__} gives features and no distribution over answers; give a "
+            "Python objective that computes the loss: from_functions(name, [f, ...])"
+        )
+    check_goals(model, logits, batch.ids[:, 1:], batch.origin)
+    wanted = batch.targets[:, 1:].to(logits.device)
+    goals = batch.ids[:, 1:].to(logits.device)[wanted]
+    return logits[:, : wanted.shape[1]][wanted], goals
 
 
 def _takes_positions(model: Any) -> bool:

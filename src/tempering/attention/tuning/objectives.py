@@ -21,9 +21,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.tuning.batches import Batch, answer_batches, target_losses, text_batches
+from tempering.attention.examining.layout_of import layout_reached
+from tempering.attention.examining.subject import unwrapped
+from tempering.attention.tuning.batches import (
+    Batch,
+    answer_batches,
+    example_batches,
+    target_losses,
+    text_batches,
+)
 from tempering.chunks import mixed_chunks, token_chunks, token_ids
 from tempering.errors import DataError, InputError
+from tempering.inputs.example import as_inputs
 from tempering.text_tables import TextTable
 
 
@@ -50,6 +59,8 @@ class Piece:
         if not isinstance(self.source, Batch):
             return hashlib.sha256(f"{self.origin}\0{self.count}".encode()).hexdigest()
         content = self.source.ids.cpu().numpy().tobytes() + self.source.targets.numpy().tobytes()
+        for name, item in sorted(self.source.arguments.items()):
+            content += name.encode() + item.cpu().numpy().tobytes()
         taught = "".join(lesson.identity for lesson in self.source.lessons)
         return hashlib.sha256(content + taught.encode()).hexdigest()
 
@@ -79,7 +90,7 @@ def row_means(values: Float[Tensor, "targets"], batch: Batch) -> Float[Tensor, "
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """A weighted part of what is minimised; make one with `from_text`, `from_pairs`, ...
+    """A weighted part of what is minimised; make one with `from_text`, `from_inputs`, ...
 
     kind: "text", "answers" or "function".
     """
@@ -143,9 +154,20 @@ def from_batches(
 ) -> Objective:
     """An objective on batches of token ids; each row becomes a piece."""
     pieces = [
-        Piece(Batch(ids[None], targets[None], batch.origin), int(targets[1:].sum()), batch.origin)
+        Piece(
+            Batch(
+                ids[None],
+                targets[None],
+                batch.origin,
+                arguments={name: item[row : row + 1] for name, item in batch.arguments.items()}
+                if len(batch.ids) > 1
+                else batch.arguments,
+            ),
+            int(targets[1:].sum()),
+            batch.origin,
+        )
         for batch in batches
-        for ids, targets in zip(batch.ids, batch.targets, strict=True)
+        for row, (ids, targets) in enumerate(zip(batch.ids, batch.targets, strict=True))
     ]
     for piece in pieces:
         if piece.count == 0:
@@ -231,6 +253,19 @@ def from_pairs(
     """Loss on the answers of (prompt, answer) pairs; the prompt's tokens don't count."""
     batches = answer_batches(tokenizer, pairs, name)
     return from_batches(name, batches, kind="answers", weight=weight)
+
+
+def from_inputs(name: str, inputs: Any, model: Any, *, weight: float | int = 1.0) -> Objective:
+    """Loss on the right answers to images, sound, pairs, or whatever a processor gives.
+
+    inputs: as `tempering.inputs.as_inputs` takes them, with labels; of `read_inputs`, for example.
+    Raises DataError for a row whose right answer isn't known.
+    """
+    found = as_inputs(inputs, unwrapped(model))
+    layout_reached(model, found.sample)
+    text = found.unit == "chunks"
+    batches = example_batches(found)
+    return from_batches(name, batches, kind="text" if text else "answers", weight=weight)
 
 
 def from_functions(

@@ -138,7 +138,13 @@ def guard(
     cold = _places(coldest.log() <= log_bounds[0] + _AT_BOUND)
     hot = _places(hottest.log() >= log_bounds[1] - _AT_BOUND)
     sample = next(
-        (p.source.ids[:1] for o in watched for p in o.pieces if isinstance(p.source, Batch)), None
+        (
+            p.source.arguments or p.source.ids[:1]
+            for o in watched
+            for p in o.pieces
+            if isinstance(p.source, Batch)
+        ),
+        None,
     )
     thin: tuple[tuple[int, ...], ...] = ()
     if sample is not None:

@@ -172,7 +172,13 @@ def grouped(pieces: Sequence[Piece], rows: int) -> list[Piece]:
 def _alike(one: Piece, other: Piece) -> bool:
     if not isinstance(one.source, Batch) or not isinstance(other.source, Batch):
         return False
-    return one.source.ids.shape == other.source.ids.shape
+    shapes = [
+        {name: item.shape for name, item in {"ids": batch.ids, **batch.arguments}.items()}
+        for batch in (one.source, other.source)
+    ]
+    # Of several images in a row, which belongs to which can't be told in a batch.
+    whole = all(shape[0] == 1 for shape in shapes[0].values())
+    return shapes[0] == shapes[1] and (whole or not one.source.arguments)
 
 
 def _merge(group: list[Piece]) -> Piece:
@@ -185,6 +191,7 @@ def _merge(group: list[Piece]) -> Piece:
         torch.cat([item.targets for item in batches]),
         origin,
         tuple(lesson for item in batches for lesson in item.lessons),
+        {name: torch.cat([b.arguments[name] for b in batches]) for name in batches[0].arguments},
     )
     return Piece(batch, batch.count, origin)
 

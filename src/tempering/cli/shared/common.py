@@ -19,7 +19,6 @@ from tempering.ranks import here
 if TYPE_CHECKING:
     from typer import Context
 
-    from tempering.attention.profiles.profile import Profile
     from tempering.reports.record import Record
     from tempering.text_tables import TextTable
 else:
@@ -118,20 +117,34 @@ def text_argument(text: str | None, file: Path | None, what: str) -> str | None:
     return text
 
 
-def open_model(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """Causal language model and tokenizer by name."""
+def open_model(
+    name: str, device: str | None = None, dtype: str = "float32", *, any_kind: bool = False
+) -> tuple[Any, Any]:
+    """Model and tokenizer by name; any_kind: or any other model of transformers, and its processor.
+
+    Raises ModelError for another than a causal language model, where none is wanted.
+    """
     import torch
 
     from tempering.engines.loading.catalogue import check_writes_text
     from tempering.engines.loading.hub import load_model
+    from tempering.errors import ModelError
+    from tempering.inputs.example import predicts_next
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise InputError(f"--dtype is {', '.join(kinds)}, not '{dtype}'")
-    check_writes_text(name)
     if device == "cuda" and here().size > 1 and torch.cuda.device_count() > 1:
         device = f"cuda:{here().local_rank % torch.cuda.device_count()}"  # one for each rank
-    return load_model(name, device=device, dtype=kinds[dtype])
+    if not any_kind:
+        check_writes_text(name)
+    model, processor = load_model(name, device=device, dtype=kinds[dtype])
+    if not any_kind and not predicts_next(model):
+        raise ModelError(
+            f"the model {name!r} is {type(model).__name__}, and this command takes a causal "
+            "language model; give a decoder such as Llama, Qwen or GPT-2"
+        )
+    return model, processor
 
 
 def text_of(path: Path | None) -> tuple[str, str]:
@@ -166,98 +179,6 @@ def numbers(text: str | None, option: str) -> list[int] | None:
             raise InputError(f"{option}: {part.strip()} runs backwards; write {high}-{low}")
         chosen += range(low, high + 1)
     return chosen
-
-
-def pattern_profile(
-    model: Any,
-    tokenizer: Any,
-    pattern: str,
-    *,
-    amplitude: float | None = None,
-    reading: str = "temperature",
-    layers: str | None = None,
-    heads: str | None = None,
-    text: str | TextTable | None = None,
-    chunk: int = 256,
-    limit: int | None = None,
-) -> Profile:
-    """A profile from the options of a command; text is the sample for patterns of support."""
-    from tempering.attention.profiles.profile import Profile
-    from tempering.attention.profiles.rules import is_rule
-    from tempering.schedules import schedule
-
-    if is_rule(pattern):
-        from tempering.attention.profiles.adaptive import adaptive_profile
-
-        if amplitude is not None or reading != "temperature" or heads is not None:
-            raise InputError(f"{pattern} is a rule for every query; only --layers goes with it")
-        return adaptive_profile(pattern, model, layers=numbers(layers, "--layers"))
-    plan = schedule(pattern)
-    if reading == "temperature":
-        if amplitude is not None:
-            plan = plan.amplitude(amplitude)
-        profile = Profile.from_schedule(
-            plan, model, layers=numbers(layers, "--layers"), heads=numbers(heads, "--heads")
-        )
-        hottest = float(profile.temperature.nan_to_num(1.0).max())
-        coldest = float(profile.temperature.nan_to_num(1.0).min())
-        if amplitude is None and max(hottest, 1 / coldest) > 2:
-            note(
-                f"note: {pattern} is read as written, T from {coldest:g} to {hottest:g} times the "
-                "model's own; --amplitude 1.3 maps it onto 1/1.3 to 1.3"
-            )
-        return profile
-    if reading not in ("support", "relative-support"):
-        raise InputError(f"--read-as is temperature, support or relative-support, not '{reading}'")
-    if layers is not None or heads is not None:
-        raise InputError("--layers and --heads go with --read-as temperature")
-    from tempering.attention.measuring.targets import profile_for_support
-    from tempering.chunks import token_chunks
-    from tempering.data import sample_text
-
-    # Four chunks settle a layer's mean support; they run as one batch.
-    sample = token_chunks(tokenizer, text or sample_text("demo"), chunk, min(4, limit or 4))
-    solved = profile_for_support(
-        model,
-        sample,
-        plan,
-        reading="absolute" if reading == "support" else "relative",
-        amplitude=1.0 if amplitude is None else amplitude,
-    )
-    return here().same(solved.profile)
-
-
-def chosen_profile(
-    model: Any, tokenizer: Any, pattern: str | None, profile: str | None, **options: Any
-) -> Profile:
-    """From --pattern or --profile, exactly one of which is given."""
-    from tempering.attention.profiles.profile import Profile
-
-    if (pattern is None) == (profile is None):
-        raise InputError("give --pattern or --profile, one of the two")
-    if pattern is not None:
-        return pattern_profile(model, tokenizer, pattern, **options)
-    named = ("amplitude", "reading", "layers", "heads")
-    only_patterns(**{name: options.get(name) for name in named})
-    return Profile.load(profile or "")
-
-
-def only_patterns(
-    amplitude: float | None = None,
-    reading: str | None = None,
-    layers: str | None = None,
-    heads: str | None = None,
-) -> None:
-    """InputError for an option that would be left unread, since there is no pattern."""
-    given = {
-        "--amplitude": amplitude is not None,
-        "--read-as": reading not in (None, "temperature"),
-        "--layers": layers is not None,
-        "--heads": heads is not None,
-    }
-    named = [option for option, is_given in given.items() if is_given]
-    if named:
-        raise InputError(f"{', '.join(named)} needs a --pattern (a profile is taken as it is)")
 
 
 def check_context(model: Any, tokens: int, what: str, *, beyond: bool = False) -> None:
@@ -296,6 +217,7 @@ def model_section(model: Any, name: str) -> dict[str, Any]:
         "name": Path(name).name,
         "layers": len(plan.layers),
         "heads": max(plan.heads),
+        **({"parts": dict(plan.depths)} if len(plan.depths) > 1 else {}),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": str(model.config._attn_implementation),
     }

@@ -54,7 +54,7 @@ def support_section(
         name: {
             "before": _matrix(getattr(before, name)),
             "after": {label: _matrix(getattr(item, name)) for label, item in after.items()},
-            "unit": UNITS[name],
+            "unit": _unit(before, name),
         }
         for name in names
     }
@@ -64,6 +64,36 @@ def support_section(
         "after": {label: _matrix(item.support) for label, item in after.items()},
         "quantities": quantities,
     }
+
+
+def _unit(measured: Measurement, quantity: str) -> str:
+    """Of a quantity; distances are in what the layers count, tokens, frames or patches."""
+    if quantity == "support":
+        return "keys"
+    if UNITS[quantity] == "tokens":
+        return " or ".join(dict.fromkeys(measured.units)) or "tokens"
+    return UNITS[quantity]
+
+
+def parts_section(before: Measurement, after: dict[str, Measurement]) -> list[dict[str, Any]]:
+    """Encoder, decoder and cross-attention apart, tower by tower: mean support and distance."""
+    rows = []
+    for label, item in {UNTEMPERED: before, **after}.items():
+        for part, found in item.parts().items():
+            rows.append(
+                {
+                    "label": label,
+                    "part": part,
+                    "layers": found.layers,
+                    "support": found.support,
+                    "low": _number(found.low),
+                    "high": _number(found.high),
+                    "distance": _number(found.distance),
+                    "distance_without_first": _number(found.distance_without_sink),
+                    "unit": found.unit,
+                }
+            )
+    return rows
 
 
 def traced(step: Any) -> dict[str, Any]:
@@ -126,9 +156,9 @@ def positions_section(before: Measurement, after: dict[str, Measurement]) -> dic
             name: {
                 "before": _cube(before.by_position[name]),
                 "after": {label: _cube(item.by_position[name]) for label, item in after.items()},
-                "unit": unit,
+                "unit": _unit(before, name),
             }
-            for name, unit in {"support": "keys", **UNITS}.items()
+            for name in ("support", *UNITS)
         },
     }
 
@@ -160,7 +190,7 @@ def cost_section(comparison: Comparison) -> list[dict[str, Any]]:
                 if math.isnan(item.kl.value)
                 else {"kl": item.kl.value, "kl_se": _number(item.kl.se)}
             ),
-            "unit": "nats/token",
+            "unit": item.unit,
             "level": 0.95,
         }
         for item in comparison.costs
@@ -232,7 +262,7 @@ def depth_section(study: DepthStudy) -> list[dict[str, Any]]:
             "difference_low": _number(difference.low),
             "difference_high": _number(difference.high),
             "n": cost.cost.n,
-            "unit": "nats/token",
+            "unit": cost.unit,
             "level": 0.95,
         }
         if case.label in spread:

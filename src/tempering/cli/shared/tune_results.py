@@ -269,8 +269,9 @@ class Results:
             "training": training,
         }
         losses = [row for row in rows if row.metric == "loss"]
+        alone = all(piece.count == 1 for goal in self.goals for piece in goal.pieces)
         if losses:
-            results["cost"] = [_cost(row) for row in losses]
+            results["cost"] = [_cost(row, "answer" if alone else "token") for row in losses]
         gained = [row for row in rows if row.metric != "loss"]
         if gained:
             results["benefit"] = [_benefit(row) for row in gained]
@@ -294,7 +295,7 @@ class Results:
         common.finish(record, self.out.parent, as_json)
 
 
-def _cost(row: EvidenceRow) -> dict[str, Any]:
+def _cost(row: EvidenceRow, target: str) -> dict[str, Any]:
     plain = row.to_json()
     return {
         "label": f"{row.label}: {row.test}",
@@ -302,7 +303,7 @@ def _cost(row: EvidenceRow) -> dict[str, Any]:
         **{name: plain[name] for name in ("se", "low", "high", "n")},
         "untempered": row.untempered,
         "numbers": row.numbers,
-        "unit": "nats/token",
+        "unit": f"nats/{target}",
         "level": 0.95,
     }
 

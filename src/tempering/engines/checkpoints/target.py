@@ -68,15 +68,21 @@ def bake_target(
     folds = profile_folds(found, model, profile)
     bound = profile.adopt(model)
     say("comparing with the controlled model")
-    inputs = [*verification_inputs(model, None), _real_input(model, tokenizer)]
+    random = verification_inputs(model, None)
+    inputs = [*random, *_real_inputs(model, tokenizer, random[0])]
     wanted = controlled_logits(model, bound, inputs)
     return BakeTarget(found.verdict, folds, bound, inputs, wanted)
 
 
-def _real_input(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """A stretch of real text, as the model reads it."""
+def _real_inputs(model: Any, tokenizer: Any, random: dict[str, Any]) -> list[dict[str, Any]]:
+    """A stretch of real text, as the model reads it; nothing for one that reads more than text.
+
+    random: arguments of its forward.
+    """
     from tempering.data import sample_text
 
+    if not {*random} <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return []
     ids = tokenizer(sample_text("demo"), return_tensors="pt")["input_ids"]
     if ids.shape[1] == 0:
         raise ModelError(
@@ -85,4 +91,5 @@ def _real_input(model: Any, tokenizer: Any) -> dict[str, Any]:
         )
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 0)
     # Some count a few positions that are not for tokens.
-    return {"input_ids": ids[:, : min(_REAL_TOKENS, limit // 2) if limit > 1 else _REAL_TOKENS]}
+    longest = min(_REAL_TOKENS, limit // 2) if limit > 1 else _REAL_TOKENS
+    return [{"input_ids": ids[:, :longest]}]

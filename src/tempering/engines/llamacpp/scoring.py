@@ -58,4 +58,4 @@ def costs(
                 file.unlink()
             if progress is not None:
                 progress(done + 1, len(variants) + 1)
-    return summarised(rows, variants, chunks.shape[1] - 1)
+    return summarised(rows, variants, [chunks.shape[1] - 1] * len(rows))

@@ -14,6 +14,7 @@ from tempering.engines.loading.catalogue import MODELS, EmbeddedModel
 from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.loading.gguf_files import check_positions, load_gguf
 from tempering.engines.loading.model_files import check_directory
+from tempering.engines.loading.model_kinds import model_class, processor_for, writes_text
 from tempering.engines.loading.quiet import quiet
 from tempering.engines.loading.rounding import round_weights
 from tempering.errors import InputError, ModelError, TemperingWarning
@@ -30,7 +31,10 @@ def load_model(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
 ) -> tuple[Any, Any]:
-    """A causal language model, ready for inference, and its tokenizer.
+    """A model, ready for inference, and what makes its inputs.
+
+    That is a causal language model and its tokenizer; or whatever transformers model a directory
+    was saved as (a classifier, an encoder-decoder, one of images or sound), and its processor.
 
     The names of other models give those: "whisper-tiny.en" WhisperForConditionalGeneration and
     its processor, "dinov2-small" Dinov2Model and its image processor, "minilm" BertModel and its
@@ -46,8 +50,9 @@ def load_model(
 
     Returns
     -------
-    (model, tokenizer): the model is in eval mode; the tokenizer pads on the left, as generation
-    in batches needs, with the end-of-text token where the model has no padding token.
+    (model, tokenizer): the model is in eval mode; the tokenizer of a language model pads on the
+    left, as generation in batches needs, with the end-of-text token where the model has no padding
+    token. Other models come with their processor, None where their files hold none.
 
     Raises
     ------
@@ -57,6 +62,8 @@ def load_model(
     architecture has no place for are a TemperingWarning; code that a model brings along is
     never run.
     """
+    from transformers import AutoModelForCausalLM
+
     _check_device(device)
     text = str(name)
     if is_gguf(name):
@@ -68,11 +75,14 @@ def load_model(
             model.set_attn_implementation(attn_implementation)
     else:
         place, bars = find_model(name)  # a download takes a while
-        known = MODELS.get(text)
         with quiet(bars=bars):
-            if known is not None and not known.writes_text:
-                return _other(place, known, dtype, device, attn_implementation)
-            model = _model(place, text, dtype, attn_implementation)
+            config = _config(place, text)
+            if not writes_text(config):
+                kind = model_class(config, text)
+                model = _checked(kind, place, text, config, dtype, attn_implementation)
+                processor = processor_for(place, text)
+                return model.to(device) if device is not None else model, processor
+            model = _checked(AutoModelForCausalLM, place, text, config, dtype, attn_implementation)
             tokenizer = _tokenizer(place, text)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -112,41 +122,17 @@ def find_model(name: str | Path) -> tuple[str, bool]:
     raise ModelError(f"no model {text!r}: there is no such directory or GGUF file; {_known(text)}")
 
 
-def _other(
-    place: str,
-    known: EmbeddedModel,
-    dtype: torch.dtype,
-    device: str | torch.device | None,
-    attn_implementation: str | None,
-) -> tuple[Any, Any]:
-    """A model known by name that is no causal language model, and its processor."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(place)
-    model_class = getattr(transformers, known.model_class)
-    model = _checked(model_class, place, known.name, config, dtype, attn_implementation)
-    processor = getattr(transformers, known.processor_class).from_pretrained(place)
-    return model if device is None else model.to(device), processor
-
-
-def _model(place: str, name: str, dtype: torch.dtype, attn_implementation: str | None) -> Any:
-    """The causal language model in a directory or on the hub."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+def _config(place: str, name: str) -> Any:
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
         _reraise(error, f"can't load the configuration of the model {name!r}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
-            f"the model {name!r} is of the type {config.model_type!r}, which has no causal "
-            "language model in transformers; give a decoder such as Llama, Qwen or GPT-2"
-        )
-    return _checked(AutoModelForCausalLM, place, name, config, dtype, attn_implementation)
 
 
 def _checked(
-    model_class: Any,
+    kind: Any,
     place: str,
     name: str,
     config: Any,
@@ -155,7 +141,7 @@ def _checked(
 ) -> Any:
     """The model, refused unless every weight it needs was in its files, in the right shape."""
     try:
-        model, info = model_class.from_pretrained(
+        model, info = kind.from_pretrained(
             place,
             config=config,
             dtype=dtype,

@@ -112,9 +112,9 @@ class RemoteEngine:
                 )
             if call.token_policy is not None and not self.clients[0].has_policies:
                 raise InputError(
-                    f"{call.key}: {self.clients[0].spec} has one temperature for all tokens of a reply "
-                    "(constant(T)); for other policies use the engine local, or the address of a "
-                    "server that tempering serves"
+                    f"{call.key}: {self.clients[0].spec} has one temperature for all tokens of a "
+                    "reply (constant(T)); for other policies use the engine local, or the address "
+                    "of a server that tempering serves"
                 )
 
     def count(self, call: Call) -> int:

@@ -100,7 +100,7 @@ class ServedScorer:
             {label: [ledger[f"{index}:{label}"]["loss"], math.nan] for label, _ in runs}
             for index in range(len(chunks))
         ]
-        return summarised(rows, variants, chunks.shape[1] - 1)
+        return summarised(rows, variants, [chunks.shape[1] - 1] * len(rows))
 
     async def _run(
         self,

@@ -132,4 +132,4 @@ class VllmScorer:
                 row[label] = [loss, math.nan]
             if progress is not None:
                 progress(done + 1, len(runs))
-        return summarised(rows, variants, chunks.shape[1] - 1)
+        return summarised(rows, variants, [chunks.shape[1] - 1] * len(rows))
