@@ -149,8 +149,8 @@ def check_layer(layer: AttentionLayer, item: Rule) -> None:
         )
     if layer.route != "interface" and not set(layer.axes) <= {STANDARD, FOLDED}:
         raise ArchitectureError(
-            f"{layer.name} attends in blocks or windows, where {item.label} would count the keys of "
-            "one"
+            f"{layer.name} attends in blocks or windows, where {item.label} would count the keys "
+            "of one"
         )
     if "sinks" in layer.features:
         raise ArchitectureError(
