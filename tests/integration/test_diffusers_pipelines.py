@@ -246,8 +246,8 @@ def test_keys_that_a_mask_hides_are_not_counted():
 def test_the_rule_itself():
     found = rule("root_log_length(16)")
     assert str(found) == "root_log_length(16)"
-    beta = found.of_counts(torch.tensor([1, 4, 16, 256]))
-    assert torch.allclose(beta, torch.tensor([1, 0.5**0.5, 1, 2**0.5], dtype=torch.float64))
+    beta = found.of_counts(torch.tensor([[[1, 4, 16, 256]]]))
+    assert torch.allclose(beta[0, 0], torch.tensor([1, 0.5**0.5, 1, 2**0.5], dtype=torch.float64))
     with pytest.raises(ProfileError, match="at least 2"):
         rule("root_log_length(1)")
 

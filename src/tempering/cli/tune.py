@@ -200,6 +200,9 @@ def tune(
         raise InputError(f"two files of one name in {', '.join(names)}; rename one")
     low, high = read_bounds(bounds)
     network, tokenizer = common.open_model(model, device, dtype, any_kind=bool(source.media))
+    cut, held = cuts_of(lengths, held_length, chunk), []
+    if source.media is not None and cut.of_several:
+        raise InputError("--lengths and --held-length cut texts; leave them out")
     settings: dict[str, Any] = {"data": [path.name for path in texts]}
     cut = cuts_of(lengths, held_length, chunk)
     held_tests: list[Objective] = []

@@ -112,6 +112,11 @@ def measure_law(
     model_layout = layout(model)
     for layer in model_layout.layers:
         check_layer(layer, Power(0.0, float(n0)))
+        if layer.route != "interface":
+            raise ArchitectureError(
+                f"{layer.name} has attention code of its own, which forms its logits by itself; "
+                "gaps are counted from queries and keys"
+            )
     modules = [model.get_submodule(layer.name) for layer in model_layout.layers]
     observer = GapObserver(
         {id(m): own for m, own in zip(modules, model_layout.layers, strict=True)}
