@@ -200,15 +200,12 @@ def tune(
         raise InputError(f"two files of one name in {', '.join(names)}; rename one")
     low, high = read_bounds(bounds)
     network, tokenizer = common.open_model(model, device, dtype, any_kind=bool(source.media))
-    cut, held = cuts_of(lengths, held_length, chunk), []
-    if source.media is not None and cut.of_several:
-        raise InputError("--lengths and --held-length cut texts; leave them out")
     settings: dict[str, Any] = {"data": [path.name for path in texts]}
     cut = cuts_of(lengths, held_length, chunk)
     held_tests: list[Objective] = []
     if source.media is not None:
         if cut.of_several:
-            raise InputError("--lengths and --held-length are of texts: leave them out")
+            raise InputError("--lengths and --held-length cut texts; leave them out")
         given = sources.read_data(source, network, tokenizer, chunk, limit)
         settings |= given.settings
         goals = [from_inputs(given.name, given.inputs, network, weight=weights[0])]

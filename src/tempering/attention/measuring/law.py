@@ -38,7 +38,7 @@ from tempering.attention.profiles.adaptive import check_layer
 from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rule_base import PerHead
-from tempering.errors import DataError, InputError
+from tempering.errors import ArchitectureError, DataError, InputError
 from tempering.inputs.example import as_inputs
 
 HOLDS = ("support", "peak", "critical")
