@@ -32,7 +32,7 @@ models: $(READY)
 
 test: $(READY)
 	# One thread a worker: small operations on many threads wait for each other.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not models"
 	SHAPES_UNCHECKED=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) tests/compiled
 
 # What needs the models of `make models`; `make test` skips it without them.
