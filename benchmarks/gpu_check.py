@@ -1,6 +1,6 @@
 """What a GPU shows of tempering, in 12 minutes and without a network: one table and one JSON.
 
-    make gpu-check          # python benchmarks/gpu_check.py [--minutes 12] [--only NAME ...]
+    python benchmarks/gpu_check.py [--minutes 12] [--only NAME ...]     # or: make gpu-check
 
 Each row is a process of its own with a limit of its own, so that one that fails, hangs or runs out
 of memory takes no other with it; its reason is its row. What needs a GPU, or a package that is not

@@ -37,13 +37,19 @@ def answers(model: Any, example: Example, device: torch.device) -> Answers:
     return answers_of(model, called_on(model, example, device))
 
 
-def on(model: Any, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Arguments where the model takes them, numbers in the dtype that it computes in."""
+def on(model: Any, arguments: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Arguments where the model takes them, numbers in the dtype that it computes in.
+
+    What is no tensor (a flag, say, or a mapping) stays as it is.
+    """
     dtype = getattr(model, "dtype", torch.float32)
-    return {
-        name: item.to(device, dtype) if item.is_floating_point() else item.to(device)
-        for name, item in arguments.items()
-    }
+
+    def moved(item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return item
+        return item.to(device, dtype) if item.is_floating_point() else item.to(device)
+
+    return {name: moved(item) for name, item in arguments.items()}
 
 
 def called(model: Any, arguments: Mapping[str, Any], *, cache: bool = False) -> Any:
