@@ -9,8 +9,8 @@ from tempering.attention.control.self_check import self_check
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import ArchitectureError
-from tempering.survey.families import CAUSAL, Task
-from tempering.survey.judge import outputs, random_profile
+from tempering.survey.families import task_of
+from tempering.survey.judge import random_profile
 from tempering.survey.models import small_model
 
 pytestmark = [
@@ -19,8 +19,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
 ]
 
-LLAMA = Task(CAUSAL, "llama", "LlamaForCausalLM")
-GEMMA = Task(CAUSAL, "gemma2", "Gemma2ForCausalLM")
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+LLAMA = task_of("llama", "LlamaForCausalLM")
+GEMMA = task_of("gemma2", "Gemma2ForCausalLM")
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +44,16 @@ def test_flex_attention_is_exact():
     mask[1, :6] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
     profiles = [random_profile(layout(eager), seed) for seed in range(3)]
-    plain = outputs(flex, inputs)
+    plain = logits(flex, inputs)
     with tempered(eager, profiles):
-        exact = outputs(eager, inputs)
+        exact = logits(eager, inputs)
     with tempered(flex, [profile.adopt(flex) for profile in profiles]):
-        actual = outputs(flex, inputs)
+        actual = logits(flex, inputs)
     real = mask.bool()
     scale = exact.std()
     assert (actual - exact)[real].abs().max() < 1e-4 * scale
     assert (actual - plain)[real].abs().max() > 0.1 * scale
-    assert torch.equal(outputs(flex, inputs)[real], plain[real])
+    assert torch.equal(logits(flex, inputs)[real], plain[real])
 
 
 def test_a_soft_cap_inside_a_fused_kernel_is_refused():

@@ -188,7 +188,7 @@ class Joint(nn.Module):
 def test_one_layer_out_of_reach_among_others_is_refused():
     model = toy(weights=TEMPERED["functional"])
     hidden = {
-        r"layers\.1\.attn \(MultiheadAttention\) attends": Joint().double(),
+        r"layers\.1\.attn calls softmax .* masks nothing there": Joint().double(),
         r"layers\.1 .* attends by exp": toy(weights=by_hand).layers[0],
     }
     for reason, layer in hidden.items():
@@ -313,20 +313,6 @@ def test_cross_attention_that_the_sample_left_out():
         model(IDS)
         with pytest.raises(ArchitectureError, match=r"layers\.0\.encoder_attn .* was not reached"):
             model(IDS, encoder_hidden_states=torch.randn(2, 4, 32))
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_in_windows_is_refused_by_name(implementation):
-    from transformers import SamVisionConfig, SamVisionModel
-
-    torch.manual_seed(0)
-    config = SamVisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=4,
-        window_size=4, global_attn_indexes=[1], output_channels=8, mlp_dim=48,
-    )  # fmt: skip
-    model = SamVisionModel._from_config(config, attn_implementation=implementation).eval()
-    with pytest.raises(ArchitectureError, match=r"layers\.[01]\.attn"):
-        layout(model, {"pixel_values": torch.randn(2, 3, 32, 32)})
 
 
 def test_a_router_is_no_attention():

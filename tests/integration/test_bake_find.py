@@ -12,7 +12,7 @@ from tempering.attention.baking.isolated_layer import Isolated
 from tempering.attention.baking.layer_calls import capture_calls
 from tempering.attention.examining.layout_of import layout
 from tempering.errors import BakeError, ModelError, ProfileError, RefusedError
-from tempering.survey.families import tasks
+from tempering.survey.families import task_of
 from tempering.survey.models import small_model
 from tests.integration.bake_tiny import FOLDS, HEADS, HYBRID, LAYERS, REFUSED, temperatures, tiny
 
@@ -90,9 +90,11 @@ def test_weights_that_take_no_part():
 
 def test_position_biases_that_other_layers_use():
     """T5's first layer computes the bias of all, LongT5's with a finite mask inside."""
-    for name in ("t5", "longt5"):
-        (task,) = tasks([name])
-        found = foldable(small_model(task, "eager"))
+    for name, kind in (
+        ("t5", "T5ForConditionalGeneration"),
+        ("longt5", "LongT5ForConditionalGeneration"),
+    ):
+        found = foldable(small_model(task_of(name, kind), "eager"))
         assert found.verdict == "no"
         assert "added part that it shares with other layers" in found.plan[0].reason
         crossing = [layer for layer in found.plan if "EncDecAttention" in layer.name]

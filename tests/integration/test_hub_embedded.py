@@ -406,7 +406,7 @@ def test_a_cache_that_cannot_be_written_is_an_output_error(
 def test_commands_on_text_refuse_other_models_before_they_are_looked_for(
     name: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(["measure", "--model", name], debug=False) == 2
+    assert _run(["generate", "Why?", "--model", name], debug=False) == 2
     error = capsys.readouterr().err
     assert f"{name} is no causal language model" in error
     assert "take smollm2, smollm2-3bit, gemma3-270m, a directory or a hub id" in error

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from tempering.attention.profiles.fingerprint import fingerprint
 from tempering.errors import ModelError
-from tempering.survey.families import tasks
+from tempering.survey.families import task_of
 from tempering.survey.models import small_model
 
 SMALL = {
@@ -110,7 +110,7 @@ def test_other_families_and_frozen_parts_work() -> None:
 
 def test_layers_with_configurations_of_their_own() -> None:
     """Gemma 4 has other head dimensions in some layers, and refuses to name one for all."""
-    (task,) = tasks(["gemma4_text"])
+    task = task_of("gemma4_text", "Gemma4ForCausalLM")
     first, again = small_model(task, "eager"), small_model(task, "sdpa")
     assert first.config.is_heterogeneous
     assert fingerprint(first) == fingerprint(again)

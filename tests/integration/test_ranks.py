@@ -83,8 +83,8 @@ def everything(folder: Path, rank: int = 0) -> dict[str, Any]:
     if here().first:
         journal = Journal(folder, "costs", {"ranks": here().size})
         journal.put("1:hot", [9.0, 8.0])  # as if it had been finished before
-    rows, complete = cost_rows(model, ids[:5], variants, journal=journal)
-    found["costs"] = [[row[label] for label in ("", "hot", "warm")] for row in rows]
+    costs = cost_rows(model, ids[:5], variants, journal=journal)
+    found["costs"] = [[row[label][:2] for label in ("", "hot", "warm")] for row in costs.rows]
     found["kept"] = sorted(journal.entries) if journal is not None else None
     if journal is not None:
         journal.close()

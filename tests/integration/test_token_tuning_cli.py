@@ -237,7 +237,7 @@ def test_files_without_enough_tasks_are_refused(tmp_path, capsys, text, words):
 
 def test_each_kind_of_tuning_needs_its_own_data(capsys, tmp_path):
     assert call("tune") == 2
-    assert "give --data FILE, or --tokens POLICY with --tasks FILE" in capsys.readouterr().err
+    assert "or --tokens POLICY with --tasks FILE" in capsys.readouterr().err
     assert call("tune", "--tokens", "constant(?)") == 2
     assert "give --tasks FILE" in capsys.readouterr().err
     assert call("tune", "--data", "x.txt", "--trials", 3, "--against", "constant(1)") == 2

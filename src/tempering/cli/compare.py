@@ -68,7 +68,7 @@ def compare(
     out: common.Out = common.RUNS,
     as_json: common.Json = False,
 ) -> None:
-    """Measure what patterns cost on text, images or sound, with intervals.
+    """Measure what patterns cost, with intervals.
 
     The cost is in nats per token (or answer; for a model of features 1 - their cosine); --samples
     measures diversity too.

@@ -145,7 +145,7 @@ def tune(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Learn temperatures for a text or task, images or sound, weights frozen.
+    """Learn temperatures, for any data or task, weights frozen.
 
     --data: of attention, by head, in a profile that carries its evidence. Ctrl-C keeps the best so
     far; the same command with --resume goes on.

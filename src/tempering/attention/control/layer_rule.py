@@ -159,7 +159,7 @@ class LayerRule:
         shape: torch.Size,
         seen: Int[Tensor, "rows heads_or_1 q_seq"],
         places: Tensor | None = None,
-    ) -> Float[Tensor, "rows heads_or_1 q_seq"]:
+    ) -> Float[Tensor, "rows heads q_seq"]:
         """A law's beta for some rows, whose queries at its bounds are counted."""
         beta = rule.of_counts(seen, places)
         coldest, hottest = rule.at_bounds(beta)
