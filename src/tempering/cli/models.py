@@ -16,9 +16,9 @@ EPILOG = """Examples:
 
 
 def models(as_json: common.Json = False) -> None:
-    """List the models known by name, with size and licence, and whether they are here.
+    """List the models known by name.
 
-    Directories and hub ids work in their place.
+    With size and licence, and whether they are here. Directories and hub ids work in their place.
     """
     from tempering.engines.loading.catalogue import MODELS
     from tempering.engines.loading.packages import find_source, install_command
