@@ -14,8 +14,17 @@ from tempering.cli import _run
 from tempering.errors import ArchitectureError, CheckError, InputError, NoSoftmaxError
 from tempering.survey import judge as judging
 from tempering.survey import workers
-from tempering.survey.families import tasks
-from tempering.survey.judge import EXACT, NO_SOFTMAX, NOT_BUILT, REFUSED, WRONG, Verdict, judge
+from tempering.survey.families import task_of, tasks
+from tempering.survey.judge import (
+    EXACT,
+    NO_SOFTMAX,
+    NOT_BUILT,
+    NOT_RUN,
+    REFUSED,
+    WRONG,
+    Verdict,
+    judge,
+)
 from tempering.survey.table import grouped, row, summary
 
 PAGE = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
@@ -103,6 +112,13 @@ def test_a_wrong_model_is_told(monkeypatch):
     found = judge(tasks(["llama"])[0])
     assert found.eager == WRONG
     assert "rows with different profiles give the same output" in found.reason
+
+
+def test_a_sample_whose_rows_mix_is_no_verdict():
+    """BLIP-2 scatters images over tokens of all rows, which the tiny sample has too few of."""
+    found = judge(task_of("blip-2", "Blip2Model"))
+    assert found.eager == NOT_RUN
+    assert "another's tokens" in found.reason
 
 
 @pytest.mark.parametrize(

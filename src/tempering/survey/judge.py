@@ -168,6 +168,8 @@ def _control(model: nn.Module, sample: Inputs | None = None) -> tuple[str, str]:
         return REFUSED, _first(error)
     except Exception as error:
         return WRONG, f"fails: {_first(error)}"
+    if problem and sample is not None and _rows_mix(model, sample):
+        return NOT_RUN, "the model puts one row's images among another's tokens on this sample"
     return (WRONG, problem) if problem else (EXACT, "")
 
 
@@ -244,6 +246,22 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
     if worst > _ROUNDING:
         return f"rows with profiles of their own are off by {worst:.2g} standard deviations"
     return "" if moved > 0 else "rows with different profiles give the same output"
+
+
+def _rows_mix(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the first row of the untempered output changes with the inputs of the others.
+
+    Models that scatter images over the tokens that stand for them do so where a row has more
+    or fewer such tokens than its image takes: rows can't be judged apart then.
+    """
+    others = {
+        name: torch.cat([item[:1], torch.zeros_like(item[1:])])
+        if isinstance(item, Tensor) and item.is_floating_point() and len(item) == ROWS
+        else item
+        for name, item in inputs.items()
+    }
+    first, again = outputs(model, inputs)[0], outputs(model, others)[0]
+    return bool((first - again).abs().max() > _ROUNDING * first.std())
 
 
 def _decoding(model: Any, sample: Inputs | None = None) -> str:
