@@ -164,6 +164,8 @@ def _control(model: nn.Module, sample: Inputs | None = None) -> tuple[str, str]:
         problem = _rows(model, layout(model, sample), sample)
     except NoSoftmaxError:
         return NO_SOFTMAX, ""
+    except NoSampleError as error:
+        return NOT_RUN, _first(error)
     except (ArchitectureError, CheckError) as error:
         return REFUSED, _first(error)
     except Exception as error:
@@ -205,8 +207,8 @@ def outputs(model: nn.Module, inputs: dict[str, Any], rows: int = ROWS) -> Tenso
         if isinstance(found, Tensor) and found.ndim > 1 and len(found) % rows == 0:
             return found.double()
     named = dict(result) if isinstance(result, dict) else {"": result}
-    # What compares rows with each other (CLIP's logits) is of no row.
-    own = {name: item for name, item in named.items() if not name.startswith("logits_per_")}
+    # What compares rows with each other (logits_per_image, logits_audio_text) is of no row.
+    own = {name: item for name, item in named.items() if not name.startswith("logits_")}
     parts = [
         item.double().flatten(1)
         for item in tree_flatten(own)[0]
@@ -235,33 +237,42 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
         together = outputs(model, inputs, len(profiles))
     each = len(together) // len(profiles)
     worst, moved = 0.0, together[:each].sub(together[-each:]).abs().max().item()
+    every = []
     for row, profile in enumerate(profiles):
         # The same batch, so that only the temperatures differ.
         with tempered(model, profile, check=False):
             alone = outputs(model, inputs, len(profiles))
+        every.append(alone)
         if alone.shape != together.shape:
             continue  # speech is as long as its temperatures make it
         part = slice(row * each, (row + 1) * each)
         worst = max(worst, ((together - alone)[part].abs().max() / alone.std()).item())
     if worst > _ROUNDING:
         return f"rows with profiles of their own are off by {worst:.2g} standard deviations"
-    return "" if moved > 0 else "rows with different profiles give the same output"
+    if moved > 0:
+        return ""
+    if all(torch.equal(alone, every[0]) for alone in every):
+        raise NoSampleError(["its output reads a padded token, which no temperature reaches"])
+    return "rows with different profiles give the same output"
 
 
 def _rows_mix(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the first row of the untempered output changes with the inputs of the others.
+    """Whether a row of the untempered output changes with the inputs of the others.
 
     Models that scatter images over the tokens that stand for them do so where a row has more
     or fewer such tokens than its image takes: rows can't be judged apart then.
     """
-    others = {
-        name: torch.cat([item[:1], torch.zeros_like(item[1:])])
-        if isinstance(item, Tensor) and item.is_floating_point() and len(item) == ROWS
-        else item
-        for name, item in inputs.items()
-    }
-    first, again = outputs(model, inputs)[0], outputs(model, others)[0]
-    return bool((first - again).abs().max() > _ROUNDING * first.std())
+    plain = outputs(model, inputs)
+    for kept, others in ((0, slice(1, None)), (ROWS - 1, slice(0, ROWS - 1))):
+        changed = dict(inputs)
+        for name, item in inputs.items():
+            if isinstance(item, Tensor) and item.is_floating_point() and len(item) == ROWS:
+                changed[name] = item.clone()
+                changed[name][others] = 0
+        again = outputs(model, changed)[kept]
+        if bool((plain[kept] - again).abs().max() > _ROUNDING * plain.std()):
+            return True
+    return False
 
 
 def _decoding(model: Any, sample: Inputs | None = None) -> str:
