@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -242,12 +242,10 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
         [slice(row, None, len(profiles)) for row in range(len(profiles))],
     ]
     worst, moved = [0.0, 0.0], together[:each].sub(together[-each:]).abs().max().item()
-    every = []
     for row, profile in enumerate(profiles):
         # The same batch, so that only the temperatures differ.
         with tempered(model, profile, check=False):
             alone = outputs(model, inputs, len(profiles))
-        every.append(alone)
         if alone.shape != together.shape:
             continue  # speech is as long as its temperatures make it
         gap = (together - alone).abs() / alone.std()
@@ -258,9 +256,33 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
         return f"rows with profiles of their own are off by {min(worst):.2g} standard deviations"
     if moved > 0:
         return ""
-    if all(torch.equal(alone, every[0]) for alone in every):
-        raise NoSampleError(["its output reads a padded token, which no temperature reaches"])
+    if _moves(model, plan, inputs, profiles):
+        raise NoSampleError(
+            ["attention follows its temperatures, its output on the sample doesn't"]
+        )
     return "rows with different profiles give the same output"
+
+
+def _moves(model: nn.Module, plan: Layout, inputs: Inputs, profiles: Sequence[Profile]) -> bool:
+    """Whether the attention modules themselves give other outputs under other temperatures."""
+    seen: list[list[Tensor]] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        seen[-1] += [item for item in tree_flatten(output)[0] if isinstance(item, Tensor)]
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep) for name in plan.names]
+    try:
+        for profile in (profiles[0], profiles[-1]):
+            seen.append([])
+            with tempered(model, profile, check=False):
+                run(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first, last = seen
+    return any(
+        a.shape == b.shape and not torch.equal(a, b) for a, b in zip(first, last, strict=False)
+    )
 
 
 def _rows_mix(model: nn.Module, inputs: Inputs) -> bool:
