@@ -12,29 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _texts import DOCS_TOKENS, language_reference, modules, token_ids
+from _texts import DOCS_TOKENS, language_reference, testing, token_ids
 from torch import Tensor
 
-from tempering import Profile, load_model, sample_text
+from tempering import Profile, load_model
 from tempering.attention.tuning import Objective, from_batches, tune
 from tempering.attention.tuning.batches import text_batches
 from tempering.chunks import mixed_chunks
 from tempering.files import write_atomic
 
-HALVED = ("fiction", "play", "code")
 TRAINED = 8192  # tokens of SmolLM2's contexts
-
-
-def learning_texts(tokenizer: Any) -> dict[str, Tensor]:
-    """Token ids to learn from: first halves of the package's texts, and Python's own texts."""
-    found = {}
-    for kind in HALVED:
-        ids = token_ids(tokenizer, sample_text(kind))
-        found[kind] = ids[: len(ids) // 2]
-    found["demo"] = token_ids(tokenizer, sample_text("demo"))
-    found["docs"] = token_ids(tokenizer, language_reference())[:DOCS_TOKENS]
-    found["modules"] = token_ids(tokenizer, modules())
-    return found
 
 
 def testing_texts(tokenizer: Any) -> dict[str, Tensor]:
@@ -45,11 +32,7 @@ def testing_texts(tokenizer: Any) -> dict[str, Tensor]:
     import inspect
     from importlib import import_module
 
-    found = {}
-    for kind in HALVED:
-        ids = token_ids(tokenizer, sample_text(kind))
-        found[kind] = ids[len(ids) // 2 :]
-    found["reference"] = token_ids(tokenizer, sample_text("reference"))
+    found = testing(tokenizer)
     found["docs"] = token_ids(tokenizer, language_reference())[DOCS_TOKENS:]
     for name in ("argparse", "tarfile", "typing", "inspect"):
         found[name] = token_ids(tokenizer, inspect.getsource(import_module(name)))
@@ -148,18 +131,6 @@ def with_scaling(model: Any, rope_type: str, factor: float, trained: int) -> Any
     other.load_state_dict(model.state_dict(), assign=True)
     other.tie_weights()
     return other
-
-
-def token_losses(model: Any, ids: Tensor, step: int = 1024) -> Tensor:
-    """-log q of every token after the first, nats; logits are formed for a slice at a time."""
-    with torch.no_grad():
-        hidden = model.model(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
-        parts = []
-        for start in range(0, len(hidden), step):
-            logits = model.lm_head(hidden[start : start + step]).float()
-            goal = ids[1:][start : start + step]
-            parts.append(torch.nn.functional.cross_entropy(logits, goal, reduction="none"))
-    return torch.cat(parts)
 
 
 def position_edges(length: int) -> list[int]:

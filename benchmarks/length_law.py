@@ -29,14 +29,13 @@ from _lengths import (
     chunks_of,
     each_place,
     learned,
-    learning_texts,
     objective,
     opened,
     parts,
     spread,
     testing_texts,
-    token_losses,
 )
+from _texts import calibration, token_losses
 from length_tuning import numbers
 
 from tempering import Profile, tempered
@@ -98,7 +97,7 @@ def main() -> None:
         options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
     options.keep.mkdir(parents=True, exist_ok=True)
     model, tokenizer = opened(options.quick)
-    texts = learning_texts(tokenizer)
+    texts = calibration(tokenizer, spoken=False)
     if options.quick:
         texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
     goal = objective(texts, options.learn_lengths, options.rounds)

@@ -44,16 +44,15 @@ from _lengths import (
     chunks_of,
     each_place,
     learned,
-    learning_texts,
     objective,
     opened,
     parts,
     position_edges,
     spread,
     testing_texts,
-    token_losses,
     with_scaling,
 )
+from _texts import calibration, token_losses
 
 from tempering import Profile, layout, tempered
 from tempering.attention import adaptive_profile
@@ -71,7 +70,7 @@ def yarn_factor(scale: float) -> float:
 def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
     """The learned profiles, kept."""
     plan = layout(model)
-    texts = learning_texts(tokenizer)
+    texts = calibration(tokenizer, spoken=False)
     if options.quick:
         texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
     goal = objective(texts, options.learn_lengths, options.rounds)
@@ -168,7 +167,11 @@ def own_numbers(options: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
     length = options.beyond[0]
     scale = length / options.trained
     other = with_scaling(model, "yarn", scale, options.trained)
-    texts = {name: ids for name, ids in learning_texts(tokenizer).items() if len(ids) >= length}
+    texts = {
+        name: ids
+        for name, ids in calibration(tokenizer, spoken=False).items()
+        if len(ids) >= length
+    }
     goal = objective(texts, [length], options.rounds)
     profile = learned(options.keep, f"yarn_{length}", other, goal, rows=1, steps=options.steps)
     factor = yarn_factor(scale)
