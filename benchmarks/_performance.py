@@ -32,7 +32,9 @@ def tables(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Mappin
     """Every mapping of names to times, with the keys and settings that lead to it."""
     if isinstance(value, Mapping):
         rows = list(value.values())
-        if rows and all(isinstance(row, Mapping) and _timed(row) for row in rows):
+        if path and _timed(value):
+            yield ", ".join(path[:-1]), {path[-1]: value}
+        elif rows and all(isinstance(row, Mapping) and _timed(row) for row in rows):
             yield ", ".join(key for key in path if key not in _FILLERS), value
         else:
             for key, inner in value.items():
@@ -68,7 +70,8 @@ def page(benchmarks: Sequence[Measured]) -> str:
 
 
 def _timed(row: Mapping[str, Any]) -> bool:
-    return {"q25", "q75", "seconds"} <= row.keys()
+    # A ratio with its time, or (with extremes) a time of its own in milliseconds.
+    return {"q25", "q75"} <= row.keys() and not {"seconds", "most"}.isdisjoint(row)
 
 
 def _any(result: Mapping[str, Any]) -> bool:
@@ -82,6 +85,9 @@ def _machine(result: Mapping[str, Any]) -> str:
 
 
 def _row(what: str, row: Mapping[str, Any]) -> str:
+    if "most" in row:
+        low, middle, high = (f"{row[key]:.2f}" for key in ("q25", "median", "q75"))
+        return f"| {_cell(what)} | | {low} to {high} ms | {middle} ms |"
     if "share" in row:
         middle, low, high = (f"{row[key]:.2%}" for key in ("share", "q25", "q75"))
     else:

@@ -75,7 +75,7 @@ def trained_queries(
     generator = torch.Generator().manual_seed(seed)
     size = 256
     spans = ids[: len(ids) // size * size].reshape(-1, size)
-    objectives = fitting._objectives(spans, generator, start)
+    objectives = fitting.context_objectives(spans, generator, start)
     held = max(1, len(spans) // 4)
     weights = [w for name, w in model.named_parameters() if name.endswith("q_proj.weight")]
     before = [w.detach().clone() for w in weights]

@@ -98,12 +98,8 @@ def benchmarks() -> list[Benchmark]:
         run = re.search(rf"^ *(\S*python) benchmarks/{script.name}", text, re.M)
         if script.samefile(__file__) or run is None:
             continue
-        names = re.findall(r"\bwrite\(\s*['\"](\w+)['\"]", text)
-        own = {
-            key: r
-            for key, r in written.items()
-            if _file(key)[: -len(".json")].endswith(tuple(f"/{name}" for name in names))
-        }
+        names = {script.stem, *re.findall(r"\bwrite\(\s*['\"](\w+)['\"]", text)}
+        own = {key: r for key, r in written.items() if Path(_file(key)).stem in names}
         given = next((r["arguments"] for r in own.values() if "arguments" in r), [])
         python = sys.executable if run[1] == "python" else str(ROOT / run[1])
         found.append(Benchmark(script, purpose, [python, str(script), *given], own))

@@ -25,11 +25,17 @@ def start_ids(tokenizer: Any) -> list[int]:
     """The special tokens that a tokenizer puts before a text: <bos> of Llama and Gemma, or none.
 
     A model that was trained with them says little without: Gemma 3 loses a nat a token.
+    Raises InputError where that can't be told.
     """
     whole = list(tokenizer("a", verbose=False).input_ids)
     bare = list(tokenizer("a", add_special_tokens=False, verbose=False).input_ids)
-    places = range(len(whole) - len(bare) + 1)
-    return next((whole[:i] for i in places if whole[i : i + len(bare)] == bare), [])
+    for place in range(len(whole) - len(bare) + 1):
+        if whole[place : place + len(bare)] == bare:
+            return whole[:place]
+    raise InputError(
+        f"the tokenizer reads 'a' as {bare} alone and as {whole} with its special tokens, so what "
+        "it puts before a text can't be told; give token ids in place of text"
+    )
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:

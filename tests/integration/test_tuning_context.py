@@ -58,7 +58,7 @@ def test_model_is_left_as_it_was(model, context):
 @pytest.mark.parametrize("size", [16, 40, 256])
 def test_copies_ask_for_the_second_half_of_an_excerpt(size):
     spans = torch.arange(5 * size).reshape(5, size)
-    _, copies = fitting._objectives(spans, torch.Generator().manual_seed(0))
+    _, copies = fitting.context_objectives(spans, torch.Generator().manual_seed(0))
     for own, piece in zip(spans, copies.pieces, strict=True):
         ids, targets = piece.source.ids[0], piece.source.targets[0]
         excerpt = ids[size:]
@@ -68,6 +68,15 @@ def test_copies_ask_for_the_second_half_of_an_excerpt(size):
         assert int(excerpt[-1]) <= int(own[-1])
         assert targets.nonzero()[0] == len(ids) - len(excerpt) // 2
         assert bool(targets[-(len(excerpt) // 2) :].all())
+
+
+def test_spans_and_copies_begin_as_texts_of_the_model_begin():
+    spans = torch.arange(4 * 16).reshape(4, 16)
+    text, copies = fitting.context_objectives(spans, torch.Generator().manual_seed(0), [901, 902])
+    for own, piece, copy in zip(spans, text.pieces, copies.pieces, strict=True):
+        assert piece.source.ids[0].tolist() == [901, 902, *own.tolist()]
+        assert copy.source.ids[0, :18].tolist() == [901, 902, *own.tolist()]
+        assert copy.source.targets.sum() == 4
 
 
 class Clock:
@@ -129,8 +138,9 @@ def test_ids_are_one_row_of_integers(model, context):
             tune_context(model, wrong, seconds=1)
     with pytest.raises(DataError, match="63 tokens"):
         tune_context(model, context[:63], seconds=1)
-    with pytest.raises(InputError, match="16 tokens or more"):
-        tune_context(model, context, seconds=1, span=15)
+    for wrong in (15, True):
+        with pytest.raises(InputError, match="span"):
+            tune_context(model, context, seconds=1, span=wrong)
 
 
 def test_context_that_repeats_one_token_is_refused_or_fitted(model):

@@ -73,3 +73,12 @@ def test_chunk_that_the_start_fills_is_refused():
     assert token_chunks(tokenizer, TEXT, 4).shape == (20, 4)
     with pytest.raises(DataError, match="at most 42 tokens"):
         token_chunks(tokenizer, TEXT, 43)
+
+
+def test_tokenizer_that_reads_a_text_otherwise_with_its_specials_is_refused():
+    class Odd:
+        def __call__(self, text, *, add_special_tokens=True, verbose=False):
+            return type("Read", (), {"input_ids": [0, 7] if add_special_tokens else [5]})
+
+    with pytest.raises(InputError, match="can't be told"):
+        start_ids(Odd())

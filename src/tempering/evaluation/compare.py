@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tempering.attention.examining.layout_of import layout, layout_reached
-from tempering.attention.examining.subject import check_takes_text, unwrapped
+from tempering.attention.examining.subject import check_of_transformers, unwrapped
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.profile import UNTEMPERED, Profile
 from tempering.chunks import token_chunks
@@ -96,7 +96,7 @@ def compare(
     """
     if not patterns:
         raise InputError("name at least one pattern or profile to compare")
-    check_takes_text(unwrapped(model), "compare")
+    check_of_transformers(unwrapped(model), "compare")
     if samples:
         check_samples(samples, prompts, new_tokens)
         check_prompts(text)

@@ -14,12 +14,10 @@ from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.attention.logits import AttentionCall, sliced_logits
 from tempering.attention.profiles.adaptive import check_layer
-from tempering.attention.profiles.length_rules import (
-    InsteadOf,
-    LengthRule,
-    LogSteps,
-    check_lengths,
-)
+from tempering.attention.profiles.length_base import LengthRule
+from tempering.attention.profiles.length_limits import check_lengths
+from tempering.attention.profiles.length_rules import InsteadOf, LogSteps
+from tempering.attention.profiles.query_rules import QueryRule
 from tempering.attention.profiles.rules import Rule
 from tempering.attention.visibility import visible
 from tempering.errors import ArchitectureError, ProfileError, RefusedError
@@ -82,6 +80,7 @@ class LayerRule:
                     places = self._places(rule.own, call, kwargs)[rows]
                 seen = seen_keys(call)[rows]
                 return self._of_length(rule, count, query.shape, seen, places)
+            assert isinstance(rule, QueryRule)
             parts = []
             for logits in sliced_logits(self.module, query, key, mask, kwargs):
                 tempered = (logits * of_profile.to(logits.dtype))[rows]

@@ -16,7 +16,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,24 +31,13 @@ from tempering.attention.examining.masking import (
 )
 from tempering.attention.examining.module_stack import ModuleStack
 from tempering.attention.examining.own_law import own_law
+from tempering.attention.examining.shape_readings import ShapeReadings
 from tempering.attention.examining.towers import tower_of
 from tempering.attention.hooks import interface_route
 from tempering.attention.hooks.site import state_of
 from tempering.attention.layout import AttentionLayer, Stack, attends, named_for_attention
 from tempering.attention.visibility import is_causal
 from tempering.errors import ArchitectureError
-
-# Under these names, modules and configurations state how many heads they have.
-_HEAD_FIELDS = (
-    "num_attention_heads",
-    "num_heads",
-    "n_heads",
-    "n_head",
-    "num_attn_heads",
-    "heads",
-    "decoder_attention_heads",
-    "encoder_attention_heads",
-)
 
 
 class LayerReader:
@@ -76,7 +64,8 @@ class LayerReader:
         self.modules = modules
         self.batch, self.rows_told = batch, rows_told
         self.padded = padded
-        self.of_diffusers = denoisers.of_diffusers(model)
+        self.shapes = ShapeReadings(model, batch)
+        self.of_diffusers = self.shapes.of_diffusers
         self.read: dict[str, AttentionLayer] = {}
         self.masks: dict[str, bool] = {}
         self.others: dict[str, set[tuple[int, bool]]] = {}
@@ -252,11 +241,11 @@ class LayerReader:
             return None
         name = self.modules.name_of(module) or ""
         certain = self.of_diffusers and (logits is None or named_for_attention(module))
-        readings = self._readings(module, shape) if certain else self._likely(module, shape)
+        readings = (
+            self.shapes.certain(module, shape) if certain else self.shapes.likely(module, shape)
+        )
         if not readings and not self.of_diffusers and attends(module):
-            # One head and any number of rows would fit every softmax over three axes.
-            heads = self._head_counts(module)
-            readings = axes.of_any_rows(shape, heads - {1} if len(shape) == 3 else heads)
+            readings = self.shapes.of_any_rows(module, shape)
         masked = certain or logits is None or bool((logits <= MASKED).any())
         if certain and not (over_last and readings):
             self._note_unread(name, shape)
@@ -351,7 +340,7 @@ class LayerReader:
         module = self.modules.caller()
         if isinstance(logits, Tensor) and not named_for_attention(module):
             # A softmax of some other kind, unless it looks like attention all the same.
-            readings = self._likely(module, logits.shape)
+            readings = self.shapes.likely(module, logits.shape)
             over_last = dim in (-1, logits.ndim - 1)
             if not (over_last and readings and bool((logits <= MASKED).any())):
                 return
@@ -374,35 +363,10 @@ class LayerReader:
         if self.of_diffusers:
             by_hand = logits.ndim > 2
         else:
-            by_hand = bool((logits <= MASKED).any() and self._likely(module, logits.shape))
+            by_hand = bool((logits <= MASKED).any() and self.shapes.likely(module, logits.shape))
         if by_hand:
             self.operator("exp", None, None)
 
     def _accounted_for(self) -> bool:
         """Whether what is computed belongs to a known function, or to no module at all."""
         return bool(self.interface_calls or self.announced or not self.modules.running)
-
-    def _likely(self, module: nn.Module, shape: torch.Size) -> list[tuple[str, int]]:
-        """How logits can be read as attention with the batch's rows and heads that are stated."""
-        if self.of_diffusers:
-            found = self._readings(module, shape)
-            return [item for item in found if axes.rows(item[0], shape, item[1]) == self.batch]
-        return axes.candidates(shape, self.batch, self._head_counts(module))
-
-    def _head_counts(self, module: nn.Module) -> set[int]:
-        """The numbers of heads that a module states, or else the configuration."""
-        return _stated(module) or _stated(self.model.config.get_text_config())
-
-    def _readings(self, module: nn.Module, shape: torch.Size) -> list[tuple[str, int]]:
-        """How logits can be read that a model of diffusers is sure to attend with."""
-        # The model itself would warn where its configuration is read off it.
-        counts = _stated(SimpleNamespace(**vars(module)))
-        if not counts and len(shape) == 4:  # else nothing tells rows and heads apart
-            counts = _stated(self.model.config) or {1}
-        return axes.of_any_rows(shape, counts)
-
-
-def _stated(holder: Any) -> set[int]:
-    """The numbers of heads that a module or a configuration states."""
-    values = {getattr(holder, name, None) for name in _HEAD_FIELDS}
-    return {item for item in values if type(item) is int and item > 0}

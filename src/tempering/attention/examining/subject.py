@@ -92,13 +92,13 @@ def _a_part(name: str, library: str) -> str:
     )
 
 
-def check_takes_text(model: Any, what: str) -> None:
+def check_of_transformers(model: Any, what: str) -> None:
     """ArchitectureError for a model of diffusers; `what` can be done with transformers models."""
     check_subject(model)
     if of_diffusers(model):
         raise ArchitectureError(
-            f"{what} needs a transformers model that reads text; {type(model).__name__} is a model "
-            "of diffusers, which layout, Profile and tempered take"
+            f"{what} needs a transformers model; {type(model).__name__} is a model of diffusers, "
+            "which layout, Profile and tempered take"
         )
 
 

@@ -19,7 +19,7 @@ from tempering.attention.control.layer_rule import RuleCount
 from tempering.attention.control.tempered import tempered
 from tempering.attention.examining.layout_of import layout_reached
 from tempering.attention.examining.stored import input_device
-from tempering.attention.examining.subject import check_takes_text, unwrapped
+from tempering.attention.examining.subject import check_of_transformers, unwrapped
 from tempering.attention.layout import AttentionLayer, Layout
 from tempering.attention.logits import AttentionCall
 from tempering.attention.measuring import fused
@@ -80,7 +80,7 @@ def measure(
     ArchitectureError when the model's attention can't be observed exactly, EnergyError when a
     logit is NaN or infinite.
     """
-    check_takes_text(unwrapped(model), "measure")
+    check_of_transformers(unwrapped(model), "measure")
     given = (
         token_chunks(tokenizer, text, chunk, limit) if isinstance(text, str | TextTable) else text
     )
@@ -102,7 +102,7 @@ def measure_tokens(
         runs alone, without the padding that a batch gave it.
     """
     model = unwrapped(model)
-    check_takes_text(model, "measure_tokens")
+    check_of_transformers(model, "measure_tokens")
     if isinstance(chunks, Tensor) and chunks.numel() == 0:
         raise InputError(f"measuring needs at least one chunk of tokens, not {tuple(chunks.shape)}")
     inputs = as_inputs(chunks, model)

@@ -11,7 +11,8 @@ from torch import nn
 from tempering.attention.axes import FOLDED, STANDARD
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.layout import AttentionLayer, Layout
-from tempering.attention.profiles.length_rules import InsteadOf, LengthRule, RootLogLength
+from tempering.attention.profiles.length_base import LengthRule
+from tempering.attention.profiles.length_rules import InsteadOf, RootLogLength
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rules import GRAMMAR, KNOWN, PerHead, Rule, rule, rule_of
 from tempering.calls import CallNode

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tempering.attention.profiles.length_rules import LengthRule, Power
+from tempering.attention.profiles.length_base import LengthRule
+from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.rule_base import PerHead, Rule
 
 

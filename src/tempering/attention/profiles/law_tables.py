@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempering.attention.profiles.length_rules import InsteadOf, LengthRule
+from tempering.attention.profiles.length_base import Law, LengthRule
+from tempering.attention.profiles.length_rules import InsteadOf
 from tempering.attention.profiles.rule_base import PerHead
 
 
@@ -54,7 +55,9 @@ def _of_one_kind(
     for values in zip(*(rule.numbers for rule in rules), strict=True):
         rows = [list(item) if isinstance(item, PerHead) else [item] * heads for item in values]
         tables.append(torch.tensor(rows, dtype=torch.float64, device=device))
-    return lambda n: type(first).law(n, *tables)
+    assert isinstance(first, Law)
+    formula = first.law
+    return lambda n: formula(n, *tables)
 
 
 def cut_rule(rule: LengthRule, start: int, stop: int) -> LengthRule:

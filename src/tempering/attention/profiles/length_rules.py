@@ -23,10 +23,8 @@ key's distance, which no temperature of a query does; `affine` has its form in l
 
 from __future__ import annotations
 
-import functools
 import math
-from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -34,142 +32,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.limits import COLDEST, HOTTEST
-from tempering.attention.profiles.rule_base import KNOWN, PerHead, Rule
-from tempering.calls import Argument, call_text, number_text, piped_text
+from tempering.attention.profiles.length_base import Bounded, Law, LengthRule, Number
+from tempering.attention.profiles.rule_base import KNOWN, PerHead
+from tempering.calls import Argument, piped_text
 from tempering.errors import ProfileError
-
-Number = float | int | PerHead
-_LENGTHS = 512  # of a context at which a law is looked at; laws are smooth or have steps far wider
-
-
-class LengthRule(Rule):
-    """A temperature that only the number of visible keys decides."""
-
-    @staticmethod
-    @abstractmethod
-    def law(n: Tensor, *numbers: Any) -> Tensor:
-        """beta at n keys (float64), from the numbers of the rule in the order of its fields."""
-
-    @property
-    def numbers(self) -> tuple[Number, ...]:
-        """The numbers that `law` takes."""
-        return tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
-
-    @property
-    def heads(self) -> int | None:
-        counts = {len(item) for item in self.numbers if isinstance(item, PerHead)}
-        return max(counts, default=None)
-
-    @property
-    def label(self) -> str:
-        shown = ["heads(..)" if isinstance(item, PerHead) else item for item in self._shown()]
-        return (
-            f"{self.name}({','.join(x if isinstance(x, str) else number_text(x) for x in shown)})"
-        )
-
-    def _shown(self) -> tuple[Number, ...]:
-        """The numbers that the text form has."""
-        return self.numbers
-
-    def __str__(self) -> str:
-        return call_text(self.name, *self._shown())
-
-    def of_counts(
-        self, seen: Int[Tensor, "rows heads_or_1 q_seq"], places: Tensor | None = None
-    ) -> Float[Tensor, "rows heads q_seq"]:
-        """beta for queries that see so many keys; float64, heads 1 where all are alike.
-
-        places: of each query among the tokens, counted from 1, which a law of the layer's own
-        reads; the same as `seen` without it.
-        """
-        return type(self).law(seen.clamp(min=1).double(), *_columns(self, seen.device))
-
-    def at_bounds(self, beta: Tensor) -> tuple[int, int]:
-        """How many of these betas stand at the cold and at the hot bound of the rule."""
-        return 0, 0
-
-    def _check(self, **limits: tuple[float | int, float | int, str]) -> None:
-        """ProfileError unless every number is finite and within its limits (low, high, words)."""
-        counts = {len(item) for item in self.numbers if isinstance(item, PerHead)}
-        if len(counts) > 1:
-            raise ProfileError(
-                f"{self.label}: its numbers are for {' and for '.join(map(str, sorted(counts)))} "
-                "heads; give one number, or one for each head of the layer"
-            )
-        for each, given in zip(fields(self), self.numbers, strict=True):  # type: ignore[arg-type]
-            low, high, words = limits.get(each.name, (-math.inf, math.inf, "a finite number"))
-            for head, value in enumerate(given if isinstance(given, PerHead) else (given,)):
-                if not (math.isfinite(value) and low <= value <= high):
-                    place = f", head {head}" if isinstance(given, PerHead) else ""
-                    raise ProfileError(
-                        f"{self.label}{place}: {each.name} is {words}, not {number_text(value)}"
-                    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _columns(rule: LengthRule, device: torch.device) -> tuple[Tensor | float | int, ...]:
-    """The numbers of a rule; those of single heads as Float[Tensor, "heads 1"] in float64."""
-    return tuple(
-        torch.tensor(item, dtype=torch.float64, device=device)[:, None]
-        if isinstance(item, PerHead)
-        else item
-        for item in rule.numbers
-    )
-
-
-@dataclass(frozen=True)
-class Bounded(LengthRule):
-    """A law whose T is held within bounds, where it has any.
-
-    coldest, hottest: bounds of T. Queries that are held there are counted.
-    """
-
-    def __post_init__(self) -> None:
-        self._check_numbers()
-        coldest, hottest = self.bounds
-        if not COLDEST <= coldest <= hottest <= HOTTEST:
-            raise ProfileError(
-                f"{self.label}: bounds of T lie in {COLDEST:g} to {HOTTEST:g}, the colder one "
-                f"first; not {coldest:g}, {hottest:g}"
-            )
-
-    @abstractmethod
-    def _check_numbers(self) -> None: ...
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Coldest and hottest T."""
-        coldest, hottest = self.numbers[-2:]
-        assert isinstance(coldest, float | int) and isinstance(hottest, float | int)
-        return float(coldest), float(hottest)
-
-    @property
-    def free(self) -> bool:
-        """Whether the rule has no bounds of its own."""
-        return self.bounds == (COLDEST, HOTTEST)
-
-    def _shown(self) -> tuple[Number, ...]:
-        return self.numbers[:-2] if self.free else self.numbers
-
-    def at_bounds(self, beta: Tensor) -> tuple[int, int]:
-        if self.free:
-            return 0, 0
-        coldest, hottest = self.bounds
-        return int((beta >= 1 / coldest).sum()), int((beta <= 1 / hottest).sum())
-
-    @staticmethod
-    def held(beta: Tensor, coldest: Any, hottest: Any) -> Tensor:
-        """beta with T held within bounds; bounds as wide as attention's own hold nothing."""
-        if isinstance(coldest, Tensor) or (coldest, hottest) != (COLDEST, HOTTEST):
-            beta = torch.minimum(beta, _beyond(coldest, beta, COLDEST, math.inf))
-            beta = torch.maximum(beta, _beyond(hottest, beta, HOTTEST, -math.inf))
-        return beta
-
-
-def _beyond(bound: Any, beta: Tensor, limit: float, nothing: float) -> Tensor:
-    """1/bound, or `nothing` where the bound is attention's own limit, which holds nothing."""
-    value = torch.as_tensor(bound, dtype=beta.dtype, device=beta.device)
-    return torch.where(value == limit, nothing, 1 / value)
 
 
 @dataclass(frozen=True)
@@ -198,7 +64,7 @@ class Power(Bounded):
 
 
 @dataclass(frozen=True)
-class LogLength(LengthRule):
+class LogLength(Law):
     """beta = max(1, log(keys seen) / log(trained)): sharper beyond the length of training.
 
     trained: tokens, at least 2. Source: Su Jianlin, "Attention's scale from entropy invariance"
@@ -222,7 +88,7 @@ class LogLength(LengthRule):
 
 
 @dataclass(frozen=True)
-class RootLogLength(LengthRule):
+class RootLogLength(Law):
     """beta = sqrt(log(keys seen) / log(trained)): entropy kept at another resolution of an image.
 
     trained: keys of the layer at the resolution of training, at least 2. Sharper above it and
@@ -286,7 +152,7 @@ class SSMax(Bounded):
 
 
 @dataclass(frozen=True)
-class LogSteps(LengthRule):
+class LogSteps(Law):
     """beta = 1 + scale log(1 + floor((n - shift)/step)), as Llama 4 and Ministral 3 have it.
 
     Llama 4 counts n from 1, padding included (shift 0). Ministral 3 reads position ids, which
@@ -343,10 +209,6 @@ class InsteadOf(LengthRule):
     def __str__(self) -> str:
         return piped_text(self.inner, self.name, self.own)
 
-    @staticmethod
-    def law(n: Tensor, *numbers: Any) -> Tensor:
-        raise NotImplementedError("each of its two rules has a law")
-
     def of_counts(
         self, seen: Int[Tensor, "rows heads_or_1 q_seq"], places: Tensor | None = None
     ) -> Float[Tensor, "rows heads q_seq"]:
@@ -363,40 +225,3 @@ def _length_rule(argument: Argument, what: str) -> LengthRule:
     made = kind.of(call)
     assert isinstance(made, LengthRule)
     return made
-
-
-def lengths_up_to(longest: int) -> Int[Tensor, "lengths"]:
-    """Whole numbers from 1 to `longest`, close together in the logarithm."""
-    grid = torch.logspace(0, math.log10(longest), _LENGTHS, dtype=torch.float64).round().long()
-    return grid.clamp(1, longest).unique()
-
-
-def check_lengths(rule: LengthRule, longest: int, where: str, heads: int) -> None:
-    """ProfileError where T leaves attention's limits for a query that sees up to `longest` keys.
-
-    where: names the layer. heads: of the layer.
-    """
-    if rule.heads not in (None, heads):
-        raise ProfileError(
-            f"{where} has {heads} heads, and {rule.label} has numbers for {rule.heads}"
-        )
-    n = lengths_up_to(longest)
-    beta = rule.of_counts(n[None, None])[0]
-    bad = ~((beta >= 1 / HOTTEST * (1 - 1e-12)) & (beta <= 1 / COLDEST * (1 + 1e-12)))
-    if not bool(bad.any()):
-        return
-    # The violation at the shortest length.
-    at = int(bad.any(0).nonzero()[0])
-    head = int(bad[:, at].nonzero()[0])
-    value = float(beta[head, at])
-    temperature = f"T = {1 / value:.4g}" if value > 0 else f"1/T = {value:.4g}"
-    named = f", head {head}" if rule.heads else ""
-    raise ProfileError(
-        f"{where}{named}: {rule.label} has {temperature} for a query that sees {int(n[at])} keys, "
-        f"and the context has {longest}; T lies in {COLDEST:g} to {HOTTEST:g}. Take a smaller "
-        "slope, or give the rule bounds of T" + _bounds_of(rule)
-    )
-
-
-def _bounds_of(rule: LengthRule) -> str:
-    return f": {rule.signature}" if isinstance(rule, Bounded) else ""

@@ -36,7 +36,7 @@ from tempering.attention.profiles.fitting import (
     rules_by_layer,
 )
 from tempering.attention.profiles.format import fields_of, json_of
-from tempering.attention.profiles.length_rules import LengthRule
+from tempering.attention.profiles.length_base import LengthRule
 from tempering.attention.profiles.making import rows_of_matrix, rows_of_schedule
 from tempering.attention.profiles.rules import Rule, check_rules
 from tempering.counts import whole_number

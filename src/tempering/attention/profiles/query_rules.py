@@ -27,8 +27,19 @@ PAPER = (-0.037, 0.481, -2.3, 4.917, -1.791)
 PAPER_FLOOR = 0.5
 
 
+class QueryRule(Rule):
+    """A temperature that the logits of a query decide."""
+
+    @abstractmethod
+    def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
+        """beta of each row, and which rows stand at the cold and at the hot bound.
+
+        Hidden logits are -inf.
+        """
+
+
 @dataclass(frozen=True)
-class Held(Rule):
+class Held(QueryRule):
     """Support or entropy held at a level, by temperatures within bounds.
 
     level: in keys or in nats. coldest, hottest: bounds of T.
@@ -120,7 +131,7 @@ class Entropy(Held):
 
 
 @dataclass(frozen=True)
-class Polynomial(Rule):
+class Polynomial(QueryRule):
     """beta = max(1, polynomial in the query's entropy) where that exceeds 0.5 nats, else 1.
 
     coefficients: of the highest power first. Source: Velickovic et al., 2024, figure 4.

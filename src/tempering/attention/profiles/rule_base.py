@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from tempering.binding import bind, number_arguments
 from tempering.calls import Argument, CallNode, Grammar, call_text
 from tempering.errors import ProfileError
@@ -47,7 +44,7 @@ def _number_or_heads(argument: Argument, what: str) -> float | PerHead:
 class Rule(ABC):
     """One more inverse temperature for every query. Immutable; rules of equal text are equal.
 
-    A rule reads the logits of a query (`beta`); a `LengthRule` reads how many keys it sees.
+    A `QueryRule` reads the logits of a query, a `LengthRule` how many keys it sees.
     """
 
     name: ClassVar[str]
@@ -78,13 +75,6 @@ class Rule(ABC):
     def label(self) -> str:
         """The text form without the numbers of single heads, for messages."""
         return str(self)
-
-    def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
-        """beta of each row, and which rows stand at the cold and at the hot bound.
-
-        Hidden logits are -inf.
-        """
-        raise NotImplementedError(f"{self} reads no logits")
 
     @abstractmethod
     def __str__(self) -> str:

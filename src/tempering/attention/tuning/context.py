@@ -29,6 +29,7 @@ from tempering.attention.tuning.fit import tune
 from tempering.attention.tuning.live_temperatures import Bounds
 from tempering.attention.tuning.objectives import Objective, from_batches
 from tempering.attention.tuning.outcome import Tuned
+from tempering.counts import whole_number
 from tempering.errors import DataError, InputError
 
 _FEWEST = 4  # spans: three to learn from, one to judge by
@@ -90,8 +91,7 @@ def tune_context(
             f"ids are the tokens of one context, integers [length]; got {ids.dtype} "
             f"{list(ids.shape)}"
         )
-    if span < 16:
-        raise InputError(f"a span has 16 tokens or more, not {span}")
+    span, seed = whole_number(span, "span", 16), whole_number(seed, "seed")
     size = min(span, len(ids) // _FEWEST)
     if size < 16:
         raise DataError(
@@ -106,7 +106,7 @@ def tune_context(
     drawn = spans[order[: max(_FEWEST, affordable)].sort().values]
     tuned = tune(
         model,
-        _objectives(drawn, generator, start),
+        context_objectives(drawn, generator, start),
         bounds=bounds,
         held_out=_HELD_OUT,
         rows=_ROWS,
@@ -117,7 +117,7 @@ def tune_context(
     return ContextFit(tuned.profile, time.perf_counter() - begun, len(drawn), tuned)
 
 
-def _objectives(
+def context_objectives(
     spans: Int[Tensor, "spans size"], generator: torch.Generator, start: Sequence[int] = ()
 ) -> list[Objective]:
     """The spans' next tokens, and excerpts of them to recall; piece k of both is span k."""

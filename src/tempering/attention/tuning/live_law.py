@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tempering.attention.profiles.length_rules import LengthRule, Number, Power
+from tempering.attention.profiles.length_base import LengthRule, Number
+from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.rule_base import PerHead
 from tempering.attention.tuning.basis import Basis
 from tempering.attention.tuning.batches import Batch
@@ -88,16 +89,12 @@ class LiveLaw(LengthRule):
         """None that stay as they are."""
         return ()
 
-    @staticmethod
-    def law(n: Tensor, *numbers: Tensor | float) -> Tensor:
-        slope, log_length = numbers
-        return (-slope * (n.log() - log_length)).exp()
-
     def of_counts(
         self, seen: Int[Tensor, "rows heads_or_1 q_seq"], places: Tensor | None = None
     ) -> Float[Tensor, "rows heads q_seq"]:
         slope = self.slope.to(seen.device)[..., None]
-        return self.law(seen.clamp(min=1).double(), slope, math.log(self.length))
+        ratio = seen.clamp(min=1).double() / self.length
+        return (-slope * ratio.log()).exp()
 
     def __str__(self) -> str:
         return f"power(heads(..),{self.length})"

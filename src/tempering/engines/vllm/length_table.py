@@ -15,7 +15,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tempering.attention.profiles.law_tables import cut_rule, stacked
-from tempering.attention.profiles.length_rules import InsteadOf, LengthRule, check_lengths
+from tempering.attention.profiles.length_base import LengthRule
+from tempering.attention.profiles.length_limits import check_lengths
+from tempering.attention.profiles.length_rules import InsteadOf
 from tempering.attention.profiles.profile import Profile
 from tempering.attention.profiles.rule_base import Rule
 from tempering.engines.vllm.layer_betas import RankLayer, layer_betas, layer_rules
