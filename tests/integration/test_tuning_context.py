@@ -164,6 +164,7 @@ def files(tmp_path_factory):
     place = tmp_path_factory.mktemp("context")
     model = str(save_tiny_llama(place / "model", layers=2))
     (place / "letters.txt").write_text(sample_text("fiction")[:400])
+    (place / "blank.txt").write_text(" \n\t\n")
     return model, place
 
 
@@ -193,12 +194,13 @@ def test_generate_fits_to_a_context(files, tmp_path, capsys):
         (("--fit", "5s", "--context", "{}", "--pattern", "constant(2)"), "--pattern"),
         (("--fit", "soon", "--context", "{}"), "20s"),
         (("--context", "missing.txt"), "missing.txt"),
+        (("--context", "{}/../blank.txt", "--fit", "5s"), "white space"),
         (("--context", "{}", "--max-tokens", "100000", "--fit", "9m"), "reads at most"),
     ],
 )
 def test_generate_refuses_before_it_fits(files, tmp_path, capsys, arguments, message):
     model, place = files
-    given = [argument.format(place / "letters.txt") for argument in arguments]
+    given = [a.format(place / "letters.txt").replace("letters.txt/../", "") for a in arguments]
     code = _run(
         ["generate", "Who?", *given, "--model", model, "--raw", "--out", str(tmp_path)], debug=False
     )

@@ -29,14 +29,11 @@ def fitted(
 ) -> tuple[Profile, dict[str, Any]]:
     """Temperatures fitted to a context, and the section of the record that says what came of it."""
     from tempering.attention.tuning import tune_context
-    from tempering.chunks import start_ids
+    from tempering.chunks import start_ids, token_ids
 
-    ids = tokenizer(context, add_special_tokens=False, return_tensors="pt", verbose=False)
-    start = start_ids(tokenizer)
+    ids, start = token_ids(tokenizer, context), start_ids(tokenizer)
     with common.staged() as shown:
-        fit = tune_context(
-            network, ids.input_ids[0], seconds=seconds, start=start, seed=seed, progress=shown
-        )
+        fit = tune_context(network, ids, seconds=seconds, start=start, seed=seed, progress=shown)
     common.note(
         f"fitted to the context in {fit.seconds:.1f} s: loss on spans held out "
         f"{fit.tuned.before:.4f} -> {fit.tuned.after:.4f} nats, {fit.spans} spans drawn"
@@ -44,7 +41,7 @@ def fitted(
     return fit.profile, {
         "seconds": fit.seconds,
         "spans": fit.spans,
-        "tokens": len(ids.input_ids[0]),
+        "tokens": len(ids),
         "held out before": fit.tuned.before,
         "held out after": fit.tuned.after,
         "step": fit.tuned.step,
