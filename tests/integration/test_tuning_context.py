@@ -194,7 +194,7 @@ def test_generate_fits_to_a_context(files, tmp_path, capsys):
         (("--fit", "5s", "--context", "{}", "--pattern", "constant(2)"), "--pattern"),
         (("--fit", "soon", "--context", "{}"), "20s"),
         (("--context", "missing.txt"), "missing.txt"),
-        (("--context", "{}/../blank.txt", "--fit", "5s"), "white space"),
+        (("--context", "{}/../blank.txt", "--fit", "5s"), "is empty"),
         (("--context", "{}", "--max-tokens", "100000", "--fit", "9m"), "reads at most"),
     ],
 )

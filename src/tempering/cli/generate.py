@@ -100,8 +100,6 @@ def generate(
     if seconds is not None and engine != "transformers":
         raise InputError(f"--fit takes gradients of the model, which --engine {engine} has not")
     given = "" if context is None else read_text(context).strip()
-    if context is not None and not given:
-        raise InputError(f"{context} holds nothing but white space; --context takes a text")
     prompt = f"{given}\n\n{prompt}" if given else prompt
     common.check_file(trace, "--trace", ".parquet")
     common.check_out(out)
