@@ -16,6 +16,7 @@ from tempering.attention.tuning.batches import text_batches
 from tempering.cli import _run
 from tempering.cli.shared.context import duration
 from tempering.errors import ConvergenceWarning, DataError, InputError
+from tempering.ranks import Ranks
 from tests.integration.tuning_tiny import HEADS, LAYERS, sampled_text, tiny_llama
 from tests.tiny import save_tiny_llama
 
@@ -141,6 +142,12 @@ def test_ids_are_one_row_of_integers(model, context):
     for wrong in (15, True):
         with pytest.raises(InputError, match="span"):
             tune_context(model, context, seconds=1, span=wrong)
+
+
+def test_fit_against_the_clock_takes_one_process(model, context, monkeypatch):
+    monkeypatch.setattr("tempering.attention.tuning.fit.here", lambda: Ranks(0, 2))
+    with pytest.raises(InputError, match="takes one process"):
+        tune_context(model, context, seconds=1)
 
 
 def test_context_that_repeats_one_token_is_refused_or_fitted(model):

@@ -108,6 +108,10 @@ def tune(
     -----
     CollapseWarning: T at a bound, or support under its floor. ConvergenceWarning: nothing gained.
     """
+    if until is not None and here().size > 1:
+        raise InputError(
+            "ranks have clocks of their own; a run that ends at a time takes one process"
+        )
     numbers = {"prior_sd": prior_sd, "damping": damping, "radius": radius, "rate": rate}
     count = _check(method, steps, rows, patience, numbers)
     problem = make_problem(objectives, constraint, held_out, seed)
