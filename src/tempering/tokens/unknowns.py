@@ -70,7 +70,7 @@ PLACES: dict[tuple[str, str], Place] = {
     ("after", "y"): _T,
     ("budget", "x"): _T,
     ("budget", "N"): Place(32, 4096, 4096, whole=True),
-    ("loops", "heat"): Place(1.0, 2.0, 1.0),
+    ("loops", "heat"): Place(1.0, 5.0, 1.0),
     ("loops", "ngram"): Place(3, 16, 8, whole=True),
     ("loops", "window"): Place(32, 512, 256, whole=True),
     ("amplitude", "a"): Place(1.0, 2.0, 1.0),
