@@ -177,12 +177,9 @@ def on_a_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}"  # where spawned processes find this
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))  # a spawned process gets its parent's path, to find this
         torch.multiprocessing.spawn(on_a_rank, (str(folder),), nprocs=2)
-    finally:
-        os.environ["PYTHONPATH"] = path
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
