@@ -36,6 +36,7 @@ from _measuring import (
     text_tests,
 )
 from _passes import text_pass
+from _texts import LONG
 
 from tempering import Profile, load_model
 from tempering.attention import layout
@@ -47,12 +48,19 @@ GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
 LEARNED = tuple(place for name, place in NAMED.items() if name not in sum(HELD.values(), ()))
 
 
-def tuned(name: str, settings: Settings, dtype: torch.dtype, keep: Path | None, parts: int | None):
+def tuned(
+    name: str,
+    settings: Settings,
+    dtype: torch.dtype,
+    keep: Path | None,
+    parts: int | None,
+    long: int,
+):
     """theta and the rows of the fit, and the profile."""
     model, tokenizer = load_model(name, dtype=dtype)
     basis = make_basis(model, layout(model), "head")
     with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        text = text_pass(tempering, tokenizer, keep, parts)
+        text = text_pass(tempering, tokenizer, keep, parts, long)
         file = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.multiplier:g}.pt"
         state = keep and keep / file
         theta, rows = fit(tempering, tokenizer, text, settings, state)
@@ -102,6 +110,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--keep", type=Path, help="one folder for all models")
     parser.add_argument("--parts", type=int, help="chunks of text in the fit; for a trial")
+    parser.add_argument("--long", type=int, default=LONG, help="tokens of its long chunks")
     parser.add_argument("--measure")
     parser.add_argument("--contexts", type=int, default=6, help="of each wording held back")
     parser.add_argument("--single", type=int, default=6, help="contexts of the one wording")
@@ -137,7 +146,8 @@ def main() -> None:
         history = profile.evidence.get("fit", []) + profile.evidence.get("limit", [])
     else:
         dtype = getattr(torch, options.fit_dtype)
-        profile, history = tuned(options.model, settings, dtype, options.keep, options.parts)
+        own = (options.model, settings, dtype, options.keep, options.parts, options.long)
+        profile, history = tuned(*own)
     model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype))
     evidence = {
         "made by": "benchmarks/recall_tuning.py",
