@@ -2,7 +2,7 @@
 
 The context's tokens stand once; every question follows in a segment of its own, at the positions
 it would have right after the context, under a mask that hides the other segments. The logits are
-those of each prompt by itself.
+those of each prompt by itself; layers that see a window see it in positions.
 """
 
 from __future__ import annotations
@@ -78,12 +78,27 @@ def answer_logits(model: Any, item: Packed) -> Tensor:
     device = model.get_input_embeddings().weight.device
     found = model(
         input_ids=item.ids.to(device),
-        attention_mask=item.mask.to(device),
+        attention_mask=_masks(model, item, device),
         position_ids=item.positions.to(device),
         use_cache=False,
         logits_to_keep=item.sources.to(device),
     )
     return found.logits[0].float()
+
+
+def _masks(model: Any, item: Packed, device: Any) -> Any:
+    """The mask, or one for each kind of layer where some see a window: transformers takes a mask
+    of four dimensions for all layers alike."""
+    mask = item.mask.to(device)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds == {"full_attention"}:
+        return mask
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise SystemExit(f"questions can't be packed for layers of the kinds {sorted(kinds)}")
+    place = item.positions[0].to(device)
+    near = place[:, None] - place[None] < config.sliding_window
+    return {"full_attention": mask, "sliding_attention": mask & near}
 
 
 def answer_loss(model: Any, item: Packed) -> Tensor:
