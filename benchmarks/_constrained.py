@@ -125,7 +125,7 @@ def fit(
     average, rows, start = None, [], time.perf_counter()
     if state is not None and state.exists():
         kept = torch.load(state)
-        if kept["settings"] == asdict(settings):
+        if kept["settings"] | {"limit": settings.limit} == asdict(settings):  # limits come after
             theta.data.copy_(kept["theta"])
             momentum, spread, rows = kept["momentum"], kept["spread"], kept["rows"]
             average = kept["average"]

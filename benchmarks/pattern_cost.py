@@ -44,7 +44,7 @@ def variants(model, sample):
         pattern = schedule(PATTERN).amplitude(amplitude)
         found.append(Variant(str(pattern), Profile.from_schedule(pattern, model)))
         if amplitude == CONTROLLED:
-            for name, control in controls(pattern, layout(model).layers, (0, 1)).items():
+            for name, control in controls(pattern, len(layout(model).layers), (0, 1)).items():
                 profile = Profile.from_schedule(control, model)
                 label = f"{name}, amplitude {amplitude:g}"
                 found.append(Variant(label, profile, 1.0, "control"))
