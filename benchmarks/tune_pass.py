@@ -5,7 +5,8 @@
 A pass is the loss of every chunk and its gradient in one temperature a head, weights frozen; the
 plain forward is the untempered model on the same chunks, with its next-token loss; draws are for
 the curvature, in the first pass of Newton's method; the rule `power` has two numbers a head.
-Interleaved.
+Interleaved; time is that of the processor on a CPU, which other work on the machine changes little,
+and that of the clock on CUDA.
 Memory is the peak above the loaded model: allocated by CUDA, or of the process on a CPU (Linux).
 Writes benchmarks/results/tune_pass.json.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import time
 from functools import partial
 from pathlib import Path
 
@@ -99,9 +101,11 @@ def main() -> None:
         "gradients": under(gradient_pass),
         "gradients, rule power": under(gradient_pass, law=range_of_law),
         "gradients, checkpointed": under(gradient_pass, checkpoint=True),
+        "gradients, one draw": under(partial(gradient_pass, draws=1)),
         "gradients, two draws": under(partial(gradient_pass, draws=2)),
     }
-    report = _bench.ratios(_bench.interleave(fns, options.repeats), "plain forward")
+    clock = time.perf_counter if options.device.startswith("cuda") else time.process_time
+    report = _bench.ratios(_bench.interleave(fns, options.repeats, clock=clock), "plain forward")
     _bench.show(report, "plain forward")
     memory = {}
     with contextlib.suppress(SystemExit):
@@ -121,6 +125,7 @@ def main() -> None:
             "chunks": options.chunks,
             "rows": rows,
             "repeats": options.repeats,
+            "clock": clock.__name__,
             "ratios": report,
             "peak_gib_above_model": memory,
         },

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from tempering import Profile, layout, tempered
-from tempering.attention.tuning import from_batches, from_functions, make_basis
+from tempering.attention.tuning import from_batches, from_functions, make_basis, passes
 from tempering.attention.tuning.batches import (
     Batch,
     answer_batches,
@@ -18,7 +19,9 @@ from tempering.attention.tuning.batches import (
     target_losses,
     text_batches,
 )
+from tempering.attention.tuning.lessons import Lesson, distributions
 from tempering.attention.tuning.live_temperatures import live_temperatures
+from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.passes import gradient_pass, grouped, loss_pass
 from tempering.attention.tuning.steps import quadratic
 from tempering.errors import InputError, RefusedError, TemperatureError
@@ -144,6 +147,84 @@ def test_drawn_targets_give_the_fisher_matrix(model):
         assert float(got.trace() / wanted.trace()) == pytest.approx(1, abs=0.12)
     empirical = quadratic(plain.losses, plain.gradients, plain.counts).curvature
     assert float((empirical - wanted).norm() / wanted.norm()) > 0.5
+
+
+def _answers_of_two_lengths():
+    """Two rows side by side, of which the second has three times the targets."""
+    ids = torch.randint(0, WORDS, (2, 12), generator=torch.Generator().manual_seed(7))
+    targets = torch.zeros_like(ids, dtype=torch.bool)
+    targets[0, [4, 9]] = True
+    targets[1, 3:9] = True
+    return ids, targets
+
+
+def test_drawn_gradients_are_those_of_losses_with_the_drawn_targets(model, monkeypatch):
+    """One forward serves all draws; each gradient is that of another text of the same inputs."""
+    ids, targets = _answers_of_two_lengths()
+    pieces = from_batches("qa", [Batch(ids, targets)], kind="answers").pieces
+    theta, draws = _theta(), 3
+    generator = torch.Generator().manual_seed(8)
+    chosen = torch.randint(0, WORDS, (draws, 8, 1), generator=generator)
+    forwards = []
+    basis = make_basis(model, layout(model), "head")
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
+        plain = gradient_pass(tempering, theta, pieces, rows=2)
+        monkeypatch.setattr(passes, "_draw", lambda q, draws, seed: list(chosen))
+        with model.lm_head.register_forward_hook(lambda *call: forwards.append(call)):
+            found = gradient_pass(tempering, theta, pieces, rows=2, draws=draws)
+        want = torch.zeros(draws, 2, len(theta), dtype=torch.float64)
+        for draw, row in itertools.product(range(draws), range(2)):
+            leaf = theta.clone().requires_grad_()
+            tempering.set(leaf)
+            log_q = model(input_ids=ids[row : row + 1]).logits[0, :-1].log_softmax(-1)
+            goals = chosen[draw, :2] if row == 0 else chosen[draw, 2:]
+            loss = -log_q[targets[row, 1:]].gather(1, goals).mean()
+            want[draw, row] = torch.autograd.grad(loss, leaf)[0]
+    assert len(forwards) == 1
+    assert torch.allclose(found.losses, plain.losses, atol=1e-7)
+    assert torch.allclose(found.gradients, plain.gradients, atol=1e-7)
+    assert torch.allclose(found.drawn, want, atol=1e-6)
+    assert float(want.abs().max()) > 1e-2
+
+
+def test_a_pass_that_draws_learns_from_lessons_all_the_same(model, tmp_path):
+    ids = torch.randint(0, WORDS, (1, 9), generator=torch.Generator().manual_seed(9))
+    teacher = torch.randn(8, WORDS, generator=torch.Generator().manual_seed(10)) * 2
+    lesson = Lesson(tmp_path / "lesson", "teacher")
+    lesson.write(distributions(teacher, None))
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    batch = Batch(ids, everything, "text", (lesson,))
+    pieces = [Piece(batch, batch.count, "text")]
+    basis = make_basis(model, layout(model), "head")
+    with live_temperatures(model, basis, BOUNDS, checkpoint=False) as tempering:
+        plain = gradient_pass(tempering, _theta(), pieces)
+        found = gradient_pass(tempering, _theta(), pieces, draws=2)
+        text = gradient_pass(tempering, _theta(), _pieces_of(ids), draws=2)
+    assert torch.allclose(found.gradients, plain.gradients, atol=1e-7)
+    assert not torch.allclose(found.gradients, text.gradients, atol=1e-3)
+    assert torch.allclose(found.drawn, text.drawn, atol=1e-7)  # both are drawn from the student
+
+
+def _pieces_of(ids):
+    return from_batches("text", text_batches(ids)).pieces
+
+
+def test_tokens_are_drawn_by_their_probabilities():
+    q = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2 - 1e-4, 1e-4, 0.0])
+    drawn = passes._draw(q.expand(200_000, -1), 2, seed=5)
+    for tokens in drawn:
+        share = torch.bincount(tokens[:, 0], minlength=len(q)) / len(tokens)
+        spread = (q * (1 - q) / len(tokens)).sqrt()
+        assert bool(((share - q).abs() <= 5 * spread).all())
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (0.4999, 1), (0.5001, 3), (1.0, 5)])
+def test_no_number_draws_a_token_without_probability(monkeypatch, number, token):
+    """1 is no number of torch.rand, but what rounding may make of one near it."""
+    q = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.0, 0.2, 0.0, 0.0]])
+    monkeypatch.setattr(passes.torch, "rand", lambda shape, **_: torch.full(shape, number))
+    assert passes._draw(q, 1, seed=0)[0].tolist() == [[token]]
 
 
 def test_a_pass_that_draws_names_a_loss_that_is_no_number():

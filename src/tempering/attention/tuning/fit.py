@@ -79,8 +79,9 @@ def tune(
     constraint: what other data may lose, see `Constraint`.
     prior_sd: standard deviation of the Gaussian prior on each number, in log T.
     bounds: of T, lowest < 1 < highest.
-    method: "newton", a full pass a step (the first with 2 to 8 more backward passes, for the
-        curvature; see `steps`); "adam", `rows` pieces of each objective a step.
+    method: "newton", a full pass a step (the first with one more backward pass for the curvature,
+        and up to 8 where pieces are few or under a constraint; see `steps`); "adam", `rows` pieces
+        of each objective a step.
     steps: at most; 8 Newton or 100 Adam steps without it.
     held_out: share of the pieces to judge by, or objectives to judge by; 0 judges by the
         calibration data.

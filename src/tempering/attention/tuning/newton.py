@@ -23,7 +23,14 @@ from tempering.attention.tuning.steps import (
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import DataError
 
-_DRAWS = (2, 8)  # of a piece's targets, fewest and most
+# Drawn gradients for the curvature of an objective, at least. With damping, a step follows from
+# few: a first step from 16 chunks lowers the loss of other text by .034 (.005) nats per token with
+# one draw of each, by .031 (.005) with two, and by .031 (.004) with four.
+_OF_GOALS = 16
+# A constraint's cost is predicted from its curvature, and low in directions that it doesn't see: it
+# takes this many for each number.
+_OF_LIMIT = 2
+_MOST_DRAWS = 8  # of one piece
 
 
 class Point(NamedTuple):
@@ -108,7 +115,7 @@ class Newton(Method):
                 item.pieces,
                 rows=self.rows,
                 step=step,
-                draws=self._draws(item) if first else 0,
+                draws=self._draws(item, _OF_GOALS) if first else 0,
                 seed=self.seed,
                 report=report,
             )
@@ -116,15 +123,14 @@ class Newton(Method):
             terms.append((item.weight, found))
         return self.goal_curvature.at(theta, weighted_sum(terms))
 
-    def _draws(self, objective: Objective) -> int:
+    def _draws(self, objective: Objective, wanted: int) -> int:
         """How often the targets of every piece are drawn; functions have none to draw.
 
-        Twice as many pieces are drawn in all as there are numbers, within limits.
+        wanted: drawn gradients in all.
         """
         if objective.kind == "function":
             return 0
-        wanted = math.ceil(2 * self.live.size / len(objective.pieces))
-        return min(max(wanted, _DRAWS[0]), _DRAWS[1])
+        return min(math.ceil(wanted / len(objective.pieces)), _MOST_DRAWS)
 
     def _limit(self, theta: Tensor, step: int, report: Report | None) -> Quadratic | None:
         if self.problem.limit is None:
@@ -138,7 +144,7 @@ class Newton(Method):
             kind="loss" if first else self.problem.kind,
             rows=self.rows,
             step=step,
-            draws=self._draws(self.problem.limit) if first else 0,
+            draws=self._draws(self.problem.limit, _OF_LIMIT * self.live.size) if first else 0,
             seed=self.seed,
             report=report,
         )

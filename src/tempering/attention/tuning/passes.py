@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tempering.attention.tuning.batches import Batch, divergences, losses_of, target_logits
@@ -81,23 +81,25 @@ def gradient_pass(
         for place, span, group in batches.mine():
             leaf = theta.detach().expand(group.rows, -1).clone().requires_grad_()
             if draws:
-                values, *others = _drawn(live, leaf, group, draws, seed * 1_000_003 + place)
+                values, logits, goals = _with_logits(live, leaf, group)
             else:
-                values, others = _losses(live, leaf, group, kind), []
+                values = _losses(live, leaf, group, kind)
             _check(values, live, theta, group, step)
-            found = []
-            for left, value in zip(range(draws, -1, -1), (values, *others), strict=True):
-                (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=left > 0)
+            if draws:
+                place_seed = seed * 1_000_003 + place
+                found = _drawn_gradients(leaf, values, logits, goals, group, draws, place_seed)
+            else:
+                found = list(torch.autograd.grad(values.sum(), leaf))
+            for gradient in found:
                 if not bool(gradient.isfinite().all()):
                     raise RefusedError(
                         f"step {step}, {group.origin}: the gradient is not finite; "
                         + live.trouble(theta, group, gradient)
                     )
-                found.append(gradient.to("cpu", torch.float64))
             losses[span] = values.detach().to("cpu", torch.float64)
             gradients[span] = found[0]
-            if draws:
-                drawn[:, span] = torch.stack(found[1:])
+            for own, gradient in zip(drawn, found[1:], strict=True):
+                own[span] = gradient
     losses, gradients, drawn = here().sum(losses, gradients, drawn)
     return Pass(losses, _counts(pieces), gradients, drawn if draws else None)
 
@@ -215,24 +217,63 @@ def _losses(live: Tunable, theta: Tensor | None, piece: Piece, kind: Kind) -> Te
     return row_means(divergences(live.model, piece.source, reference)[0], piece.source)
 
 
-def _drawn(live: Tunable, theta: Tensor, piece: Piece, draws: int, seed: int) -> list[Tensor]:
-    """The mean losses of each row, and those of targets drawn from the model, each time anew.
-
-    Where logits are not finite nothing can be drawn: the losses come alone, to be refused.
-    """
-    if not isinstance(piece.source, Batch):
-        raise RefusedError(f"{piece.origin} is a function: it has no targets to draw")
+def _with_logits(live: Tunable, theta: Tensor, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean loss of each row, and the logits and targets behind them."""
     live.set(theta)
-    logits, goals = target_logits(live.model, piece.source)
-    found = [losses_of(logits, goals, piece.source)]
-    log_q = torch.log_softmax(logits.float(), -1)
-    q = log_q.detach().exp()
-    if bool(q.isfinite().all()):
-        generator = torch.Generator(q.device).manual_seed(int(seed))
-        for _ in range(draws):
-            drawn = torch.multinomial(q, 1, generator=generator)
-            found.append(-log_q.gather(1, drawn)[:, 0])
-    return [row_means(values, piece.source) for values in found]
+    logits, goals = target_logits(live.model, _batch(piece))
+    return row_means(losses_of(logits, goals, _batch(piece)), _batch(piece)), logits, goals
+
+
+def _batch(piece: Piece) -> Batch:
+    if isinstance(piece.source, Batch):
+        return piece.source
+    raise RefusedError(f"{piece.origin} is a function: it has no targets to draw")
+
+
+def _drawn_gradients(
+    leaf: Tensor,
+    values: Float[Tensor, "rows"],
+    logits: Float[Tensor, "targets vocabulary"],
+    goals: Int[Tensor, "targets"],
+    piece: Piece,
+    draws: int,
+    seed: int,
+) -> list[Float[Tensor, "rows numbers"]]:
+    """The gradient of the mean losses, and what it were with targets drawn from the model.
+
+    In the logits it is (q_v - 1[v = target]) / n, with q = softmax(logits) and n targets in a row.
+    One table of q / n, and one of the sums of q to draw from, serve all backward passes.
+    """
+    batch = _batch(piece)
+    q = logits.detach().float().softmax(-1)
+    tokens = _draw(q, draws, seed)
+    counts = torch.tensor(batch.counts, device=q.device)
+    share = counts.repeat_interleave(counts).to(q).reciprocal()[:, None]
+    errors = q.mul_(share)
+    found = []
+    if batch.lessons:  # its targets are a teacher's distributions
+        found += torch.autograd.grad(values.sum(), leaf, retain_graph=True)
+    else:
+        tokens = [goals[:, None], *tokens]
+    for left, drawn in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):
+        expected = errors.gather(1, drawn)
+        errors.scatter_(1, drawn, expected - share)
+        found += torch.autograd.grad(logits, leaf, errors.to(logits.dtype), retain_graph=left > 0)
+        errors.scatter_(1, drawn, expected)
+    return found
+
+
+def _draw(
+    q: Float[Tensor, "targets vocabulary"], draws: int, seed: int
+) -> list[Int[Tensor, "targets 1"]]:
+    """Tokens drawn by the probabilities q: the first whose sum of q exceeds a number."""
+    sums = q.cumsum(-1)
+    total = sums[:, -1:].clone()
+    # Rounding may leave a number that no sum exceeds: then it is the last token that can be drawn.
+    last = torch.searchsorted(sums, total)
+    generator = torch.Generator(q.device).manual_seed(int(seed))
+    numbers = (torch.rand(total.shape, generator=generator, device=q.device) for _ in range(draws))
+    return [torch.searchsorted(sums, u * total, right=True).minimum(last) for u in numbers]
 
 
 def _check(values: Tensor, live: Tunable, theta: Tensor | None, piece: Piece, step: int) -> None:
