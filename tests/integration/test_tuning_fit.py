@@ -16,6 +16,7 @@ from tempering.attention.tuning import (
     tune,
 )
 from tempering.attention.tuning.batches import text_batches
+from tempering.attention.tuning.passes import gradient_pass
 from tempering.errors import (
     CheckError,
     CollapseWarning,
@@ -283,3 +284,31 @@ def test_a_broken_head_is_named(planted):
         CheckError, match=r"layers\.1\.self_attn, head 2: its attention is not finite.*weights"
     ):
         tune(broken, planted[0], **FAST)
+
+
+@pytest.mark.filterwarnings("ignore:no step lowered")
+@pytest.mark.parametrize(
+    ("pieces", "limits", "drawn", "of_limit"),
+    [
+        (20, 30, 1, 1),
+        (4, 24, 1, 1),
+        (3, 23, 2, 2),
+        (2, 8, 2, 3),
+        (1, 2, 4, 8),
+    ],
+)
+def test_few_pieces_are_drawn_more_often(
+    model, plain, monkeypatch, pieces, limits, drawn, of_limit
+):
+    """At least 4 gradients of an objective, and 2 for each of 12 numbers of a constraint."""
+    seen = []
+
+    def counted(live, theta, given, **options):
+        seen.append((len(given), options["draws"]))
+        return gradient_pass(live, theta, given, **options)
+
+    monkeypatch.setattr("tempering.attention.tuning.newton.gradient_pass", counted)
+    goal = plain.having(plain.pieces[:pieces])
+    constraint = Constraint(plain.having(plain.pieces[40 : 40 + limits]), within=1.0)
+    tune(model, goal, constraint=constraint, held_out=0, steps=2, rows=8)
+    assert seen == [(pieces, drawn), (limits, of_limit), (pieces, 0), (limits, 0)]

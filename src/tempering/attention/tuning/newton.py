@@ -23,10 +23,11 @@ from tempering.attention.tuning.steps import (
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import DataError
 
-# Drawn gradients for the curvature of an objective, at least. With damping, a step follows from
-# few: a first step from 16 chunks lowers the loss of other text by .034 (.005) nats per token with
-# one draw of each, by .031 (.005) with two, and by .031 (.004) with four.
-_OF_GOALS = 16
+# Drawn gradients for the curvature of an objective, at least. Damped steps need few: the first one
+# from 16 chunks lowers the loss of other text by .034 (.005) nats per token with one draw of each,
+# .031 (.005) with two and .031 (.004) with four; from 4 chunks by .009 with one and .013 with four,
+# which take longer than a second step does.
+_OF_GOALS = 4
 # A constraint's cost is predicted from its curvature, and low in directions that it doesn't see: it
 # takes this many for each number.
 _OF_LIMIT = 2
