@@ -8,7 +8,7 @@ and questions for lines of each. Four ways, each context by itself:
     nothing    the model as it is
     recall     the gallery's profile for recall
     fit        `tune_context` for --seconds on the context
-    queries    the query weights trained by Adam for as long on the same spans and copies (qTTT,
+    queries    the query weights trained by Adam for as long on the same spans and excerpts (qTTT,
                arXiv 2512.13898), kept where the spans held out get better
 
 Accuracy: the greedy answer is the number. Loss: nats per token of the number. Differences from
@@ -70,18 +70,18 @@ def asked(model: Any, tokenizer: Any, text: str, rows: list[tuple[str, str]]) ->
 def trained_queries(
     model: Any, ids: torch.Tensor, start: list[int], seconds: float, seed: int, rate: float
 ):
-    """The query weights trained on the context's spans and copies; as before at the end."""
+    """The query weights trained on the context's spans and excerpts; as before at the end."""
     begun = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     size = 256
     spans = ids[: len(ids) // size * size].reshape(-1, size)
-    objectives = fitting.context_objectives(spans, generator, start)
+    pieces = fitting.context_objective(spans, generator, start).pieces
     held = max(1, len(spans) // 4)
     weights = [w for name, w in model.named_parameters() if name.endswith("q_proj.weight")]
     before = [w.detach().clone() for w in weights]
 
     def loss(places: range) -> torch.Tensor:
-        return sum(goal.pieces[i].losses(model).mean() for goal in objectives for i in places)
+        return sum(pieces[i].losses(model).mean() for i in places)
 
     with torch.no_grad():
         untrained = float(loss(range(held)))

@@ -1,14 +1,15 @@
 """Temperatures for the context at hand: fitted on the context itself, for so many seconds.
 
 Nothing but the context is learned from. It is cut into spans, of which some are drawn, as many as
-there is time for; each gives two pieces:
+there is time for. A span is learned to be recalled:
 
-    text    the span's next tokens
-    copy    the span, then an excerpt of it again, whose second half is to be recalled
+    the span, then four excerpts of it, of each of which the second half is to be predicted
 
-A quarter of the spans is held out and judges. The context is read afterwards, once, under the
-temperatures found, so no keys or values are computed twice. After: test-time training of query
-weights, Bansal et al. 2025 (arXiv 2512.13898).
+So an excerpt is a question that the context itself answers: how did this go on? A quarter of the
+spans is held out and judges. The spans' own next tokens are not learned: they are many, and drown
+the questions. The context is read afterwards, once, under the temperatures found, so no keys or
+values are computed twice. After: test-time training of query weights, Bansal et al. 2025 (arXiv
+2512.13898).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from tempering.attention.examining.stored import input_device
 from tempering.attention.profiles.profile import Profile
-from tempering.attention.tuning.batches import Batch, text_batches
+from tempering.attention.tuning.batches import Batch
 from tempering.attention.tuning.fit import tune
 from tempering.attention.tuning.live_temperatures import Bounds
 from tempering.attention.tuning.objectives import Objective, from_batches
@@ -34,10 +35,11 @@ from tempering.errors import DataError, InputError
 
 _FEWEST = 4  # spans: three to learn from, one to judge by
 _HELD_OUT = 0.25
+_EXCERPTS = 4
 _ROWS = 4  # spans side by side
-# What the first step takes, in forwards of all pieces: a pass with gradients, two draws for the
-# curvature, and the watched pieces before and after.
-_FIRST_STEP = 8
+# What three Newton steps take, in forwards of all spans alone: three passes with gradients, one of
+# them with a draw, of the spans learned from, and four forwards of those held out.
+_THREE_STEPS = 11
 
 
 class ContextFit(NamedTuple):
@@ -102,11 +104,11 @@ def tune_context(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(spans), generator=generator)
     one = _forward_seconds(model, spans[order[0]])
-    affordable = int((seconds - (time.perf_counter() - begun)) / (_FIRST_STEP * 2 * one))
+    affordable = int((0.9 * seconds - (time.perf_counter() - begun)) / (_THREE_STEPS * one))
     drawn = spans[order[: max(_FEWEST, affordable)].sort().values]
     tuned = tune(
         model,
-        context_objectives(drawn, generator, start),
+        context_objective(drawn, generator, start),
         bounds=bounds,
         held_out=_HELD_OUT,
         rows=_ROWS,
@@ -117,25 +119,21 @@ def tune_context(
     return ContextFit(tuned.profile, time.perf_counter() - begun, len(drawn), tuned)
 
 
-def context_objectives(
+def context_objective(
     spans: Int[Tensor, "spans size"], generator: torch.Generator, start: Sequence[int] = ()
-) -> list[Objective]:
-    """The spans' next tokens, and excerpts of them to recall; piece k of both is span k."""
+) -> Objective:
+    """To recall excerpts of each span; piece k is span k."""
     size = spans.shape[1]
     first = torch.tensor(start, dtype=spans.dtype)
-    excerpt = max(8, size // 8)
-    starts = torch.randint(size - excerpt + 1, (len(spans),), generator=generator).tolist()
-    whole = torch.cat([first.expand(len(spans), -1), spans], 1)
-    copies = []
-    for place, (own, begin) in enumerate(zip(spans, starts, strict=True)):
-        ids = torch.cat([first, own, own[begin : begin + excerpt]])[None]
-        targets = torch.zeros_like(ids, dtype=torch.bool)
-        targets[:, -(excerpt // 2) :] = True
-        copies.append(Batch(ids, targets, f"copy in span {place}"))
-    return [
-        from_batches("text", text_batches(whole, "context")),
-        from_batches("copies", copies, kind="answers"),
-    ]
+    length = max(8, size // 8)
+    begins = torch.randint(size - length + 1, (len(spans), _EXCERPTS), generator=generator)
+    asked = (torch.arange(length) >= length // 2).repeat(_EXCERPTS)
+    targets = torch.cat([torch.zeros(len(first) + size, dtype=torch.bool), asked])[None]
+    pieces = []
+    for place, (own, at) in enumerate(zip(spans, begins.tolist(), strict=True)):
+        ids = torch.cat([first, own, *(own[begin : begin + length] for begin in at)])[None]
+        pieces.append(Batch(ids, targets, f"span {place}"))
+    return from_batches("recall", pieces, kind="answers")
 
 
 def _forward_seconds(model: Any, span: Int[Tensor, "size"]) -> float:
