@@ -250,7 +250,7 @@ def _drawn_gradients(
     counts = torch.tensor(batch.counts, device=q.device)
     share = counts.repeat_interleave(counts).to(q).reciprocal()[:, None]
     errors = q.mul_(share)
-    found = []
+    found: list[Tensor] = []
     if batch.lessons:  # its targets are a teacher's distributions
         found += torch.autograd.grad(values.sum(), leaf, retain_graph=True)
     else:
