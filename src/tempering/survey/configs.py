@@ -26,6 +26,7 @@ def _rule(names: str, value: int) -> None:
 
 _rule("hidden_size d_model n_embd emb_dim dim embed_dim attention_hidden_size", HIDDEN)
 _rule("decoder_embed_dim encoder_embed_dim output_proj_dim d_embed lru_width", HIDDEN)
+_rule("cross_hidden_size upsample_groups", HIDDEN)
 _rule("intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_inner dff", 96)
 _rule("moe_intermediate_size intermediate_size_mlp ffn_hidden_size dense_intermediate_size", 96)
 _rule("shared_expert_intermediate_size expert_ffn_hidden_size feed_forward_size d_ff", 96)
@@ -36,9 +37,10 @@ _rule("num_decoder_layers num_encoder_layers", LAYERS)
 _rule("num_attention_heads n_head n_heads num_heads attention_heads", HEADS)
 _rule("decoder_attention_heads encoder_attention_heads swa_num_attention_heads", HEADS)
 _rule("num_decoder_attention_heads num_encoder_attention_heads", HEADS)
+_rule("cross_num_attention_heads cross_num_key_value_heads", HEADS)
 _rule("head_dim swa_head_dim attention_head_size dim_head kv_channels d_kv", HEAD_DIM)
 _rule("global_head_dim attention_head_dim qk_nope_head_dim v_head_dim", HEAD_DIM)
-_rule("swa_v_head_dim", HEAD_DIM)
+_rule("swa_v_head_dim cross_head_dim", HEAD_DIM)
 _rule("qk_rope_head_dim rotary_dim", 8)
 _rule("q_lora_rank kv_lora_rank o_lora_rank", 32)
 _rule("vocab_size decoder_vocab_size unpadded_vocab_size vocab_size_per_layer_input", VOCABULARY)
@@ -132,7 +134,10 @@ def _small(config_class: Any, model_type: str, rung: str) -> dict[str, Any]:
     for name, (sub, given) in _sub_configs(config_class).items():
         values[name] = {"model_type": sub.model_type, **_small(sub, sub.model_type, rung), **given}
     if rung == "sizes":
-        values.update(OVERRIDES.get(model_type, {}))
+        for name, given in OVERRIDES.get(model_type, {}).items():
+            part = values.get(name)
+            whole = isinstance(part, dict) and isinstance(given, dict)
+            values[name] = {**part, **given} if whole else given
     return values
 
 
@@ -180,7 +185,10 @@ def _sub_configs(config_class: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def _outputs_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Which layers of a backbone give an output, among those that the small one has."""
+    """What makes a part a backbone or a decoder: flags, and the layers that give an output.
+
+    Layers are those among the ones that the small part has.
+    """
     kept: dict[str, Any] = {}
     for name, first in (("out_indices", ""), ("out_features", "stage")):
         chosen = given.get(name)
@@ -191,7 +199,8 @@ def _outputs_of(given: dict[str, Any]) -> dict[str, Any]:
         if max(numbers, default=0) > LAYERS:
             last = range(LAYERS - len(chosen) + 1, LAYERS + 1)
             kept[name] = [f"{first}{n}" if first else n for n in last]
-    return kept
+    flags = {name: value for name, value in given.items() if isinstance(value, bool)}
+    return kept | flags if kept or "is_decoder" in flags else {}
 
 
 def _small_special(defaults: dict[str, Any], values: dict[str, Any]) -> None:

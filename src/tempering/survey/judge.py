@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from tempering.survey.configs import RUNGS
 from tempering.survey.families import OTHER, Task, family_of
 from tempering.survey.makers import ROWS
 from tempering.survey.models import class_of, small_model
-from tempering.survey.samples import Inputs, NoSampleError, find_sample
+from tempering.survey.samples import Inputs, NoSampleError, find_samples
 
 EXACT, REFUSED, WRONG, NO_SOFTMAX, UNSUPPORTED, NOT_BUILT, NOT_RUN = (
     "exact",
@@ -36,6 +37,8 @@ EXACT, REFUSED, WRONG, NO_SOFTMAX, UNSUPPORTED, NOT_BUILT, NOT_RUN = (
 )
 # Differences of logits allowed, in standard deviations of them: float32, sums in another order.
 _ROUNDING = 1e-4
+# Samples that run and show nothing, before the search ends.
+_MOST_SAMPLES = 6
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _judge(task: Task, known: dict[str, Any]) -> Verdict:
             reasons.append(_first(error))
             continue
         try:
-            sample = find_sample(model)
+            sample, eager, reason = _first_that_tells(model)
             break
         except NoSampleError as error:
             failed = NOT_RUN
@@ -121,7 +124,6 @@ def _judge(task: Task, known: dict[str, Any]) -> Verdict:
     else:
         return Verdict(**known, eager=failed, sdpa=failed, reason=reasons[0])
     known["inputs"] = tuple(sorted(sample or ()))
-    eager, reason = _control(model, sample)
     if eager != EXACT:
         return Verdict(**known, eager=eager, sdpa=eager, reason=reason)
     plan = layout(model, sample)
@@ -135,6 +137,16 @@ def _judge(task: Task, known: dict[str, Any]) -> Verdict:
         return Verdict(**known, eager=eager)
     sdpa, reason = _control(model, sample)
     return Verdict(**known, eager=eager, sdpa=sdpa, reason=reason)
+
+
+def _first_that_tells(model: nn.Module) -> tuple[Inputs | None, str, str]:
+    """The first sample that gives a verdict, or else that runs; and what `_control` says of it."""
+    tried = []
+    for sample in itertools.islice(find_samples(model), _MOST_SAMPLES):
+        tried.append((sample, *_control(model, sample)))
+        if tried[-1][1] != NOT_RUN:
+            return tried[-1]
+    return tried[0]
 
 
 def _first(error: BaseException) -> str:
@@ -196,13 +208,15 @@ def random_profile(plan: Layout, seed: int) -> Profile:
     return Profile.from_rows(rows, plan)
 
 
-def outputs(model: nn.Module, inputs: dict[str, Any], rows: int = ROWS) -> Tensor:
+def outputs(
+    model: nn.Module, inputs: dict[str, Any], rows: int = ROWS, everything: bool = False
+) -> Tensor:
     """The logits, or else the last hidden state, or all that a model returns row by row: float64.
 
-    Its first axis holds the rows of the batch.
+    Its first axis holds the rows of the batch. everything: all that it returns in any case.
     """
     result = run(model, inputs)
-    for name in ("logits", "last_hidden_state"):
+    for name in () if everything else ("logits", "last_hidden_state"):
         found = getattr(result, name, None)
         if isinstance(found, Tensor) and found.ndim > 1 and len(found) % rows == 0:
             return found.double()
@@ -233,8 +247,25 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
             return ""
         return "takes a profile for each row, though its rows can't be told apart"
     inputs = sample_inputs(model, rows=len(profiles)) if sample is None else sample
+    problem, moved = _compared(model, inputs, profiles)
+    if not problem and not moved:
+        # A few give logits that come from before their attention, and its output besides.
+        problem, moved = _compared(model, inputs, profiles, everything=True)
+    if problem or moved:
+        return problem
+    if _moves(model, plan, inputs, profiles):
+        raise NoSampleError(
+            ["attention follows its temperatures, its output on the sample doesn't"]
+        )
+    return "rows with different profiles give the same output"
+
+
+def _compared(
+    model: nn.Module, inputs: Inputs, profiles: Sequence[Profile], everything: bool = False
+) -> tuple[str, bool]:
+    """How far rows with profiles of their own are off each row alone, and whether they differ."""
     with tempered(model, profiles, check=False):
-        together = outputs(model, inputs, len(profiles))
+        together = outputs(model, inputs, len(profiles), everything)
     each = len(together) // len(profiles)
     # Outputs of films have the frames of a row after each other, or the rows of a frame.
     orders = [
@@ -245,7 +276,7 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
     for row, profile in enumerate(profiles):
         # The same batch, so that only the temperatures differ.
         with tempered(model, profile, check=False):
-            alone = outputs(model, inputs, len(profiles))
+            alone = outputs(model, inputs, len(profiles), everything)
         if alone.shape != together.shape:
             continue  # speech is as long as its temperatures make it
         gap = (together - alone).abs() / alone.std()
@@ -253,14 +284,9 @@ def _rows(model: nn.Module, plan: Layout, sample: Inputs | None = None) -> str:
             max(old, gap[parts[row]].max().item()) for old, parts in zip(worst, orders, strict=True)
         ]
     if min(worst) > _ROUNDING:
-        return f"rows with profiles of their own are off by {min(worst):.2g} standard deviations"
-    if moved > 0:
-        return ""
-    if _moves(model, plan, inputs, profiles):
-        raise NoSampleError(
-            ["attention follows its temperatures, its output on the sample doesn't"]
-        )
-    return "rows with different profiles give the same output"
+        off = f"{min(worst):.2g} standard deviations"
+        return f"rows with profiles of their own are off by {off}", True
+    return "", moved > 0
 
 
 def _moves(model: nn.Module, plan: Layout, inputs: Inputs, profiles: Sequence[Profile]) -> bool:

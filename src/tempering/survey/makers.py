@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,12 +22,18 @@ def parameters(model: Any) -> dict[str, Any]:
     return {item.name: item.default for item in found if item.kind in kinds}
 
 
+# Heads that may look for special tokens.
+_HEADS = ("ForQuestionAnswering", "ForSequenceClassification", "ForPreTraining")
+
+
 class Maker:
     """Makes inputs for one model, by what its configurations say about sizes."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, model.config
-        self.chooses = type(model).__name__.endswith("ForMultipleChoice")
+        name = type(model).__name__
+        self.chooses = name.endswith("ForMultipleChoice")
+        self.seeks = self.chooses or name.endswith(_HEADS)
         self.generator = torch.Generator().manual_seed(0)
 
     def number(self, *names: str, default: int) -> int:
@@ -39,6 +46,10 @@ class Maker:
                 if isinstance(value, int) and not isinstance(value, bool):
                     return value
         return default
+
+    def sizes(self, name: str) -> list[int]:
+        """What the configuration says under a name that holds many numbers; none if nothing."""
+        return list(getattr(self.config, name, None) or ())
 
     def configs(self) -> list[Any]:
         """The configuration and those inside it, without text's."""
@@ -74,7 +85,12 @@ def _images(maker: Maker) -> Iterator[Tensor]:
     channels = maker.number("num_channels", "in_channels", "in_chans", default=3)
     stated = maker.number("image_size", "img_size", default=96)
     if "image_grid_thw" in parameters(maker.model) or "grid_thw" in parameters(maker.model):
-        yield _patches(maker, channels)
+        patches = _patches(maker, channels)
+        patch = maker.number("patch_size", default=8)
+        merged = patch * maker.number("spatial_merge_size", default=2)
+        yield patches
+        yield patches.unflatten(1, (-1, channels, patch, patch))[:, 0]
+        yield maker.floats(_GRID * _GRID, merged, merged, channels).flatten(0, 1)
     if "spatial_shapes" in parameters(maker.model):
         patch = maker.number("patch_size", default=8)
         yield maker.floats(_GRID * _GRID, channels * patch * patch)
@@ -92,7 +108,7 @@ _GRID = 4
 
 def _patches(maker: Maker, channels: int) -> Tensor:
     patch = maker.number("patch_size", default=8)
-    times = maker.number("temporal_patch_size", default=1)
+    times = maker.number("temporal_patch_size", "patch_temporal", default=1)
     rows = maker.floats(_GRID * _GRID, channels * times * patch * patch)
     return rows.flatten(0, 1)
 
@@ -121,21 +137,27 @@ def _videos(maker: Maker) -> Iterator[Tensor]:
 
 # Under these names, configurations say how many numbers a frame of sound has.
 _BINS = (
-    "num_mel_bins feature_size input_feat_per_channel n_mels input_dim num_features "
-    "input_feat_size feature_projection_input_dim input_size"
+    "input_size num_mel_bins feature_size input_feat_per_channel n_mels input_dim num_features "
+    "input_feat_size feature_projection_input_dim"
 ).split()
 
 
 def _bins(maker: Maker) -> list[int]:
     """What a configuration says of the numbers in a frame of sound."""
     stated = [maker.number(name, default=0) for name in _BINS]
-    return [count for count in dict.fromkeys(stated) if count] or [80]
+    counts = [count for count in dict.fromkeys(stated) if count] or [80]
+    # Frames that are joined with their differences, in pairs.
+    stacked = any(hasattr(config, "subsample_layers") for config in maker.configs())
+    return [*counts, 4 * counts[0]] if stacked else counts
+
+
+_MELS = 64
 
 
 def _features(maker: Maker) -> Iterator[Tensor]:
     positions = maker.number("max_source_positions", default=32)
     for bins in _bins(maker):
-        for frames in dict.fromkeys((2 * positions, 64, 100, 200, positions)):
+        for frames in dict.fromkeys((2 * positions, _MELS, 8 * WORDS, 100, 200, positions)):
             yield maker.floats(bins, frames)
             yield maker.floats(frames, bins)
             yield maker.floats(1, frames, bins)
@@ -151,9 +173,41 @@ def _waves(maker: Maker) -> Iterator[Tensor]:
     length = maker.number("max_length", default=0)
     if length and maker.number("num_mel_bins", default=0):  # a spectrogram
         yield maker.floats(length, _bins(maker)[0])
+    hop = math.prod(maker.sizes("downsampling_ratios"))
+    if hop > 1 and "input_features" in parameters(maker.model):
+        yield maker.floats(1, _MELS * hop) * 0.1
     for length in (4000, 16000, 1920 * 4, 3200):
         yield maker.floats(length) * 0.1
         yield maker.floats(1, length) * 0.1
+    yield from _vectors(maker)  # of models without the part that reads sound
+
+
+def _vectors(maker: Maker) -> Iterator[Tensor]:
+    """What a model reads in place of embeddings."""
+    width = maker.number("latent_dim", "d_model", "hidden_size", default=64)
+    yield maker.floats(WORDS, width)
+
+
+def _latents(maker: Maker) -> Iterator[Tensor]:
+    for width in (maker.number(name, default=64) for name in ("latent_dim", "hidden_size")):
+        yield maker.floats(width, WORDS)
+
+
+def _spoken(maker: Maker) -> Iterator[Tensor]:
+    yield maker.floats(TARGETS, maker.number("num_mel_bins", default=80))
+    yield maker.floats(TARGETS, maker.number("hidden_size", default=64))
+
+
+def _speakers(maker: Maker) -> Iterator[Tensor]:
+    yield maker.floats(maker.number("speaker_embedding_dim", default=64))
+
+
+def _mels(maker: Maker) -> Iterator[Tensor]:
+    yield maker.floats(_MELS, _bins(maker)[0])
+
+
+def _mel_padding(maker: Maker) -> Iterator[Tensor]:
+    yield torch.zeros(ROWS, _MELS, dtype=torch.bool)
 
 
 def _series(maker: Maker) -> Iterator[Tensor]:
@@ -170,9 +224,27 @@ def _time_features(maker: Maker) -> Iterator[Tensor]:
     yield maker.floats(length + lags, max(1, maker.number("num_time_features", default=1)))
 
 
+def _observed(maker: Maker) -> Iterator[Tensor]:
+    for values in _series(maker):
+        yield torch.ones_like(values)
+
+
 def _ids(maker: Maker) -> Iterator[Tensor]:
-    words = maker.words(WORDS)
-    yield words if not maker.chooses else words[:, None].expand(-1, 2, -1).contiguous()
+    words, config = maker.words(WORDS), maker.config
+    books = maker.number("num_codebooks", default=0)
+    # Sequences that end, with the separators and the question that some heads look for.
+    marked = words.clone()
+    marked[:, -1] = maker.number("eos_token_id", default=2)
+    separator = getattr(config, "sep_token_id", None)
+    if separator is not None:
+        marked[:, [PADDING + 1, PADDING + 3, -1]] = separator
+    question = getattr(config, "question_token_id", None)
+    if question is not None:
+        marked[:, PADDING + 2] = question
+    for ids in (words, marked) if maker.seeks else (words,):
+        yield ids if not maker.chooses else ids[:, None].expand(-1, 2, -1).contiguous()
+    if books:
+        yield words[..., None].expand(-1, -1, books + 1).contiguous()
 
 
 def _mask(maker: Maker) -> Iterator[Tensor]:
@@ -181,7 +253,37 @@ def _mask(maker: Maker) -> Iterator[Tensor]:
 
 
 def _targets(maker: Maker) -> Iterator[Tensor]:
+    words = maker.words(TARGETS)
+    channels = getattr(getattr(maker.config, "decoder_config", None), "num_channels", None)
+    yield words if channels is None else words[..., None].expand(-1, -1, channels).contiguous()
+    if maker.seeks:  # as many as the inputs, whose end they look for among these
+        yield maker.words(WORDS)
+
+
+def _task(maker: Maker) -> Iterator[Tensor]:
+    yield maker.words(maker.number("task_seq_len", default=WORDS))
+
+
+def _question(maker: Maker) -> Iterator[Tensor]:
     yield maker.words(TARGETS)
+
+
+def _hidden_patches(maker: Maker) -> Iterator[Tensor]:
+    """Every other patch is masked."""
+    patch = maker.number("patch_size", default=8)
+    size = maker.number("image_size", default=32)
+    count = (size // patch) ** 2
+    times = maker.number("num_frames", default=1) // maker.number("tubelet_size", default=1)
+    yield (torch.arange(count * max(1, times)) % 2 == 1).expand(ROWS, -1).contiguous()
+
+
+def _prompts(maker: Maker) -> Iterator[Tensor]:
+    for size in dict.fromkeys((maker.number("image_size", default=32), 32)):
+        yield maker.floats(maker.number("num_channels", default=3), size, size)
+
+
+def _one_a_row(maker: Maker) -> Iterator[Tensor]:
+    yield torch.ones(ROWS, dtype=torch.long)
 
 
 def _boxes(maker: Maker) -> Iterator[Tensor]:
@@ -241,6 +343,7 @@ MAKERS: dict[str, Callable[[Maker], Iterator[Any]]] = {
     "input_features": _features,
     "input_values": _waves,
     "past_values": _series,
+    "past_observed_mask": _observed,
     "past_time_features": _time_features,
     "input_ids": _ids,
     "attention_mask": _mask,
@@ -258,9 +361,23 @@ MAKERS: dict[str, Callable[[Maker], Iterator[Any]]] = {
     "rewards": _per_step(),
     "returns_to_go": _per_step(),
     "timesteps": _steps,
+    "inputs": _vectors,
+    "inputs_embeds": _vectors,
+    "latents": _latents,
+    "decoder_input_values": _spoken,
+    "speaker_embeddings": _speakers,
+    "audio_mel": _mels,
+    "audio_mel_mask": _mel_padding,
+    "task_inputs": _task,
+    "qformer_input_ids": _question,
+    "bool_masked_pos": _hidden_patches,
+    "prompt_pixel_values": _prompts,
+    "prompt_masks": _prompts,
+    "merge_sizes": _one_a_row,
 }
 # Given where a model takes them, though it may do without.
 WANTED = set(
     "pixel_values high_res_pixel_values image_grid_thw input_features input_ids decoder_input_ids "
-    "bbox visual_feats visual_pos states actions rewards returns_to_go timesteps".split()
+    "bbox visual_feats visual_pos states actions rewards returns_to_go timesteps "
+    "decoder_input_values speaker_embeddings".split()
 )

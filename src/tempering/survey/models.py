@@ -59,7 +59,7 @@ def strengthen(model: nn.Module, gain: float = 1.2) -> None:
     """
     generator = torch.Generator().manual_seed(0)
 
-    def normal(parameter: nn.Parameter) -> torch.Tensor:
+    def normal(parameter: torch.Tensor) -> torch.Tensor:
         return torch.randn(parameter.shape, generator=generator).to(parameter)
 
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -73,3 +73,6 @@ def strengthen(model: nn.Module, gain: float = 1.2) -> None:
             parameter.copy_(normal(parameter) * 0.5)
         else:
             parameter.add_(normal(parameter) * 0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith(".codebook.embed"):  # zeros until it is trained: one word for all sound
+            buffer.copy_(normal(buffer))

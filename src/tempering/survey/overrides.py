@@ -10,6 +10,18 @@ _AXIAL = {
 }
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2]}
 _PYRAMID = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
+_FOUR_STAGES = {"embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [2, 2, 4, 4]}
+_CODEC = {"quantization_dim": 128, "downsampling_ratios": (2, 2), "encoder_hidden_size": 16}
+# Backbones of readers of text lines: images shrink in height more than in width.
+_LINES = {
+    "backbone_config": {
+        "stem_strides": [2, 1, 1, 1, 1],
+        "stage_downsample": [True] * 4,
+        "stage_downsample_strides": [[2, 1], [1, 2], [2, 1], [2, 1]],
+    }
+}
+# Necks that make a pyramid of the outputs of four layers.
+_NECK = {"neck_hidden_sizes": [16, 16, 32, 32], "fusion_hidden_size": 16}
 _THREE_AXES = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 }
@@ -44,7 +56,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "autoformer": _SERIES,
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
+    "beit": {"out_indices": [1, 2, 3, 4]},
+    "blip-2": {"image_token_index": 100, "qformer_config": {"use_qformer_text_input": True}},
+    "chmv2": {
+        "post_process_channels": [16, 16, 32, 32],
+        "fusion_hidden_size": 16,
+        "head_hidden_size": 16,
+        "number_output_channels": 16,
+    },
     "cohere_compass_text": {"layer_types": _SLIDING_THEN_FULL, "rope_parameters": _AXIAL},
+    "data2vec-vision": {"out_indices": [1, 2, 3, 4]},
     "dots1": {
         "n_routed_experts": 4,
         "n_shared_experts": 1,
@@ -60,7 +81,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "blt_local_encoder": {"vocab_size": 260, "hidden_size_global": 64},
     "blt_local_decoder": {"vocab_size": 260, "hidden_size_global": 64},
     "blt_patcher": {"vocab_size": 260},
-    "blip-2": {"image_token_index": 100},
     "chameleon": {"vocabulary_map": {"<image>": 100, "IMGIMGA": 101, "IMGIMGB": 102}},
     "cosmos3_edge_text": _THREE_AXES,
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -94,6 +114,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "swa_qk_nope_head_dim": 16,
         "swa_v_head_dim": 16,
     },
+    "dpt": {**_NECK, "backbone_out_indices": [0, 1, 2, 3]},
     "esm": {"vocab_size": 128, "pad_token_id": 1, "mask_token_id": 32},
     "esmc": {"num_key_value_heads": 4},
     "gemma3n_text": {
@@ -114,6 +135,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm_image_text": _THREE_AXES,
     "glm_ocr_text": _THREE_AXES,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granite_speech5_encoder": {"num_key_value_heads": 4},
     "hunyuan_v1_dense": {"head_dim": 16},
     "granitemoehybrid": {"layer_types": _LINEAR_THEN_FULL},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
@@ -132,6 +154,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "luke": {"entity_vocab_size": 32, "entity_emb_size": 64},
     "ministral": {"head_dim": 16},
     "moshi": {"audio_vocab_size": 32},
+    "nemotron3_5_transcribe_word_timestamp": {"num_key_value_heads": 4},
+    "nemotron_asr_streaming_encoder": {"sliding_window": 5, "default_num_lookahead_tokens": 1},
+    "neucodec": _CODEC,
+    "omdet-turbo": {"backbone_config": _FOUR_STAGES},
+    "oneformer": {"backbone_config": _FOUR_STAGES},
     "perceiver": {
         "d_latents": 64,
         "num_latents": 8,
@@ -140,6 +167,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_cross_attention_heads": 4,
         "qk_channels": 32,
         "v_channels": 64,
+    },
+    "pp_doclayout_v2": {"class_thresholds": [0.0] * 25, "class_order": list(range(25))},
+    "pp_ocrv5_server_rec": _LINES,
+    "pp_ocrv6_small_det": {
+        "layer_list_out_channels": (8, 8, 8, 8),
+        "backbone_config": {
+            "stem_channels": (3, 8, 8),
+            "block_configs": [[[3, 8, 8, stride, False]] for stride in (1, 2, 2, 2)],
+        },
     },
     "pvt_v2": {"image_size": 64},
     "qwen2_5_omni_text": _THREE_AXES,
@@ -160,14 +196,24 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "depths": [1, 1, 1, 1],
         "layer_type": "basic",
     },
+    "seggpt": {
+        "image_size": (64, 32),
+        "merge_index": 0,
+        "intermediate_hidden_state_indices": [0, 1, 2, 3],
+    },
     "squeezebert": {"embedding_size": 64},
     "swin": _PYRAMID,
     "swin2sr": _PYRAMID,
     "swinv2": _PYRAMID,
     "time_series_transformer": _SERIES,
+    "tipsv2_dpt": _NECK,
+    "tvp": {"visual_prompt_size": 4, "max_img_size": 96},
+    "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},
+    "xcodec2": _CODEC,
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "zoedepth": {**_NECK, "bottleneck_features": 16},
 }
 
 # The whole configuration.

@@ -24,6 +24,8 @@ _LEFT_OUT = (
     "logits_to_keep head_mask".split()
 )
 
+_STANDS_FOR = {"inputs"}
+
 Inputs = dict[str, Any]
 
 
@@ -38,23 +40,31 @@ class NoSampleError(Exception):
         self.errors = errors
 
 
-def find_sample(model: Any) -> Inputs | None:
-    """Keyword arguments with which a model runs; None for the padded tokens that all text gets."""
+def find_samples(model: Any) -> Iterator[Inputs | None]:
+    """Keyword arguments with which a model runs; None for the padded tokens that all text gets.
+
+    Raises NoSampleError where there are none.
+    """
     errors: list[str] = []
+    found = False
     if _takes_tokens_alone(model):
         try:
             run(model, sample_inputs(model))
-            return None
         except Exception as error:
             errors.append(_text(error))
+        else:
+            found = True
+            yield None
     for inputs in itertools.islice(candidates(model), _MOST_TRIES):
         try:
             run(model, inputs)
         except Exception as error:
             errors.append(_text(error))
             continue
-        return inputs
-    raise NoSampleError(errors or ["no inputs of its kind are known here"])
+        found = True
+        yield inputs
+    if not found:
+        raise NoSampleError(errors or ["no inputs of its kind are known here"])
 
 
 def _text(error: Exception) -> str:
@@ -80,13 +90,21 @@ def candidates(model: Any) -> Iterator[Inputs]:
         if default is inspect.Parameter.empty and name in MAKERS
     }
     main = model.main_input_name
-    needed |= {main} if isinstance(main, str) else set(main)
+    mains = {main} if isinstance(main, str) else set(main)
+    if mains <= _STANDS_FOR and not needed:
+        # It stands for what one of its parts reads.
+        mains = {"input_values"} & named
+        named -= {"input_features"} if mains else set()
+    needed |= mains
     if "spatial_shapes" in named:
         needed |= {"spatial_shapes", "pixel_attention_mask"} & named
     optional = sorted(named & WANTED - needed)
     masks = [name for name in _MASKS if name in named]
+    lists = [sorted(needed) + optional, sorted(needed)]
+    if {"input_ids", "input_features"} <= set(lists[0]) and "decoder_input_ids" in optional:
+        lists.append([name for name in lists[0] if name != "input_ids"])  # sound in place of text
     # With all that it may take; then with what it can't do without; then with masks of its frames.
-    for chosen in (sorted(needed) + optional, sorted(needed)):
+    for chosen in dict.fromkeys(map(tuple, lists)):
         known = [name for name in chosen if name in MAKERS]
         if "input_ids" in known and "attention_mask" in named:
             known.append("attention_mask")
@@ -94,6 +112,10 @@ def candidates(model: Any) -> Iterator[Inputs]:
             if masks:
                 yield inputs | {name: mask for name in masks for mask in _frames(inputs)}
             yield inputs
+    if "input_ids" in named:
+        # Without padding, for heads that read the first token.
+        for ids in MAKERS["input_ids"](maker):
+            yield {"input_ids": ids}
 
 
 def _combined(maker: Maker, names: list[str]) -> Iterator[Inputs]:
@@ -111,10 +133,11 @@ _MASKS = ("input_features_mask", "feature_attention_mask", "padding_mask")
 
 
 def _frames(inputs: Inputs) -> Iterator[Tensor]:
-    """A mask of ones over the frames of sound: over the longer axis of features, or a wave."""
+    """A mask of ones over the frames of sound: over an axis of features, or a wave."""
     for name in ("input_features", "input_values"):
         if name in inputs:
-            yield torch.ones(ROWS, max(inputs[name].shape[1:]), dtype=torch.long)
+            for length in sorted(set(inputs[name].shape[1:]), reverse=True):
+                yield torch.ones(ROWS, length, dtype=torch.long)
 
 
 # -- places for images among tokens

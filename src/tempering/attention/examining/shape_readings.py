@@ -58,8 +58,8 @@ class ShapeReadings:
         return axes.of_any_rows(shape, counts)
 
     def _heads(self, module: nn.Module) -> set[int]:
-        """The numbers of heads that a module states, or else the configuration."""
-        return _stated(module) or _stated(self.model.config.get_text_config())
+        """The numbers of heads that a module states, or else the configuration; one if neither."""
+        return _stated(module) or _stated(self.model.config.get_text_config()) or {1}
 
 
 def _stated(holder: Any) -> set[int]:

@@ -7,6 +7,7 @@ and was not read as a layer is refused by name: none that ran is left alone sile
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,4 +147,13 @@ def _run_watched(
         Operators(reader),
     ):
         result = run(model, inputs, cache)
-    return getattr(result, "past_key_values", None)
+    return getattr(result, "past_key_values", None) if _takes_cache(model) else None
+
+
+def _takes_cache(model: nn.Module) -> bool:
+    """Whether a model takes the cache that it gives; a few (T5ForQuestionAnswering) take none.
+
+    A wrapper that names neither passes it on.
+    """
+    named = inspect.signature(model.forward).parameters
+    return "past_key_values" in named or "use_cache" not in named
