@@ -142,7 +142,7 @@ _BINS = (
 ).split()
 
 
-def _bins(maker: Maker) -> list[int]:
+def bins_of(maker: Maker) -> list[int]:
     """What a configuration says of the numbers in a frame of sound."""
     stated = [maker.number(name, default=0) for name in _BINS]
     counts = [count for count in dict.fromkeys(stated) if count] or [80]
@@ -156,7 +156,7 @@ _MELS = 64
 
 def _features(maker: Maker) -> Iterator[Tensor]:
     positions = maker.number("max_source_positions", default=32)
-    for bins in _bins(maker):
+    for bins in bins_of(maker):
         for frames in dict.fromkeys((2 * positions, _MELS, 8 * WORDS, 100, 200, positions)):
             yield maker.floats(bins, frames)
             yield maker.floats(frames, bins)
@@ -172,7 +172,7 @@ def _hidden(maker: Maker) -> Iterator[Tensor]:
 def _waves(maker: Maker) -> Iterator[Tensor]:
     length = maker.number("max_length", default=0)
     if length and maker.number("num_mel_bins", default=0):  # a spectrogram
-        yield maker.floats(length, _bins(maker)[0])
+        yield maker.floats(length, bins_of(maker)[0])
     hop = math.prod(maker.sizes("downsampling_ratios"))
     if hop > 1 and "input_features" in parameters(maker.model):
         yield maker.floats(1, _MELS * hop) * 0.1
@@ -203,7 +203,7 @@ def _speakers(maker: Maker) -> Iterator[Tensor]:
 
 
 def _mels(maker: Maker) -> Iterator[Tensor]:
-    yield maker.floats(_MELS, _bins(maker)[0])
+    yield maker.floats(_MELS, bins_of(maker)[0])
 
 
 def _mel_padding(maker: Maker) -> Iterator[Tensor]:

@@ -20,6 +20,10 @@ _LINES = {
         "stage_downsample_strides": [[2, 1], [1, 2], [2, 1], [2, 1]],
     }
 }
+_WIDTHS = {"hidden_sizes": [16, 16, 32, 32]}
+_WORDS = {"vocab_size": 32}
+# Prompts for images of SAM 2, whose last features have a stride of 16.
+_PROMPTS = {"prompt_encoder_config": {"image_size": 128, "patch_size": 16}}
 # Necks that make a pyramid of the outputs of four layers.
 _NECK = {"neck_hidden_sizes": [16, 16, 32, 32], "fusion_hidden_size": 16}
 _THREE_AXES = {
@@ -65,6 +69,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "number_output_channels": 16,
     },
     "cohere_compass_text": {"layer_types": _SLIDING_THEN_FULL, "rope_parameters": _AXIAL},
+    "convnext": _WIDTHS,
+    "convnextv2": _WIDTHS,
     "data2vec-vision": {"out_indices": [1, 2, 3, 4]},
     "dots1": {
         "n_routed_experts": 4,
@@ -117,6 +123,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dpt": {**_NECK, "backbone_out_indices": [0, 1, 2, 3]},
     "esm": {"vocab_size": 128, "pad_token_id": 1, "mask_token_id": 32},
     "esmc": {"num_key_value_heads": 4},
+    "fun_asr_nano": {
+        "adaptor_config": {"hidden_size": 64, "intermediate_size": 16, "num_attention_heads": 4}
+    },
     "gemma3n_text": {
         "layer_types": _SLIDING_THEN_FULL,
         "num_kv_shared_layers": 2,
@@ -136,6 +145,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm_ocr_text": _THREE_AXES,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granite_speech5_encoder": {"num_key_value_heads": 4},
+    "hiera": {
+        "image_size": (64, 96),
+        "decoder_hidden_size": 32,
+        "decoder_depth": 2,
+        "decoder_num_heads": 2,
+    },
     "hunyuan_v1_dense": {"head_dim": 16},
     "granitemoehybrid": {"layer_types": _LINEAR_THEN_FULL},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
@@ -153,8 +168,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lw_detr_vit": {"num_windows": 4, "image_size": 64, "window_block_indices": [0, 2]},
     "luke": {"entity_vocab_size": 32, "entity_emb_size": 64},
     "ministral": {"head_dim": 16},
+    "moonshine_streaming": {"num_key_value_heads": 4},
     "moshi": {"audio_vocab_size": 32},
+    "muse_spark_audio": {"hidden_sizes": (16, 32, 64, 128)},
     "nemotron3_5_transcribe_word_timestamp": {"num_key_value_heads": 4},
+    "nemotron3_diarization": {"head_config": {"hidden_size": 64, "audio_hidden_size": 64}},
     "nemotron_asr_streaming_encoder": {"sliding_window": 5, "default_num_lookahead_tokens": 1},
     "neucodec": _CODEC,
     "omdet-turbo": {"backbone_config": _FOUR_STAGES},
@@ -196,6 +214,31 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "depths": [1, 1, 1, 1],
         "layer_type": "basic",
     },
+    "sam2": _PROMPTS,
+    "sam2_hiera_det_model": {
+        "hidden_size": 16,
+        "image_size": [128, 128],
+        "blocks_per_stage": [1, 2, 2, 1],
+        "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "window_size_per_stage": [8, 4, 4, 4],
+        "window_positional_embedding_background_size": [4, 4],
+        "global_attention_blocks": [4],
+    },
+    "sam2_video": _PROMPTS,
+    "sam2_vision_model": {
+        "backbone_channel_list": [128, 64, 32, 16],
+        "fpn_hidden_size": 64,
+        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+    },
+    "sapiens2": {
+        "head_config": {
+            "upsample_out_channels": [16, 16],
+            "conv_out_channels": [16],
+            "scale_conv_out_channels": [16],
+            "scale_final_hidden_sizes": [16, 16],
+        }
+    },
     "seggpt": {
         "image_size": (64, 32),
         "merge_index": 0,
@@ -209,6 +252,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "tipsv2_dpt": _NECK,
     "tvp": {"visual_prompt_size": 4, "max_img_size": 96},
     "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},
+    "vitmatte": {
+        "backbone_config": {"num_channels": 4, "patch_size": 16},
+        "convstream_hidden_sizes": [8, 16, 32],
+        "fusion_hidden_sizes": [32, 16, 16, 16],
+    },
+    "wav2vec2-bert": _WORDS,
+    "wav2vec2-conformer": _WORDS,
     "xcodec2": _CODEC,
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},

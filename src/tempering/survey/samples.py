@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from tempering.attention.examining.sample import run, sample_inputs
-from tempering.survey.makers import MAKERS, PADDING, ROWS, WANTED, Maker, padded, parameters
+from tempering.survey.makers import (
+    MAKERS,
+    PADDING,
+    ROWS,
+    WANTED,
+    Maker,
+    bins_of,
+    padded,
+    parameters,
+)
 
 _MOST_TRIES = 48
 # Arguments that stand for others, that training needs, or that a first call does without.
@@ -108,36 +117,39 @@ def candidates(model: Any) -> Iterator[Inputs]:
         known = [name for name in chosen if name in MAKERS]
         if "input_ids" in known and "attention_mask" in named:
             known.append("attention_mask")
-        for inputs in _combined(maker, known):
-            if masks:
-                yield inputs | {name: mask for name in masks for mask in _frames(inputs)}
-            yield inputs
+        yield from _combined(maker, known, masks)
     if "input_ids" in named:
         # Without padding, for heads that read the first token.
         for ids in MAKERS["input_ids"](maker):
             yield {"input_ids": ids}
 
 
-def _combined(maker: Maker, names: list[str]) -> Iterator[Inputs]:
-    """Every combination of what may be given for the names; those of one size go together."""
+def _combined(maker: Maker, names: list[str], masks: list[str]) -> Iterator[Inputs]:
+    """Every combination of what may be given for the names; those of one size go together.
+
+    masks: names of masks of frames of sound, which are given first and then left out.
+    """
     choices = [list(MAKERS[name](maker)) for name in names]
     for values in itertools.product(*choices):
-        inputs = dict(zip(names, values, strict=True))
-        if "input_ids" in inputs and (placed := _with_places(maker, inputs)) is not None:
-            yield placed
-        yield inputs
+        plain = dict(zip(names, values, strict=True))
+        framed = {name: mask for name in masks for mask in _frames(maker, plain)}
+        for inputs in (plain | framed, plain) if framed else (plain,):
+            if "input_ids" in inputs and (placed := _with_places(maker, inputs)) is not None:
+                yield placed
+            yield inputs
 
 
 # Of frames of sound, by other names than attention_mask.
 _MASKS = ("input_features_mask", "feature_attention_mask", "padding_mask")
 
 
-def _frames(inputs: Inputs) -> Iterator[Tensor]:
-    """A mask of ones over the frames of sound: over an axis of features, or a wave."""
+def _frames(maker: Maker, inputs: Inputs) -> Iterator[Tensor]:
+    """A mask of ones over the frames of sound: over the axis of features that has no bins."""
     for name in ("input_features", "input_values"):
         if name in inputs:
-            for length in sorted(set(inputs[name].shape[1:]), reverse=True):
-                yield torch.ones(ROWS, length, dtype=torch.long)
+            sizes = inputs[name].shape[1:]
+            lengths = [size for size in sizes if size not in bins_of(maker)]
+            yield torch.ones(ROWS, max(lengths or sizes), dtype=torch.long)
 
 
 # -- places for images among tokens

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +49,8 @@ class LayerReader:
     softmaxes that are no attention. unmasked: modules with softmaxes in the shape of attention that
     should mask and don't, and the shape. unread: modules that attend in a way that was not read,
     and how. own_calls: how many softmaxes in the shape of its attention a tempered module called
-    itself.
+    itself. unused: modules whose own softmaxes change nothing, so that they are passed over.
+    by_interface, by_softmax: modules that attended so, read or not.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LayerReader:
         batch: int,
         padded: set[int],
         rows_told: bool = True,
+        unused: Collection[str] = (),
     ) -> None:
         self.model: Any = model
         self.modules = modules
@@ -72,6 +74,9 @@ class LayerReader:
         self.unmasked: dict[str, torch.Size] = {}
         self.unread: dict[str, str] = {}
         self.own_calls: Counter[str] = Counter()
+        self.unused = unused
+        self.by_interface: set[str] = set()
+        self.by_softmax: set[str] = set()
         # Of functions that are known, and that are being computed: the interface's, PyTorch's.
         self.interface_calls = 0
         self.announced = 0
@@ -150,6 +155,7 @@ class LayerReader:
                 f"{name}: queries of shape {tuple(query.shape)} are not "
                 "[batch, heads, tokens, head_dim]; its heads can't be told apart"
             )
+        self.by_interface.add(name)
         features = {
             argument
             for argument in interface_route.LOGIT_ARGUMENTS
@@ -240,6 +246,8 @@ class LayerReader:
                 self.own_calls[layer.name] += fits
             return None
         name = self.modules.name_of(module) or ""
+        if name in self.unused:
+            return None
         certain = self.of_diffusers and (logits is None or named_for_attention(module))
         readings = (
             self.shapes.certain(module, shape) if certain else self.shapes.likely(module, shape)
@@ -263,6 +271,7 @@ class LayerReader:
         if masked and not self.masks.setdefault(name, True):
             self.unmasked[name] = shape  # another softmax of the same module masks nothing
         self.masks.setdefault(name, masked)
+        self.by_softmax.add(name)
         layer = self.read[name] = self._layer(module, name, shape, logits, *readings[0])
         return layer
 
@@ -284,6 +293,7 @@ class LayerReader:
         self.others.setdefault(name, set()).add((len(shape), over_last))
 
     def _note_unread(self, name: str, shape: torch.Size) -> None:
+        self.by_softmax.add(name)
         self.unread.setdefault(
             name,
             f"calls softmax over {list(shape)}, whose {self.batch} rows and heads can't be told "

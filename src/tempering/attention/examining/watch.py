@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from tempering.attention.examining.layer_reader import LayerReader
 from tempering.attention.examining.module_stack import ModuleStack
 from tempering.attention.examining.sample import fails_on_sample, run, sample_inputs
 from tempering.attention.examining.softmax_calls import Functions, Operators
+from tempering.attention.examining.unused import results_unused
 from tempering.attention.hooks import interface_patch
 from tempering.attention.layout import AttentionLayer
 from tempering.errors import ArchitectureError, TemperingError
@@ -48,16 +49,18 @@ def observe(
     sample: dict[str, Any] | None = None,
     cache: bool = True,
     findings: Findings | None = None,
+    unused: Collection[str] = (),
 ) -> Observation:
     """Watch one forward pass, and try every attention call that it makes.
 
-    findings: of a tempered model, where its own trials note theirs.
+    findings: of a tempered model, where its own trials note theirs. unused: modules whose own
+    softmaxes are known to change nothing.
     """
     _refuse_known(model)
     inputs = sample if sample is not None else sample_inputs(model)
     modules = ModuleStack(model)
     told = not denoisers.of_diffusers(model) or denoisers.rows_are_told(inputs)
-    reader = LayerReader(model, modules, rows_of(inputs), _padded(inputs), told)
+    reader = LayerReader(model, modules, rows_of(inputs), _padded(inputs), told, unused)
     kept = findings or Findings()
     try:
         memory = _run_watched(model, inputs, cache, modules, reader, kept)
@@ -77,6 +80,9 @@ def observe(
             f"{name} calls softmax over the last axis of {list(shape)}, like attention, but masks "
             "nothing there, so it can't be told whether it attends to keys"
         )
+    twofold = reader.by_interface & reader.by_softmax
+    if twofold and results_unused(model, inputs, cache, twofold):
+        return observe(model, sample, cache, findings, twofold)
     reader.refuse_unread()
     return Observation(reader.layers(), kept, memory, reader.own_calls, frozenset(modules.reached))
 
