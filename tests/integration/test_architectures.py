@@ -31,10 +31,12 @@ PAGE = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encod
 LINES = [line for line in PAGE.splitlines() if re.match(r"\| [a-z0-9]", line)]
 # One of each kind: the interface, sinks, a soft cap, latent attention with an indexer, a hybrid,
 # softmaxes of their own (in two layouts), an encoder, an encoder-decoder, none, refused; images,
-# windows, packed patches beside text, sound into text, frames.
+# windows, packed patches beside text, sound into text, frames; one head that nothing states,
+# patches of films, streams of sound.
 SAMPLE = (
     "llama gpt_oss gemma2 deepseek_v32 qwen3_next bloom xglm bert t5 mamba reformer "
-    "vit swinv2 llava whisper timesformer"
+    "vit swinv2 llava whisper timesformer mobilevitv2 muse_glimmer_vision "
+    "nemotron_asr_streaming_encoder"
 ).split()
 
 
@@ -53,6 +55,20 @@ def test_a_sample_made_again_is_what_the_page_says(model_type):
         ).split("|")
         # Differences of the untempered model's own, in their rounding. Heads share the line.
         assert made[3:] == line[3:], f"made again: {'|'.join(made)}"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "model_class"),
+    [
+        ("t5", "T5ForSequenceClassification"),  # looks for the end of its inputs
+        ("t5", "T5ForQuestionAnswering"),  # gives a cache, and takes none
+        ("xlm", "XLMForSequenceClassification"),  # reads the first token, which padding would hide
+        ("unispeech-sat", "UniSpeechSatForPreTraining"),  # its logits come from before attention
+        ("dpt", "DPTForDepthEstimation"),  # a neck over four layers
+    ],
+)
+def test_heads_that_want_a_sample_of_their_own_are_exact(model_type, model_class):
+    assert judge(task_of(model_type, model_class)).eager == EXACT
 
 
 def test_every_class_has_its_row():

@@ -26,7 +26,7 @@ def _rule(names: str, value: int) -> None:
 
 _rule("hidden_size d_model n_embd emb_dim dim embed_dim attention_hidden_size", HIDDEN)
 _rule("decoder_embed_dim encoder_embed_dim output_proj_dim d_embed lru_width", HIDDEN)
-_rule("cross_hidden_size upsample_groups", HIDDEN)
+_rule("cross_hidden_size upsample_groups reassemble_hidden_size", HIDDEN)
 _rule("intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_inner dff", 96)
 _rule("moe_intermediate_size intermediate_size_mlp ffn_hidden_size dense_intermediate_size", 96)
 _rule("shared_expert_intermediate_size expert_ffn_hidden_size feed_forward_size d_ff", 96)
@@ -136,8 +136,8 @@ def _small(config_class: Any, model_type: str, rung: str) -> dict[str, Any]:
     if rung == "sizes":
         for name, given in OVERRIDES.get(model_type, {}).items():
             part = values.get(name)
-            whole = isinstance(part, dict) and isinstance(given, dict)
-            values[name] = {**part, **given} if whole else given
+            both = isinstance(part, dict) and isinstance(given, dict)
+            values[name] = dict(part or {}, **given) if both else given
     return values
 
 

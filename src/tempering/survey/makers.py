@@ -49,7 +49,8 @@ class Maker:
 
     def sizes(self, name: str) -> list[int]:
         """What the configuration says under a name that holds many numbers; none if nothing."""
-        return list(getattr(self.config, name, None) or ())
+        stated = getattr(self.config, name, None)
+        return list(stated) if isinstance(stated, list | tuple) else []
 
     def configs(self) -> list[Any]:
         """The configuration and those inside it, without text's."""

@@ -146,7 +146,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granite_speech5_encoder": {"num_key_value_heads": 4},
     "hiera": {
-        "image_size": (64, 96),
+        "image_size": (96, 96),
         "decoder_hidden_size": 32,
         "decoder_depth": 2,
         "decoder_num_heads": 2,
@@ -257,6 +257,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "convstream_hidden_sizes": [8, 16, 32],
         "fusion_hidden_sizes": [32, 16, 16, 16],
     },
+    "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "pred_num_hidden_layers": 4},
     "wav2vec2-bert": _WORDS,
     "wav2vec2-conformer": _WORDS,
     "xcodec2": _CODEC,
