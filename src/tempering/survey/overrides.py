@@ -250,13 +250,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "swinv2": _PYRAMID,
     "time_series_transformer": _SERIES,
     "tipsv2_dpt": _NECK,
-    "tvp": {"visual_prompt_size": 4, "max_img_size": 96},
     "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},
-    "vitmatte": {
-        "backbone_config": {"num_channels": 4, "patch_size": 16},
-        "convstream_hidden_sizes": [8, 16, 32],
-        "fusion_hidden_sizes": [32, 16, 16, 16],
-    },
     "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "pred_num_hidden_layers": 4},
     "wav2vec2-bert": _WORDS,
     "wav2vec2-conformer": _WORDS,
