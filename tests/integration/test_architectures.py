@@ -19,7 +19,6 @@ from tempering.survey.judge import (
     EXACT,
     NO_SOFTMAX,
     NOT_BUILT,
-    NOT_RUN,
     REFUSED,
     WRONG,
     Verdict,
@@ -130,11 +129,27 @@ def test_a_wrong_model_is_told(monkeypatch):
     assert "rows with different profiles give the same output" in found.reason
 
 
-def test_a_sample_whose_rows_mix_is_no_verdict():
-    """BLIP-2 scatters images over tokens of all rows, which the tiny sample has too few of."""
-    found = judge(task_of("blip-2", "Blip2Model"))
-    assert found.eager == NOT_RUN
-    assert "another's tokens" in found.reason
+class Scattering(torch.nn.Module):
+    """Puts the parts of all rows' images, one after the other, on the places that tokens leave."""
+
+    def __init__(self, places: tuple[int, int]) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, pixel_values, **_):
+        parts, found = pixel_values.flatten(0, 1), torch.zeros(2, 4)
+        first = 0
+        for place, count in enumerate(self.places):
+            found[place, :count] = parts[first : first + count]
+            first += count
+        return {"logits": found}
+
+
+@pytest.mark.parametrize(("places", "mix"), [((2, 2), False), ((3, 1), True), ((1, 3), True)])
+def test_rows_whose_images_mix_are_noticed(places, mix):
+    inputs = {"pixel_values": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "input_ids": torch.ones(2, 4)}
+    inputs["input_ids"] = inputs["input_ids"].long()
+    assert judging._rows_mix(Scattering(places), inputs) is mix
 
 
 @pytest.mark.parametrize(
