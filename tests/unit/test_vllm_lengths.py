@@ -52,8 +52,8 @@ def made(windows=(None, None, None), heads=4, kind=Attention):
 
 def test_tokens_find_their_betas_by_position_window_profile_and_room():
     own, table = made((None, 4, None))
-    table.set(0, table.prepared(None, slots(), 512, False))
-    table.set(1, table.prepared(law(), slots(), 512, False))
+    table.set(0, table.prepared(None, slots(), 512, None))
+    table.set(1, table.prepared(law(), slots(), 512, None))
     profiles = LengthProfiles({"law": 1}, table)
     new = [
         SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=extra))
@@ -87,7 +87,7 @@ def test_tokens_find_their_betas_by_position_window_profile_and_room():
 def test_each_rank_has_the_slopes_of_its_heads():
     for rank in range(2):
         own, table = made(heads=2)
-        table.set(0, table.prepared(law(), slots(2, rank, 2), 512, False))
+        table.set(0, table.prepared(law(), slots(2, rank, 2), 512, None))
         table.write(slice(0, 2), torch.tensor([9, 30]), 0, 1.0)
         for token, n in enumerate((10, 31)):
             for head in range(2):
@@ -125,22 +125,22 @@ def test_what_vllm_cannot_do_exactly_is_refused():
     _, table = made()
     held = Profile(tuple(T), NAMES).with_rules([rule("support(3)")] * 3)
     with pytest.raises(RefusedError, match=r"rule support\(3\): vLLM takes temperatures that are"):
-        table.prepared(held, slots(), 512, False)
+        table.prepared(held, slots(), 512, None)
     own = InsteadOf(Power(0.1, 5.0), LogSteps(0.1, 8192.0))
     with pytest.raises(RefusedError, match="apply the law of the model in their own code"):
-        table.prepared(Profile(tuple(T), NAMES).with_rules([own] * 3), slots(), 512, False)
+        table.prepared(Profile(tuple(T), NAMES).with_rules([own] * 3), slots(), 512, None)
     steep = Profile(tuple(T), NAMES).with_rules([None, Power(PerHead((0, 3, 0, 0)), 2.0), None])
     with pytest.raises(ProfileError, match=r"layers.1.self_attn.attn, head 1: .* context has 512"):
-        table.prepared(steep, slots(), 512, False)
-    table.prepared(steep, slots(), 20, False)  # within 20 tokens T stays below 1000
+        table.prepared(steep, slots(), 512, None)
+    table.prepared(steep, slots(), 20, None)  # within 20 tokens T stays below 1000
 
     class ChunkedLocalAttention(Attention):
         pass
 
     _, chunked = made(kind=ChunkedLocalAttention)
     with pytest.raises(ArchitectureError, match="is a ChunkedLocalAttention, of which it isn't"):
-        chunked.prepared(law(), slots(), 512, False)
-    chunked.prepared(Profile(tuple(T), NAMES), slots(), 512, False)  # numbers are exact there
+        chunked.prepared(law(), slots(), 512, None)
+    chunked.prepared(Profile(tuple(T), NAMES), slots(), 512, None)  # numbers are exact there
     with pytest.raises(ArchitectureError, match="layers with 2, 4 heads can't share a table"):
         LengthTable([Attention(4), Attention(2)], "tempering_beta", 16)
     config = SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.layer_betas import RankLayer, layer_betas
 from tempering.engines.vllm.settings import create_engine_config, named_profiles, settings_of
-from tempering.engines.vllm.swap import agreed_answer
+from tempering.engines.vllm.swap import agreed_answer, all_layers
 from tempering.engines.vllm.worker import digest
 from tempering.errors import DataError, InputError, ProfileError, RefusedError
 
@@ -53,10 +55,32 @@ def test_bare_matrices_and_pipeline_stages():
     whole = layer_betas(profile(), slots())
     assert torch.equal(torch.stack(layer_betas(bare, slots())), torch.stack(whole))
     for some in (bare, profile()):
-        stage = layer_betas(some, slots(places=(1, 2)), in_stages=True)
+        stage = layer_betas(some, slots(places=(1, 2)), depth=3)
         assert torch.equal(torch.stack(stage), torch.stack(whole[1:]))
+        assert layer_betas(some, [], depth=3) == []  # a stage without attention
     with pytest.raises(ProfileError, match=r"3 layers x 4 heads without names.*\[0, 2\]"):
-        layer_betas(bare, slots(places=(0, 2)), in_stages=True)
+        layer_betas(bare, slots(places=(0, 2)), depth=3)
+
+
+@pytest.mark.parametrize(
+    ("named", "depth", "message"),
+    [
+        (False, 2, "3 layers x 4 heads, the model has 2 layers"),
+        (False, 4, "3 layers x 4 heads, the model has 4 layers"),
+        (True, 2, "module model.layers.2.self_attn, the engine has 2 layers and no such layer"),
+        (True, 4, "none for model.layers.3.self_attn.attn"),
+    ],
+)
+def test_a_profile_of_another_depth_is_refused_in_every_form_of_stages(named, depth, message):
+    """Whichever stage holds the layer in question, some stage refuses the profile."""
+    given = profile() if named else Profile(tuple(MATRIX.double()))
+    refused = []
+    for places in ((0,), tuple(range(1, depth))):
+        try:
+            layer_betas(given, slots(places=places), depth=depth)
+        except ProfileError as error:
+            refused.append(str(error))
+    assert refused and all(re.search(message, text) for text in refused)
 
 
 def test_partial_profiles_leave_the_rest_alone():
@@ -147,3 +171,22 @@ def test_workers_must_agree():
         agreed_answer([("", "abc"), ("", "abd")])
     with pytest.raises(ProfileError, match="29 layers"):
         agreed_answer([("", "abc"), ("ProfileError", "the profile has 29 layers")])
+
+
+def test_layers_of_all_stages_in_order_of_depth():
+    def answer(*places, heads=4):
+        return "", json.dumps([[f"model.layers.{i}.self_attn.attn", heads, 2] for i in places])
+
+    whole = [[f"model.layers.{i}.self_attn.attn", 4, 2] for i in (0, 1, 2, 10)]
+    for answers in (
+        [answer(0, 1, 2, 10)],
+        [answer(0, 1, 2, 10), answer(0, 1, 2, 10)],  # two ranks
+        [answer(0, 1), answer(2, 10)],  # two stages
+        [answer(2, 10), answer(2, 10), answer(0, 1), answer(0, 1)],  # two stages of two ranks
+        [answer(), answer(10, 2, 1, 0)],
+    ):
+        assert all_layers(answers) == whole
+    with pytest.raises(RefusedError, match=r"model\.layers\.1.* has 4 heads on one rank, 2"):
+        all_layers([answer(0, 1), answer(1, heads=2)])
+    with pytest.raises(InputError, match="started without"):
+        all_layers([answer(0), ("InputError", "started without tempering")])

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.arguments import KEYS
 from tempering.engines.vllm.client import LAYERS, PATH
-from tempering.engines.vllm.swap import agreed_answer, swap_served
+from tempering.engines.vllm.swap import agreed_answer, all_layers, swap_served
 from tempering.errors import InputError, TemperingError
 
 
@@ -85,11 +85,11 @@ async def layers(request: Request) -> JSONResponse:
     """The attention layers, as the workers hold them, and the number of all layers."""
     engine, _ = request.app.state.tempering
     try:
-        text = agreed_answer(await engine.collective_rpc("tempering_layers"))
+        rows = all_layers(await engine.collective_rpc("tempering_layers"))
     except TemperingError as error:
         return _refusal(error)
     depth = int(engine.model_config.get_total_num_hidden_layers())
-    return JSONResponse({"layers": json.loads(text), "depth": depth})
+    return JSONResponse({"layers": rows, "depth": depth})
 
 
 async def swap(request: Request) -> JSONResponse:

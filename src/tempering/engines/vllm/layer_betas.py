@@ -45,7 +45,7 @@ def layer_number(name: str) -> int:
 
 
 def layer_betas(
-    profile: Profile, layers: Sequence[RankLayer], *, in_stages: bool = False
+    profile: Profile, layers: Sequence[RankLayer], *, depth: int | None = None
 ) -> list[Float[Tensor, " heads"]]:
     """beta = 1/T of each layer's own heads, float32.
 
@@ -55,7 +55,7 @@ def layer_betas(
     ----------
     profile: with the names of transformers' modules, or without names, in order of depth.
     layers: the attention layers of this worker.
-    in_stages: whether other pipeline stages hold more layers than these.
+    depth: layers of the whole model, where other pipeline stages hold the rest of them.
 
     Raises
     ------
@@ -67,50 +67,51 @@ def layer_betas(
     neutral = torch.ones(1, dtype=torch.float64)
     return [
         _cut(profile, neutral if index is None else profile.rows[index], layer)
-        for layer, index in zip(layers, _indices(profile, layers, in_stages), strict=True)
+        for layer, index in zip(layers, _indices(profile, layers, depth), strict=True)
     ]
 
 
 def layer_rules(
-    profile: Profile, layers: Sequence[RankLayer], *, in_stages: bool = False
+    profile: Profile, layers: Sequence[RankLayer], *, depth: int | None = None
 ) -> list[Rule | None]:
     """The rule of each layer, for the heads of all ranks; otherwise as `layer_betas`."""
     if not profile.rules:
         return [None] * len(layers)
-    indices = _indices(profile, layers, in_stages)
+    indices = _indices(profile, layers, depth)
     return [None if index is None else profile.rules[index] for index in indices]
 
 
-def _indices(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> list[int | None]:
+def _indices(profile: Profile, layers: Sequence[RankLayer], depth: int | None) -> list[int | None]:
     """The row of a profile for each layer; None where a partial profile names it not."""
-    if not layers:
+    if not layers and depth is None:
         raise ProfileError("this worker has no attention layer, so it has no attention temperature")
     ordered = sorted(layers, key=lambda layer: layer.number)
-    found = (
-        _unnamed(profile, ordered, in_stages) if profile.names is None else _named(profile, ordered)
-    )
-    if profile.names is not None and not in_stages:
-        _check_all_used(profile, ordered)
+    if profile.names is None:
+        found = _unnamed(profile, ordered, depth)
+    else:
+        found = _named(profile, ordered)
+        _check_all_used(profile, ordered, depth)
     by_name = dict(zip((layer.name for layer in ordered), found, strict=True))
     return [by_name[layer.name] for layer in layers]
 
 
-def _unnamed(profile: Profile, layers: Sequence[RankLayer], in_stages: bool) -> list[int | None]:
-    if in_stages:
-        numbers = [layer.number for layer in layers]
-        if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or max(numbers) >= len(
-            profile.rows
-        ):
+def _unnamed(profile: Profile, layers: Sequence[RankLayer], depth: int | None) -> list[int | None]:
+    if depth is None:
+        if len(profile.rows) != len(layers):
             raise ProfileError(
-                f"the profile has {profile.describe()} without names, and this pipeline stage has "
-                f"the layers {numbers}; give a profile with module names (Profile.adopt(model))"
+                f"the profile has {profile.describe()}, the engine has {_describe(layers)}"
             )
-        return list(numbers)
-    if len(profile.rows) != len(layers):
+        return list(range(len(layers)))
+    numbers = [layer.number for layer in layers]
+    if len(profile.rows) != depth:
+        raise ProfileError(f"the profile has {profile.describe()}, the model has {depth} layers")
+    # A gap is a layer without attention, which has no row: then rows aren't numbers of layers.
+    if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise ProfileError(
-            f"the profile has {profile.describe()}, the engine has {_describe(layers)}"
+            f"the profile has {profile.describe()} without names, and this pipeline stage has "
+            f"the layers {numbers}; give a profile with module names (Profile.adopt(model))"
         )
-    return list(range(len(layers)))
+    return list(numbers)
 
 
 def _named(profile: Profile, layers: Sequence[RankLayer]) -> list[int | None]:
@@ -139,13 +140,14 @@ def _named(profile: Profile, layers: Sequence[RankLayer]) -> list[int | None]:
     return rows
 
 
-def _check_all_used(profile: Profile, layers: Sequence[RankLayer]) -> None:
-    numbers = {layer.number for layer in layers}
+def _check_all_used(profile: Profile, layers: Sequence[RankLayer], depth: int | None) -> None:
+    known = {layer.number for layer in layers} if depth is None else set(range(depth))
+    has = _describe(layers) if depth is None else f"{depth} layers"
     for name in profile.names or ():
-        if layer_number(name) not in numbers:
+        if layer_number(name) not in known:
             raise ProfileError(
                 f"the profile was made for another model: it has {profile.describe()} with a "
-                f"module {name}, the engine has {_describe(layers)} and no such layer"
+                f"module {name}, the engine has {has} and no such layer"
             )
 
 

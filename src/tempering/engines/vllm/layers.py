@@ -245,17 +245,18 @@ def prepared_betas(config: Any, layers: Sequence[Any], profile: Profile | None) 
     Raises RefusedError for rules where the engine was built for numbers.
     """
     in_stages = config.parallel_config.pipeline_parallel_size > 1
+    depth = int(config.model_config.get_total_num_hidden_layers()) if in_stages else None
     table = length_table(config)
     if table is not None:
         longest = int(config.model_config.max_model_len)
-        return table.prepared(profile, rank_layers(layers), longest, in_stages)
+        return table.prepared(profile, rank_layers(layers), longest, depth)
     if profile is None:
         return [torch.ones(layer.num_heads) for layer in layers]
     profile.refuse_rules(
         "this engine was started with profiles of numbers alone, and its layers were built for "
         "them; start it with this profile"
     )
-    return layer_betas(profile, rank_layers(layers), in_stages=in_stages)
+    return layer_betas(profile, rank_layers(layers), depth=depth)
 
 
 def write_betas(config: Any, layers: Sequence[Any], values: Prepared, row: int = 0) -> None:

@@ -67,7 +67,7 @@ class LengthTable:
         self._rows: dict[int, Laws] = {}
 
     def prepared(
-        self, profile: Profile | None, slots: Sequence[RankLayer], longest: int, in_stages: bool
+        self, profile: Profile | None, slots: Sequence[RankLayer], longest: int, depth: int | None
     ) -> Laws:
         """A profile for these layers, checked against their shape; nothing is written yet.
 
@@ -76,9 +76,9 @@ class LengthTable:
         """
         if profile is None:
             return Laws(torch.ones(1, 1, dtype=torch.float64, device=self.device), None)
-        betas = layer_betas(profile, slots, in_stages=in_stages)
+        betas = layer_betas(profile, slots, depth=depth)
         constants = torch.stack(betas).double().to(self.device)
-        given = layer_rules(profile, slots, in_stages=in_stages)
+        given = layer_rules(profile, slots, depth=depth)
         rules = [
             None if item is None else _checked(item, layer, slot, longest)
             for item, layer, slot in zip(given, self.layers, slots, strict=True)

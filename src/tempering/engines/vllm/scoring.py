@@ -7,7 +7,6 @@ support needs.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -21,7 +20,7 @@ from tempering.engines.loading.catalogue import MODELS, check_writes_text
 from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
-from tempering.engines.vllm.swap import agreed_answer, swap_profile
+from tempering.engines.vllm.swap import all_layers, swap_profile
 from tempering.errors import InputError, MissingExtraError, ModelError
 from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, summarised
 
@@ -82,9 +81,9 @@ class VllmScorer:
 
     def layout(self) -> Layout:
         """The attention layers, as the workers hold them."""
-        text = agreed_answer(self.llm.collective_rpc("tempering_layers"))
+        rows = all_layers(self.llm.collective_rpc("tempering_layers"))
         depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
-        return layout_of_workers(json.loads(text), depth)
+        return layout_of_workers(rows, depth)
 
     def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """log q of every token of every prompt, nats; None for the first."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tempering import errors
 from tempering.attention.profiles.profile import Profile
+from tempering.engines.vllm.layer_betas import layer_number
 from tempering.errors import RefusedError
 
 
@@ -72,13 +73,34 @@ def profile_json(profile: Profile | None) -> str | None:
 
 def agreed_answer(answers: Sequence[Any]) -> str:
     """The one answer of all workers; their error, or RefusedError when they differ."""
-    for kind, message in answers:
-        if kind:
-            raise getattr(errors, kind)(message)
-    given = sorted({str(text) for _, text in answers})
+    given = sorted(set(_texts(answers)))
     if len(given) != 1:
         raise RefusedError(
             f"the workers answer differently: {', '.join(given)}; restart the engine, which takes "
             "the profile of its configuration on all of them"
         )
     return given[0]
+
+
+def all_layers(answers: Sequence[Any]) -> list[list[Any]]:
+    """[name, heads, key-value heads] of every attention layer, in order of depth.
+
+    answers: of `tempering_layers`; the ranks of a pipeline stage answer alike, its stages for
+        layers of their own. Raises the workers' error, or RefusedError when ranks differ.
+    """
+    shapes: dict[str, list[Any]] = {}
+    for text in _texts(answers):
+        for name, *shape in json.loads(text):
+            if shapes.setdefault(name, shape) != shape:
+                raise RefusedError(
+                    f"the workers answer differently: {name} has {shapes[name][0]} heads on one "
+                    f"rank, {shape[0]} on another"
+                )
+    return [[name, *shapes[name]] for name in sorted(shapes, key=layer_number)]
+
+
+def _texts(answers: Sequence[Any]) -> list[str]:
+    for kind, message in answers:
+        if kind:
+            raise getattr(errors, kind)(message)
+    return [str(text) for _, text in answers]

@@ -86,7 +86,7 @@ class Worker:
         return _answer(lambda: _active(self.vllm_config))
 
     def tempering_layers(self) -> Answer:
-        """[name, heads, key-value heads] of every attention layer, over all ranks, as JSON."""
+        """[name, heads, key-value heads] of the stage's layers, for all ranks together, as JSON."""
         return _answer(lambda: _layers(self.vllm_config))
 
     def tempering_stage(self, text: str | None) -> Answer:
