@@ -89,6 +89,11 @@ LIBRARIES: dict[str, Library] = {
                 "are called as in 0.32",
             ),
             Place(
+                "tempering.engines.vllm.presence",
+                "Executor.__init__ starts all workers, which collective_rpc then reaches with a "
+                "function; initialize_ray_cluster leaves parallel_config.placement_group",
+            ),
+            Place(
                 "tempering.engines.vllm.step",
                 "Worker.sample_tokens gives a step's output, which reaches Scheduler."
                 "update_from_output with its attributes; input_batch.req_ids and "

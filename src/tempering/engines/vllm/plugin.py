@@ -19,9 +19,10 @@ def register() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.parallel_sampling import ParentRequest
+    from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from tempering.engines.vllm import admission, settings, step, templates
+    from tempering.engines.vllm import admission, presence, settings, step, templates
 
     check_release("vllm")
     templates.wrap_rendering()
@@ -30,6 +31,7 @@ def register() -> None:
     wrap(InputProcessor, "process_inputs", admission.process_inputs)
     wrap(ParentRequest, "_get_child_sampling_params", admission.child_params)
     wrap(WorkerBase, "__init__", _init_worker)
+    wrap(Executor, "__init__", presence.start_executor)
     wrap(Scheduler, "update_from_output", step.update_from_output)
 
 
