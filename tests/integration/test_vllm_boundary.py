@@ -113,9 +113,11 @@ class Engine:
             worker.state_of(config)["active"] = "untempered"
             self.workers.append(own)
         self.busy, self.resets, self.empties = False, 0, True
-        self.llm_engine = SimpleNamespace(has_unfinished_requests=lambda: self.busy)
+        self.llm_engine = SimpleNamespace(
+            has_unfinished_requests=lambda: self.busy, engine_core=None
+        )
 
-    def collective_rpc(self, name, args=()):
+    def collective_rpc(self, name, timeout=None, args=()):
         return [getattr(own, name)(*args) for own in self.workers]
 
     def reset_prefix_cache(self, reset_connector):

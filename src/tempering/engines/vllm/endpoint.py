@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm.arguments import KEYS
 from tempering.engines.vllm.client import LAYERS, PATH
-from tempering.engines.vllm.swap import agreed_answer, all_layers, swap_served
+from tempering.engines.vllm.swap import agreed_answer, all_layers, asked_of_served, swap_served
 from tempering.errors import InputError, TemperingError
 
 
@@ -75,7 +75,7 @@ async def read(request: Request) -> JSONResponse:
     """The digest of the profile in use."""
     engine, _ = request.app.state.tempering
     try:
-        active = agreed_answer(await engine.collective_rpc("tempering_active"))
+        active = agreed_answer(await asked_of_served(engine, "tempering_active"))
     except TemperingError as error:
         return _refusal(error)
     return JSONResponse({"active": active})
@@ -85,7 +85,7 @@ async def layers(request: Request) -> JSONResponse:
     """The attention layers, as the workers hold them, and the number of all layers."""
     engine, _ = request.app.state.tempering
     try:
-        rows = all_layers(await engine.collective_rpc("tempering_layers"))
+        rows = all_layers(await asked_of_served(engine, "tempering_layers"))
     except TemperingError as error:
         return _refusal(error)
     depth = int(engine.model_config.get_total_num_hidden_layers())

@@ -20,7 +20,7 @@ from tempering.engines.loading.catalogue import MODELS, check_writes_text
 from tempering.engines.loading.embedded import embedded_directory
 from tempering.engines.vllm.layer_betas import layer_number
 from tempering.engines.vllm.serve import EXTENSION
-from tempering.engines.vllm.swap import all_layers, swap_profile
+from tempering.engines.vllm.swap import all_layers, asked_of, swap_profile
 from tempering.errors import InputError, MissingExtraError, ModelError
 from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, summarised
 
@@ -81,7 +81,7 @@ class VllmScorer:
 
     def layout(self) -> Layout:
         """The attention layers, as the workers hold them."""
-        rows = all_layers(self.llm.collective_rpc("tempering_layers"))
+        rows = all_layers(asked_of(self.llm, "tempering_layers"))
         depth = int(self.llm.llm_engine.model_config.get_total_num_hidden_layers())
         return layout_of_workers(rows, depth)
 

@@ -8,13 +8,15 @@ server waits for the requests in flight, and a swap of an `LLM` that is stepped 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from tempering import errors
 from tempering.attention.profiles.profile import Profile
+from tempering.engines.vllm.alive import answered, awaited
 from tempering.engines.vllm.layer_betas import layer_number
-from tempering.errors import RefusedError
+from tempering.errors import RefusedError, TemperingError
 
 
 def swap_profile(llm: Any, profile: Profile | None) -> str:
@@ -31,7 +33,7 @@ def swap_profile(llm: Any, profile: Profile | None) -> str:
 
     Raises
     ------
-    RefusedError: requests are in flight, or the workers answer differently.
+    RefusedError: requests are in flight, the workers answer differently, or the engine has ended.
     ProfileError: the profile fits another model; then no worker has changed.
     """
     if llm.llm_engine.has_unfinished_requests():
@@ -39,31 +41,64 @@ def swap_profile(llm: Any, profile: Profile | None) -> str:
             "requests are in flight and would end under another profile than they began under; "
             "swap when they are finished"
         )
-    name = agreed_answer(llm.collective_rpc("tempering_stage", args=(profile_json(profile),)))
-    if not llm.reset_prefix_cache(reset_connector=True):
+    name = agreed_answer(asked_of(llm, "tempering_stage", profile_json(profile)))
+    if not answered(llm, lambda: llm.reset_prefix_cache(reset_connector=True)):
         raise RefusedError(
             "vLLM could not empty its prefix cache, whose keys and values depend on the profile in "
             "use; nothing was changed"
         )
-    return agreed_answer(llm.collective_rpc("tempering_commit", args=(name,)))
+    return agreed_answer(asked_of(llm, "tempering_commit", name))
+
+
+def asked_of(llm: Any, method: str, *args: Any) -> list[Any]:
+    """What every worker of a `vllm.LLM` answers to a method of the worker extension."""
+    return answered(llm, lambda: llm.collective_rpc(method, timeout=_patience(), args=args))
 
 
 async def swap_served(engine: Any, profile: Profile | None) -> str:
     """Give the engine of a server (`AsyncLLM`) another profile; otherwise as `swap_profile`.
 
     New requests wait, those in flight finish, then all workers change and the cache is emptied.
+    Where it isn't sure that all have changed or none has, requests go on waiting.
     """
-    name = agreed_answer(
-        await engine.collective_rpc("tempering_stage", args=(profile_json(profile),))
-    )
-    if await engine.is_paused():
-        raise RefusedError("the engine is paused by someone else; resume it, then swap")
+    name = agreed_answer(await asked_of_served(engine, "tempering_stage", profile_json(profile)))
+    if await awaited(engine, engine.is_paused()):
+        raise RefusedError(
+            "the engine is paused, by someone else or since a swap broke off; resume it or start "
+            "it again, then swap"
+        )
+    unsure = False
     try:
         # Ends when no request is in flight and the caches are empty; raises when they can't be.
-        await engine.pause_generation(mode="wait", clear_cache=True)
-        return agreed_answer(await engine.collective_rpc("tempering_commit", args=(name,)))
+        await awaited(engine, engine.pause_generation(mode="wait", clear_cache=True))
+        unsure = True
+        answers = await asked_of_served(engine, "tempering_commit", name)
+        unsure = len({tuple(answer) for answer in answers}) > 1
+        return agreed_answer(answers)
+    except TemperingError as error:
+        if not unsure or engine.errored:
+            raise
+        raise RefusedError(
+            f"{error}; some workers may have changed and others not, so this server takes up no "
+            "request until it is started again"
+        ) from error
     finally:
-        await engine.resume_generation()
+        if not unsure and not engine.errored:
+            await awaited(engine, engine.resume_generation())
+
+
+async def asked_of_served(engine: Any, method: str, *args: Any) -> list[Any]:
+    """What every worker of a server answers to a method of the worker extension."""
+    call = engine.collective_rpc(method, timeout=_patience(), args=args)
+    return list(await awaited(engine, call))
+
+
+def _patience() -> float:
+    """Seconds for all workers to answer: vLLM's own for a step.
+
+    Without a bound, vLLM would wait for ever for a worker on another host that was lost meanwhile.
+    """
+    return float(os.environ.get("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", 300))
 
 
 def profile_json(profile: Profile | None) -> str | None:
