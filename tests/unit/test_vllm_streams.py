@@ -257,6 +257,25 @@ def test_a_policy_is_admitted_where_drafts_are_accepted_by_their_probability():
         assert admit(asked(tempering="support(3)"), None, frontend).cache_salt is None
 
 
+@pytest.mark.parametrize("value", [None, "1", "0"])
+@pytest.mark.parametrize("backend", ["mp", "ray"])
+def test_a_policy_is_refused_on_vllms_older_ray_executor(monkeypatch, backend, value):
+    """It samples around the worker's method that says which requests have failed."""
+    name = "VLLM_USE_RAY_V2_EXECUTOR_BACKEND"
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    frontend = Frontend()
+    frontend.vllm_config.parallel_config = SimpleNamespace(distributed_executor_backend=backend)
+    assert admit(asked(0.5), None, frontend).cache_salt is None  # without a policy, as ever
+    for extra in ({"tempering": "support(3)"}, {"tempering_trace": True}):
+        if (backend, value) == ("ray", "0"):
+            with pytest.raises(ValueError, match=f"{name}=0 starts vLLM's older Ray executor"):
+                admit(asked(**extra), None, frontend)
+        else:
+            admit(asked(**extra), None, frontend)
+
+
 def test_a_traced_request_has_a_policy_that_truncates_as_the_request_would():
     """So that the trace has the probability that the token is drawn with."""
     for value, given in ((True, 0.9), (1, 0.9), (1.0, 0.9), (False, None), (0, None)):

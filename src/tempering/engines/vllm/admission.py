@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -195,6 +196,19 @@ def _check_sampling(config: Any) -> None:
             "this engine samples its requests on different ranks (enable_batch_sharded_sampling), "
             "of which only the first can say that a policy failed; serve without, or send no policy"
         )
+    if getattr(parallel, "distributed_executor_backend", None) == "ray" and not _newer_ray():
+        raise RefusedError(
+            f"{_NEWER_RAY}=0 starts vLLM's older Ray executor, which doesn't pass on that a policy "
+            "failed; serve with 1, vLLM's default, or send no policy"
+        )
+
+
+_NEWER_RAY = "VLLM_USE_RAY_V2_EXECUTOR_BACKEND"
+
+
+def _newer_ray() -> bool:
+    """As vLLM reads it: unset means 1."""
+    return os.environ.get(_NEWER_RAY, "1").strip() != "0"
 
 
 def check_request(params: Any) -> None:
