@@ -24,6 +24,7 @@ import json
 import random
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ KINDS = "tidy loud calm wild pale soft grim keen bold damp".split()
 WAYS = ("nothing", "recall", "fit", "queries")
 
 
-def made(rng: random.Random, lines: int) -> tuple[str, list[tuple[str, str]]]:
+def made(
+    rng: random.Random,
+    lines: int,
+    kinds: Sequence[str] = KINDS,
+    names: Sequence[str] = NAMES,
+) -> tuple[str, list[tuple[str, str]]]:
     """A context, and each line's name with its number."""
-    pairs = rng.sample([f"{kind}-{name}" for kind in KINDS for name in NAMES], lines)
+    pairs = rng.sample([f"{kind}-{name}" for kind in kinds for name in names], lines)
     numbers = [str(rng.randrange(1000, 10000)) for _ in pairs]
     rows = list(zip(pairs, numbers, strict=True))
     return "\n".join(f"line {a}: REGISTER_CONTENT is <{n}>" for a, n in rows), rows

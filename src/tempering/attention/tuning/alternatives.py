@@ -127,7 +127,7 @@ def fit_alternatives(
     found = []
     for label in which:
         fits = [
-            _fit(label, way_of(label, rate), problem, passes, rate, seed, progress)
+            fit_alternative(label, way_of(label, rate), problem, passes, rate, seed, progress)
             for rate in ((None,) if label in _ONE_NUMBER else rates)
         ]
         within = [fit for fit in fits if fit.met] or fits
@@ -144,15 +144,19 @@ def _with_temperatures(
     return together(temperatures, alone(), units=(T_RATE / rate, 1.0))
 
 
-def _fit(
+def fit_alternative(
     label: str,
     opened: Opened,
     problem: Problem,
     passes: int,
     rate: float | None,
-    seed: int,
-    progress: Progress | None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Alternative:
+    """Fit one tunable, of here or of one's own: `passes` over the data, by Adam at a rate.
+
+    opened: gives the model with its numbers, until the end. rate: None for Newton's method.
+    """
     start = time.monotonic()
     pieces = max(len(goal.pieces) for goal in problem.goals)
     with opened() as tunable, torch.enable_grad():
