@@ -241,14 +241,18 @@ def report(cells: Mapping[str, Any], labels: Sequence[str], tests: Mapping[str, 
     """Rows of the table, printed and returned; tests: contexts of each that are finished."""
     table = []
     for test, count in tests.items():
-        if count == 0:
+        if count < 2:  # no interval
             continue
         plain = [cells[f"{PLAIN} | {test} | {i}"] for i in range(count)]
         base = {m: sum(x[m] for x in plain) / count for m in plain[0]}
         print(f"\n{test}, {count} contexts: " + ", ".join(f"{m} {v:.3f}" for m, v in base.items()))
         for label in labels:
             change = changes(cells, label, PLAIN, test, count)
-            against = changes(cells, label, labels[0], test, count)
+            against = (
+                changes(cells, label, WAYS[0], test, count)
+                if WAYS[0] in labels and label != WAYS[0]
+                else None
+            )
             table.append({"label": label, "test": test, "n": count, "untempered": base,
                           "change": change, "against temperatures": against})  # fmt: skip
             told = (
@@ -281,8 +285,7 @@ def main() -> None:
         options.lengths, options.contexts = [256, 512], [2, 2]
         options.chunks = 1
         options.keep = options.keep.with_suffix(".quick.json")
-    if "temperatures" in options.which:  # the first is what the others are held against
-        options.which.sort(key=WAYS.index)
+    options.which.sort(key=WAYS.index)
     model, tokenizer = opened(options.quick)
     model = model.to(getattr(torch, options.dtype))
     names = ("samples", "held", "tokens", "rates", "dtype", "seed", "quick")
