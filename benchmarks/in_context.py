@@ -17,6 +17,7 @@ heads, from prompts of the texts' first halves, tested on those of their second 
     labels    the paper's T* for this loss: 1/T = 1 - g/h with z' = dz/d(1/T) the change of the
               label logits z, g = mean sum (p - y) z', h = mean Var_p(z'), one Gauss-Newton step
     search    the best of a grid by loss
+    output    no temperature of attention, but one that divides the label logits, best by loss
 
 Changes of loss and accuracy are paired with T = 1 by context. Finished cells are kept. Writes
 benchmarks/results/in_context.json, a record for each model.
@@ -27,7 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ import torch
 from _lengths import Cells, spread
 from _recall import Packed, answer_logits, pack
 from _regression import Setting, drawn, moments, pretrained
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from tempering import Profile, load_model, sample_text, tempered
@@ -51,10 +53,9 @@ KINDS = ("fiction", "play", "code", "reference")
 WORDS = 12  # of a passage
 STEP = 0.1  # of 1/T, for the change of the logits
 BELOW, ABOVE = 1 / (1 + STEP), 1 / (1 - STEP)
-GRID = (0.75, BELOW, 1.0, ABOVE, 1.3, 1.6, 2.0)
-RULES = ("ratio", "posterior", "labels", "search")
-SEARCHED = torch.logspace(-1, 2, 1201, dtype=torch.float64).tolist()
-SOFTMAX_GRID = torch.logspace(-1, 1.5, 101, dtype=torch.float64).tolist()
+GRID = (0.75, BELOW, 1.0, ABOVE, 1.3, 1.6, 2.0, 2.5, 3.2)
+SMALLEST = 0.02  # of temperatures that are measured; 1/SMALLEST is the largest
+WIDEST = math.log(100)  # of log T, searched to either side
 
 
 def settings(size: int, examples: int) -> tuple[Setting, dict[str, Setting]]:
@@ -87,19 +88,22 @@ def regression(size: int, examples: int, prompts: int, seeds: int) -> dict[str, 
             first, second = (drawn(weights, setting, prompts, generator) for _ in range(2))
             seen, test = first.measured(), second.measured()
             sharpness = 0.5 / float(first.scores.std())
-            row = {
-                "T by search": min(SEARCHED, key=seen.error),
-                "T of measured moments": seen.best,
-                "error at 1": test.error(1.0),
-                "error at closed form": test.error(exact.best),
-                "error by search": test.error(min(SEARCHED, key=seen.error)),
-                "error of ridge": float(second.bayes.mean()),
+            ways = {
+                "": (seen.error, test.error),
+                "softmax ": (
+                    partial(first.softmax_error, sharpness=sharpness),
+                    partial(second.softmax_error, sharpness=sharpness),
+                ),
             }
-            best = min(SOFTMAX_GRID, key=partial(first.softmax_error, sharpness=sharpness))
-            row["T by search, softmax"] = best
-            row["softmax error at 1"] = second.softmax_error(1.0, sharpness)
-            row["softmax error at closed form"] = second.softmax_error(exact.best, sharpness)
-            row["softmax error by search"] = second.softmax_error(best, sharpness)
+            row = {"error of ridge": float(second.bayes.mean())}
+            for way, (searched, tested) in ways.items():
+                best = by_search(searched)
+                row |= {
+                    f"{way}T by search": best,
+                    f"{way}error at 1": tested(1.0),
+                    f"{way}error at closed form": tested(exact.best),
+                    f"{way}error by search": tested(best),
+                }
             for key, value in row.items():
                 each.setdefault(key, []).append(value)
         found[name] = {"T in closed form": exact.best, "error expected at 1": exact.error(1.0),
@@ -109,10 +113,18 @@ def regression(size: int, examples: int, prompts: int, seeds: int) -> dict[str, 
             found[name][key] = [mean.value, mean.low, mean.high]
         own = found[name]
         print(f"{name:36} T {exact.best:7.3f}  search {_told(own['T by search'])}  softmax "
-              f"{_told(own['T by search, softmax'])}\n{'':36} error at 1 {_told(own['error at 1'])}"
+              f"{_told(own['softmax T by search'])}\n{'':36} error at 1 {_told(own['error at 1'])}"
               f"  closed form {_told(own['error at closed form'])}  ridge "
               f"{_told(own['error of ridge'])}", flush=True)  # fmt: skip
     return found
+
+
+def by_search(error: Callable[[float], float]) -> float:
+    """The temperature of the least error."""
+    found = minimize_scalar(
+        lambda log_t: error(math.exp(log_t)), bounds=(-WIDEST, WIDEST), method="bounded"
+    )
+    return math.exp(found.x)
 
 
 def _told(value: Sequence[float]) -> str:
@@ -211,6 +223,10 @@ def losses(z: Tensor, goals: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(z, goals, reduction="none")
 
 
+def loss_at(z: Tensor, goals: Tensor, temperature: float) -> float:
+    return float(losses(z / temperature, goals).mean())
+
+
 def positive(temperature: float) -> float | None:
     """A temperature that a formula gave; None where it gave none."""
     return temperature if 0 < temperature < math.inf else None
@@ -269,25 +285,37 @@ def few_shots(name: str, options: Any) -> dict[str, Any]:
             "labels": from_labels(*near, seen[1.0][1].flatten()),
             "search": min(mean_loss, key=mean_loss.__getitem__),
         }
-        base = of_contexts(*answers("test", wrong, 1.0, options.test))
+        plain = answers("test", wrong, 1.0, options.test)
+        base = of_contexts(*plain)
         own: dict[str, Any] = {
             "moments": sums.tolist(), "loss by T": {f"{T:.3f}": v for T, v in mean_loss.items()},
             "untempered": {m: v.mean().item() for m, v in base.items()},
         }  # fmt: skip
         print(f"\n{name}, {wrong:.0%} wrong: {own['untempered']}", flush=True)
         for rule, temperature in chosen.items():
-            own[rule] = {"T": temperature}
-            if temperature is None or not 0.02 <= temperature <= 50:
-                print(f"  {rule:10} T {temperature}: not measured")
-                continue
-            after = of_contexts(*answers("test", wrong, temperature, options.test))
-            for metric, values in after.items():
-                gaps = (values - base[metric]).tolist()
-                own[rule][metric] = [values.mean().item(), *spread(gaps, range(len(gaps)))]
-            print(f"  {rule:10} T {temperature:.3f}  " + "  ".join(
-                f"{m} {own[rule][m][1]:+.3f} [{own[rule][m][2]:+.3f}, {own[rule][m][3]:+.3f}]"
-                for m in base), flush=True)  # fmt: skip
+            if temperature is not None and SMALLEST <= temperature <= 1 / SMALLEST:
+                after = of_contexts(*answers("test", wrong, temperature, options.test))
+                own[rule] = compared(rule, temperature, after, base)
+            else:
+                own[rule] = {"T": temperature}
+                print(f"  {rule:10} T {temperature}: not measured", flush=True)
+        z, goals = (item.flatten(0, 1) for item in seen[1.0])
+        level = by_search(partial(loss_at, z, goals))
+        own["output"] = compared("output", level, of_contexts(plain[0] / level, plain[1]), base)
         found[f"{wrong:g}"] = own
+    return found
+
+
+def compared(
+    rule: str, temperature: float, after: Mapping[str, Tensor], base: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """T, and {metric: value, change from T = 1 with its interval}, printed and returned."""
+    found: dict[str, Any] = {"T": temperature}
+    for metric, values in after.items():
+        gaps = (values - base[metric]).tolist()
+        found[metric] = [values.mean().item(), *spread(gaps, range(len(gaps)))]
+    told = (f"{m} {v[1]:+.3f} [{v[2]:+.3f}, {v[3]:+.3f}]" for m, v in found.items() if m != "T")
+    print(f"  {rule:10} T {temperature:.3f}  " + "  ".join(told), flush=True)
     return found
 
 
