@@ -264,6 +264,33 @@ def report(cells: Mapping[str, Any], labels: Sequence[str], tests: Mapping[str, 
     return table
 
 
+def markdown(record: Mapping[str, Any]) -> str:
+    """The table of docs/length.md: change of the loss with its interval, and the accuracy."""
+    tests = [row["test"] for row in record["table"] if "wins" in row]
+    plain = {row["test"]: row["untempered"] for row in record["table"] if "label" in row}
+    cells = {(row["label"], row["test"]): row for row in record["table"] if "label" in row}
+
+    def shown(base: Mapping[str, float], change: Mapping[str, Any] | None) -> str:
+        loss = f"{base['loss']:.3f}"
+        if change is not None:
+            value, low, high = change["loss"]
+            loss = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        if "accuracy" not in base:
+            return loss
+        right = base["accuracy"] + (change["accuracy"][0] if change else 0)
+        return f"{loss}, {right:.2f}"
+
+    lines = [
+        "| learned | numbers | " + " | ".join(tests) + " | folds |",
+        "|---" * (len(tests) + 3) + "|",
+    ]
+    lines.append("| nothing | 0 | " + " | ".join(shown(plain[t], None) for t in tests) + " | |")
+    for label, fit in record["learned"].items():
+        own = " | ".join(shown(plain[t], cells[label, t]["change"]) for t in tests)
+        lines.append(f"| {label} | {fit['numbers']:,} | {own} | {fit['folds']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=50, help="contexts to learn from")
@@ -320,6 +347,7 @@ def main() -> None:
         for label in rivals
     }
     record = {"settings": settings, "contexts": done, "learned": fits, "table": table}
+    print(f"\n{markdown(record)}")
     if not options.quick:
         print(_bench.write("length_rivals", record))
 
