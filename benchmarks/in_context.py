@@ -17,7 +17,7 @@ heads, from prompts of the texts' first halves, tested on those of their second 
     labels    the paper's T* for this loss: 1/T = 1 - g/h with z' = dz/d(1/T) the change of the
               label logits z, g = mean sum (p - y) z', h = mean Var_p(z'), one Gauss-Newton step
     search    the best of a grid by loss
-    output    no temperature of attention, but one that divides the label logits, best by loss
+    output    no temperature of attention, but one that divides the scores, best by loss
 
 Changes of loss and accuracy are paired with T = 1 by context. Finished cells are kept. Writes
 benchmarks/results/in_context.json, a record for each model.
@@ -219,6 +219,15 @@ def measured(model: Any, item: Packed) -> list[list[float]]:
     return found.sums.tolist()
 
 
+def calibrated(z: Tensor) -> Tensor:
+    """Log-probabilities less their means over the questions of a context, [.., questions, labels].
+
+    It needs no label, and takes out what a context makes likely whatever is asked.
+    """
+    z = z.log_softmax(-1)
+    return z - z.mean(-2, keepdim=True)
+
+
 def losses(z: Tensor, goals: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(z, goals, reduction="none")
 
@@ -253,8 +262,8 @@ def few_shots(name: str, options: Any) -> dict[str, Any]:
     cells = Cells(options.keep.with_suffix(f".{name}.json"), {"seed": options.seed})
     made = cache(lambda part, wrong, i: context(tokenizer, part, wrong, i, options.seed))
 
-    def answers(part: str, wrong: float, temperature: float, count: int) -> tuple[Tensor, Tensor]:
-        """Logits [contexts, questions, labels] and goals [contexts, questions] at a T."""
+    def raw(part: str, wrong: float, temperature: float, count: int) -> tuple[Tensor, Tensor]:
+        """Logits of the labels as they are."""
         z, goals = [], []
         with tempered(model, Profile.from_schedule(temperature, model)):
             for i in range(count):
@@ -263,6 +272,11 @@ def few_shots(name: str, options: Any) -> dict[str, Any]:
                 z.append(cells.get(key, partial(scores, model, item, labels)))
                 goals.append([int((labels == goal).nonzero()) for goal in item.goals])
         return torch.tensor(z, dtype=torch.float64), torch.tensor(goals)
+
+    def answers(part: str, wrong: float, temperature: float, count: int) -> tuple[Tensor, Tensor]:
+        """Scores [contexts, questions, labels] and goals [contexts, questions] at a T."""
+        z, goals = raw(part, wrong, temperature, count)
+        return calibrated(z), goals
 
     found = {}
     for wrong in options.wrong:
@@ -290,6 +304,8 @@ def few_shots(name: str, options: Any) -> dict[str, Any]:
         own: dict[str, Any] = {
             "moments": sums.tolist(), "loss by T": {f"{T:.3f}": v for T, v in mean_loss.items()},
             "untempered": {m: v.mean().item() for m, v in base.items()},
+            "not calibrated": {m: v.mean().item() for m, v in of_contexts(
+                *raw("test", wrong, 1.0, options.test)).items()},
         }  # fmt: skip
         print(f"\n{name}, {wrong:.0%} wrong: {own['untempered']}", flush=True)
         for rule, temperature in chosen.items():
