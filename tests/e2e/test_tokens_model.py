@@ -53,6 +53,7 @@ def test_a_batch_with_padding_keeps_twelve_tokens_alive(smollm2):
         **inputs,
         do_sample=True,
         top_k=0,
+        min_new_tokens=4,  # a text that ends has no further rows
         max_new_tokens=4,
         logits_processor=[TemperingLogitsProcessor("support(12)", tokenizer, trace=trace)],
     )
