@@ -24,6 +24,7 @@ from _bench import write
 from tempering import load_model
 from tempering.agents.checkers import checker
 from tempering.agents.tasks import KINDS, generate_tasks
+from tempering.chunks import start_ids
 from tempering.evaluation.paired import bootstrap_mean
 from tempering.tokens import TemperingLogitsProcessor
 
@@ -82,6 +83,9 @@ def log_likelihoods(model: Any, tokenizer: Any, prompt: str, reply: list[int]) -
 
 
 def chat(tokenizer: Any, text: str) -> str:
+    """A turn, as the model's template writes it; without one the text, with a line to follow."""
+    if not tokenizer.chat_template:
+        return tokenizer.decode(start_ids(tokenizer)) + text + "\n"
     turn = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
