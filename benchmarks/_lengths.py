@@ -105,9 +105,9 @@ def learned(
     return found.profile
 
 
-def opened(quick: bool) -> tuple[Any, Any]:
+def opened(quick: bool, dtype: str = "float32") -> tuple[Any, Any]:
     """The embedded model and its tokenizer; its first three layers where only a look is wanted."""
-    model, tokenizer = load_model("smollm2")
+    model, tokenizer = load_model("smollm2", dtype=getattr(torch, dtype))
     if quick:
         model.model.layers = model.model.layers[:3]
         model.config.num_hidden_layers = 3

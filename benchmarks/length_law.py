@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
     if options.quick:
         options.chunk, options.chunks = 256, 1
         options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
     options.keep.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = opened(options.quick)
+    model, tokenizer = opened(options.quick, options.dtype)
     texts = calibration(tokenizer, spoken=False)
     if options.quick:
         texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
@@ -129,7 +130,7 @@ def main() -> None:
     settings = {
         name: value
         for name, value in vars(options).items()
-        if name in ("quick", "learn_lengths", "rounds", "steps", "chunk", "chunks")
+        if name in ("quick", "learn_lengths", "rounds", "steps", "dtype", "chunk", "chunks")
     }
     cells = Cells(options.keep / "law_cells.json", settings)
     rivals: dict[str, Profile | None] = {"plain": None, "learned, both numbers": power}

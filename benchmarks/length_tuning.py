@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="of chunks of each text, to learn")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--learn-beyond", action="store_true")
     parser.add_argument("--out", type=Path, help="folder of results; the benchmarks' by default")
     options = parser.parse_args()
@@ -242,7 +243,7 @@ def main() -> None:
         options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
         options.scalings, options.chunks = "none,yarn", 1
     options.keep.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = opened(options.quick)
+    model, tokenizer = opened(options.quick, options.dtype)
     found = profiles(options, model, tokenizer)
     texts = testing_texts(tokenizer)
     if options.quick:
@@ -250,7 +251,7 @@ def main() -> None:
     settings = {
         name: value
         for name, value in vars(options).items()
-        if name in ("quick", "learn_lengths", "rounds", "steps")
+        if name in ("quick", "learn_lengths", "rounds", "steps", "dtype")
     }
     cells = Cells(options.keep / "cells.json", settings)
     results = []

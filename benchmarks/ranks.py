@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 from _bench import ratios, write
@@ -94,7 +93,7 @@ def main() -> None:
             pair = {str(n): times[f"{kind}, {n} ranks"] for n in (1, 2)}
             results[what][f"{kind}, two ranks to one"] = ratios(pair, "1")["2"]
         print(what, json.dumps(results[what], indent=1))
-    write(arguments.name, results, script=Path(__file__))
+    write(arguments.name, results)
 
 
 if __name__ == "__main__":

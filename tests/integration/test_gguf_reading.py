@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 from gguf import GGUFEndian, GGUFReader, GGUFValueType, GGUFWriter
 
-from tempering.engines.loading.gguf_reading import QuickReader, quick_gguf
+from tempering.engines.loading.gguf_model import _restore_vocabulary_size
+from tempering.engines.loading.gguf_reading import QuickReader, WeightsReader, quick_gguf
 
 # Real vocabularies hold all of these.
 TOKENS = ["<pad>", "", "▁the", "\n\n", "  ", "👩‍👩‍👧", "<0x0A>", "a" * 300, "ß"]
@@ -77,6 +79,33 @@ def test_nested_arrays_are_the_same(tmp_path: Path) -> None:
     assert [part.tolist() for part in quick.parts] == [part.tolist() for part in plain.parts]
 
 
+@pytest.mark.parametrize("endian", [GGUFEndian.LITTLE, GGUFEndian.BIG])
+@pytest.mark.parametrize("told", [None, 7])
+def test_without_the_vocabulary_all_else_is_the_same(
+    tmp_path: Path, endian: GGUFEndian, told: int | None
+) -> None:
+    writer = GGUFWriter(tmp_path / "toy.gguf", "toy", endianess=endian)
+    writer.add_token_list([f"<{i}>" for i in range(2000)])
+    writer.add_token_scores([0.5] * 2000)
+    writer.add_array("toy.names", ["a", "b"])
+    if told is not None:
+        writer.add_vocab_size(told)
+    writer.add_tensor("token_embd.weight", np.arange(6000, dtype=np.float32).reshape(2000, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    plain, light = GGUFReader(tmp_path / "toy.gguf"), WeightsReader(tmp_path / "toy.gguf")
+    left_out = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores"}
+    assert set(plain.fields) - set(light.fields) == left_out
+    for name, field in light.fields.items():
+        assert field.contents() == plain.fields[name].contents()
+    assert light.tensors[0].data.tobytes() == plain.tensors[0].data.tobytes()
+    config = SimpleNamespace(vocab_size=7)
+    _restore_vocabulary_size(config, tmp_path / "toy.gguf")
+    assert config.vocab_size == (7 if told else 2000)
+
+
 def test_a_file_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
     content = written(tmp_path / "toy.gguf").read_bytes()
     end = GGUFReader(tmp_path / "toy.gguf").data_offset
@@ -101,6 +130,7 @@ def test_a_length_beyond_the_file_ends_at_once(tmp_path: Path, length: int) -> N
 
 
 def test_transformers_is_given_the_quick_reader_and_loses_it_again() -> None:
+    names = gguf.get_tensor_name_map
     with pytest.raises(KeyError), quick_gguf():
         assert gguf.GGUFReader is QuickReader
         with quick_gguf():
@@ -108,6 +138,7 @@ def test_transformers_is_given_the_quick_reader_and_loses_it_again() -> None:
         assert gguf.GGUFReader is QuickReader
         raise KeyError
     assert gguf.GGUFReader is GGUFReader
+    assert gguf.get_tensor_name_map is names
 
     def load() -> None:
         for _ in range(50):

@@ -11,6 +11,7 @@ from tempering.engines.loading.quiet import quiet
 from tempering.errors import ModelError
 
 _LARGE = 100_000  # tokens
+_KIND = ("tokenizer.ggml.pre", "general.architecture")
 
 
 def convert_gguf(source: Path, target: Path, say: Callable[[str], None]) -> None:
@@ -58,9 +59,9 @@ def gguf_network(source: Path) -> Any:
     file = {"gguf_file": source.name}
     with quiet():
         try:
-            with quick_gguf():
-                config = AutoConfig.from_pretrained(str(source.parent), **file)
             with quick_gguf(WeightsReader):
+                config = AutoConfig.from_pretrained(str(source.parent), **file)
+                _restore_vocabulary_size(config, source)
                 model = AutoModelForCausalLM.from_pretrained(
                     str(source.parent), config=config, dtype=torch.float32, **file
                 )
@@ -89,9 +90,10 @@ def gguf_tokenizer(source: Path) -> Any:
             raise ModelError(
                 f"transformers can't read the vocabulary of {source}: {reason}"
             ) from error
-    if _told(source, "tokenizer.ggml.pre") == "smollm":
+    splitting, architecture = _told(source, *_KIND)
+    if splitting == "smollm":
         restore_pretokenizer(found)
-    if _told(source, "general.architecture") == "gemma3":
+    if architecture == "gemma3":
         restore_spaces(found)
     return found
 
@@ -140,19 +142,29 @@ def _save_tokenizer(tokenizer: Any, target: Path) -> None:
         (target / name).write_text(compact, encoding="utf-8")
 
 
-def _known_exactly(source: Path) -> bool:
-    """Whether tokens are known to be llama.cpp's own for a file's kind of vocabulary."""
-    return (
-        _told(source, "tokenizer.ggml.pre") == "smollm"
-        or _told(source, "general.architecture") == "gemma3"
-    )
-
-
-def _told(source: Path, key: str) -> Any:
+def _restore_vocabulary_size(config: Any, source: Path) -> None:
+    """transformers counts the tokens where a file doesn't tell; `WeightsReader` leaves them out."""
     from tempering.engines.loading.gguf_reading import WeightsReader
 
-    field = WeightsReader(source).get_field(key)
-    return None if field is None else field.contents()
+    reader = WeightsReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    if reader.get_field(f"{architecture}.vocab_size") is None:
+        rows = [tensor.shape[1] for tensor in reader.tensors if tensor.name == "token_embd.weight"]
+        config.vocab_size = int(rows[0])
+
+
+def _known_exactly(source: Path) -> bool:
+    """Whether tokens are known to be llama.cpp's own for a file's kind of vocabulary."""
+    splitting, architecture = _told(source, *_KIND)
+    return splitting == "smollm" or architecture == "gemma3"
+
+
+def _told(source: Path, *keys: str) -> list[Any]:
+    """What a file says of itself; None for a key that it lacks."""
+    from tempering.engines.loading.gguf_reading import WeightsReader
+
+    fields = map(WeightsReader(source).get_field, keys)
+    return [None if field is None else field.contents() for field in fields]
 
 
 def forget_quantization(model: Any) -> None:
