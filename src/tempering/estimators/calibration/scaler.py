@@ -171,12 +171,13 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             None if weights is None else row_tensor(weights, logits.device),
             self.inputs,
         )
-        here().agree(
-            {
-                "shape of the logits": (logits.n_rows, logits.n_columns),
-                "labels": hashlib.sha256(codes.astype(np.int64).tobytes()).hexdigest()[:16],
-            }
-        )
+        if here().size > 1:
+            here().agree(
+                {
+                    "shape of the logits": (logits.n_rows, logits.n_columns),
+                    "labels": hashlib.sha256(codes.astype(np.int64).tobytes()).hexdigest()[:16],
+                }
+            )
         counts = np.bincount(codes, weights, minlength=logits.n_columns)
         self.classes_ = classes
         if self.per == "input":
