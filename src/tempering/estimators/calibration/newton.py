@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -58,7 +59,7 @@ class TemperatureFit:
         if self.totals is None:
             return torch.full_like(self.log_beta, math.nan)
         low, high = settings.log_beta_bounds
-        _, _, stiffness = settings.pull(self.log_beta)
+        stiffness = settings.stiffness
         inside = (self.log_beta > low) & (self.log_beta < high)
         second = self.totals.curvature + self.totals.slope + stiffness
         return torch.where(inside & (second > 0), second.rsqrt(), math.nan)
@@ -152,52 +153,59 @@ def newton(
     bracket halves it instead.
     """
     low, high = settings.log_beta_bounds
-    left = torch.full_like(log_beta, -math.inf)
-    right = torch.full_like(log_beta, math.inf)
-    totals, loss = None, torch.full_like(log_beta, math.inf)
-    stride = torch.full_like(log_beta, _MAX_STEP)
-    for n_iter in range(1, settings.max_iter + 1):
-        try:
-            totals = evaluate(log_beta)
-        except KeyboardInterrupt:
-            return TemperatureFit(log_beta, loss, totals, n_iter - 1, False, interrupted=True)
-        pulled, pull, stiffness = settings.pull(log_beta)
-        loss = totals.nll + pulled
-        g = totals.slope + pull
-        left = torch.where(g < 0, log_beta, left)
-        right = torch.where(g > 0, log_beta, right)
-        step = _step(g, totals, stiffness, stride)
-        # Strides that were used in full double, so that hundreds of decades take few passes.
-        stride = torch.where(step.abs() >= stride, 2 * stride, _MAX_STEP)
-        new = log_beta + step
-        # Only the bracket's end that the step approaches counts: a step too small to move log beta
-        # stays on the other.
-        outside = ((g > 0) & (new <= left)) | ((g < 0) & (new >= right))
-        new = torch.where(outside, (left + right) / 2, new)
-        if settings.prior is None:
-            # Where every label has the top logit the loss falls down to T = 0: go to the bound.
-            new = torch.where((totals.excess == 0) & (totals.weight > 0), math.inf, new)
-        new = new.clamp(low, high)
-        at_bound = ((log_beta == low) & (g >= 0)) | ((log_beta == high) & (g <= 0))
-        done = at_bound | ((new - log_beta).abs() <= tolerance) | (totals.weight == 0)
-        log_beta = torch.where(at_bound, log_beta, new)
-        log_beta, ended = here().same((log_beta, bool(done.all())))
-        if ended:
-            return TemperatureFit(log_beta, loss, totals, n_iter, True)
-    return TemperatureFit(log_beta, loss, totals, settings.max_iter, False)
+    device = log_beta.device
+    # A handful of numbers: numpy takes a third of torch's time for each operation. Infinite ends of
+    # a bracket, and numbers near float64's ends, are no surprise here.
+    at = log_beta.cpu().numpy()
+    left, right = np.full_like(at, -math.inf), np.full_like(at, math.inf)
+    totals, loss = None, np.full_like(at, math.inf)
+    stride = np.full_like(at, _MAX_STEP)
+    n_iter, converged, interrupted = 0, False, False
+    with np.errstate(all="ignore"):
+        while n_iter < settings.max_iter and not converged:
+            try:
+                totals = evaluate(torch.from_numpy(at).to(device))
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            n_iter += 1
+            nll, slope, curvature, excess, weight = (total.cpu().numpy() for total in totals)
+            pulled, pull, stiffness = settings.pull(at)
+            loss, g = nll + pulled, slope + pull
+            left, right = np.where(g < 0, at, left), np.where(g > 0, at, right)
+            step = _step(g, slope, curvature, stiffness, stride)
+            # Strides that were used in full double, so that hundreds of decades take few passes.
+            stride = np.where(abs(step) >= stride, 2 * stride, _MAX_STEP)
+            new = at + step
+            # Only the bracket's end that the step approaches counts: a step too small to move log
+            # beta stays on the other.
+            outside = ((g > 0) & (new <= left)) | ((g < 0) & (new >= right))
+            new = np.where(outside, (left + right) / 2, new)
+            if settings.prior is None:
+                # Where every label has the top logit the loss falls down to T = 0: to the bound.
+                new = np.where((excess == 0) & (weight > 0), math.inf, new)
+            new = new.clip(low, high)
+            at_bound = ((at == low) & (g >= 0)) | ((at == high) & (g <= 0))
+            done = at_bound | (abs(new - at) <= tolerance) | (weight == 0)
+            at, converged = here().same((np.where(at_bound, at, new), bool(done.all())))
+    found, reached = torch.from_numpy(at).to(device), torch.from_numpy(loss).to(device)
+    return TemperatureFit(found, reached, totals, n_iter, converged, interrupted)
 
 
 def _step(
-    g: Float[Tensor, "blocks"], totals: Totals, stiffness: float, stride: Float[Tensor, "blocks"]
-) -> Float[Tensor, "blocks"]:
+    g: Float[np.ndarray, "blocks"],
+    slope: Float[np.ndarray, "blocks"],
+    fisher: Float[np.ndarray, "blocks"],
+    stiffness: float,
+    stride: Float[np.ndarray, "blocks"],
+) -> Float[np.ndarray, "blocks"]:
     """The safeguarded step, `stride` at most; 0 where the slope is 0."""
-    fisher = totals.curvature + stiffness
     # With a prior the slope of nll does not vanish at the minimum, so the full second derivative
     # is needed for quadratic convergence; far from the minimum it may be negative.
-    full = fisher + totals.slope if stiffness else fisher
-    curvature = torch.maximum(full, 0.1 * fisher)
-    size = torch.minimum(torch.log1p(g.abs() / curvature), stride)
-    return torch.where(g == 0, 0.0, -g.sign() * size)
+    fisher = fisher + stiffness
+    curvature = np.maximum(fisher + slope, 0.1 * fisher) if stiffness else fisher
+    size = np.minimum(np.log1p(abs(g) / curvature), stride)
+    return np.where(g == 0, 0.0, -np.sign(g) * size)
 
 
 def pooled(problem: CalibrationProblem, settings: FitSettings) -> TemperatureFit:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float
 
 from tempering.counts import whole_number
 from tempering.errors import InputError
@@ -53,14 +53,20 @@ class FitSettings:
         """Bounds of log beta = -log T."""
         return -math.log(self.bounds[1]), -math.log(self.bounds[0])
 
-    def pull(self, log_beta: Tensor) -> tuple[Tensor, Tensor, float]:
+    @property
+    def stiffness(self) -> float:
+        """The second derivative of the prior's loss in log beta."""
+        return 0.0 if self.prior is None else self.prior[1] ** -2
+
+    def pull(
+        self, log_beta: Float[np.ndarray, "blocks"]
+    ) -> tuple[Float[np.ndarray, "blocks"], Float[np.ndarray, "blocks"], float]:
         """The prior's loss (log T - mean)^2 / (2 sd^2), its slope in log beta, its curvature."""
         if self.prior is None:
-            zero = torch.zeros_like(log_beta)
-            return zero, zero, 0.0
+            return np.zeros_like(log_beta), np.zeros_like(log_beta), 0.0
         mean, sd = self.prior
         z = (log_beta + mean) / sd
-        return z * z / 2, z / sd, sd**-2
+        return z * z / 2, z / sd, self.stiffness
 
 
 def _two_numbers(value: Any, name: str, expected: str) -> tuple[float, float]:
