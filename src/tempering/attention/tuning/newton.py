@@ -23,10 +23,9 @@ from tempering.attention.tuning.steps import (
 from tempering.attention.tuning.tunable import Tunable
 from tempering.errors import DataError
 
-# Drawn gradients for the curvature of an objective, at least. Damped steps need few: the first one
-# from 16 chunks lowers the loss of other text by .034 (.005) nats per token with one draw of each,
-# .031 (.005) with two and .031 (.004) with four; from 4 chunks by .009 with one and .013 with four,
-# which take longer than a second step does.
+# Drawn gradients for the curvature of an objective, at least. Damped steps need few: a second and a
+# third draw of each of 16 chunks lowered the loss of other text no further, and those of 4 chunks
+# less than a second step does in the same time (dev/LOG.md).
 _OF_GOALS = 4
 # A constraint's cost is predicted from its curvature, and low in directions that it doesn't see: it
 # takes this many for each number.
