@@ -69,8 +69,9 @@ class AnnealedMixture(FittedMixture):
     tol: EM ends when its limit is estimated to be this near; nats per row, above 0.
     max_iter: most passes of EM at T = 1 in a row.
     n_init: starts, of which the likeliest is kept: the first is annealed, the second, fourth ...
-        take the clusters of k-means, as GaussianMixture does, the third, fifth ... those around
-        rows drawn at random. Components that are given, and a criterion, have one start.
+        take the clusters of k-means (the second those of one run, as GaussianMixture does, later
+        ones the best of ten), the third, fifth ... those around rows drawn at random. Components
+        that are given, and a criterion, have one start.
     random_state: seed of the directions in which splits at T = 1 are sought, of k-means, and of
         held-out rows.
     distributed: whether every rank of torch.distributed's default group holds a part of the rows.

@@ -65,9 +65,9 @@ def from_responsibilities(
 
 
 def from_clusters(
-    rows: Rows, count: int, family: Family, random: np.random.RandomState, settled: bool
+    rows: Rows, count: int, family: Family, random: np.random.RandomState, runs: int
 ) -> Components | None:
-    """Components of clusters: those that k-means settles on, or those around random centres.
+    """Components of clusters: the best of so many runs of k-means; 0: those around random centres.
 
     rows: few enough to be in memory. None when it finds fewer than `count` (rows that repeat).
     """
@@ -78,8 +78,8 @@ def from_clusters(
     if len(distinct) < count:
         return None
     total = weights.new_zeros(len(distinct)).index_add_(0, inverse, weights)
-    init, turns = ("k-means++", 300) if settled else ("random", 1)
-    clusters = KMeans(count, init=init, n_init=1, max_iter=turns, random_state=random)
+    init, turns = ("k-means++", 300) if runs else ("random", 1)
+    clusters = KMeans(count, init=init, n_init=runs or 1, max_iter=turns, random_state=random)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         clusters.fit(distinct.cpu().numpy(), sample_weight=total.cpu().numpy())
