@@ -21,6 +21,7 @@ from tempering.estimators.mixture.em import (
     responsibilities_of,
     tempered_logits,
 )
+from tempering.estimators.mixture.expanded import suited
 from tempering.estimators.mixture.radial import radial
 from tempering.estimators.mixture.rows import Rows
 from tests.unit import mixture_oracle as oracle
@@ -195,3 +196,41 @@ def test_samples_have_the_density_that_is_scored(kernel):
     f = oracle.log_density(rows, middle[None], spread[None], "gaussian")[:, 0]
     ratio = np.exp(f - fitted.score_samples(rows))
     assert ratio.mean() == pytest.approx(1.0, abs=5 * ratio.std() / math.sqrt(len(ratio)))
+
+
+@pytest.mark.parametrize(("features", "components"), [(1, 3), (5, 3), (16, 32), (9, 4)])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_columns_give_what_whitened_rows_do(kind, kernel, features, components):
+    random = np.random.default_rng(features)
+    x = torch.tensor(random.normal(0, 3, (300, features)))
+    means = torch.tensor(random.normal(0, 2, (components, features)))
+    spread = random.normal(0, 0.3, (components, features, features)) + np.eye(features)
+    mass = torch.full((components,), 1.0, dtype=torch.float64)
+    own = SHAPES[kind]()
+    covariances = own.from_full(torch.tensor(spread @ spread.transpose(0, 2, 1)), mass)
+    factor = own.factor(covariances, means)
+    pull = radial(kernel, 4.0)
+    quick = suited(own, factor, float(x.abs().amax()) * math.sqrt(features), pull.strongest)
+    # Laplace's weights of rows near a centre, up to 1e6, may ask for the slower class.
+    wide = features > 2 * components
+    assert kernel == "laplace" or type(quick).__name__.startswith(
+        "Whitened" if kind == "full" and wide else "Expanded"
+    )
+    found = []
+    for shape in (own, quick):
+        squared, middle = shape.distances(x, means, factor)
+        r = torch.softmax(-squared / 2, 0)
+        pulls = r if pull.pull(squared, features) is None else r * pull.pull(squared, features)
+        moments = shape.moments(middle, pulls)
+        found.append((squared, *shape.update(moments, pulls.sum(1), r.sum(1), means, factor)))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-9)
+
+
+def test_a_row_far_from_narrow_components_is_measured_from_their_centres():
+    means, covariances = torch.zeros(4, 2, dtype=torch.float64), torch.eye(2).expand(4, 2, 2)
+    own = SHAPES["full"]()
+    factor = own.factor(covariances.double(), means)
+    kinds = [type(suited(own, factor, reach, 1.0)).__name__ for reach in (1e3, 1e7, 1e12)]
+    assert kinds == ["ExpandedFull", "WhitenedFull", "Full"]

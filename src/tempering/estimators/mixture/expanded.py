@@ -29,7 +29,7 @@ from tempering.estimators.mixture.covariance import (
 _ROUNDING = 1e-6
 
 
-class ExpandedFull(Full):
+class WhitenedFull(Full):
     """Full covariances; rows are whitened before the centre is taken off: an error of first order
     in reach / sigma."""
 
@@ -69,16 +69,14 @@ class ExpandedTied(Tied):
         return centres @ factor.root, _symmetric(factor.root.mT @ scatter @ factor.root)
 
 
-class _Separable(Shape):
-    """Axes are not mixed, so |x - mu|^2 is linear in columns that the components share."""
+class _Linear(Shape):
+    """|x - mu|^2 is linear in columns that the components share: numbers and their products."""
 
     def width(self, features: int) -> int:
         return 1
 
     @abstractmethod
-    def _expanded(
-        self, x: Tensor, means: Tensor, precision: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
         """(constants [K, 1], coefficients [K, C], columns [N, C]) of the squared distances."""
 
     def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
@@ -90,7 +88,7 @@ class _Separable(Shape):
         self, x: Tensor, means: Tensor, factor: Factor, offset: Tensor, slope: float
     ) -> tuple[Tensor, Tensor]:
         # One product of matrices, and no pass of its own for the offset and the slope.
-        constant, linear, columns = self._expanded(x, means, factor.whitener.square())
+        constant, linear, columns = self._expanded(x, means, factor)
         constant = (offset.unsqueeze(1) + slope * constant).to(x.dtype)
         return torch.addmm(constant, (slope * linear).to(x.dtype), columns.mT), columns
 
@@ -99,12 +97,34 @@ class _Separable(Shape):
         return ((middle.mT @ pulls.mT).mT,)
 
 
-class ExpandedDiagonal(_Separable, Diagonal):
+class ExpandedFull(_Linear, Full):
+    """Covariances of its own for each component; columns are x_i, and x_i x_j for i <= j."""
+
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+        precision = factor.whitener @ factor.whitener.mT
+        pulled = (precision @ means.unsqueeze(2)).squeeze(2)
+        first, second = _pairs(x.shape[1], x.device)
+        weights = precision[:, first, second] * torch.where(first == second, 1.0, 2.0)
+        squares = (pulled * means).sum(1, keepdim=True)
+        return squares, torch.cat([-2 * pulled, weights], 1), _products(x)
+
+    def update(
+        self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
+    ) -> tuple[Tensor, Tensor]:
+        features = means.shape[1]
+        first, pairs = moments[0][:, :features], moments[0][:, features:]
+        moved = first / pulled.unsqueeze(1)
+        i, j = _pairs(features, means.device)
+        second = means.new_empty(len(means), features, features)
+        second[:, i, j] = second[:, j, i] = pairs
+        return moved, (second - first.unsqueeze(2) * moved.unsqueeze(1)) / mass[:, None, None]
+
+
+class ExpandedDiagonal(_Linear, Diagonal):
     """Variances of its own for each component."""
 
-    def _expanded(
-        self, x: Tensor, means: Tensor, precision: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+        precision = factor.whitener.square()
         linear = torch.cat([-2 * precision * means, precision], 1)
         squares = (precision * means.square()).sum(1, keepdim=True)
         return squares, linear, torch.cat([x, x.square()], 1)
@@ -117,13 +137,11 @@ class ExpandedDiagonal(_Separable, Diagonal):
         return moved, ((second - first * moved) / mass.unsqueeze(1)).clamp_min(0)
 
 
-class ExpandedSpherical(_Separable, Spherical):
+class ExpandedSpherical(_Linear, Spherical):
     """One variance for each component."""
 
-    def _expanded(
-        self, x: Tensor, means: Tensor, precision: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        precision = precision.unsqueeze(1)
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+        precision = factor.whitener.square().unsqueeze(1)
         linear = torch.cat([-2 * precision * means, precision], 1)
         squares = (precision * means.square()).sum(1, keepdim=True)
         return squares, linear, torch.cat([x, x.square().sum(1, keepdim=True)], 1)
@@ -141,6 +159,7 @@ _EXPANDED: dict[str, Shape] = {
     shape.name: shape
     for shape in (ExpandedFull(), ExpandedTied(), ExpandedDiagonal(), ExpandedSpherical())
 }
+_WHITENED = WhitenedFull()
 
 
 def suited(shape: Shape, factor: Factor, reach: float, pull: float) -> Shape:
@@ -150,6 +169,28 @@ def suited(shape: Shape, factor: Factor, reach: float, pull: float) -> Shape:
     """
     largest = float(factor.whitener.abs().amax()) * reach
     rounding = torch.finfo(torch.float64).eps * largest
-    if shape.name != "full":
-        rounding *= largest * max(pull, 1.0)
-    return _EXPANDED[shape.name] if rounding < _ROUNDING else shape
+    whitened = shape.name == "full" and rounding < _ROUNDING
+    # Products of columns are made once, whitened rows for each component.
+    cheaper = not whitened or factor.whitener.shape[-1] <= 2 * len(factor.whitener)
+    if cheaper and rounding * largest * max(pull, 1.0) < _ROUNDING:
+        return _EXPANDED[shape.name]
+    return _WHITENED if whitened else shape
+
+
+def _pairs(features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places (i, j) of a symmetric matrix, i <= j, row by row."""
+    i, j = torch.triu_indices(features, features, device=device)
+    return i, j
+
+
+def _products(x: Float[Tensor, "rows features"]) -> Float[Tensor, "rows columns"]:
+    """The columns x_i and x_i x_j, i <= j; their transpose is contiguous."""
+    rows, features = x.shape
+    columns = x.new_empty(features + features * (features + 1) // 2, rows)
+    columns[:features] = x.mT
+    start = features
+    for i in range(features):
+        stop = start + features - i
+        torch.mul(columns[i], columns[i:features], out=columns[start:stop])
+        start = stop
+    return columns.mT
