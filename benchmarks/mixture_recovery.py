@@ -15,6 +15,7 @@ The best of each rival runs on to tol 1e-7 a pass. Found means centroid index 0.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import time
@@ -22,7 +23,7 @@ import warnings
 
 import numpy as np
 import torch
-from _bench import write
+from _bench import RESULTS, write
 from mixture_sets import SETS, centroid_index
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
@@ -95,6 +96,7 @@ def summary(results: list[dict], name: str) -> dict[str, object]:
     seconds = [result["annealed"]["cpu_seconds"] for result in mine]
     return {
         "set": name,
+        "measured": time.strftime("%Y-%m-%d"),
         "fits": len(mine),
         "found": rates,
         "worst_shortfall_nats": max(behind),
@@ -132,9 +134,23 @@ def main() -> None:
             f"{row['set']:9s} found: {rates}; behind the best rival by at most "
             f"{row['worst_shortfall_nats']:.5f} nats a row; {row['median_cpu_seconds']:.1f} s"
         )
-    results.sort(key=lambda result: (names.index(result["set"]), result["seed"]))
+    kept = _others(names)
+    summaries, results = summaries + kept["summary"], results + kept["fits"]
+    order = list(SETS)
+    results.sort(key=lambda result: (order.index(result["set"]), result["seed"]))
+    summaries.sort(key=lambda row: order.index(row["set"]))
     path = write("mixture_recovery", {"summary": summaries, "fits": results})
     print(f"written to {path}")
+
+
+def _others(names: list[str]) -> dict[str, list[dict]]:
+    """What the last record holds of sets that this run leaves out."""
+    path = RESULTS / "mixture_recovery.json"
+    record = json.loads(path.read_text()) if path.exists() else {"summary": [], "fits": []}
+    return {
+        part: [row for row in record[part] if row["set"] not in names]
+        for part in ("summary", "fits")
+    }
 
 
 def _best(restart: object, seed: int, seconds: float) -> object:
