@@ -193,14 +193,13 @@ def expect(
     for x, weights in rows.chunks(chunk_size(components, family), dtype):
         logits, pull, middle = _logits(x, components, factor, family, temperature)
         highest = logits.amax(0)
-        # On CPUs exp2 takes a quarter of the time of exp.
-        r = logits.sub_(highest).mul_(_LOG2_E).exp2_()
+        r = logits.sub_(highest).exp2_()
         sums = r.sum(0)
         weight = weights.to(x.dtype)
         r *= weight / sums
         pulls = r if pull is None else r * pull
         moments = family.shape.moments(middle, pulls)
-        objective = ((highest + sums.log()) * weight).sum()
+        objective = ((highest / _LOG2_E + sums.log()) * weight).sum()
         mass = r.sum(1)
         part = (objective, mass, mass if pull is None else pulls.sum(1), *moments)
         double = [piece.double() for piece in part]
@@ -214,15 +213,18 @@ def expect(
 def _logits(
     x: Tensor, components: Components, factor: Factor, family: Family, temperature: float
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """log(mass_k) + log p_k / T, the pulls of the kernel, and what `Shape.moments` takes."""
+    """log2(mass_k) + log2(p_k) / T, the pulls of the kernel, and what `Shape.moments` takes.
+
+    To base 2, because exp2 takes a quarter of the time of exp on CPUs.
+    """
     if isinstance(family.kernel, RadialGaussian):  # linear in the squared distances: fewer passes
         constant = factor.log_det - family.kernel.log_normaliser(x.shape[1])
-        offset = constant / temperature + components.log_mass
-        slope = -0.5 / temperature
+        offset = _LOG2_E * (constant / temperature + components.log_mass)
+        slope = -0.5 * _LOG2_E / temperature
         logits, middle = family.shape.logits(x, components.means, factor, offset, slope)
         return logits, None, middle
     density, squared, middle = log_density(x, components, factor, family)
-    logits = tempered_logits(density, components.log_mass, temperature)
+    logits = tempered_logits(density, components.log_mass, temperature).mul_(_LOG2_E)
     return logits, family.kernel.pull(squared, x.shape[1]), middle
 
 
