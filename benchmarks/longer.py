@@ -52,7 +52,12 @@ def main() -> None:
     measurer = Measurer(model, tests_of(tokenizer, options))
     rows = measurer.rows(
         [
-            Contender(name, "gallery", 0, lambda profile=profile: tempered(model, profile))
+            Contender(
+                name,
+                "tuned",
+                sum(map(len, profile.rows)),
+                lambda profile=profile: tempered(model, profile),
+            )
             for name, profile in profiles.items()
         ]
     )

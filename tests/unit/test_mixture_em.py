@@ -15,8 +15,10 @@ from tempering.estimators.mixture.covariance import SHAPES
 from tempering.estimators.mixture.em import (
     Components,
     Family,
+    as_measured,
     densities,
     expect,
+    in_data_units,
     maximise,
     responsibilities_of,
     tempered_logits,
@@ -234,3 +236,22 @@ def test_a_row_far_from_narrow_components_is_measured_from_their_centres():
     factor = own.factor(covariances.double(), means)
     kinds = [type(suited(own, factor, reach, 1.0)).__name__ for reach in (1e3, 1e7, 1e12)]
     assert kinds == ["ExpandedFull", "WhitenedFull", "Full"]
+
+
+@pytest.mark.parametrize("far", [5.0, 20.0, 60.0])
+def test_full_covariances_of_float32_rows_far_apart_keep_their_digits(far):
+    random = np.random.default_rng(0)
+    means = random.normal(0, 1, (6, 4))
+    means *= far / np.linalg.norm(means, axis=1, keepdims=True)
+    x = np.concatenate([random.normal(mean, 1, (2000, 4)) for mean in means]).astype(np.float32)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        rows = Rows(torch.tensor(x).to(dtype))
+        mass, wide = torch.full((6,), 1 / 6).double(), torch.eye(4).double().expand(6, 4, 4)
+        start = as_measured(Components(mass.log(), torch.tensor(means) + 0.1, 1.1 * wide), rows)
+        family = Family(SHAPES["full"](), radial("gaussian", 4.0), 0.0)
+        reached = maximise(expect(rows, start, family), start, family)
+        found.append(in_data_units(reached, rows).covariances)
+        whitener = family.shape.factor(start.covariances, start.means).whitener
+        assert rows.working_dtype(whitener) == dtype
+    np.testing.assert_allclose(*found, atol=2e-5)

@@ -149,8 +149,10 @@ def _restore_vocabulary_size(config: Any, source: Path) -> None:
     reader = WeightsReader(source)
     architecture = reader.fields["general.architecture"].contents()
     if reader.get_field(f"{architecture}.vocab_size") is None:
-        rows = [tensor.shape[1] for tensor in reader.tensors if tensor.name == "token_embd.weight"]
-        config.vocab_size = int(rows[0])
+        shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+        if "token_embd.weight" not in shapes:
+            raise ValueError("it holds no token_embd.weight")
+        config.vocab_size = int(shapes["token_embd.weight"][1])
 
 
 def _known_exactly(source: Path) -> bool:

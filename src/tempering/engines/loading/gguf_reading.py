@@ -81,10 +81,7 @@ class QuickReader(GGUFReader):
 
 
 class WeightsReader(QuickReader):
-    """One that leaves out the vocabulary and its merges.
-
-    transformers parses every field, whatever it wants.
-    """
+    """One that leaves out the vocabulary: transformers parses every field, whatever it wants."""
 
     def _strings(self, place: int, count: int) -> tuple[list[Any], int]:
         if count < _LONG:
@@ -103,7 +100,7 @@ class WeightsReader(QuickReader):
 def quick_gguf(reader: type[GGUFReader] = QuickReader) -> Iterator[None]:
     """Let transformers, which takes `gguf.GGUFReader` by its name, read with this one.
 
-    It also makes gguf's map of names, which is always the same, once for each module of a model.
+    gguf's map of names, which transformers asks for anew for every module of a model, is made once.
     """
     with _LOCK:
         before = gguf.GGUFReader, gguf.get_tensor_name_map

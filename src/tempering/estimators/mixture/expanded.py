@@ -108,6 +108,10 @@ class ExpandedFull(_Linear, Full):
         squares = (pulled * means).sum(1, keepdim=True)
         return squares, torch.cat([-2 * pulled, weights], 1), _products(x)
 
+    def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
+        # Covariances are small differences of these sums: float32's would cost them three digits.
+        return ((middle.mT.double() @ pulls.mT.double()).mT,)
+
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
