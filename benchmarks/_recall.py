@@ -107,11 +107,20 @@ def answer_loss(model: Any, item: Packed) -> Tensor:
     return F.cross_entropy(logits, item.goals.to(logits.device))
 
 
-def answered(model: Any, item: Packed) -> tuple[float, float]:
-    """Mean loss of the answers' tokens, and the share of questions with every token likeliest."""
+def each_answered(model: Any, item: Packed) -> tuple[Tensor, Tensor]:
+    """For every question the mean loss of its answer's tokens, and 1 if each is likeliest."""
     with torch.no_grad():
         logits = answer_logits(model, item).cpu()
-    right = torch.ones(item.questions)
+    losses = F.cross_entropy(logits, item.goals, reduction="none")
     hits = (logits.argmax(-1) == item.goals).float()
+    loss, right = torch.zeros(item.questions), torch.ones(item.questions)
+    loss.scatter_reduce_(0, item.owners, losses, "mean", include_self=False)
     right.scatter_reduce_(0, item.owners, hits, "amin")
-    return float(F.cross_entropy(logits, item.goals)), float(right.mean())
+    return loss, right
+
+
+def answered(model: Any, item: Packed) -> tuple[float, float]:
+    """Mean loss of the answers' tokens, and the share of questions with every token likeliest."""
+    loss, right = each_answered(model, item)
+    tokens = torch.bincount(item.owners, minlength=item.questions)
+    return float((loss * tokens).sum() / tokens.sum()), float(right.mean())

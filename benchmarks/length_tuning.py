@@ -12,14 +12,16 @@ path:
     without a factor      with YaRN: its factor undone
     log-length            1/T = max(1, log n / log 8192)
     SSMax                 1/T = s log n, s = 1 / mean log n up to 8192
-    affine                1/T = a log n + b, the tangent of the one law that was learned
-    one law               log T = a + b log n, two numbers for the model, learned
+    affine                1/T = a log n + b, two numbers for the model: the tangent of the one
+                          law log T = a' + b' log n that was learned
     T per head            one number a head, learned
     a + b log n per head  two numbers a head, learned
 
-What is learned is learned without scaling, from chunks of mixed lengths. --learn-beyond also learns
-T per head under YaRN at the first length beyond, and tables what each head's own number in
-0.1 ln s + 1 should have been.
+What is learned is learned without scaling, from chunks of mixed lengths; the two numbers of the one
+law from a quarter of the text. Recall by depth: five facts ("The secret code for K is V.") stand at
+a tenth, three tenths, ... of a text of each of --needle-lengths and, with YaRN, of --beyond, and
+each is asked for at its end. --learn-beyond also learns T per head under YaRN at the first length
+beyond, and tables what each head's own number in 0.1 ln s + 1 should have been.
 
 Writes results/length_tuning.json with 95% intervals (bootstrap over chunks) and
 results/length_tuning.svg, loss against position. --keep DIR keeps learned profiles and every
@@ -52,6 +54,7 @@ from _lengths import (
     testing_texts,
     with_scaling,
 )
+from _needles import recall_by_depth
 from _texts import calibration, token_losses
 
 from tempering import Profile, layout, tempered
@@ -77,9 +80,10 @@ def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
     print(f"learning from {len(goal.pieces)} chunks, {goal.count} targets", flush=True)
     shared = {"rows": options.rows, "steps": options.steps}
     keep = options.keep
+    few = objective(texts, options.learn_lengths, max(1, options.rounds // 4))
     return {
         "one law": learned(
-            keep, "one_law", model, goal, per=uniform_basis(plan), rule="power", **shared
+            keep, "one_law", model, few, per=uniform_basis(plan), rule="power", **shared
         ),
         "T per head": learned(keep, "constants", model, goal, **shared),
         "a + b log n per head": learned(keep, "power", model, goal, rule="power", **shared),
@@ -105,7 +109,7 @@ def contenders(
     chosen["log-length"] = adaptive_profile(f"log_length({trained})", model)
     chosen["SSMax"] = adaptive_profile(f"ssmax({1 / mean_log!r},0.05,20)", model)
     chosen["affine"] = adaptive_profile(f"affine({a!r},{b!r},0.05,20)", model)
-    return {**chosen, **found}
+    return {**chosen, **{label: found[label] for label in found if label != "one law"}}
 
 
 def measure(
@@ -115,6 +119,7 @@ def measure(
     texts: Mapping[str, Any],
     scaling: str,
     length: int,
+    most: int,
     options: Any,
 ) -> dict[str, Any]:
     """Loss of every contender on the same chunks, with paired intervals against two of them."""
@@ -124,7 +129,7 @@ def measure(
     if other is not model:  # the weights are the same, the positions are not
         found = {label: profile.adopt(other) for label, profile in found.items()}
     chosen = contenders(other, found, scaling, scale, trained)
-    chunks = chunks_of(texts, length, options.chunks)
+    chunks = chunks_of(texts, length, most)
     rows: dict[str, list[dict[str, Any]]] = {}
     for label, profile in chosen.items():
         for name, place, ids in chunks:
@@ -141,7 +146,7 @@ def measure(
         for segment in SEGMENTS:
             line: dict[str, Any] = {"label": label, "segment": segment, "n": len(own)}
             line["loss"] = sum(row[segment] for row in own) / len(own)
-            for base in ("plain", "T per head", "YaRN's factor"):
+            for base in ("plain", "T per head", "YaRN's factor", "log-length", "SSMax"):
                 if base in rows and base != label:
                     pairs = zip(own, rows[base], strict=True)
                     line[f"against {base}"] = spread(
@@ -228,7 +233,11 @@ def main() -> None:
     parser.add_argument("--lengths", type=numbers, default=[512, 2048, 8192])
     parser.add_argument("--beyond", type=numbers, default=[16384])
     parser.add_argument("--scalings", default="none,yarn,dynamic,linear")
-    parser.add_argument("--chunks", type=int, default=4, help="of each text and length")
+    parser.add_argument(
+        "--chunks", type=numbers, default=[4] * 4, help="of each text, for each length in turn"
+    )
+    parser.add_argument("--needles", type=int, default=4, help="texts with facts at five depths")
+    parser.add_argument("--needle-lengths", type=numbers, default=[2048, 8192])
     parser.add_argument("--learn-lengths", type=numbers, default=[512, 2048])
     parser.add_argument("--rounds", type=int, default=4, help="of chunks of each text, to learn")
     parser.add_argument("--steps", type=int, default=4)
@@ -241,7 +250,8 @@ def main() -> None:
     if options.quick:
         options.lengths, options.beyond, options.trained = [64, 128], [256], 128
         options.learn_lengths, options.rounds, options.steps = [32, 128], 1, 1
-        options.scalings, options.chunks = "none,yarn", 1
+        options.scalings, options.chunks = "none,yarn", [1] * 3
+        options.needles, options.needle_lengths = 2, [256]
     options.keep.mkdir(parents=True, exist_ok=True)
     model, tokenizer = opened(options.quick, options.dtype)
     found = profiles(options, model, tokenizer)
@@ -257,8 +267,9 @@ def main() -> None:
     results = []
     cases = [("none", length) for length in options.lengths]
     cases += [(s, length) for length in options.beyond for s in options.scalings.split(",")]
+    most = dict(zip(options.lengths + options.beyond, options.chunks, strict=True))
     for scaling, length in cases:
-        item = measure(cells, model, found, texts, scaling, length, options)
+        item = measure(cells, model, found, texts, scaling, length, most[length], options)
         results.append(item)
         for line in item["table"]:
             if line["segment"] in ("second half", "first 511"):
@@ -267,10 +278,24 @@ def main() -> None:
                     f"{scaling:8s} {length:6d} {line['segment']:12s} {line['label']:22s} "
                     f"{line['loss']:.4f} {against[0]:+.4f} [{against[1]:+.4f}, {against[2]:+.4f}]"
                 )
-    own = own_numbers(options, model, tokenizer) if options.learn_beyond else None
+    cases = [("none", length) for length in options.needle_lengths]
+    cases += [("yarn", length) for length in options.beyond if "yarn" in options.scalings]
+    recalled = []
+    for scaling, length in cases if options.needles else ():
+        scale = max(1.0, length / options.trained)
+        other = with_scaling(model, scaling, scale, options.trained)
+        own = {label: profile.adopt(other) for label, profile in found.items()}
+        chosen = contenders(other, own, scaling, scale, options.trained)
+        chunks = chunks_of(texts, length, 1)[: options.needles]
+        prefix = f"{scaling} {length}"
+        table = recall_by_depth(cells, prefix, other, tokenizer, chosen, chunks)
+        recalled.append({"scaling": scaling, "length": length, "table": table})
+    numbers_under_yarn = own_numbers(options, model, tokenizer) if options.learn_beyond else None
     folder = options.out or (options.keep if options.quick else _bench.RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
-    payload = {"settings": {**settings, "chunks": options.chunks}, "results": results, "yarn": own}
+    laws = {label: profile.to_json() for label, profile in found.items()}
+    payload = {"settings": {**settings, "chunks": most}, "results": results,
+               "recall": recalled, "yarn": numbers_under_yarn, "profiles": laws}  # fmt: skip
     if folder == _bench.RESULTS:
         _bench.write("length_tuning", payload)
     else:

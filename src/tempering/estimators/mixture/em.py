@@ -31,6 +31,8 @@ _CHUNK = 2**18
 _LOG2_E = 1 / math.log(2)
 # A deviation below this part of its mean is rounding: all rows of the component agree.
 _COARSE = 16 * torch.finfo(torch.float64).eps
+# How far responsibilities stay above the least normal number, in powers of the base.
+_CLEAR = 6.0
 # Keeps a component that lost all its rows finite; scikit-learn adds the same to its masses.
 _EMPTY = 10 * torch.finfo(torch.float64).eps
 
@@ -138,12 +140,26 @@ def log_density(
     return constant.unsqueeze(1) - family.kernel.energy(squared, features), squared, middle
 
 
+def cleared(logs: Tensor, base: float) -> Tensor:
+    """Logs of shares to a base, in place: -inf where the share is next to no normal number.
+
+    A product of matrices with numbers below takes some processors ten times as long.
+    """
+    least = math.log(torch.finfo(logs.dtype).tiny) / math.log(base) + _CLEAR
+    return torch.threshold_(logs, least, -math.inf)
+
+
+def shares_of(logs: Tensor) -> Tensor:
+    """exp(logs), taking their memory, with 0 for what is next to no normal number."""
+    return cleared(logs, math.e).exp_()
+
+
 def responsibilities_of(
     logits: Float[Tensor, "components rows"],
 ) -> tuple[Float[Tensor, "components rows"], Float[Tensor, " rows"]]:
     """Responsibilities and log sum exp over the components; takes the logits' memory."""
     highest = logits.amax(0)
-    weights = logits.sub_(highest).exp_()
+    weights = shares_of(logits.sub_(highest))
     total = weights.sum(0)
     return weights.div_(total), highest + total.log()
 
@@ -193,7 +209,7 @@ def expect(
     for x, weights in rows.chunks(chunk_size(components, family), dtype):
         logits, pull, middle = _logits(x, components, factor, family, temperature)
         highest = logits.amax(0)
-        r = logits.sub_(highest).exp2_()
+        r = cleared(logits.sub_(highest), 2.0).exp2_()
         sums = r.sum(0)
         weight = weights.to(x.dtype)
         r *= weight / sums

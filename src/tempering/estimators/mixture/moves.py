@@ -28,6 +28,7 @@ from tempering.estimators.mixture.em import (
     factor_of,
     log_density,
     prepared,
+    shares_of,
 )
 from tempering.estimators.mixture.rows import Rows
 
@@ -72,7 +73,7 @@ def look(rows: Rows, components: Components, family: Family) -> View:
     x, weights = next(iter(rows.chunks(len(rows.values), torch.float64)))
     joint = _joint(x, components, family)
     log_sum = torch.logsumexp(joint, 0)
-    return View(x, weights, joint.sub_(log_sum).exp_(), log_sum)
+    return View(x, weights, shares_of(joint.sub_(log_sum)), log_sum)
 
 
 def best_split(
@@ -93,7 +94,7 @@ def best_split(
     for turn in range(_SCREENING + _TURNS + 1):
         density = _joint(x, pair, family).view(-1, 2, len(x))
         log_sum = torch.logsumexp(density, 1)
-        r = (density - log_sum.unsqueeze(1)).exp_().mul_(w)
+        r = shares_of(density - log_sum.unsqueeze(1)).mul_(w)
         if turn == _SCREENING:
             chosen = (log_sum @ w).topk(_KEPT).indices
             pair = pick(pair, torch.stack([2 * chosen, 2 * chosen + 1], 1).view(-1), family)
@@ -121,7 +122,7 @@ def cheapest_merges(view: View, components: Components, family: Family, most: in
     pairs, merged = pairs[order], pick(merged, order, family)
     rest = 1 - view.responsibilities[pairs[:, 0]] - view.responsibilities[pairs[:, 1]]
     joint = _joint(view.x, merged, family) - view.log_likelihood
-    losses = -(rest.clamp_(min=0) + joint.exp_()).log_() @ view.weights
+    losses = -(rest.clamp_(min=0) + shares_of(joint)).log_() @ view.weights
     return [
         Merge(int(i), int(j), float(loss), pick(merged, [n], family))
         for n, ((i, j), loss) in enumerate(zip(pairs.tolist(), losses))

@@ -19,6 +19,7 @@ from tempering.estimators.mixture.em import (
     maximise,
     prepared,
     remaining,
+    shares_of,
 )
 from tempering.estimators.mixture.moves import (
     Merge,
@@ -200,7 +201,7 @@ def _partial(
         left = remaining(values)
         if left < 1 or values[-1] + 2 * left < least:
             break
-        r = (joint - total).exp_().mul_(w)
+        r = shares_of(joint - total).mul_(w)
         parts = refit(x, r, parts, family)
         parts = parts._replace(log_mass=parts.log_mass - torch.logsumexp(parts.log_mass, 0) + share)
     return values[-1], parts
