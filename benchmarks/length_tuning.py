@@ -20,18 +20,18 @@ path:
 What is learned is learned without scaling, from chunks of mixed lengths; the two numbers of the one
 law from a quarter of the text. Recall by depth: five facts ("The secret code for K is V.") stand at
 a tenth, three tenths, ... of a text of each of --needle-lengths and, with YaRN, of --beyond, and
-each is asked for at its end. --learn-beyond also learns T per head under YaRN at the first length
-beyond, and tables what each head's own number in 0.1 ln s + 1 should have been.
+each is asked for at its end. Each head's slope is also told as its own number in YaRN's
+0.1 ln s + 1; --learn-beyond also learns those: T per head under YaRN at the first length beyond.
 
 Writes results/length_tuning.json with 95% intervals (bootstrap over chunks) and
-results/length_tuning.svg, loss against position. --keep DIR keeps learned profiles and every
+docs/images/length.svg, loss against position. --keep DIR keeps learned profiles and every
 finished cell; the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -40,6 +40,7 @@ from typing import Any
 
 import _bench
 import torch
+from _length_figure import figure
 from _lengths import (
     TRAINED,
     Cells,
@@ -61,7 +62,9 @@ from tempering import Profile, layout, tempered
 from tempering.attention import adaptive_profile
 from tempering.attention.profiles.length_rules import Power
 from tempering.attention.tuning import uniform_basis
+from tempering.files import write_atomic
 
+FIGURE = Path(__file__).parents[1] / "docs/images/length.svg"
 SEGMENTS = ("all", "first 511", "second half", "last eighth")
 
 
@@ -187,39 +190,14 @@ def own_numbers(options: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {"length": length, "YaRN": 0.1, "own": numbers}
 
 
-def figure(results: list[dict[str, Any]], trained: int, path: Path) -> None:
-    """Loss above the plain model against position, one panel a length and scaling."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = [item for item in results if item["length"] == max(r["length"] for r in results)]
-    panels = [item for item in results if item["length"] == trained] + panels
-    panels = list({(p["scaling"], p["length"]): p for p in panels}.values()) or results
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
-    labels = list(dict.fromkeys(label for p in panels for label in p["by position"]))
-    for axis, item in zip(axes[0], panels, strict=True):
-        middles = [math.sqrt(max(a, 1) * b) for a, b in itertools.pairwise(item["edges"])]
-        plain = item["by position"]["plain"]
-        for label, curve in item["by position"].items():
-            if label != "plain":
-                above = [x - y for x, y in zip(curve, plain, strict=True)]
-                axis.plot(middles, above, f"C{labels.index(label)}", label=label, linewidth=1.2)
-        axis.axhline(0, color="0.6", linewidth=0.8)
-        axis.set_xscale("log", base=2)
-        axis.set_title(f"{item['length']} tokens, {item['scaling']}", fontsize=9)
-        axis.set_xlabel("position")
-    axes[0][0].set_ylabel("loss above the plain model, nats")
-    known = {
-        label: line
-        for axis in axes[0]
-        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    fig.tight_layout(rect=(0, 0.1, 1, 1))
-    fig.legend(known.values(), known.keys(), loc="lower center", ncols=4, fontsize=7, frameon=False)
-    fig.savefig(path)
-    plt.close(fig)
+def numbers_of_law(profile: Profile, scale: float) -> dict[str, Any]:
+    """Each head's slope b as its number in 0.1 ln s + 1: both give T(s n) / T(n)."""
+    slopes = torch.tensor([list(rule.slope) for rule in profile.rules], dtype=torch.float64)
+    own = (scale ** (-slopes / 2) - 1) / math.log(scale)
+    marks = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+    found = own.flatten().quantile(marks).tolist()
+    print(f"each head's number in 0.1 ln s + 1 by its law, at 5, 25, 50, 75, 95%: {found}")
+    return {"scale": scale, "own": own.tolist(), "quantiles": found}
 
 
 def numbers(text: str) -> list[int]:
@@ -293,16 +271,22 @@ def main() -> None:
     numbers_under_yarn = own_numbers(options, model, tokenizer) if options.learn_beyond else None
     folder = options.out or (options.keep if options.quick else _bench.RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
+    by_law = numbers_of_law(found["a + b log n per head"], 2.0)
     laws = {label: profile.to_json() for label, profile in found.items()}
-    payload = {"settings": {**settings, "chunks": most}, "results": results,
-               "recall": recalled, "yarn": numbers_under_yarn, "profiles": laws}  # fmt: skip
+    payload = {
+        "settings": {**settings, "chunks": most},
+        "results": results,
+        "recall": recalled,
+        "yarn": numbers_under_yarn,
+        "yarn by the law": by_law,
+        "profiles": laws,
+    }
     if folder == _bench.RESULTS:
         _bench.write("length_tuning", payload)
+        figure(results, options.trained, FIGURE)
     else:
-        import json
-
-        (folder / "length_tuning.json").write_text(json.dumps(payload, indent=1) + "\n")
-    figure(results, options.trained, folder / "length_tuning.svg")
+        write_atomic(folder / "length_tuning.json", json.dumps(payload, indent=1) + "\n")
+        figure(results, options.trained, folder / "length.svg")
 
 
 if __name__ == "__main__":
