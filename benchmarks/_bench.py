@@ -102,9 +102,9 @@ def machine() -> dict[str, object]:
 def write(name: str, payload: Mapping[str, object], model: str | None = None) -> Path:
     """Save `payload` as results/NAME.json, with the machine, the date, and how to run it again.
 
-    model: a name of `tempering models`. The file then holds one record for each model, and those of
-    others stay: {"benchmark": NAME, "models": {MODEL: record}}. A record that was written without
-    is that of smollm2.
+    model: a name of `tempering models`, or what else tells records apart. The file then holds one
+    for each, and those of others stay: {"benchmark": NAME, "models": {MODEL: record}}. A record
+    that was written without is that of smollm2.
     """
     from tempering.files import write_atomic
 

@@ -19,13 +19,13 @@ path:
 
 What is learned is learned without scaling, from chunks of mixed lengths; the two numbers of the one
 law from a quarter of the text. Recall by depth: five facts ("The secret code for K is V.") stand at
-a tenth, three tenths, ... of a text of each of --needle-lengths and, with YaRN, of --beyond, and
+a tenth, three tenths, ... of a text of each of --needle-lengths, beyond 8192 tokens with YaRN, and
 each is asked for at its end. Each head's slope is also told as its own number in YaRN's
 0.1 ln s + 1; --learn-beyond also learns those: T per head under YaRN at the first length beyond.
 
-Writes results/length_tuning.json with 95% intervals (bootstrap over chunks) and
-docs/images/length.svg, loss against position. --keep DIR keeps learned profiles and every
-finished cell; the same command goes on from there.
+Writes results/length_tuning.json, a record for each --learn-lengths, with 95% intervals (bootstrap
+over chunks), and docs/images/length.svg, loss against position. --keep DIR keeps learned profiles
+and every finished cell; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def main() -> None:
         "--chunks", type=numbers, default=[4] * 4, help="of each text, for each length in turn"
     )
     parser.add_argument("--needles", type=int, default=4, help="texts with facts at five depths")
-    parser.add_argument("--needle-lengths", type=numbers, default=[2048, 8192])
+    parser.add_argument("--needle-lengths", type=numbers, default=[2048, 8192, 16384])
     parser.add_argument("--learn-lengths", type=numbers, default=[512, 2048])
     parser.add_argument("--rounds", type=int, default=4, help="of chunks of each text, to learn")
     parser.add_argument("--steps", type=int, default=4)
@@ -256,10 +256,9 @@ def main() -> None:
                     f"{scaling:8s} {length:6d} {line['segment']:12s} {line['label']:22s} "
                     f"{line['loss']:.4f} {against[0]:+.4f} [{against[1]:+.4f}, {against[2]:+.4f}]"
                 )
-    cases = [("none", length) for length in options.needle_lengths]
-    cases += [("yarn", length) for length in options.beyond if "yarn" in options.scalings]
     recalled = []
-    for scaling, length in cases if options.needles else ():
+    for length in options.needle_lengths:
+        scaling = "none" if length <= options.trained else "yarn"
         scale = max(1.0, length / options.trained)
         other = with_scaling(model, scaling, scale, options.trained)
         own = {label: profile.adopt(other) for label, profile in found.items()}
@@ -273,6 +272,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     by_law = numbers_of_law(found["a + b log n per head"], 2.0)
     laws = {label: profile.to_json() for label, profile in found.items()}
+    learn = map(str, options.learn_lengths)
     payload = {
         "settings": {**settings, "chunks": most},
         "results": results,
@@ -282,8 +282,9 @@ def main() -> None:
         "profiles": laws,
     }
     if folder == _bench.RESULTS:
-        _bench.write("length_tuning", payload)
-        figure(results, options.trained, FIGURE)
+        print(_bench.write("length_tuning", payload, "learned at " + ", ".join(learn)))
+        if options.learn_lengths == parser.get_default("learn_lengths"):
+            figure(results, options.trained, FIGURE)
     else:
         write_atomic(folder / "length_tuning.json", json.dumps(payload, indent=1) + "\n")
         figure(results, options.trained, folder / "length.svg")
