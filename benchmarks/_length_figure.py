@@ -7,6 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+SHOWN = 0.17  # nats; what is further from the plain model leaves the frame
+NAMES = {
+    "none": "no scaling",
+    "yarn": "YaRN",
+    "dynamic": "dynamic NTK",
+    "linear": "linear scaling",
+}
+
 
 def figure(results: list[dict[str, Any]], trained: int, path: Path) -> None:
     """Loss above the plain model against position, one panel a length and scaling."""
@@ -28,8 +36,9 @@ def figure(results: list[dict[str, Any]], trained: int, path: Path) -> None:
                 above = [x - y for x, y in zip(curve, plain, strict=True)]
                 axis.plot(middles, above, f"C{labels.index(label)}", label=label, linewidth=1.2)
         axis.axhline(0, color="0.6", linewidth=0.8)
+        axis.set_ylim(-SHOWN, SHOWN)
         axis.set_xscale("log", base=2)
-        axis.set_title(f"{item['length']} tokens, {item['scaling']}", fontsize=9)
+        axis.set_title(f"{item['length']} tokens, {NAMES[item['scaling']]}", fontsize=9)
         axis.set_xlabel("position")
     axes[0][0].set_ylabel("loss above the plain model, nats")
     known = {
