@@ -75,6 +75,7 @@ def learned(
     rule: str | None = None,
     rows: int,
     steps: int,
+    prior_sd: float = 0.5,
 ) -> Profile:
     """A tuned profile, kept in a file; a run that was stopped goes on."""
     path = keep / f"{name}.json"
@@ -93,6 +94,7 @@ def learned(
         rule=rule,
         rows=rows,
         steps=steps,
+        prior_sd=prior_sd,
         damping=0.3,
         patience=2,
         state=keep / f"{name}.state",

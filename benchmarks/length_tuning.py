@@ -23,9 +23,9 @@ a tenth, three tenths, ... of a text of each of --needle-lengths, beyond 8192 to
 each is asked for at its end. Each head's slope is also told as its own number in YaRN's
 0.1 ln s + 1; --learn-beyond also learns those: T per head under YaRN at the first length beyond.
 
-Writes results/length_tuning.json, a record for each --learn-lengths, with 95% intervals (bootstrap
-over chunks), and docs/images/length.svg, loss against position. --keep DIR keeps learned profiles
-and every finished cell; the same command goes on from there.
+Writes results/length_tuning.json, a record for each --learn-lengths and --prior-sd, with 95%
+intervals (bootstrap over chunks), and docs/images/length.svg, loss against position (where --beyond
+is given). --keep DIR keeps learned profiles and every finished cell; the same command goes on.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
         texts = {name: ids[:700] for name, ids in texts.items() if name in ("fiction", "code")}
     goal = objective(texts, options.learn_lengths, options.rounds)
     print(f"learning from {len(goal.pieces)} chunks, {goal.count} targets", flush=True)
-    shared = {"rows": options.rows, "steps": options.steps}
+    shared = {"rows": options.rows, "steps": options.steps, "prior_sd": options.prior_sd}
     keep = options.keep
     few = objective(texts, options.learn_lengths, max(1, options.rounds // 4))
     return {
@@ -181,7 +181,15 @@ def own_numbers(options: Any, model: Any, tokenizer: Any) -> dict[str, Any]:
         if len(ids) >= length
     }
     goal = objective(texts, [length], options.rounds)
-    profile = learned(options.keep, f"yarn_{length}", other, goal, rows=1, steps=options.steps)
+    profile = learned(
+        options.keep,
+        f"yarn_{length}",
+        other,
+        goal,
+        rows=1,
+        steps=options.steps,
+        prior_sd=options.prior_sd,
+    )
     factor = yarn_factor(scale)
     numbers = [
         [(factor / math.sqrt(T) - 1) / math.log(scale) for T in row.tolist()]
@@ -220,6 +228,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="of chunks of each text, to learn")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--prior-sd", type=float, default=0.5, help="of log T; tune's default")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--learn-beyond", action="store_true")
     parser.add_argument("--out", type=Path, help="folder of results; the benchmarks' by default")
@@ -239,7 +248,7 @@ def main() -> None:
     settings = {
         name: value
         for name, value in vars(options).items()
-        if name in ("quick", "learn_lengths", "rounds", "steps", "dtype")
+        if name in ("quick", "learn_lengths", "rounds", "steps", "dtype", "prior_sd")
     }
     cells = Cells(options.keep / "cells.json", settings)
     results = []
@@ -272,7 +281,6 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     by_law = numbers_of_law(found["a + b log n per head"], 2.0)
     laws = {label: profile.to_json() for label, profile in found.items()}
-    learn = map(str, options.learn_lengths)
     payload = {
         "settings": {**settings, "chunks": most},
         "results": results,
@@ -282,8 +290,10 @@ def main() -> None:
         "profiles": laws,
     }
     if folder == _bench.RESULTS:
-        print(_bench.write("length_tuning", payload, "learned at " + ", ".join(learn)))
-        if options.learn_lengths == parser.get_default("learn_lengths"):
+        learn = ", ".join(map(str, options.learn_lengths))
+        key = f"learned at {learn}, prior {options.prior_sd:g}"
+        print(_bench.write("length_tuning", payload, key))
+        if options.beyond:
             figure(results, options.trained, FIGURE)
     else:
         write_atomic(folder / "length_tuning.json", json.dumps(payload, indent=1) + "\n")
