@@ -122,7 +122,7 @@ def cheapest_merges(view: View, components: Components, family: Family, most: in
     pairs, merged = pairs[order], pick(merged, order, family)
     rest = 1 - view.responsibilities[pairs[:, 0]] - view.responsibilities[pairs[:, 1]]
     joint = _joint(view.x, merged, family) - view.log_likelihood
-    losses = -(rest.clamp_(min=0) + shares_of(joint)).log_() @ view.weights
+    losses = -(rest.clamp_(min=0) + joint.exp_()).log_() @ view.weights
     return [
         Merge(int(i), int(j), float(loss), pick(merged, [n], family))
         for n, ((i, j), loss) in enumerate(zip(pairs.tolist(), losses))
