@@ -49,7 +49,7 @@ def quick(tasks: Path, out: Path, *more: object) -> list[object]:
 
 
 def record_of(folder: Path) -> Record:
-    (path,) = folder.glob("tune-2*.json")
+    (path,) = folder.glob("tune-*T*.json")
     return Record.load(path)
 
 
@@ -147,12 +147,12 @@ def test_an_interrupted_search_goes_on_with_the_same_command(tasks, tmp_path, ca
         assert "Run it again to go on" in capsys.readouterr().err
         assert not out.exists() and 40 < asked < 60
         assert record_of(out.parent).settings["complete"] is False
-        for path in out.parent.glob("tune-2*"):
+        for path in out.parent.glob("tune-*T*"):  # with a time: not the hash of the journal
             path.unlink()
         resumed = True
         assert call(*own, "--timeout", 9) == 0
         total = len(log.requests)
-        for path in out.parent.glob("tune-2*"):
+        for path in out.parent.glob("tune-*T*"):  # with a time: not the hash of the journal
             path.rename(path.with_name("first-" + path.name))
         policy = out.read_text()
         assert call(*own) == 0
