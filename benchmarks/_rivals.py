@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,31 @@ from torch import Tensor, nn
 from tempering.attention.examining.layout_of import layout
 from tempering.attention.hooks import interface_patch
 from tempering.attention.layout import Layout
+from tempering.attention.tuning import make_basis
+from tempering.attention.tuning.adapted_scales import head_scales, together
+from tempering.attention.tuning.alternatives import T_RATE, Opened
+from tempering.attention.tuning.live_law import LawRange
+from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.objectives import Piece
 from tempering.attention.tuning.tunable import Tunable, frozen
+
+RATES = {
+    "temperatures": T_RATE,
+    "output scale of heads": 0.05,  # as in repair_rivals
+    "output scale of channels": 0.02,
+    "sink bias of heads": T_RATE,  # both are in units of log weight
+    "law of length": T_RATE,
+}
+WITH = " and temperatures"
+WAYS = (
+    "temperatures",
+    "output scale of heads",
+    "sink bias of heads",
+    f"output scale of heads{WITH}",
+    f"sink bias of heads{WITH}",
+    "law of length",
+    "output scale of channels",
+)
 
 
 class InAttention(Tunable):
@@ -130,3 +154,29 @@ def channel_scales(model: nn.Module) -> Iterator[ChannelScales]:
         tunable = ChannelScales(model, plan, each)
         with interface_patch.watched(tunable.wrap):
             yield tunable
+
+
+def ways(model: Any, longest: int) -> dict[str, Opened]:
+    """What opens the model with each way's numbers, all 0 at first.
+
+    longest: keys that a law of length reaches.
+    """
+    plan = layout(model)
+
+    def temperatures(law: LawRange | None = None) -> Any:
+        basis = make_basis(model, plan, "head")
+        return live_temperatures(model, basis, (0.2, 5.0), checkpoint=False, law=law)
+
+    def beside(way: Callable[[Any], Any], rate: float) -> Any:
+        return together(temperatures(), way(model), units=(T_RATE / rate, 1.0))
+
+    scales, sinks = "output scale of heads", "sink bias of heads"
+    return {
+        "temperatures": temperatures,
+        scales: partial(head_scales, model),
+        "output scale of channels": partial(channel_scales, model),
+        sinks: partial(sink_bias, model),
+        scales + WITH: partial(beside, head_scales, RATES[scales]),
+        sinks + WITH: partial(beside, sink_bias, RATES[sinks]),
+        "law of length": partial(temperatures, LawRange(longest, longest)),
+    }

@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,12 @@ import torch
 from _lengths import Cells, opened, spread
 from _measuring import recall_tests, text_tests
 from _recall import Packed, answer_loss, answered, pack
-from _rivals import channel_scales, sink_bias
+from _rivals import RATES, WAYS, WITH, ways
 from _texts import token_ids, token_losses
 from context_fit import made
 
-from tempering.attention import layout
-from tempering.attention.tuning import from_functions, make_basis
-from tempering.attention.tuning.adapted_scales import head_scales, together
-from tempering.attention.tuning.alternatives import T_RATE, Opened, fit_alternative
-from tempering.attention.tuning.live_law import LawRange
-from tempering.attention.tuning.live_temperatures import live_temperatures
+from tempering.attention.tuning import from_functions
+from tempering.attention.tuning.alternatives import Opened, fit_alternative
 from tempering.attention.tuning.problem import make_problem
 from tempering.evaluation.recall import Recall
 
@@ -58,23 +54,6 @@ NAMES = (
     "needle orchid parcel quiver ribbon saddle tunnel umbrella valley window yard"
 ).split()
 PLAIN = "untempered"
-RATES = {
-    "temperatures": T_RATE,
-    "output scale of heads": 0.05,  # as in repair_rivals
-    "output scale of channels": 0.02,
-    "sink bias of heads": T_RATE,  # both are in units of log weight
-    "law of length": T_RATE,
-}
-WITH = " and temperatures"
-WAYS = (
-    "temperatures",
-    "output scale of heads",
-    "sink bias of heads",
-    f"output scale of heads{WITH}",
-    f"sink bias of heads{WITH}",
-    "law of length",
-    "output scale of channels",
-)
 FOLDS = {
     "temperatures": "into q",
     "output scale of heads": "into v or o",
@@ -84,29 +63,6 @@ FOLDS = {
     f"sink bias of heads{WITH}": "T into q; the bias not",
     "law of length": "not: it depends on the length",
 }
-
-
-def ways(model: Any, longest: int) -> dict[str, Opened]:
-    """What opens the model with each rival's numbers, all 0 at first."""
-    plan = layout(model)
-
-    def temperatures(law: LawRange | None = None) -> Any:
-        basis = make_basis(model, plan, "head")
-        return live_temperatures(model, basis, (0.2, 5.0), checkpoint=False, law=law)
-
-    def beside(way: Callable[[Any], Any], rate: float) -> Any:
-        return together(temperatures(), way(model), units=(T_RATE / rate, 1.0))
-
-    scales, sinks = "output scale of heads", "sink bias of heads"
-    return {
-        "temperatures": temperatures,
-        scales: partial(head_scales, model),
-        "output scale of channels": partial(channel_scales, model),
-        sinks: partial(sink_bias, model),
-        scales + WITH: partial(beside, head_scales, RATES[scales]),
-        sinks + WITH: partial(beside, sink_bias, RATES[sinks]),
-        "law of length": partial(temperatures, LawRange(longest, longest)),
-    }
 
 
 def lines_of(

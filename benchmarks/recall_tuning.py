@@ -1,7 +1,7 @@
 """Recall tuned over many wordings under a limit on text, and what it does on wordings never seen.
 
     python benchmarks/recall_tuning.py [--model gemma3-270m] [--keep DIR] [--measure PROFILE]
-        [--contexts 6] [--single 6]
+        [--contexts 6] [--single 6] [--way "sink bias of heads"]
 
 Tunes one temperature a head on 34 wordings, six kinds of keys and nine of values (loss on the
 answers), while text of five kinds may lose next to nothing (see _constrained), and measures at
@@ -9,6 +9,10 @@ about 1k tokens and 16 facts, with keys and filler never learned from: accuracy 
 back (sentences asked about in their own words, notations, and questions in other words), and on
 "The secret code for K is V."; the cost on text of four kinds, one of them never learned from.
 Beside it: negated, and shuffled over heads ten times.
+
+--way WAY tunes other numbers of heads (see _rivals), which are measured and recorded: biases of the
+sink, scales of outputs, each alone or with temperatures. "temperatures and output scales" has one
+scale for each value head and makes a profile, written to --out.
 
 --only WORDING tunes on that one, with values of four digits. --measure takes a profile instead of
 tuning one. --keep DIR keeps the pass over the text and the fit there. Writes
@@ -19,8 +23,11 @@ profile with its evidence to --out (the package's gallery by default).
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import _bench
 import torch
@@ -36,36 +43,74 @@ from _measuring import (
     text_tests,
 )
 from _passes import text_pass
+from _rivals import WAYS, ways
 from _texts import LONG
+from torch import Tensor
 
 from tempering import Profile, load_model
 from tempering.attention import layout
 from tempering.attention.tuning import make_basis
-from tempering.attention.tuning.live_temperatures import live_temperatures
-from tempering.evaluation.evidence import contenders
+from tempering.attention.tuning.basis import scale_basis
+from tempering.attention.tuning.live_temperatures import LiveTemperatures, live_temperatures
+from tempering.evaluation.evidence import Contender, contenders
 
 GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
+SCALED = "temperatures and output scales"
+CHOICES = [SCALED, *(way for way in WAYS if way != "law of length")]
 LEARNED = tuple(place for name, place in NAMED.items() if name not in sum(HELD.values(), ()))
 
 
-def tuned(
-    name: str,
-    settings: Settings,
-    dtype: torch.dtype,
-    keep: Path | None,
-    parts: int | None,
-    long: int,
-):
-    """theta and the rows of the fit, and the profile."""
-    model, tokenizer = load_model(name, dtype=dtype)
-    basis = make_basis(model, layout(model), "head")
-    with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
-        text = text_pass(tempering, tokenizer, keep, parts, long)
+def opened(model: Any, way: str) -> Any:
+    """What opens the model with the numbers of a way."""
+    if way != SCALED:
+        return ways(model, 1)[way]
+    plan = layout(model)
+    return lambda: live_temperatures(
+        model,
+        make_basis(model, plan, "head"),
+        (0.2, 5.0),
+        checkpoint=False,
+        scales=scale_basis(plan),
+    )
+
+
+def tuned(options: argparse.Namespace, settings: Settings):
+    """theta, the rows of the fit, and the profile if the numbers make one."""
+    model, tokenizer = load_model(options.model, dtype=getattr(torch, options.fit_dtype))
+    keep = options.keep
+    with opened(model, options.way)() as tunable:
+        text = text_pass(tunable, tokenizer, keep, options.parts, options.long)
         file = f"recall_fit_{len(settings.wordings)}_{settings.steps}_{settings.multiplier:g}.pt"
         state = keep and keep / file
-        theta, rows = fit(tempering, tokenizer, text, settings, state)
-        profile = tempering.profile(theta)
-    return profile, rows
+        theta, rows = fit(tunable, tokenizer, text, settings, state)
+        profile = tunable.profile(theta) if isinstance(tunable, LiveTemperatures) else None
+    return theta, rows, profile
+
+
+def others(model: Any, way: str, theta: Tensor, shuffles: int) -> list[Contender]:
+    """The model under the numbers of a way, and the controls: negated, and shuffled over heads."""
+
+    def under(own: Tensor) -> Any:
+        @contextlib.contextmanager
+        def active() -> Iterator[None]:
+            with opened(model, way)() as tunable:
+                tunable.set(own)
+                yield
+
+        return active
+
+    heads = sum(layout(model).heads)
+    found = [
+        Contender("tuned", "tuned", len(theta), under(theta)),
+        Contender("negated", "control", len(theta), under(-theta)),
+    ]
+    for seed in range(shuffles):
+        generator = torch.Generator().manual_seed(seed)
+        parts = [own[torch.randperm(len(own), generator=generator)] for own in theta.split(heads)]
+        found.append(
+            Contender(f"shuffled, seed {seed}", "control", len(theta), under(torch.cat(parts)))
+        )
+    return found
 
 
 def report(rows) -> dict:
@@ -108,6 +153,7 @@ def report(rows) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--way", default="temperatures", choices=CHOICES)
     parser.add_argument("--keep", type=Path, help="one folder for all models")
     parser.add_argument("--parts", type=int, help="chunks of text in the fit; for a trial")
     parser.add_argument("--long", type=int, default=LONG, help="tokens of its long chunks")
@@ -127,9 +173,14 @@ def main() -> None:
     parser.add_argument("--fit-only", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    out = options.out or GALLERY / options.model / "recall.json"
+    plain = options.way == "temperatures"
+    if not plain and options.measure:
+        parser.error("--measure takes a profile; leave out --way")
+    out = options.out or (GALLERY / options.model / "recall.json" if plain else None)
     if options.keep is not None:
         options.keep /= options.model
+        if not plain:
+            options.keep /= options.way.replace(" ", "_")
         options.keep.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         (NAMED[options.only],) if options.only else LEARNED,
@@ -145,9 +196,7 @@ def main() -> None:
         profile = Profile.load(options.measure)
         history = profile.evidence.get("fit", []) + profile.evidence.get("limit", [])
     else:
-        dtype = getattr(torch, options.fit_dtype)
-        own = (options.model, settings, dtype, options.keep, options.parts, options.long)
-        profile, history = tuned(*own)
+        theta, history, profile = tuned(options, settings)
     model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype))
     evidence = {
         "made by": "benchmarks/recall_tuning.py",
@@ -158,17 +207,23 @@ def main() -> None:
         "fit": [row for row in history if "step" in row],
         "limit": [row for row in history if "room" in row],
     }
-    profile = replace(profile, evidence=evidence).adopt(model)
+    if profile is not None:
+        profile = replace(profile, evidence=evidence).adopt(model)
     if options.fit_only:
-        profile.save(out)
+        if profile is not None and out is not None:
+            profile.save(out)
         return
-    rivals = contenders(model, profile, shuffles=options.shuffles)
+    if plain:
+        rivals = contenders(model, profile, shuffles=options.shuffles)
+    else:
+        rivals = others(model, options.way, theta, options.shuffles)
     tests = recall_tests(tokenizer, options.contexts, options.single, seed=options.seed)
     tests |= text_tests(tokenizer, 512, options.chunks)
     rows = measure(model, tests, rivals, few=options.few)
     targets = report(rows)
     evidence |= {"targets": targets, "measured": [row.to_json() for row in rows]}
-    replace(profile, evidence=evidence).save(out)
+    if profile is not None and out is not None:
+        replace(profile, evidence=evidence).save(out)
     _bench.write(
         "recall_tuning_only" if options.only else "recall_tuning",
         {
@@ -176,7 +231,7 @@ def main() -> None:
             "targets": targets,
             "measured": evidence["measured"],
         },
-        options.model,
+        options.model if plain else f"{options.model}, {options.way}",
     )
 
 
