@@ -14,6 +14,7 @@ from tempering.cli import _run
 from tempering.errors import ArchitectureError, CheckError, InputError, NoSoftmaxError
 from tempering.survey import judge as judging
 from tempering.survey import workers
+from tempering.survey.configs import small_config
 from tempering.survey.families import task_of, tasks
 from tempering.survey.judge import (
     EXACT,
@@ -68,6 +69,12 @@ def test_a_sample_made_again_is_what_the_page_says(model_type):
 )
 def test_heads_that_want_a_sample_of_their_own_are_exact(model_type, model_class):
     assert judge(task_of(model_type, model_class)).eager == EXACT
+
+
+def test_a_configuration_is_the_same_whatever_was_built_before():
+    before = small_config("qwen2_vl_text").to_dict()
+    small_config("glm4v_text")  # rotates half of each head, so its sections are other ones
+    assert small_config("qwen2_vl_text").to_dict() == before
 
 
 def test_every_class_has_its_row():

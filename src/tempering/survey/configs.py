@@ -7,6 +7,7 @@ length of the probe, several experts.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from typing import Any
@@ -90,7 +91,8 @@ def small_config(model_type: str, decoder: bool = True, rung: str = "sizes") -> 
     values = _small(config_class, model_type, rung)
     if decoder and any(field.name == "is_decoder" for field in dataclasses.fields(config_class)):
         values["is_decoder"] = True
-    config = config_class(**values)
+    # The tables of overrides are shared by types, and what is built may change what it was given.
+    config = config_class(**copy.deepcopy(values))
     _fit_rotations(config)
     return config
 

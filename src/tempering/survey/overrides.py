@@ -248,6 +248,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "swin": _PYRAMID,
     "swin2sr": _PYRAMID,
     "swinv2": _PYRAMID,
+    "t5gemma2": {"encoder": {"mm_tokens_per_image": 4}},
     "time_series_transformer": _SERIES,
     "tipsv2_dpt": _NECK,
     "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},

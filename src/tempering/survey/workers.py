@@ -43,7 +43,7 @@ def survey(
     tasks: Sequence[Task],
     *,
     workers: int = 2,
-    limit: float = 60.0,
+    limit: float = 120.0,
     progress: Callable[[int, int, Verdict], None] | None = None,
 ) -> list[Verdict]:
     """The verdicts on the tasks, in their order.
