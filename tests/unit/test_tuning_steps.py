@@ -12,11 +12,14 @@ from tempering.attention.tuning.steps import (
     Secant,
     constrained_step,
     damped_step,
-    newton_step,
     quadratic,
     secant_update,
     weighted_sum,
 )
+
+
+def _loss(gradients, counts):
+    return quadratic(torch.zeros_like(counts), gradients, counts)
 
 
 def _data(seed: int, batches: int = 7, numbers: int = 4):
@@ -68,7 +71,7 @@ def test_drawn_gradients_give_the_fisher_matrix():
 @pytest.mark.parametrize("damping", [0.01, 1.0])
 def test_a_newton_step_solves_its_equation(damping):
     gradients, counts, theta = _data(5)
-    delta = newton_step(gradients, counts, theta, prior=0.3, damping=damping, radius=1e9)
+    delta = damped_step(_loss(gradients, counts), theta, prior=0.3, damping=damping, radius=1e9)
     mean, fisher = _fisher_by_loop(gradients, counts)
     matrix = fisher + damping * torch.diag(fisher.diagonal()) + 0.3 * torch.eye(4)
     assert torch.allclose(matrix @ delta, -(mean + 0.3 * theta), atol=1e-10)
@@ -76,8 +79,8 @@ def test_a_newton_step_solves_its_equation(damping):
 
 def test_the_radius_bounds_every_number():
     gradients, counts, theta = _data(6)
-    free = newton_step(gradients, counts, theta, prior=0.01, damping=0.1, radius=1e9)
-    kept = newton_step(gradients, counts, theta, prior=0.01, damping=0.1, radius=0.05)
+    free = damped_step(_loss(gradients, counts), theta, prior=0.01, damping=0.1, radius=1e9)
+    kept = damped_step(_loss(gradients, counts), theta, prior=0.01, damping=0.1, radius=0.05)
     assert float(kept.abs().max()) == pytest.approx(0.05)
     assert torch.equal(kept.sign(), free.sign())
 
@@ -85,7 +88,7 @@ def test_the_radius_bounds_every_number():
 def test_a_number_that_does_nothing_goes_back_to_its_prior():
     gradients, counts, theta = _data(7)
     gradients[:, 2] = 0.0
-    delta = newton_step(gradients, counts, theta, prior=0.2, damping=0.5, radius=1e9)
+    delta = damped_step(_loss(gradients, counts), theta, prior=0.2, damping=0.5, radius=1e9)
     assert float(delta[2]) == pytest.approx(-float(theta[2]), rel=1e-9)
 
 

@@ -136,29 +136,14 @@ def weighted_sum(terms: list[tuple[float, Quadratic]]) -> Quadratic:
     )
 
 
-def newton_step(
-    gradients: Float[Tensor, "batches numbers"],
-    counts: Float[Tensor, "batches"],
-    theta: Float[Tensor, "numbers"],
-    *,
-    prior: float,
-    damping: float,
-    radius: float,
-) -> Float[Tensor, "numbers"]:
-    """The step of theta for the mean loss plus prior/2 |theta|^2.
-
-    gradients: of each batch's mean loss. counts: targets in each batch. prior: 1/sd^2 of log T
-    per target. damping: share of the curvature's diagonal that is added to it. radius: largest
-    change of any number.
-    """
-    goal = quadratic(torch.zeros_like(counts), gradients, counts)
-    return damped_step(goal, theta, prior=prior, damping=damping, radius=radius)
-
-
 def damped_step(
     goal: Quadratic, theta: Float[Tensor, "numbers"], *, prior: float, damping: float, radius: float
 ) -> Float[Tensor, "numbers"]:
-    """The step of theta for a loss plus prior/2 |theta|^2; see `newton_step`."""
+    """The step of theta for a loss plus prior/2 |theta|^2.
+
+    prior: 1/sd^2 of a number, per target. damping: share of the curvature's diagonal that is added
+    to it. radius: largest change of any number.
+    """
     matrix = goal.curvature + torch.diag(damping * goal.curvature.diagonal() + prior)
     scale = matrix.diagonal().sqrt().clamp(min=1e-12)
     scaled = matrix / scale / scale[:, None]
