@@ -55,9 +55,19 @@ from tempering.attention.tuning.live_temperatures import LiveTemperatures, live_
 from tempering.evaluation.evidence import Contender, contenders
 
 GALLERY = Path(__file__).parents[1] / "src" / "tempering" / "data" / "gallery"
+TEMPERATURES = "temperatures"
 SCALED = "temperatures and output scales"
 CHOICES = [SCALED, *(way for way in WAYS if way != "law of length")]
 LEARNED = tuple(place for name, place in NAMED.items() if name not in sum(HELD.values(), ()))
+
+
+def folder(keep: Path, model: str, way: str) -> Path:
+    """Where a way's passes over a model are kept; it is made."""
+    own = keep / model
+    if way != TEMPERATURES:
+        own /= way.replace(" ", "_")
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def opened(model: Any, way: str) -> Any:
@@ -153,7 +163,7 @@ def report(rows) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--way", default="temperatures", choices=CHOICES)
+    parser.add_argument("--way", default=TEMPERATURES, choices=CHOICES)
     parser.add_argument("--keep", type=Path, help="one folder for all models")
     parser.add_argument("--parts", type=int, help="chunks of text in the fit; for a trial")
     parser.add_argument("--long", type=int, default=LONG, help="tokens of its long chunks")
@@ -173,15 +183,12 @@ def main() -> None:
     parser.add_argument("--fit-only", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    plain = options.way == "temperatures"
+    plain = options.way == TEMPERATURES
     if not plain and options.measure:
         parser.error("--measure takes a profile; leave out --way")
     out = options.out or (GALLERY / options.model / "recall.json" if plain else None)
     if options.keep is not None:
-        options.keep /= options.model
-        if not plain:
-            options.keep /= options.way.replace(" ", "_")
-        options.keep.mkdir(parents=True, exist_ok=True)
+        options.keep = folder(options.keep, options.model, options.way)
     settings = Settings(
         (NAMED[options.only],) if options.only else LEARNED,
         steps=options.steps,

@@ -7,6 +7,7 @@ and half of it in chunks of 2048 too, with a weak prior, and measures on text of
 them never learned from, at both lengths: nats per token, the last eighth of the context by itself,
 and the same temperatures negated and shuffled over heads.
 
+--way "temperatures and output scales" learns a scale for each value head as well, for --out.
 --for KIND tunes for one kind: --weight times its loss is added. --keep DIR keeps the pass over the
 text. Writes benchmarks/results/text_tuning.json, a record for each model, and the profile with its
 evidence to --out (the package's gallery by default).
@@ -23,12 +24,9 @@ import torch
 from _measuring import measure, pooled, recall_tests, text_tests
 from _passes import DAMPING, PRIOR_SD, RADIUS, best_for_text, text_pass
 from _texts import LONG, SHORT
-from recall_tuning import GALLERY
+from recall_tuning import GALLERY, SCALED, TEMPERATURES, folder, opened
 
 from tempering import Profile, load_model
-from tempering.attention import layout
-from tempering.attention.tuning import make_basis
-from tempering.attention.tuning.live_temperatures import live_temperatures
 from tempering.attention.tuning.steps import weighted_sum
 from tempering.evaluation.evidence import contenders
 
@@ -36,8 +34,7 @@ from tempering.evaluation.evidence import contenders
 def tuned(options) -> tuple[Profile, list]:
     """The profile after one Newton step, and what was to be expected of it."""
     model, tokenizer = load_model(options.model, dtype=getattr(torch, options.fit_dtype))
-    basis = make_basis(model, layout(model), "head")
-    with live_temperatures(model, basis, (0.2, 5.0), checkpoint=False) as tempering:
+    with opened(model, options.way)() as tempering:
         text = text_pass(tempering, tokenizer, options.keep, options.parts, options.long)
         here = text.near()
         if options.kind:
@@ -77,6 +74,7 @@ def report(rows, long: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--way", default=TEMPERATURES, choices=(TEMPERATURES, SCALED))
     parser.add_argument("--keep", type=Path, help="one folder for all models")
     parser.add_argument("--parts", type=int, help="chunks of the fit, of each length; for a trial")
     parser.add_argument("--long", type=int, default=LONG, help="tokens of long chunks")
@@ -92,10 +90,14 @@ def main() -> None:
     parser.add_argument("--fit-only", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    plain = options.way == TEMPERATURES
     if options.keep is not None:
-        options.keep /= options.model
-        options.keep.mkdir(parents=True, exist_ok=True)
+        options.keep = folder(options.keep, options.model, options.way)
     name = options.kind or "text"
+    if options.out is None and not plain:
+        parser.error(
+            "scales of outputs are not for the gallery, whose profiles act everywhere: --out"
+        )
     out = options.out or GALLERY / options.model / f"{name}.json"
     if options.measure:
         profile = Profile.load(options.measure)
@@ -126,7 +128,7 @@ def main() -> None:
     _bench.write(
         f"{name}_tuning",
         {"settings": settings, "targets": targets, "measured": evidence["measured"]},
-        options.model,
+        options.model if plain else f"{options.model}, {options.way}",
     )
 
 

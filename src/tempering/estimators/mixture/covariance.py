@@ -67,6 +67,10 @@ class Shape(ABC):
         pulled = middle * pulls.unsqueeze(-1)
         return pulled.sum(1), self.second(pulled, middle)
 
+    def pulled(self, moments: Moments, pulls: Float[Tensor, "components rows"]) -> Tensor:
+        """Sum w r u of a chunk, whose moments are known."""
+        return pulls.sum(1)
+
     @abstractmethod
     def second(self, pulled: Tensor, middle: Tensor) -> Tensor:
         """Second moments; pulled = y weighted by w r u, middle = y."""

@@ -216,8 +216,8 @@ def expect(
         pulls = r if pull is None else r * pull
         moments = family.shape.moments(middle, pulls)
         objective = ((highest / _LOG2_E + sums.log()) * weight).sum()
-        mass = r.sum(1)
-        part = (objective, mass, mass if pull is None else pulls.sum(1), *moments)
+        pulled = family.shape.pulled(moments, pulls)
+        part = (objective, pulled if pull is None else r.sum(1), pulled, *moments)
         double = [piece.double() for piece in part]
         total = double if total is None else [a + b for a, b in zip(total, double)]
     if total is None:

@@ -70,14 +70,14 @@ class ExpandedTied(Tied):
 
 
 class _Linear(Shape):
-    """|x - mu|^2 is linear in columns that the components share: numbers and their products."""
+    """|x - mu|^2 is linear in columns that the components share: 1, numbers and their products."""
 
     def width(self, features: int) -> int:
         return 1
 
     @abstractmethod
-    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
-        """(constants [K, 1], coefficients [K, C], columns [N, C]) of the squared distances."""
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+        """(coefficients [K, C], columns [C, N]) of the squared distances; the first column is 1."""
 
     def distances(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
         # Rounding may leave a row on its mean a little below 0.
@@ -88,35 +88,39 @@ class _Linear(Shape):
         self, x: Tensor, means: Tensor, factor: Factor, offset: Tensor, slope: float
     ) -> tuple[Tensor, Tensor]:
         # One product of matrices, and no pass of its own for the offset and the slope.
-        constant, linear, columns = self._expanded(x, means, factor)
-        constant = (offset.unsqueeze(1) + slope * constant).to(x.dtype)
-        return torch.addmm(constant, (slope * linear).to(x.dtype), columns.mT), columns
+        coefficients, columns = self._expanded(x, means, factor)
+        coefficients = slope * coefficients
+        coefficients[:, 0] += offset
+        return coefficients.to(x.dtype) @ columns, columns
 
     def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
         # This way round the product takes up to a third less time.
-        return ((middle.mT @ pulls.mT).mT,)
+        return ((middle @ pulls.mT).mT,)
+
+    def pulled(self, moments: Moments, pulls: Tensor) -> Tensor:
+        return moments[0][:, 0]
 
 
 class ExpandedFull(_Linear, Full):
     """Covariances of its own for each component; columns are x_i, and x_i x_j for i <= j."""
 
-    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
         precision = factor.whitener @ factor.whitener.mT
         pulled = (precision @ means.unsqueeze(2)).squeeze(2)
         first, second = _pairs(x.shape[1], x.device)
         weights = precision[:, first, second] * torch.where(first == second, 1.0, 2.0)
         squares = (pulled * means).sum(1, keepdim=True)
-        return squares, torch.cat([-2 * pulled, weights], 1), _products(x)
+        return torch.cat([squares, -2 * pulled, weights], 1), _products(x)
 
     def moments(self, middle: Tensor, pulls: Tensor) -> Moments:
         # Covariances are small differences of these sums: float32's would cost them three digits.
-        return ((middle.mT.double() @ pulls.mT.double()).mT,)
+        return ((middle.double() @ pulls.mT.double()).mT,)
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
         features = means.shape[1]
-        first, pairs = moments[0][:, :features], moments[0][:, features:]
+        _, first, pairs = moments[0].tensor_split([1, 1 + features], 1)
         moved = first / pulled.unsqueeze(1)
         i, j = _pairs(features, means.device)
         second = means.new_empty(len(means), features, features)
@@ -127,16 +131,17 @@ class ExpandedFull(_Linear, Full):
 class ExpandedDiagonal(_Linear, Diagonal):
     """Variances of its own for each component."""
 
-    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
         precision = factor.whitener.square()
-        linear = torch.cat([-2 * precision * means, precision], 1)
         squares = (precision * means.square()).sum(1, keepdim=True)
-        return squares, linear, torch.cat([x, x.square()], 1)
+        columns = _begun(x, 1 + 2 * x.shape[1])
+        torch.mul(x.mT, x.mT, out=columns[1 + x.shape[1] :])
+        return torch.cat([squares, -2 * precision * means, precision], 1), columns
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
-        first, second = moments[0].chunk(2, 1)
+        first, second = moments[0][:, 1:].chunk(2, 1)
         moved = first / pulled.unsqueeze(1)
         return moved, ((second - first * moved) / mass.unsqueeze(1)).clamp_min(0)
 
@@ -144,16 +149,17 @@ class ExpandedDiagonal(_Linear, Diagonal):
 class ExpandedSpherical(_Linear, Spherical):
     """One variance for each component."""
 
-    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+    def _expanded(self, x: Tensor, means: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
         precision = factor.whitener.square().unsqueeze(1)
-        linear = torch.cat([-2 * precision * means, precision], 1)
         squares = (precision * means.square()).sum(1, keepdim=True)
-        return squares, linear, torch.cat([x, x.square().sum(1, keepdim=True)], 1)
+        columns = _begun(x, 2 + x.shape[1])
+        columns[-1] = x.square().sum(1)
+        return torch.cat([squares, -2 * precision * means, precision], 1), columns
 
     def update(
         self, moments: Moments, pulled: Tensor, mass: Tensor, means: Tensor, factor: Factor
     ) -> tuple[Tensor, Tensor]:
-        first, second = moments[0][:, :-1], moments[0][:, -1]
+        first, second = moments[0][:, 1:-1], moments[0][:, -1]
         moved = first / pulled.unsqueeze(1)
         spread = (second - (first * moved).sum(1)) / (mass * means.shape[1])
         return moved, spread.clamp_min(0)
@@ -187,14 +193,22 @@ def _pairs(features: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return i, j
 
 
-def _products(x: Float[Tensor, "rows features"]) -> Float[Tensor, "rows columns"]:
-    """The columns x_i and x_i x_j, i <= j; their transpose is contiguous."""
-    rows, features = x.shape
-    columns = x.new_empty(features + features * (features + 1) // 2, rows)
-    columns[:features] = x.mT
-    start = features
+def _begun(x: Float[Tensor, "rows features"], count: int) -> Float[Tensor, "columns rows"]:
+    """So many columns of every row, along contiguous memory: 1 and x; the rest is to be filled."""
+    columns = x.new_empty(count, len(x))
+    columns[0] = 1
+    columns[1 : 1 + x.shape[1]] = x.mT
+    return columns
+
+
+def _products(x: Float[Tensor, "rows features"]) -> Float[Tensor, "columns rows"]:
+    """The columns 1, x_i, and x_i x_j for i <= j."""
+    features = x.shape[1]
+    start = 1 + features
+    columns = _begun(x, start + features * (features + 1) // 2)
+    own = columns[1:start]
     for i in range(features):
         stop = start + features - i
-        torch.mul(columns[i], columns[i:features], out=columns[start:stop])
+        torch.mul(own[i], own[i:], out=columns[start:stop])
         start = stop
-    return columns.mT
+    return columns
