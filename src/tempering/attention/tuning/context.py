@@ -35,7 +35,6 @@ from tempering.errors import DataError, InputError
 
 _FEWEST = 4  # spans: three to learn from, one to judge by
 _HELD_OUT = 0.25
-_PRIOR_SD = 0.5  # wide: what is learned from is what is read next
 _EXCERPTS = 4
 _ROWS = 4  # spans side by side
 # What three Newton steps take, in forwards of all spans alone: three passes with gradients, one of
@@ -111,7 +110,6 @@ def tune_context(
         model,
         context_objective(drawn, generator, start),
         bounds=bounds,
-        prior_sd=_PRIOR_SD,
         held_out=_HELD_OUT,
         rows=_ROWS,
         seed=seed,

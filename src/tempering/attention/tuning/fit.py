@@ -44,7 +44,7 @@ def tune(
     *,
     per: str | Basis = "head",
     constraint: Constraint | None = None,
-    prior_sd: float | int = 0.15,
+    prior_sd: float | int = 0.5,
     bounds: Bounds = (0.2, 5.0),
     method: str = "newton",
     steps: int | None = None,
@@ -77,9 +77,8 @@ def tune(
     objectives: from `from_text`, `from_pairs`, `from_functions`; several add up by their weights.
     per: one number for each head, layer, kv group, type of layer, or spline knot; or a Basis.
     constraint: what other data may lose, see `Constraint`.
-    prior_sd: standard deviation of the Gaussian prior on each number, in log T. The default suits
-        text; a wider one follows few targets further, and costs other text more
-        (benchmarks/tuning_prior.py).
+    prior_sd: standard deviation of the Gaussian prior on each number, in log T. For text from few
+        chunks .15 is better than the default (benchmarks/tuning_prior.py).
     bounds: of T, lowest < 1 < highest.
     method: "newton", a full pass a step (the first with one more backward pass for the curvature,
         and up to 8 where pieces are few or under a constraint; see `steps`); "adam", `rows` pieces

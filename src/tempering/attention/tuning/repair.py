@@ -95,21 +95,13 @@ def repair(
 def learning(
     model: nn.Module, goals: Sequence[Objective], passes: int, rows: int
 ) -> dict[str, Any]:
-    """What `tune` is asked for a repair: method, rate, prior, as many steps as the passes take."""
+    """What `tune` is asked for a repair: method, rate, and as many steps as the passes take."""
     if passes < 1 or rows < 1:
         raise InputError(f"passes and rows are at least 1; got {passes} and {rows}")
     steps = math.ceil(passes * max(len(goal.pieces) for goal in goals) / rows)
     lowest, highest = RATES
     rate = min(max(RATE * math.sqrt(_divergence(model, goals)), lowest), highest)
-    return {
-        "method": "adam",
-        "rate": rate,
-        "rows": rows,
-        "steps": steps,
-        "patience": steps,
-        # A distribution says more than a token drawn from it, so the prior may be wide.
-        "prior_sd": 0.5,
-    }
+    return {"method": "adam", "rate": rate, "rows": rows, "steps": steps, "patience": steps}
 
 
 def _divergence(model: nn.Module, goals: Sequence[Objective]) -> float:
