@@ -135,7 +135,8 @@ class ExpandedDiagonal(_Linear, Diagonal):
         precision = factor.whitener.square()
         squares = (precision * means.square()).sum(1, keepdim=True)
         columns = _begun(x, 1 + 2 * x.shape[1])
-        torch.mul(x.mT, x.mT, out=columns[1 + x.shape[1] :])
+        own, squared = columns[1:].chunk(2)
+        torch.mul(own, own, out=squared)  # along contiguous memory, as x itself is not
         return torch.cat([squares, -2 * precision * means, precision], 1), columns
 
     def update(
