@@ -186,6 +186,8 @@ def main() -> None:
     plain = options.way == TEMPERATURES
     if not plain and options.measure:
         parser.error("--measure takes a profile; leave out --way")
+    if options.fit_only and options.way == SCALED and not options.out:
+        parser.error("--fit-only writes the profile: give --out")
     out = options.out or (GALLERY / options.model / "recall.json" if plain else None)
     if options.keep is not None:
         options.keep = folder(options.keep, options.model, options.way)

@@ -95,9 +95,7 @@ def main() -> None:
         options.keep = folder(options.keep, options.model, options.way)
     name = options.kind or "text"
     if options.out is None and not plain:
-        parser.error(
-            "scales of outputs are not for the gallery, whose profiles act everywhere: --out"
-        )
+        parser.error("--way wants --out; the gallery's own place is for temperatures alone")
     out = options.out or GALLERY / options.model / f"{name}.json"
     if options.measure:
         profile = Profile.load(options.measure)

@@ -234,8 +234,8 @@ class Profile:
         """RefusedError that says why, when the profile has output scales."""
         if self.output_scale:
             raise RefusedError(
-                f"this profile has output scales of heads beside temperatures: {why}; or learn "
-                "temperatures alone: tempering repair --no-scales"
+                f"this profile has output scales of heads beside temperatures: {why}; or use "
+                "temperatures alone, such as smollm2/text or what tempering repair --no-scales learns"
             )
 
     def refuse_rules(self, why: str) -> None:
