@@ -235,7 +235,7 @@ class Profile:
         if self.output_scale:
             raise RefusedError(
                 f"this profile has output scales of heads beside temperatures: {why}; or use "
-                "temperatures alone, such as smollm2/text or what tempering repair --no-scales learns"
+                "temperatures alone, such as smollm2/text, or those of tempering repair --no-scales"
             )
 
     def refuse_rules(self, why: str) -> None:
