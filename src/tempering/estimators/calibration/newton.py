@@ -29,8 +29,9 @@ _STEP_TOLERANCE = 1e-3
 _FINE_TOLERANCE = 1e-6
 _SMALL_ELEMENTS = 1 << 20
 # Rows of the warm start. It must land where Newton's method converges: at 2048 rows the sampling
-# error of log beta is about 0.02, and one step takes it to 1e-4. With many columns the second
-# number limits the rows, to save memory.
+# error of log beta is about 0.02, and one step takes it to 1e-4; a last step of that size is small
+# enough here. With many columns the second number limits the rows, to save memory.
+_WARM_TOLERANCE = 0.02
 _WARM_ROWS = 2048
 _WARM_ELEMENTS = 1 << 21
 # The first stride in log beta, a factor of 20 in T; strides double while they are used in full.
@@ -109,7 +110,7 @@ def warm_start(problem: CalibrationProblem, settings: FitSettings) -> float:
     low, high = settings.log_beta_bounds
     start = _inverse_unit(sample.logits).clamp(low, high)
     free = FitSettings(None, settings.bounds, 50)
-    fit = newton(evaluate, start, free, _STEP_TOLERANCE)
+    fit = newton(evaluate, start, free, _WARM_TOLERANCE)
     if fit.interrupted:
         raise KeyboardInterrupt  # there is no result yet to keep
     return float(fit.log_beta)
@@ -120,8 +121,10 @@ def _inverse_unit(z: Float[Tensor, "rows columns"]) -> Float[Tensor, "1"]:
 
     So a fit starts, and ends, at the same T in units of the logits, whatever their unit.
     """
-    wide = z.double()
-    spread = wide.amax(1) - wide.masked_fill(torch.isneginf(wide), math.inf).amin(1)
+    lowest = z.amin(1)
+    if bool(torch.isneginf(lowest).any()):  # classes that are ruled out don't count
+        lowest = z.masked_fill(torch.isneginf(z), math.inf).amin(1)
+    spread = z.amax(1).double() - lowest.double()
     varied = spread[(spread > 0) & torch.isfinite(spread)]
     return -varied.median().log()[None] if len(varied) else wide.new_zeros(1)
 
