@@ -126,7 +126,7 @@ def _inverse_unit(z: Float[Tensor, "rows columns"]) -> Float[Tensor, "1"]:
         lowest = z.masked_fill(torch.isneginf(z), math.inf).amin(1)
     spread = z.amax(1).double() - lowest.double()
     varied = spread[(spread > 0) & torch.isfinite(spread)]
-    return -varied.median().log()[None] if len(varied) else wide.new_zeros(1)
+    return -varied.median().log()[None] if len(varied) else spread.new_zeros(1)
 
 
 def _passes(
