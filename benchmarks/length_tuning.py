@@ -16,11 +16,13 @@ path:
                           law log T = a' + b' log n that was learned
     T per head            one number a head, learned
     a + b log n per head  two numbers a head, learned
+    smollm2/text-scaled   the package's: one number a head and output scales, learned from three
+                          times the text
 
-What is learned is learned without scaling, from chunks of mixed lengths; the two numbers of the one
-law from a quarter of the text. Recall by depth: five facts ("The secret code for K is V.") stand at
-a tenth, three tenths, ... of a text of each of --needle-lengths, beyond 8192 tokens with YaRN, and
-each is asked for at its end. Each head's slope is also told as its own number in YaRN's
+What is learned here is learned without scaling, from chunks of mixed lengths; the two numbers of
+the one law from a quarter of the text. Recall by depth: five facts ("The secret code for K is V.")
+stand at a tenth, three tenths, ... of a text of each of --needle-lengths, beyond 8192 tokens with
+YaRN, and each is asked for at its end. Each head's slope is also told as its own number in YaRN's
 0.1 ln s + 1; --learn-beyond also learns those: T per head under YaRN at the first length beyond.
 
 Writes results/length_tuning.json, a record for each --learn-lengths and --prior-sd, with 95%
@@ -65,6 +67,7 @@ from tempering.attention.tuning import uniform_basis
 from tempering.files import write_atomic
 
 FIGURE = Path(__file__).parents[1] / "docs/images/length.svg"
+GALLERY = "smollm2/text-scaled"
 SEGMENTS = ("all", "first 511", "second half", "last eighth")
 
 
@@ -84,13 +87,14 @@ def profiles(options: Any, model: Any, tokenizer: Any) -> dict[str, Profile]:
     shared = {"rows": options.rows, "steps": options.steps, "prior_sd": options.prior_sd}
     keep = options.keep
     few = objective(texts, options.learn_lengths, max(1, options.rounds // 4))
-    return {
+    found = {
         "one law": learned(
             keep, "one_law", model, few, per=uniform_basis(plan), rule="power", **shared
         ),
         "T per head": learned(keep, "constants", model, goal, **shared),
         "a + b log n per head": learned(keep, "power", model, goal, rule="power", **shared),
     }
+    return found if options.quick else found | {GALLERY: Profile.load(GALLERY)}
 
 
 def contenders(
@@ -280,7 +284,7 @@ def main() -> None:
     folder = options.out or (options.keep if options.quick else _bench.RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     by_law = numbers_of_law(found["a + b log n per head"], 2.0)
-    laws = {label: profile.to_json() for label, profile in found.items()}
+    laws = {label: own.to_json() for label, own in found.items() if label != GALLERY}
     payload = {
         "settings": {**settings, "chunks": most},
         "results": results,
