@@ -175,7 +175,8 @@ def fit(
 
 def _room(live: Any, best: Tensor, theta: Tensor, text: Text, limit: float) -> tuple[float, list]:
     """The largest r for which best + r (theta - best) costs no more than the limit, and
-    what was measured; from the best for text, cost grows about as r^2."""
+    what was measured; from the best for text, cost grows as a power of r, which is 2 at first and
+    then that of the last two measurements."""
     places = text.short.left(_LEAVE)
     before = text.short.run.losses[places]
     pieces = [text.short.pieces[place] for place in places]
@@ -188,9 +189,17 @@ def _room(live: Any, best: Tensor, theta: Tensor, text: Text, limit: float) -> t
         print(found[-1], flush=True)
         return found[-1]["measured cost"]
 
-    start, room = cost(0.0), 1.0
-    while (here := cost(room)) > limit or (here < limit - _CLOSE and room < _FARTHEST):
-        room = min(_FARTHEST, room * math.sqrt((limit - _CLOSE / 2 - start) / (here - start)))
+    start, room, power = cost(0.0), 1.0, 2.0
+    aim = limit - _CLOSE / 2 - start
+    if aim <= 0:
+        raise SystemExit(f"the best for text costs {start:+.4f} already; raise --limit")
+    here = cost(room)
+    while here > limit or (here < limit - _CLOSE and room < _FARTHEST):
+        rise, last = here - start, room
+        room = min(_FARTHEST, room * (aim / rise) ** (1 / power)) if rise > 0 else _FARTHEST
+        here = cost(room)
+        if rise > 0 and here > start:
+            power = max(1.0, math.log((here - start) / rise) / math.log(room / last))
     return room, found
 
 
