@@ -17,7 +17,7 @@ path:
     T per head            one number a head, learned
     a + b log n per head  two numbers a head, learned
     smollm2/text-scaled   the package's: one number a head and output scales, learned from three
-                          times the text
+                          times the text; not under dynamic and linear scaling
 
 What is learned here is learned without scaling, from chunks of mixed lengths; the two numbers of
 the one law from a quarter of the text. Recall by depth: five facts ("The secret code for K is V.")
@@ -116,7 +116,8 @@ def contenders(
     chosen["log-length"] = adaptive_profile(f"log_length({trained})", model)
     chosen["SSMax"] = adaptive_profile(f"ssmax({1 / mean_log!r},0.05,20)", model)
     chosen["affine"] = adaptive_profile(f"affine({a!r},{b!r},0.05,20)", model)
-    return {**chosen, **{label: found[label] for label in found if label != "one law"}}
+    left = {"one law"} if scaling in ("none", "yarn") else {"one law", GALLERY}
+    return {**chosen, **{label: found[label] for label in found if label not in left}}
 
 
 def measure(
