@@ -190,10 +190,12 @@ def _room(live: Any, best: Tensor, theta: Tensor, text: Text, limit: float) -> t
         return found[-1]["measured cost"]
 
     start, room, power = cost(0.0), 1.0, 2.0
+    here = cost(room)
+    if here <= min(start, limit):  # text gains all the way
+        return room, found
     aim = limit - _CLOSE / 2 - start
     if aim <= 0:
         raise SystemExit(f"the best for text costs {start:+.4f} already; raise --limit")
-    here = cost(room)
     while here > limit or (here < limit - _CLOSE and room < _FARTHEST):
         rise, last = here - start, room
         room = min(_FARTHEST, room * (aim / rise) ** (1 / power)) if rise > 0 else _FARTHEST

@@ -56,10 +56,10 @@ NAMES = (
 PLAIN = "untempered"
 FOLDS = {
     "temperatures": "into q",
-    "output scale of heads": "into v or o",
-    "output scale of channels": "into v or o",
+    "output scale of heads": "into o",
+    "output scale of channels": "into o",
     "sink bias of heads": "not: it belongs to one position",
-    f"output scale of heads{WITH}": "into q, and v or o",
+    f"output scale of heads{WITH}": "into q and o",
     f"sink bias of heads{WITH}": "T into q; the bias not",
     "law of length": "not: it depends on the length",
 }
