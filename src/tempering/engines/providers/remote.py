@@ -14,7 +14,13 @@ from tempering.agents.contract import Call, Done, EngineError, Progress, Reply, 
 from tempering.agents.temperatures import ProviderRule, Sent
 from tempering.engines.providers.keys import redacted
 from tempering.engines.providers.reasons import cut, plain
-from tempering.engines.providers.replicas import Replica, Replicas, all_connected, check_alike
+from tempering.engines.providers.replicas import (
+    Replica,
+    Replicas,
+    all_connected,
+    at_fault,
+    check_alike,
+)
 from tempering.engines.providers.replies import Completion, MalformedError
 from tempering.engines.providers.retry import Backoff, Failure, classify
 from tempering.engines.providers.transport import HTTPResponse, NoAnswerError
@@ -240,7 +246,7 @@ class RemoteEngine:
                 if fresh and client.amend(body, failure.reason):
                     amended.add(client.address)
                     continue
-                gone = isinstance(error, NoAnswerError) and moved < len(replicas.every)
+                gone = at_fault(error) and moved < len(replicas.every)
                 if gone and replicas.another(replica):
                     moved += 1
                     continue

@@ -32,6 +32,17 @@ from tempering.files import read_text
 REST = 10.0
 
 
+# HTTP statuses that say something of the request, not of the server.
+_OF_REQUEST = (400, 413, 422)
+
+
+def at_fault(error: Exception) -> bool:
+    """Whether a failure is the server's own, so that another replica may do better at once."""
+    if isinstance(error, HTTPStatusError):
+        return error.response.status_code not in _OF_REQUEST
+    return isinstance(error, NoAnswerError)
+
+
 class Replica:
     """One server: its client, its connections, and the requests under way."""
 
@@ -55,8 +66,9 @@ class Replica:
         self.under_way += 1
         try:
             yield
-        except (NoAnswerError, TimeoutError):
-            self.rest()
+        except Exception as error:
+            if at_fault(error) or isinstance(error, TimeoutError):
+                self.rest()
             raise
         else:
             self.rests_until = 0.0

@@ -138,7 +138,13 @@ class ServedScorer:
 
     async def _meet(self, replicas: Replicas) -> Layout:
         """`meet`, over connections."""
-        listed = await listed_models(replicas.every[0], self.timeout)
+        first_one = replicas.every[0]
+        try:
+            listed = await listed_models(first_one, self.timeout)
+        except Exception as error:
+            raise EngineError(
+                f"{first_one.client.address} doesn't tell its models: {classify(error).reason}"
+            ) from None
         self.model = min(listed) if listed else ""
         await check_alike(replicas, self.model, self.timeout)
         for each in replicas.every:
@@ -267,7 +273,11 @@ class ServedScorer:
                 if attempt == _TRIES or not failure.retry:
                     raise EngineError(failure.reason) from None
                 await asyncio.sleep(0.5 * attempt)
-        rows: Any = first(mapping(load(response.content)).get("choices")).get("prompt_logprobs")
+        try:
+            body_back = mapping(load(response.content))
+        except Exception as error:
+            raise EngineError(classify(error).reason) from None
+        rows: Any = first(body_back.get("choices")).get("prompt_logprobs")
         try:
             scores = [
                 float(row[str(token)]["logprob"])
@@ -278,6 +288,8 @@ class ServedScorer:
                 f"{each.client.address} gives no log probabilities of a prompt's tokens, as vLLM "
                 "does; only vLLM servers can be compared on"
             ) from None
+        if not all(map(math.isfinite, scores)):
+            raise EngineError("it gives a token a log probability that is no number")
         return mean_loss([None, *scores])
 
     def _leave(self, live: list[Replica], each: Replica, why: str) -> None:

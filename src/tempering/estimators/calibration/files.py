@@ -225,11 +225,17 @@ def _read_csv(path: Path) -> Any:
     first = next((line for line in read_text(path).splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     cells = [cell.strip().strip('"') for cell in first.split(delimiter)]
+    counted = len(cells) > 1 and cells == [str(place) for place in range(len(cells))]
+    if counted and len(cells) == 2:
+        raise DataError(
+            f"{path}: the first line, {first.strip()}, may be names of columns, as pandas writes "
+            "them, or a row of numbers; name the columns (a,b), or write 0.0 and 1.0"
+        )
     return csv.read_csv(
         path,
         # A single block, so that the type of a column is inferred from all of its rows.
         csv.ReadOptions(
-            autogenerate_column_names=all(map(_is_number, cells)),
+            autogenerate_column_names=all(map(_is_number, cells)) and not counted,
             block_size=min(path.stat().st_size + (1 << 20), 2**31 - 1),
         ),
         csv.ParseOptions(delimiter=delimiter),
@@ -295,9 +301,11 @@ def _vector(path: Path, name: str) -> np.ndarray:
         lines = np.array(read_text(path).split("\n"))
         lines = lines[:-1] if lines[-1] == "" else lines
         try:
-            return lines.astype(np.int64)
-        except ValueError:
+            numbers = lines.astype(np.int64)
+        except (ValueError, OverflowError):
             return lines
+        # What numpy reads as one number, 007 and 7 or 1_12 and 11_2, may be several names.
+        return numbers if bool((numbers.astype(str) == np.char.strip(lines)).all()) else lines
     raise DataError(f"{path}: expected a file that ends in .npy, .npz, .parquet, .csv or .txt")
 
 

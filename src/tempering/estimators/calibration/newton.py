@@ -81,13 +81,13 @@ def fit_blocks(
         return fit
     low, high = settings.log_beta_bounds
     other = _passes(problem, blocks, settings, min(max(-settings.prior[0], low), high))
-    if other.totals is None:
+    if fit.totals is None or other.totals is None:
         return replace(fit, converged=False, interrupted=True)
     better = other.loss < fit.loss - 1e-9 * (1 + fit.loss.abs())
     return TemperatureFit(
         torch.where(better, other.log_beta, fit.log_beta),
         torch.where(better, other.loss, fit.loss),
-        fit.totals,
+        Totals(*(torch.where(better, b, a) for a, b in zip(fit.totals, other.totals, strict=True))),
         fit.n_iter + other.n_iter,
         fit.converged and other.converged,
         other.interrupted,

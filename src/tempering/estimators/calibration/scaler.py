@@ -151,6 +151,15 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         logits is constant and there is no prior. InputError for a parameter out of its range.
         Ctrl-C returns the best so far under a ConvergenceWarning, with `converged_` False.
         """
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y, sample_weight, groups)
+        except BaseException:  # what was fitted before stays whole
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, groups: Any) -> TemperatureScaler:
         settings = self._settings()
         logits = self._open_logits(X, reset=True)
         if logits.n_rows < 2 or logits.n_columns < 2:
@@ -210,7 +219,8 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         low, high = settings.bounds
         at_mean = float(self.coef_[0])
         inside = math.log(low) < at_mean < math.log(high)
-        self.temperature_ = math.exp(at_mean) if inside else (low if at_mean < 0 else high)
+        bound = low if at_mean <= math.log(low) else high
+        self.temperature_ = math.exp(at_mean) if inside else bound
         self.standard_error_ = fit.standard_error() / math.sqrt(unit)
         self.converged_, self.n_iter_ = fit.converged, fit.n_iter
 
@@ -307,6 +317,8 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             array = validate_data(self, X, reset=reset, ensure_all_finite=False)
             check_table(array.shape, array.dtype, "X")
             logits = ArrayLogits(array)
+        if logits.n_rows == 0:
+            raise DataError(f"{logits.name} has 0 sample(s); expected a row at least")
         if reset:
             self.n_features_in_ = logits.n_columns
         elif logits.n_columns != self.n_features_in_:

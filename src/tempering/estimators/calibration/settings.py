@@ -14,6 +14,7 @@ from tempering.errors import InputError
 
 # float64 holds the inverse of these temperatures, and products of it with ordinary logits.
 _LOWEST, _HIGHEST = 1e-300, 1e300
+_LEAST_SD = 1e-100  # its inverse square is the prior's curvature
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class FitSettings:
             )
         if prior is not None:
             prior = _two_numbers(prior, "prior", "(mean, sd) of log T, sd above 0; or None")
-            if prior[1] <= 0:
-                raise InputError(f"prior = (mean, sd) of log T has sd = {prior[1]:g}; expected > 0")
+            if prior[1] < _LEAST_SD:
+                raise InputError(
+                    f"prior = (mean, sd) of log T has sd = {prior[1]:g}; expected > 0, and no less "
+                    f"than {_LEAST_SD:g}"
+                )
         return cls(prior, (low, high), whole_number(max_iter, "max_iter", 1))
 
     def in_unit(self, unit: float) -> FitSettings:

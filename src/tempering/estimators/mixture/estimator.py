@@ -199,7 +199,8 @@ class AnnealedMixture(FittedMixture):
                 self._select(rows, count, family, generator, max_iter, progress, temperatures)
             finish(rows, family, tol, max_iter, progress)
         except KeyboardInterrupt:
-            if progress.components is None:
+            # Ranks are interrupted at passes of their own, so none could add up its sums.
+            if progress.components is None or self._group():
                 raise
             interrupted = True
             sums = expect(rows, progress.reached, family)

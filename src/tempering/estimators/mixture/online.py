@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
 
+from tempering.errors import DataError
 from tempering.estimators.mixture.em import _EMPTY, Components, Family, expect, in_data_units
 from tempering.estimators.mixture.rows import Rows
 
@@ -28,10 +30,16 @@ class RunningSums(NamedTuple):
         """One E-step over the rows; components are as the rows are measured."""
         sums = expect(rows, components, family)
         mass, pulled = sums.mass + _EMPTY, sums.pulled + _EMPTY
+        share = rows.given / rows.total  # chunks count by their weights as given
+        if not math.ulp(0.0) < share < math.inf:
+            raise DataError(
+                f"the weights of this chunk add up to {rows.given:g}, which can't be added to "
+                "those of other chunks; scale the weights of all of them"
+            )
         factor = family.shape.factor(components.covariances, components.means)
         means, covariances = sums.shape.update(sums.moments, pulled, mass, components.means, factor)
         made = in_data_units(Components(mass.log(), means, covariances), rows)
-        return cls(mass, pulled, made.means, made.covariances)
+        return cls(mass * share, pulled * share, made.means, made.covariances)
 
     def plus(self, other: RunningSums, family: Family) -> RunningSums:
         """Both parts as one."""

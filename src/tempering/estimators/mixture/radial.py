@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.special import betaln
 from torch import Tensor
 
 # Below this squared distance the pull of the Laplace kernel, 1/m, stops growing: a mean that sits
@@ -134,8 +135,9 @@ class RadialStudentT(Radial):
 
     def log_normaliser(self, features: int) -> float:
         half = features / 2
-        ratio = math.lgamma(self.nu / 2) - math.lgamma(self.nu / 2 + half)
-        return ratio + half * math.log(self.nu * math.pi)
+        # lgamma(nu / 2) - lgamma(nu / 2 + half), which would cancel where nu is large.
+        ratio = float(betaln(self.nu / 2, half)) - math.lgamma(half)
+        return ratio + half * (math.log(self.nu) + math.log(math.pi))
 
     def mixing(self, rows: np.ndarray, random: np.random.RandomState) -> np.ndarray:
         return np.sqrt(self.nu / random.chisquare(self.nu, size=(len(rows), 1)))

@@ -38,11 +38,12 @@ def rows_of(
 
     values, weights = agreed(group, local)
     alive = torch.ones(len(values), dtype=torch.bool) if weights is None else weights > 0
+    given = float(len(values) if weights is None else weights.sum())
     if weights is not None:
         weights = _bounded(weights, group)
     total = float(len(values) if weights is None else weights.sum())
-    parts = gathered(group, (values.shape[1], total, int(alive.sum())))
-    widths, totals, counts = zip(*parts)
+    parts = gathered(group, (values.shape[1], total, int(alive.sum()), given))
+    widths, totals, counts, givens = zip(*parts)
     if len(set(widths)) > 1:
         raise DataError(f"the ranks' rows have {list(widths)} features; expected as many on each")
     if sum(totals) <= 0:
@@ -54,6 +55,7 @@ def rows_of(
         average = sum(totals) / sum(counts)
         weights = weights / average if average < 1 else weights
     rows = framed(values, weights, group, ridge)
+    rows.given = sum(givens)
     if rows.reach > _FARTHEST:
         raise DataError(_far_row(rows, alive))
     return rows, alive

@@ -24,7 +24,8 @@ _SINGLE = (2.0**-120, 2.0**120)
 class Rows:
     """Rows x [N, D] with weights, measured from a pivot in a unit; this rank's part of them.
 
-    total: sum of the weights over all ranks. count: rows over all ranks. pivot: [D] float64 in
+    total: sum of the weights over all ranks; given: that of the weights as they were given, which
+    may have been scaled since. count: rows over all ranks. pivot: [D] float64 in
     the data's units, numbers of the rows' own dtype; the weighted mean unless given. unit: a
     power of two, so that (x - pivot) / unit has the digits of x - pivot. group: True where
     torch.distributed holds the other parts, or None.
@@ -45,6 +46,7 @@ class Rows:
         count = torch.tensor([float(len(values))], dtype=torch.float64, device=values.device)
         total, count = self.reduce([self.weights.sum().view(1), count])
         self.total, self.count = float(total), int(count)
+        self.given = self.total
         self.pivot = self._mean() if pivot is None else pivot
         self.unit = unit
         self._kept: dict[torch.dtype, Tensor] = {}

@@ -42,7 +42,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "n_components": [Number(Integral, 1, None, closed="left")],
     "covariance_type": [StrOptions(set(SHAPES))],
     "kernel": [StrOptions(set(KERNELS))],
-    "nu": [Number(Real, 0, None, closed="neither")],
+    "nu": [Number(Real, 1e-300, None, closed="left")],
     "schedule": [str, Schedule],
     "criterion": [StrOptions({"bic", "held-out"}), None],
     "means_init": ["array-like", None],
