@@ -26,7 +26,8 @@ def loss(ids: list[int], profile: dict[str, Any] | None) -> float:
 
 
 class Fake:
-    """One replica. dies_at: the number of the request that it no longer answers."""
+    """One replica. dies_at: the number of the request that it no longer answers. refuses: the HTTP
+    status of every generation. spoils: makes another body of a reply, by its number."""
 
     def __init__(
         self,
@@ -35,9 +36,12 @@ class Fake:
         profiles: bool = True,
         dies_at: int | None = None,
         slow: float = 0.0,
+        refuses: int = 200,
+        spoils: Callable[[bytes, int], bytes] | None = None,
         meddle: Callable[[Fake, int], None] | None = None,
     ) -> None:
         self.models, self.profiles, self.dies_at, self.slow = models, profiles, dies_at, slow
+        self.refuses, self.spoils = refuses, spoils
         self.meddle, self.depth = meddle, 4
         self.profile: dict[str, Any] | None = None
         self.digest = "untempered"
@@ -100,8 +104,10 @@ def handler_of(fake: Fake) -> type[BaseHTTPRequestHandler]:
                     self.connection.shutdown(socket.SHUT_RDWR)
             return fake.dead
 
-        def send(self, status: int, body: Any) -> None:
+        def send(self, status: int, body: Any, number: int | None = None) -> None:
             data = json.dumps(body).encode()
+            if fake.spoils is not None and number is not None:
+                data = fake.spoils(data, number)
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -147,8 +153,11 @@ def handler_of(fake: Fake) -> type[BaseHTTPRequestHandler]:
                 fake.meddle(fake, number)
             if self.gone():
                 return
+            if fake.refuses != 200:
+                self.send(fake.refuses, {"error": {"message": "the engine is gone"}})
+                return
             fake.answered.append(body)
-            self.send(200, self.reply(body))
+            self.send(200, self.reply(body), number)
 
         def reply(self, body: dict[str, Any]) -> dict[str, Any]:
             if self.path.endswith("/chat/completions"):

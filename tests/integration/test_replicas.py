@@ -71,6 +71,24 @@ def test_a_replica_that_dies_loses_nothing_even_without_retries(dies_at):
     assert sum(len(fake.answered) for fake in (first, second, third)) == 40
 
 
+@pytest.mark.parametrize("status", [503, 404, 401])
+def test_a_replica_that_answers_with_errors_takes_no_calls_from_the_others(status):
+    # It answers at once, so it always has the fewest requests under way.
+    first, second, good = Fake(refuses=status), Fake(refuses=status), Fake(slow=0.1)
+    with running(first, second, good):
+        found = replies(engine(first, second, good, concurrency=8), calls(24))
+    assert [reply.output for reply in found] == [f"echo: prompt {i}" for i in range(24)]
+    assert first.requests + second.requests <= 16
+
+
+def test_a_request_that_no_replica_can_serve_is_refused_by_each_of_them():
+    first, second = Fake(refuses=400), Fake(refuses=400)
+    with running(first, second):
+        found = replies(engine(first, second, concurrency=2), calls(6))
+    assert all(reply.output is None and "HTTP 400" in reply.error for reply in found)
+    assert first.requests + second.requests == 6  # nothing was asked twice
+
+
 def test_all_replicas_dead_is_an_error_in_every_reply_and_one_that_comes_back_is_used(monkeypatch):
     first, second = Fake(dies_at=2), Fake(dies_at=2)
     with running(first, second):
@@ -223,6 +241,17 @@ def test_compare_over_replicas_is_that_of_one_and_a_dying_one_loses_nothing(
         rows = record_of(tmp_path / "a", "compare").results["replicas"]
         assert sum(row["scored"] for row in rows) == 6 * (1 + len(wanted))
         assert [row["left because"] is None for row in rows][:2] == [True, False]
+    # One sends bodies that are cut, another NaN: both are left, and no number comes from them.
+    cut = Fake(spoils=lambda data, number: data[:-9] if number > 1 else data)
+    none = Fake(spoils=lambda data, number: data.replace(b": -", b': NaN, "was": -', 1))
+    good = Fake(slow=0.01)
+    with running(cut, none, good):
+        assert compared(model, tmp_path / "c", cut, none, good) == 0
+    told = capsys.readouterr().err
+    assert f"the replica {cut.address} is left: JSONDecodeError" in told
+    assert f"the replica {none.address} is left: it gives a token a log probability" in told
+    for label, value in wanted.items():
+        assert costs(tmp_path / "c")[label] == pytest.approx(value, abs=1e-9), label
     # All die: what was finished is kept, and other replicas go on.
     last = Fake(dies_at=20)
     with running(last):
@@ -251,3 +280,6 @@ def test_compare_refuses_replicas_that_differ_or_are_tempered(model, tmp_path, c
             assert compared(model, tmp_path / "o", *fakes) == 1
             assert words in capsys.readouterr().err
         assert not good.answered and hot.digest != "untempered"  # left as they were found
+        good.die()
+        assert compared(model, tmp_path / "o", good, hot) == 1
+        assert f"{good.address} doesn't tell its models: " in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from tempering.errors import CollapseWarning, DataError
+from tempering.errors import CollapseWarning, DataError, InputError
 from tempering.estimators import TemperatureScaler, calibration_report
 from tempering.estimators.calibration.scores import ties
 from tests.calibration_draws import check, draw
@@ -333,3 +334,39 @@ def test_tensors_of_half_precision_as_labels_and_weights():
         torch.from_numpy(z), torch.from_numpy(y), torch.ones(300, dtype=torch.bfloat16)
     )
     assert scaler.temperature_ == pytest.approx(TemperatureScaler().fit(z, y).temperature_)
+
+
+@pytest.mark.parametrize(("mean", "rows"), [(0.0, 40), (6.0, 40), (9.0, 100), (10.0, 100)])
+def test_standard_errors_are_of_the_minimum_that_was_kept(mean, rows):
+    # nll is flat far out, so the loss has two minima, and the second start may win.
+    rng = np.random.default_rng(0)
+    z = 2 * rng.standard_normal((rows, 2))
+    y = (z + rng.gumbel(size=z.shape)).argmax(1)
+    fitted = TemperatureScaler(prior=(mean, 1.0), bounds=(1e-6, 1e6)).fit(z, y)
+
+    def loss(log_t):
+        u = z * math.exp(-log_t)
+        nll = np.logaddexp(u[:, 0], u[:, 1]) - u[np.arange(rows), y]
+        return nll.sum() + (log_t - mean) ** 2 / 2
+
+    at, h = math.log(fitted.temperature_), 1e-3
+    second = (loss(at + h) - 2 * loss(at) + loss(at - h)) / h**2
+    assert fitted.standard_error_ == pytest.approx(second**-0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("bounds", [(0.05, 0.5), (1.5, 10.0)])
+def test_bounds_on_one_side_of_one_are_told_apart(bounds):
+    rng = np.random.default_rng(0)
+    z = 2 * rng.standard_normal((400, 3))
+    y = (z + rng.gumbel(size=z.shape)).argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = TemperatureScaler(per="input", bounds=bounds).fit(z, y)
+    assert fitted.temperature_ == pytest.approx(float(np.median(fitted.temperatures(z))))
+    nearest = bounds[1] if bounds[1] < 1 else bounds[0]
+    assert fitted.temperature_ == pytest.approx(nearest)
+
+
+def test_a_prior_too_narrow_for_float64_is_refused():
+    with pytest.raises(InputError, match="sd = 1e-200"):
+        TemperatureScaler(prior=(0.0, 1e-200)).fit(np.eye(3), [0, 1, 2])

@@ -284,3 +284,41 @@ def test_files_that_hold_no_labels(name, write, message, tmp_path):
 def test_names_in_a_text_file(tmp_path):
     (tmp_path / "g.txt").write_text("north\nsouth\nnorth\n")
     assert open_vector(tmp_path / "g.txt", "groups").tolist() == ["north", "south", "north"]
+
+
+def test_names_that_read_as_one_number_stay_apart(tmp_path):
+    names = ["1_12", "11_2", "112", "007", "7"]
+    (tmp_path / "g.txt").write_text("\n".join(names))
+    assert open_vector(tmp_path / "g.txt", "groups").tolist() == names
+    (tmp_path / "y.txt").write_text("3\n-1 \n 12\n")
+    assert open_vector(tmp_path / "y.txt", "labels").tolist() == [3, -1, 12]
+    (tmp_path / "far.txt").write_text("1" + "0" * 30 + "\n1\n")
+    assert open_vector(tmp_path / "far.txt", "groups").tolist() == ["1" + "0" * 30, "1"]
+
+
+def test_the_header_that_pandas_writes_is_no_row(tmp_path):
+    z, y = draw(200, 5)
+    header = ",".join(map(str, range(5)))
+    np.savetxt(tmp_path / "z.csv", z, delimiter=",", header=header, comments="", fmt="%.9g")
+    np.savetxt(tmp_path / "plain.csv", z, delimiter=",", fmt="%.9g")
+    fitted = TemperatureScaler().fit(tmp_path / "z.csv", y)
+    assert fitted.temperature_ == TemperatureScaler().fit(tmp_path / "plain.csv", y).temperature_
+    (tmp_path / "two.csv").write_text("0,1\n0.5,0.5\n")
+    with pytest.raises(DataError, match="may be names of columns"):
+        open_logits(tmp_path / "two.csv")
+
+
+def test_a_fit_that_fails_leaves_the_one_before_whole():
+    z, y = draw(200, 5)
+    fitted = TemperatureScaler().fit(z, y)
+    before = fitted.predict_proba(z)
+    with pytest.raises(DataError):
+        fitted.fit(z[:, :3], y)
+    np.testing.assert_array_equal(fitted.predict_proba(z), before)
+
+
+def test_a_table_without_rows_is_named(tmp_path):
+    z, y = draw(200, 5)
+    np.save(tmp_path / "none.npy", z[:0])
+    with pytest.raises(DataError, match=r"none\.npy has n_samples = 0"):
+        TemperatureScaler().fit(z, y).predict_proba(tmp_path / "none.npy")

@@ -236,6 +236,24 @@ def test_means_given_far_from_the_pivot_and_chunks_in_odd_units():
     np.testing.assert_allclose(other.covariances_ / scale / scale, one.covariances_, rtol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e30, 2.0**-200])
+def test_chunks_count_by_their_weights_as_given(unit):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(200, 1)), rng.normal(10, 1, (200, 1))
+    weights = np.repeat([0.01 * unit, unit], 200)
+    whole = AnnealedMixture(1).fit(np.concatenate([a, b]), sample_weight=weights)
+    parts = AnnealedMixture(1).partial_fit(a, sample_weight=weights[:200])
+    parts.partial_fit(b, sample_weight=weights[200:])
+    np.testing.assert_allclose(parts.means_, whole.means_, rtol=1e-9)
+    np.testing.assert_allclose(parts.covariances_, whole.covariances_, rtol=1e-5)
+
+
+def test_weights_that_no_other_chunk_can_be_added_to_are_refused():
+    model = AnnealedMixture(1).partial_fit(two())
+    with pytest.raises(DataError, match="can't be added to those of other chunks"):
+        model.partial_fit(two(), sample_weight=np.full(len(two()), 1e307))
+
+
 def test_missing_values_are_named():
     table = two().astype(object)
     table[4, 1] = None
@@ -244,3 +262,12 @@ def test_missing_values_are_named():
     weights = [1.0] * 119 + [None]
     with pytest.raises(DataError, match=r"sample_weight\[119\] is nan"):
         AnnealedMixture(2).fit(torch.tensor(two()), sample_weight=weights)
+
+
+@pytest.mark.parametrize("nu", [1e6, 1e10, 1e16, 1e200, 1.7e308])
+def test_many_degrees_of_freedom_are_a_normal_distribution(nu):
+    x = two()
+    normal = AnnealedMixture(1).fit(x)
+    student = AnnealedMixture(1, kernel="student_t", nu=nu).fit(x)
+    assert student.lower_bound_ == pytest.approx(normal.lower_bound_, abs=1e-4)
+    np.testing.assert_allclose(student.covariances_, normal.covariances_, rtol=1e-4)

@@ -318,7 +318,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
             check_table(array.shape, array.dtype, "X")
             logits = ArrayLogits(array)
         if logits.n_rows == 0:
-            raise DataError(f"{logits.name} has 0 sample(s); expected a row at least")
+            raise DataError(f"{logits.name} has n_samples = 0; expected a row at least")
         if reset:
             self.n_features_in_ = logits.n_columns
         elif logits.n_columns != self.n_features_in_:

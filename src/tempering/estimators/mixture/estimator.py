@@ -164,7 +164,7 @@ class AnnealedMixture(FittedMixture):
         Warns MixtureConvergenceWarning when EM did not converge, or when starts collapsed;
         TemperingWarning when reg_covar is large for the data, or when two components or more have
         more free numbers than there are distinct rows. Ctrl-C returns the best so far with
-        a warning and `converged_` False.
+        a warning and `converged_` False; with distributed=True it is raised.
         """
         self._fit(X, sample_weight, responsibilities)
         return self
