@@ -260,3 +260,11 @@ def test_parameters_are_kept_as_given():
     assert clone(model).get_params() == model.get_params()
     shown = repr(AnnealedMixture(n_components=3, kernel="laplace"))
     assert shown == "AnnealedMixture(kernel='laplace', n_components=3)"
+
+
+@pytest.mark.parametrize("criterion", ["bic", "held-out"])
+def test_a_size_that_collapses_doesnt_end_the_choice(criterion):
+    rng = np.random.default_rng(1)
+    x = np.r_[rng.normal(size=(40, 2)), rng.normal(size=(40, 2)) + 8]
+    fitted = AnnealedMixture(6, criterion=criterion, reg_covar=0, random_state=0).fit(x)
+    assert fitted.n_components_ == 2 and 1 in fitted.criteria_

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from tempering.estimators.mixture.anneal import anneal
 from tempering.estimators.mixture.driver import RELEASE, FitProgress, cool, moving_sample, released
-from tempering.estimators.mixture.em import Components, Family, climb, log_likelihoods
+from tempering.estimators.mixture.em import (
+    CollapsedError,
+    Components,
+    Family,
+    climb,
+    log_likelihoods,
+)
 from tempering.estimators.mixture.moves import best_split, cheapest_merges, look
 from tempering.estimators.mixture.refine import Fit, at_temperature, refine, replaced
 from tempering.estimators.mixture.rows import Rows
@@ -92,14 +98,21 @@ def grow_selected(
         progress.settled(step, released(step, family))
         starts[len(step.components.means)] = progress.reached
     best: tuple[Score, Components] | None = None
+    collapsed: CollapsedError | None = None
     for size, start in sorted(starts.items()):
-        climbed = climb(rows, start, family, tol=_NEAR, passes=max_iter)
+        try:
+            climbed = climb(rows, start, family, tol=_NEAR, passes=max_iter)
+        except CollapsedError as error:  # one size too many is no fault of the others
+            collapsed = error
+            continue
         progress.spent(climbed.passes)
         score = criterion(climbed.components, climbed.value)
         found[size] = score.value
         if best is None or criterion.rises(score, best[0]):
             best = (score, climbed.components)
             progress.components = climbed.components
+    if best is None and collapsed is not None:
+        raise collapsed
     cool(rows, RELEASE, family, progress)
     sample = moving_sample(rows, most)
     best = None
@@ -112,8 +125,11 @@ def grow_selected(
         progress.components = best[1]
         found[best[0].size] = max(found.get(best[0].size, -math.inf), best[0].value)
         for start in _neighbours(sample, best[1], family, generator, most):
-            warm = at_temperature(rows, start, family, 1.1, 3)
-            climbed = climb(rows, warm, family, tol=_NEAR, passes=max_iter)
+            try:
+                warm = at_temperature(rows, start, family, 1.1, 3)
+                climbed = climb(rows, warm, family, tol=_NEAR, passes=max_iter)
+            except CollapsedError:
+                continue
             progress.spent(climbed.passes + 3)
             score = criterion(climbed.components, climbed.value)
             found[score.size] = max(found.get(score.size, -math.inf), score.value)
