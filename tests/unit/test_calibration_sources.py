@@ -292,6 +292,8 @@ def test_names_that_read_as_one_number_stay_apart(tmp_path):
     assert open_vector(tmp_path / "g.txt", "groups").tolist() == names
     (tmp_path / "y.txt").write_text("3\n-1 \n 12\n")
     assert open_vector(tmp_path / "y.txt", "labels").tolist() == [3, -1, 12]
+    (tmp_path / "g.csv").write_text("groups\n" + "\n".join(["007", "7", "7"]))
+    assert open_vector(tmp_path / "g.csv", "groups").tolist() == ["007", "7", "7"]
     (tmp_path / "far.txt").write_text("1" + "0" * 30 + "\n1\n")
     assert open_vector(tmp_path / "far.txt", "groups").tolist() == ["1" + "0" * 30, "1"]
 
@@ -306,6 +308,9 @@ def test_the_header_that_pandas_writes_is_no_row(tmp_path):
     (tmp_path / "two.csv").write_text("0,1\n0.5,0.5\n")
     with pytest.raises(DataError, match="may be names of columns"):
         open_logits(tmp_path / "two.csv")
+    (tmp_path / "index.csv").write_text(",a,b\n0,0.5,0.5\n1,0.25,0.75\n")
+    with pytest.raises(DataError, match="write it with index=False"):
+        open_logits(tmp_path / "index.csv")
 
 
 def test_a_fit_that_fails_leaves_the_one_before_whole():

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 
 from tempering.errors import ConvergenceWarning as OwnConvergenceWarning
-from tempering.errors import TemperingWarning
+from tempering.errors import DataError, TemperingWarning
 from tempering.estimators import AnnealedMixture, MixtureConvergenceWarning
 from tempering.estimators.mixture.rows import Rows
 from tests.unit import mixture_oracle as oracle
@@ -268,3 +268,21 @@ def test_a_size_that_collapses_doesnt_end_the_choice(criterion):
     x = np.r_[rng.normal(size=(40, 2)), rng.normal(size=(40, 2)) + 8]
     fitted = AnnealedMixture(6, criterion=criterion, reg_covar=0, random_state=0).fit(x)
     assert fitted.n_components_ == 2 and 1 in fitted.criteria_
+
+
+def test_a_fit_that_fails_leaves_the_one_before_whole():
+    rng = np.random.default_rng(0)
+    x, bad = rng.normal(size=(60, 3)), rng.normal(size=(60, 2))
+    bad[3, 1] = np.nan
+    fitted = AnnealedMixture(2, random_state=0).fit(x)
+    before = fitted.predict_proba(x)
+    with pytest.raises(DataError, match="row 3, column 1"):
+        fitted.fit(bad)
+    assert fitted.n_features_in_ == 3
+    np.testing.assert_array_equal(fitted.predict_proba(x), before)
+    chunks = AnnealedMixture(2, random_state=0).partial_fit(x)
+    before = chunks.predict_proba(x)
+    with pytest.raises(DataError, match="sum|add"):
+        chunks.partial_fit(x, sample_weight=np.full(60, 1e307))
+    assert chunks.n_samples_seen_ == 60
+    np.testing.assert_array_equal(chunks.predict_proba(x), before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +218,21 @@ def _csv(path: Path) -> Logits:
     return logits
 
 
-def _read_csv(path: Path) -> Any:
-    """A CSV file as a pyarrow table; cells are separated by commas, semicolons or tabs."""
-    from pyarrow import csv
+def _read_csv(path: Path, texts: Sequence[str] = ()) -> Any:
+    """A CSV file as a pyarrow table; cells are separated by commas, semicolons or tabs.
+
+    texts: columns that are read as they are written.
+    """
+    from pyarrow import csv, string
 
     first = next((line for line in read_text(path).splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     cells = [cell.strip().strip('"') for cell in first.split(delimiter)]
+    if len(cells) > 1 and cells[0] == "":
+        raise DataError(
+            f"{path}: the first column has no name: pandas writes the index of a table so, "
+            "which is no column of it; write it with index=False, or name that column"
+        )
     counted = len(cells) > 1 and cells == [str(place) for place in range(len(cells))]
     if counted and len(cells) == 2:
         raise DataError(
@@ -239,6 +247,7 @@ def _read_csv(path: Path) -> Any:
             block_size=min(path.stat().st_size + (1 << 20), 2**31 - 1),
         ),
         csv.ParseOptions(delimiter=delimiter),
+        csv.ConvertOptions(column_types=dict.fromkeys(texts, string())),
     )
 
 
@@ -281,12 +290,15 @@ def _vector(path: Path, name: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             return archive[_only(list(archive), name, path)]
     if kind in (".parquet", ".csv"):
-        from pyarrow import parquet
+        from pyarrow import parquet, types
 
         if kind == ".csv":
             table = _read_csv(path)
             column = _only(table.column_names, name, path)
             values = table.column(column)
+            if types.is_integer(values.type) and not values.null_count:
+                texts = _read_csv(path, [column]).column(column).to_pylist()
+                return _numbers_or_names(np.array(texts))
         else:
             with parquet.ParquetFile(path) as file:
                 column = _only(file.schema_arrow.names, name, path)
@@ -300,13 +312,20 @@ def _vector(path: Path, name: str) -> np.ndarray:
     if kind == ".txt":
         lines = np.array(read_text(path).split("\n"))
         lines = lines[:-1] if lines[-1] == "" else lines
-        try:
-            numbers = lines.astype(np.int64)
-        except (ValueError, OverflowError):
-            return lines
-        # What numpy reads as one number, 007 and 7 or 1_12 and 11_2, may be several names.
-        return numbers if bool((numbers.astype(str) == np.char.strip(lines)).all()) else lines
+        return _numbers_or_names(lines)
     raise DataError(f"{path}: expected a file that ends in .npy, .npz, .parquet, .csv or .txt")
+
+
+def _numbers_or_names(texts: np.ndarray) -> np.ndarray:
+    """Whole numbers, if all texts are that; what numpy reads as one number may be several names.
+
+    So 007 and 7 stay apart, and 1_12 and 11_2.
+    """
+    try:
+        numbers = texts.astype(np.int64)
+    except (ValueError, OverflowError):
+        return texts
+    return numbers if bool((numbers.astype(str) == np.char.strip(texts)).all()) else texts
 
 
 def _only(names: list[str], name: str, path: Path) -> str:

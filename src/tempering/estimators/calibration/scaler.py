@@ -45,6 +45,7 @@ from tempering.estimators.calibration.source import (
     TensorLogits,
     one_threaded,
 )
+from tempering.estimators.refits import keeping
 from tempering.ranks import here
 from tempering.tensors import refuse_masked
 
@@ -151,51 +152,43 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
         logits is constant and there is no prior. InputError for a parameter out of its range.
         Ctrl-C returns the best so far under a ConvergenceWarning, with `converged_` False.
         """
-        before = dict(vars(self))
-        try:
-            return self._fit(X, y, sample_weight, groups)
-        except BaseException:  # what was fitted before stays whole
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-
-    def _fit(self, X: Any, y: Any, sample_weight: Any, groups: Any) -> TemperatureScaler:
-        settings = self._settings()
-        logits = self._open_logits(X, reset=True)
-        if logits.n_rows < 2 or logits.n_columns < 2:
-            raise DataError(
-                f"{logits.name} has n_samples = {logits.n_rows} and {logits.n_columns} feature(s); "
-                "expected logits of at least 2 rows and 2 classes, a column each"
+        with keeping(self):
+            settings = self._settings()
+            logits = self._open_logits(X, reset=True)
+            if logits.n_rows < 2 or logits.n_columns < 2:
+                raise DataError(
+                    f"{logits.name} has n_samples = {logits.n_rows} and {logits.n_columns} "
+                    "feature(s); expected logits of at least 2 rows and 2 classes, a column each"
+                )
+            names = getattr(self, "feature_names_in_", logits.column_names)
+            codes, classes = encode_labels(y, logits.n_rows, logits.n_columns, self.classes, names)
+            weights, unit = check_weights(sample_weight, logits.n_rows)
+            if unit < 1 and settings.prior is not None:
+                # Against a prior such rows count for nothing, in any unit.
+                weights, unit = (None if weights is None else weights * unit), 1.0
+            settings = settings.in_unit(unit)
+            problem = CalibrationProblem(
+                logits,
+                row_tensor(codes, logits.device),
+                None if weights is None else row_tensor(weights, logits.device),
+                self.inputs,
             )
-        names = getattr(self, "feature_names_in_", logits.column_names)
-        codes, classes = encode_labels(y, logits.n_rows, logits.n_columns, self.classes, names)
-        weights, unit = check_weights(sample_weight, logits.n_rows)
-        if unit < 1 and settings.prior is not None:
-            # Against a prior such rows count for nothing, in any unit.
-            weights, unit = (None if weights is None else weights * unit), 1.0
-        settings = settings.in_unit(unit)
-        problem = CalibrationProblem(
-            logits,
-            row_tensor(codes, logits.device),
-            None if weights is None else row_tensor(weights, logits.device),
-            self.inputs,
-        )
-        if here().size > 1:
-            here().agree(
-                {
-                    "shape of the logits": (logits.n_rows, logits.n_columns),
-                    "labels": hashlib.sha256(codes.astype(np.int64).tobytes()).hexdigest()[:16],
-                }
-            )
-        counts = np.bincount(codes, weights, minlength=logits.n_columns)
-        self.classes_ = classes
-        if self.per == "input":
-            self._refuse_groups(groups)
-            self._fit_inputs(problem, settings, unit)
-        else:
-            self._fit_blocks(problem, settings, groups, unit)
-        self.missing_classes_ = warn_missing(counts, classes)
-        return self
+            if here().size > 1:
+                here().agree(
+                    {
+                        "shape of the logits": (logits.n_rows, logits.n_columns),
+                        "labels": hashlib.sha256(codes.astype(np.int64).tobytes()).hexdigest()[:16],
+                    }
+                )
+            counts = np.bincount(codes, weights, minlength=logits.n_columns)
+            self.classes_ = classes
+            if self.per == "input":
+                self._refuse_groups(groups)
+                self._fit_inputs(problem, settings, unit)
+            else:
+                self._fit_blocks(problem, settings, groups, unit)
+            self.missing_classes_ = warn_missing(counts, classes)
+            return self
 
     def _fit_blocks(
         self, problem: CalibrationProblem, settings: FitSettings, groups: Any, unit: float

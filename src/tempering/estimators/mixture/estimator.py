@@ -32,6 +32,7 @@ from tempering.estimators.mixture.settings import (
     warn,
 )
 from tempering.estimators.mixture.start import from_means, from_responsibilities
+from tempering.estimators.refits import keeping
 
 _HELD_OUT = 0.2
 
@@ -166,7 +167,8 @@ class AnnealedMixture(FittedMixture):
         more free numbers than there are distinct rows. Ctrl-C returns the best so far with
         a warning and `converged_` False; with distributed=True it is raised.
         """
-        self._fit(X, sample_weight, responsibilities)
+        with keeping(self):
+            self._fit(X, sample_weight, responsibilities)
         return self
 
     def _fit(self, X: Any, sample_weight: Any, responsibilities: Any) -> Rows:
@@ -238,25 +240,30 @@ class AnnealedMixture(FittedMixture):
 
         Parameters, errors: as for `fit`. Returns self.
         """
-        check_parameters(self)
-        if not hasattr(self, "_seen"):
-            rows = self._fit(X, sample_weight, None)
-            family = self._family().within(rows.unit)
-            self._seen = RunningSums.of(rows, self._components(rows), family)
-            self.n_samples_seen_ = rows.count
+        with keeping(self):
+            check_parameters(self)
+            if not hasattr(self, "_seen"):
+                rows = self._fit(X, sample_weight, None)
+                family = self._family().within(rows.unit)
+                self._seen = RunningSums.of(rows, self._components(rows), family)
+                self.n_samples_seen_ = rows.count
+                return self
+            family = self._family()
+            group = self._group()
+            rows, _ = rows_of(
+                lambda: self._values(X, reset=False), sample_weight, group, family.ridge
+            )
+            within = family.within(rows.unit)
+            self._seen = self._seen.plus(
+                RunningSums.of(rows, self._components(rows), within), family
+            )
+            self._mixture(self._seen.components(family), X)
+            found = expect(rows, self._components(rows), within).objective
+            self.lower_bound_ = found / rows.total - rows.log_volume
+            self.n_samples_seen_ += rows.count
+            self.n_iter_ += 1
+            self._fitted_rows = rows.alone()
             return self
-        family = self._family()
-        group = self._group()
-        rows, _ = rows_of(lambda: self._values(X, reset=False), sample_weight, group, family.ridge)
-        within = family.within(rows.unit)
-        self._seen = self._seen.plus(RunningSums.of(rows, self._components(rows), within), family)
-        self._mixture(self._seen.components(family), X)
-        found = expect(rows, self._components(rows), within).objective
-        self.lower_bound_ = found / rows.total - rows.log_volume
-        self.n_samples_seen_ += rows.count
-        self.n_iter_ += 1
-        self._fitted_rows = rows.alone()
-        return self
 
     def plot_path(self, feature: int = 0, axes: Any = None) -> Any:
         """Draw the rate-distortion curve, the components' positions, and the phase diagram.
