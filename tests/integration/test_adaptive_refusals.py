@@ -76,6 +76,7 @@ def test_what_cannot_be_exact_is_refused():
         ("log_length(3.5)", "whole number, got 3.5"),
         ("polynomial(x)", r"expected '\('"),
         ("polynomial(inf)", "finite coefficients"),
+        ("polynomial(1e39,-1e39,0)", r"none beyond 1e\+30"),
         ("reverse(" * 5000, "more than 50 parts"),
     ],
 )

@@ -137,3 +137,17 @@ def test_a_layer_with_a_narrow_window_has_no_law():
     assert all(slope == 0 for item in profile.rules for slope in item.slope)
     assert layout(model).names == profile.names
     assert adaptive_profile("power(0,47)", model).rules[0].slope == 0
+
+
+def test_a_window_that_ends_before_n0_is_where_its_layer_keeps_its_temperature():
+    model = oracle.tiny_llama(
+        kind=(MistralConfig, MistralForCausalLM), sliding_window=64, max_position_embeddings=512
+    )
+    law = measure_law(model, oracle.tokens(0, 1, 512))
+    assert law.length == 188 and law.lengths_kept == pytest.approx((64,) * len(law.layers))
+    for item in law.profile(model).rules:
+        assert any(item.slope)
+        beta = item.of_counts(torch.tensor([[[64]]]))
+        torch.testing.assert_close(beta, torch.ones_like(beta), rtol=1e-9, atol=0)
+    full = measure_law(oracle.tiny_llama(max_position_embeddings=512), oracle.tokens(0, 1, 128))
+    assert set(full.lengths_kept) == {47.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from unittest import mock
 
@@ -18,7 +19,9 @@ from transformers import (
 
 from tempering.attention import Profile, adaptive_profile, layout, measure_tokens, tempered
 from tempering.attention.baking.bake import bake
-from tempering.errors import ArchitectureError, ProfileError, RefusedError
+from tempering.attention.profiles.length_rules import Power
+from tempering.attention.profiles.rule_base import PerHead
+from tempering.errors import ArchitectureError, InputError, ProfileError, RefusedError
 from tests.integration.rule_oracle import IDS, PADDED, close, oracle
 
 SLOPES = (0.3, -0.2, 0.0, 0.15)
@@ -281,6 +284,67 @@ def test_lengths_beyond_the_context_are_looked_at_when_they_come():
             model(IDS, use_cache=False)
 
 
+def test_the_product_with_the_profile_is_held_to_the_limits_too():
+    model = oracle.tiny_llama()
+    rule = "power(-1,1)"  # T = 1/13 at 13 keys
+    cold = Profile.from_matrix(torch.full((4, oracle.HEADS), 0.002), model)
+    for attempt in (
+        lambda: tempered(model, adaptive_profile(rule, model, base=cold)),
+        lambda: nested(model, cold, adaptive_profile(rule, model)),
+        lambda: nested(model, adaptive_profile(rule, model), cold),
+    ):
+        with pytest.raises(ProfileError, match="with the profile's T has T = 0.000"), attempt():
+            model(IDS, use_cache=False)
+    # What changes under a rule that is in force is looked at anew.
+    mild = Profile.neutral(model)
+    with tempered(model, adaptive_profile(rule, model)), tempered(model, mild) as handle:
+        model(IDS, use_cache=False)
+        handle.update(cold)
+        with pytest.raises(ProfileError, match="with the profile's T"):
+            model(IDS, use_cache=False)
+
+
+@contextlib.contextmanager
+def nested(model, outer, inner):
+    with tempered(model, outer), tempered(model, inner):
+        yield
+
+
+@pytest.mark.parametrize("low", [torch.finfo(torch.float32).min, -1e9, -1e4])
+def test_keys_hidden_by_any_number_are_not_seen(low):
+    model = oracle.tiny_llama()
+    length = IDS.shape[1]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    mask = torch.zeros(len(IDS), 1, length, length).masked_fill(future, low)
+    with torch.no_grad(), tempered(model, adaptive_profile("power(-0.5,4)", model)):
+        found = model(IDS, attention_mask=mask, use_cache=False).logits
+        close(found, model(IDS, use_cache=False).logits)
+
+
+def test_eager_attention_without_a_mask_sees_all_keys():
+    from transformers import SplinterConfig, SplinterModel
+
+    torch.manual_seed(0)
+    model = SplinterModel(
+        SplinterConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=2,
+            num_attention_heads=4, initializer_range=0.5, question_token_id=1,
+            attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    ids = torch.randint(3, 60, (1, 9))
+    padded = torch.cat([ids, torch.zeros(1, 5, dtype=ids.dtype)], 1)
+    mask = (torch.arange(14) < 9)[None].long()
+    law = adaptive_profile("power(-0.5,4)", model)
+    with torch.no_grad():
+        plain = model(ids)[0]
+        with tempered(model, law):
+            alone = model(ids)[0]
+            beside = model(padded, attention_mask=mask)[0][:, :9]
+    torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-5)
+    assert (alone - plain).abs().max() > 0.1
+
+
 def test_texts_and_files(tmp_path):
     model = oracle.tiny_llama()
     for text in (*FORMULAS, "power(0.1,5)|instead_of(log_steps(0.1,8192))"):
@@ -332,6 +396,8 @@ def test_scaled_shuffled_and_constant():
         assert float(constant.rows[1][head]) == pytest.approx(wanted, rel=1e-12)
     with pytest.raises(ProfileError, match="at least 1 token, not 0"):
         profile.at_length(0)
+    with pytest.raises(ProfileError, match="up to 100000000 tokens, not 1000000"):
+        profile.at_length(10**30)
     held = adaptive_profile("support(3)", model)
     with pytest.raises(RefusedError, match="only rules of length have constants for a length"):
         held.at_length(40)
@@ -341,6 +407,30 @@ def test_scaled_shuffled_and_constant():
     ):
         with pytest.raises(RefusedError, match="can't be scaled"):
             attempt()
+
+
+def test_constants_of_layers_with_windows():
+    model = oracle.tiny_llama()
+    profile = adaptive_profile("power(-0.1,16)", model)
+    found = profile.at_length(100, [None, 8, 8, 200])
+    for row, window in zip(found.rows, (100, 8, 8, 200), strict=True):
+        logs = [-0.1 * math.log(min(n, window) / 16) for n in range(1, 101)]
+        assert row.tolist() == pytest.approx([math.exp(sum(logs) / 100)] * 4, rel=1e-12)
+    assert torch.equal(profile.at_length(100, 8).rows[0], found.rows[1])
+    with pytest.raises(ProfileError, match="2 windows were given for 4 layers"):
+        profile.at_length(100, [8, 8])
+    with pytest.raises(InputError, match="a window = 0"):
+        profile.at_length(100, 0)
+
+
+def test_a_rule_with_one_bound_keeps_the_other_side_open():
+    model = oracle.tiny_llama()
+    rule = adaptive_profile("power(-0.1,100,0.001,2)", model)
+    for room, bounds in ((1.5, (1e-3, 2**1.5)), (0.5, (1e-3, 2**0.5)), (-1.0, (0.5, 1e3))):
+        assert rule.scaled(room).rules[0].bounds == pytest.approx(bounds)
+    own = Power(PerHead((0.1, 0.2, 0.3, 0.4)), PerHead((10.0, 20.0, 30.0, 40.0)))
+    with pytest.raises(RefusedError, match="can't be shuffled"):
+        Profile.neutral(model).with_rules([own] * 4).shuffled(1)
 
 
 def test_what_takes_numbers_offers_the_constants():

@@ -122,6 +122,41 @@ def test_second_halves_of_excerpts_are_asked_for(size, start):
     assert goal.count == 5 * 4 * (length - length // 2)
 
 
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (torch.zeros(2, 80, dtype=torch.long), r"integers \[length\]"),
+        (torch.full((80,), 10**6), "ids lie in 1000000 to 1000000"),
+        (torch.full((80,), -1), "ids lie in -1 to -1"),
+    ],
+)
+def test_ids_that_are_none(model, ids, words):
+    with pytest.raises(InputError, match=words):
+        tune_context(model, ids, seconds=1)
+
+
+@pytest.mark.filterwarnings("ignore:no step lowered")
+@pytest.mark.parametrize("seed", [2**62, 2**70, -1])
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_ids_of_any_integers_and_seeds_of_any_size(model, context, kind, seed):
+    assert tune_context(model, context.to(kind), seconds=1e-3, span=16, seed=seed).spans == 4
+
+
+@pytest.mark.filterwarnings("ignore:no step lowered")
+def test_spans_and_their_excerpts_fit_the_model_s_positions(model, context, monkeypatch):
+    sizes, make = [], fitting.context_objective
+
+    def watched(spans, generator, start):
+        sizes.append(spans.shape[1])
+        return make(spans, generator, start)
+
+    monkeypatch.setattr(fitting, "context_objective", watched)
+    monkeypatch.setattr(model.config, "max_position_embeddings", 72)
+    tune_context(model, context.repeat(4), seconds=1e-3, start=[1, 2])
+    (size,) = sizes
+    assert 2 + size + 4 * max(8, size // 8) <= 72 < 2 + size + 1 + 4 * max(8, (size + 1) // 8)
+
+
 class Clock:
     """Goes on by a second whenever somebody looks."""
 

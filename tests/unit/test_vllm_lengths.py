@@ -132,6 +132,9 @@ def test_what_vllm_cannot_do_exactly_is_refused():
     steep = Profile(tuple(T), NAMES).with_rules([None, Power(PerHead((0, 3, 0, 0)), 2.0), None])
     with pytest.raises(ProfileError, match=r"layers.1.self_attn.attn, head 1: .* context has 512"):
         table.prepared(steep, slots(), 512, None)
+    hot = Profile((T[0], T[1] * 500, T[2]), NAMES).with_rules([None, Power(0.2, 2.0), None])
+    with pytest.raises(ProfileError, match="head 0: .* with the profile's T has T = 1"):
+        table.prepared(hot, slots(), 512, None)
     table.prepared(steep, slots(), 20, None)  # within 20 tokens T stays below 1000
 
     class ChunkedLocalAttention(Attention):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.profile import Profile
 from tempering.engines.vllm import admission, arguments
 from tempering.engines.vllm.arguments import asked_by, sample_of
@@ -213,6 +214,21 @@ def test_a_profile_s_strength_keeps_its_prefix_cache_apart_and_within_bounds(tmp
             ask(wrong)
     with pytest.raises(ValueError, match="send tempering_profile with it"):
         admit(asked(tempering_room=0.5), frontend=frontend)
+
+
+def test_a_law_s_strength_is_held_to_the_limits_within_the_longest_request(tmp_path):
+    frontend = Frontend()
+    law = Profile.from_matrix(torch.ones(2, 2)).with_rules([Power(-0.4, 2048.0)] * 2)
+    path = law.save(tmp_path / "law.json")
+    frontend.vllm_config.additional_config = {"tempering": {"profiles": {"law": str(path)}}}
+    frontend.vllm_config.model_config.max_model_len = 32768
+
+    def ask(room):
+        return admit(asked(tempering_profile="law", tempering_room=room), frontend=frontend)
+
+    assert ask(2).cache_salt
+    with pytest.raises(ValueError, match=r"tempering_room=10 of the profile law: .* has T = 1\.7"):
+        ask(10)
 
 
 def test_no_two_requests_share_a_prefix_under_different_profiles():

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tempering.attention.visibility import is_causal, is_flash, visible, visible_to_flash
+from tempering.attention.visibility import is_causal, is_eager, is_flash, visible, visible_to_flash
 from tempering.errors import ArchitectureError
 
 # Entries of the logits that are formed at once: 64 MB in float32.
@@ -62,6 +62,8 @@ class AttentionCall:
         else:
             hiding = mask is None
         causal = hiding and is_causal(module, kwargs)
+        if mask is None and kwargs.get("is_causal") is None and is_eager(module):
+            causal = False  # the modules' flag is for kernels; eager code hides by masks alone
         window = kwargs.get("sliding_window") if hiding else None
         if is_flash(module) and (not causal or query.shape[2] != key.shape[2]):
             lengths = (query.shape[2], key.shape[2])

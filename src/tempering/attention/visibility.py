@@ -17,8 +17,16 @@ def is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
 
 def is_flash(module: Any) -> bool:
     """Whether an attention module runs flash kernels."""
-    config = getattr(module, "config", None)
-    return "flash" in str(getattr(config, "_attn_implementation", None))
+    return "flash" in _implementation(module)
+
+
+def is_eager(module: Any) -> bool:
+    """Whether an attention module runs transformers' eager code."""
+    return _implementation(module) == "eager"
+
+
+def _implementation(module: Any) -> str:
+    return str(getattr(getattr(module, "config", None), "_attn_implementation", None))
 
 
 def _numbers(some: range | Tensor, device: torch.device) -> Tensor:

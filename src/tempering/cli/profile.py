@@ -127,6 +127,13 @@ def constant(
     profile: File,
     length: Annotated[int, typer.Option(help="Tokens of the texts that the constants are for.")],
     out: Annotated[Path, typer.Option(help="Profile file to write.")],
+    windows: Annotated[
+        str | None,
+        typer.Option(
+            help="Keys that a query sees at most, where layers have windows: of all layers, or of "
+            "each, such as 512,512,0 (0: no window)."
+        ),
+    ] = None,
 ) -> None:
     """Write the best constants for texts of one length, in place of rules of length.
 
@@ -135,7 +142,9 @@ def constant(
     from tempering.attention.profiles.profile import Profile
 
     common.check_file(out, "--out", ".json")
-    chosen = Profile.load(profile).at_length(length)
+    given = common.numbers(windows, "--windows")
+    each = None if given is None else [window or None for window in given]
+    chosen = Profile.load(profile).at_length(length, each[0] if each and len(each) == 1 else each)
     common.note(f"profile: {chosen.save(out)}")
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tempering.attention.examining.masking import MASKED
 from tempering.attention.hooks.temperature_state import TemperatureState
 from tempering.attention.layout import AttentionLayer
 from tempering.attention.logits import AttentionCall, sliced_logits
@@ -51,10 +52,10 @@ class LayerRule:
     ) -> None:
         self.module, self.name, self.rules = module, layer.name, list(rules)
         self.counts = {item: RuleCount(item.label) for item in rules if item is not None}
-        self._checked: dict[LengthRule, int] = {}
+        self._checked: dict[LengthRule, tuple[int, Tensor, int]] = {}  # keys, and the beta seen
         for item in self.counts:
             if isinstance(item, LengthRule):
-                self._check_length(item, context_of(module), layer.heads)
+                check_lengths(item, context_of(module), self.name, layer.heads)
 
     def join(self, state: TemperatureState, owner: int) -> None:
         """Become the rule of a state; RefusedError where another handle's is."""
@@ -74,7 +75,7 @@ class LayerRule:
             nonlocal call
             if isinstance(rule, LengthRule):
                 call = call or AttentionCall.of(self.module, query, key, mask, kwargs)
-                self._check_length(rule, key.shape[2], query.shape[1])
+                self._check_length(rule, key.shape[2], state.beta)
                 places = None
                 if isinstance(rule, InsteadOf):
                     places = self._places(rule.own, call, kwargs)[rows]
@@ -100,7 +101,7 @@ class LayerRule:
 
         def of_rule(rule: Rule, count: RuleCount, rows: list[int], of_profile: Tensor) -> Tensor:
             assert isinstance(rule, LengthRule), "check_layer lets no other here"
-            self._check_length(rule, int(seen.max()), seen.shape[1])
+            self._check_length(rule, int(seen.max()), state.beta)
             return self._of_length(rule, count, seen.shape, seen[rows])
 
         return self._beta(state, seen.shape, seen.device, of_rule)
@@ -145,11 +146,21 @@ class LayerRule:
             )
         return (positions[:, None] + 1).expand(batch, 1, q_seq)
 
-    def _check_length(self, rule: LengthRule, keys: int, heads: int) -> None:
-        """ProfileError where T leaves attention's limits for so many keys."""
-        if keys > self._checked.get(rule, 0):
-            check_lengths(rule, keys, self.name, heads)
-            self._checked[rule] = keys
+    def _check_length(
+        self, rule: LengthRule, keys: int, beta: Float[Tensor, "rows heads 1 1"]
+    ) -> None:
+        """ProfileError where the profile's T times the rule's leaves attention's limits.
+
+        beta: the profile's, changed in place by other handles. It is looked at where keys are more
+        than ever before, and where it has changed.
+        """
+        if not rule.numbers:  # a law that is being learned, and keeps bounds of its own
+            return
+        most, known, version = self._checked.get(rule, (0, None, 0))
+        if keys > most or known is not beta or version != beta._version:
+            keys = max(keys, most, context_of(self.module))
+            check_lengths(rule, keys, self.name, beta.shape[1], beta[..., 0, 0])
+            self._checked[rule] = keys, beta, beta._version
 
     def _of_length(
         self,
@@ -175,7 +186,7 @@ def seen_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
     seen = torch.ones(1, 1, 1, kv_seq, dtype=torch.bool, device=device)
     if call.mask is not None:
         mask = call.mask[..., :kv_seq]
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        seen = _shown(mask)
     if not call.causal:
         return seen.sum(-1).expand(batch, -1, q_seq)
     if call.mask is None:  # counted without a table of queries and keys
@@ -194,11 +205,16 @@ def last_keys(call: AttentionCall) -> Int[Tensor, "batch heads_or_1 q_seq"]:
         at = torch.arange(1, q_seq + 1, device=device) + (0 if call.causal else kv_seq - q_seq)
         return at.expand(batch, 1, q_seq)
     mask = call.mask[..., :kv_seq]
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    seen = _shown(mask)
     if call.causal:
         seen = seen & visible(range(q_seq), range(kv_seq), causal=True, device=device)
     key = torch.arange(1, kv_seq + 1, device=device)
     return (seen * key).amax(-1).expand(batch, -1, q_seq)
+
+
+def _shown(mask: Tensor) -> Bool[Tensor, "..."]:
+    """Where a mask hides nothing; some models hide by -1e4 or -1e9."""
+    return mask if mask.dtype == torch.bool else mask > MASKED
 
 
 def check_attach(owner: int, state: TemperatureState, rules: Sequence[Rule | None]) -> None:

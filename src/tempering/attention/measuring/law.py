@@ -51,8 +51,9 @@ class MeasuredLaw:
     """How the temperature of each head must change with the length.
 
     layers: one a row. lengths: Float[Tensor, "lengths"], the geometric mean of n in each bucket.
-    length: n0. slopes: for each of `HOLDS`, Float[Tensor, "layers heads"] of log T in log n; NaN
-    where a head has too few lengths, or none that T from 1/4 to 4 can hold.
+    length: n0. lengths_kept: of each layer, where T = 1: n0, or the longest that it sees, where a
+    window ends before n0. slopes: for each of `HOLDS`, Float[Tensor, "layers heads"] of log T in
+    log n; NaN where a head has too few lengths, or none that T from 1/4 to 4 can hold.
     exponent: Float[Tensor, "layers heads"], p of 1/T_c ~ (log n)^p.
     counted: Float[Tensor, "layers heads lengths edges"], the mean of N_n(g) at `gaps`, nats.
     """
@@ -60,20 +61,26 @@ class MeasuredLaw:
     layers: tuple[AttentionLayer, ...]
     lengths: Tensor
     length: int
+    lengths_kept: tuple[float, ...]
     slopes: dict[str, Tensor]
     exponent: Tensor
     counted: Tensor
     gaps: Tensor
 
     def profile(self, model: nn.Module, hold: str = "support") -> Profile:
-        """T = (n / n0)^slope for every head, as a profile; heads without a slope keep T = 1."""
+        """T = (n / n0)^slope for every head, as a profile; heads without a slope keep T = 1.
+
+        n0 is that of the layer, in `lengths_kept`.
+        """
         if hold not in HOLDS:
             raise InputError(f"a law holds {', '.join(HOLDS)}; not '{hold}'")
         for layer in self.layers:
             check_layer(layer, Power(0.0, float(self.length)))
         rules = tuple(
-            Power(PerHead(row[: layer.heads].nan_to_num(0.0).tolist()), float(self.length))
-            for layer, row in zip(self.layers, self.slopes[hold], strict=True)
+            Power(PerHead(row[: layer.heads].nan_to_num(0.0).tolist()), kept)
+            for layer, row, kept in zip(
+                self.layers, self.slopes[hold], self.lengths_kept, strict=True
+            )
         )
         return Profile.neutral(model).with_rules(rules)
 
@@ -96,8 +103,11 @@ def measure_law(
     Raises DataError for chunks too short to tell a slope, ArchitectureError where a layer attends
     by code of its own.
     """
-    if chunks.numel() == 0:
-        raise InputError(f"measuring needs at least one chunk of tokens, not {tuple(chunks.shape)}")
+    if chunks.ndim != 2 or chunks.numel() == 0:
+        raise InputError(
+            "measuring needs at least one chunk of tokens, [chunks, length], not "
+            f"{tuple(chunks.shape)}"
+        )
     tokens = chunks.shape[1]
     least = FEWEST * 2 ** (_LEAST_BUCKETS // 2)
     if tokens < least:
@@ -138,6 +148,7 @@ def _law(layers: tuple[AttentionLayer, ...], sums: dict[str, GapSums], n0: int) 
     counted = nan.new_full((len(layers), wide, int(used.sum()), BINS + 1), torch.nan)
     total = torch.stack([own.queries for own in known]).sum(0)[used]
     lengths = (torch.stack([own.log_n for own in known]).sum(0)[used] / total).exp()
+    kept = [float(n0)] * len(layers)
     for index, (layer, own) in enumerate(zip(layers, known, strict=True)):
         counted[index, : layer.heads] = (own.counted / own.queries[:, None]).cumsum(-1)[:, used]
         there = own.queries > 0
@@ -145,18 +156,19 @@ def _law(layers: tuple[AttentionLayer, ...], sums: dict[str, GapSums], n0: int) 
             continue  # a window of a few keys
         weight = own.queries[there]
         log_n = own.log_n[there] / weight
+        kept[index] = min(float(n0), float(log_n.max().exp()))
         for head in range(layer.heads):
             mean = {
                 "support": own.entropy[head, there] / weight[:, None],
                 "peak": -own.log_peak[head, there] / weight[:, None],
             }
             for name, curves in mean.items():
-                log_t = _held(curves, log_n, torch.tensor(float(n0)).log())
+                log_t = _held(curves, log_n, torch.tensor(kept[index]).log())
                 slopes[name][index, head] = _slope(log_n, log_t, weight)
             log_beta = critical(own.log_counted[head, there] / weight[:, None]).log()
             slopes["critical"][index, head] = _slope(log_n, -log_beta, weight)
             exponent[index, head] = _slope(log_n.log(), log_beta, weight)
-    return MeasuredLaw(layers, lengths, n0, slopes, exponent, counted, gap_edges())
+    return MeasuredLaw(layers, lengths, n0, tuple(kept), slopes, exponent, counted, gap_edges())
 
 
 def critical(log_counted: Float[Tensor, "lengths bins"]) -> Float[Tensor, "lengths"]:

@@ -9,9 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tempering.attention.limits import COLDEST, HOTTEST
 from tempering.attention.profiles.length_base import LengthRule
 from tempering.attention.profiles.length_rules import Power
 from tempering.attention.profiles.rule_base import PerHead, Rule
+
+LONGEST = 10**8  # tokens of a text whose queries are gone through
+_AT_ONCE = 2**20
 
 
 def scaled_rule(rule: Rule | None, room: float) -> Rule | None:
@@ -21,14 +25,19 @@ def scaled_rule(rule: Rule | None, room: float) -> Rule | None:
     slopes = rule.slope if isinstance(rule.slope, PerHead) else (rule.slope,)
     found = PerHead(slope * room for slope in slopes)
     made = replace(rule, slope=found if isinstance(rule.slope, PerHead) else found[0])
-    if rule.free:
-        return made
-    coldest, hottest = sorted(bound**room for bound in rule.bounds)
-    return replace(made, coldest=coldest, hottest=hottest)
+    # A bound as wide as attention's own holds nothing, and so does what becomes of it.
+    coldest, hottest = rule.bounds if room >= 0 else rule.bounds[::-1]
+    return replace(
+        made,
+        coldest=COLDEST if coldest in (COLDEST, HOTTEST) else coldest**room,
+        hottest=HOTTEST if hottest in (COLDEST, HOTTEST) else hottest**room,
+    )
 
 
 def can_be_moved(rules: Sequence[Rule | None]) -> bool:
-    """Whether the numbers of the rules can go to other heads: `power` of one length and bounds."""
+    """Whether slopes can go to other heads: those of `power` of one length and bounds for all."""
+    if any(isinstance(item, Power) and isinstance(item.length, PerHead) for item in rules):
+        return False
     alike = {
         (item.length, item.bounds) if isinstance(item, Power) else item
         for item in rules
@@ -51,16 +60,25 @@ def moved_rules(
 
 
 def constants_at(
-    rows: Sequence[Float[Tensor, "heads"]], rules: Sequence[Rule | None], length: int
+    rows: Sequence[Float[Tensor, "heads"]],
+    rules: Sequence[Rule | None],
+    length: int,
+    windows: Sequence[int | None],
 ) -> list[Float[Tensor, "heads"]]:
     """The T of each layer whose logarithm is the mean of log T over the queries of a text.
 
-    The text has `length` tokens, of which query i sees i + 1. Every rule is one of length.
+    The text has `length` tokens, of which query i sees i + 1, or as many as its layer's window
+    holds. Every rule is one of length.
     """
-    n = torch.arange(1, length + 1)[None, None]
     found = []
-    for row, item in zip(rows, rules, strict=True):
+    for row, item, window in zip(rows, rules, windows, strict=True):
         if isinstance(item, LengthRule):
-            row = row * item.of_counts(n)[0].log().mean(-1).neg().exp()
+            most = min(length, window or length)
+            total = row.new_zeros(1)
+            for first in range(1, most + 1, _AT_ONCE):
+                n = torch.arange(first, min(first + _AT_ONCE, most + 1))
+                log_beta = item.of_counts(n[None, None])[0].log()
+                total = total + log_beta.sum(-1)
+            row = row * ((total + (length - most) * log_beta[:, -1]) / length).neg().exp()
         found.append(row)
     return found

@@ -81,7 +81,12 @@ def fields_of(data: Any, where: str) -> dict[str, Any]:
             values = field(key, list, among=item, of=of)
             if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
                 raise ProfileError(f"{where} is damaged: '{key}' of {of} holds more than numbers")
-            kept.append(torch.tensor(values, dtype=torch.float64))
+            try:
+                kept.append(torch.tensor(values, dtype=torch.float64))
+            except OverflowError:
+                raise ProfileError(
+                    f"{where} is damaged: '{key}' of {of} holds a number beyond all floats"
+                ) from None
         rules.append(
             _rule(field("rule", str, among=item, of=of), f"{where}: the rule of {of}")
             if "rule" in item

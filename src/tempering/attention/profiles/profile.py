@@ -17,6 +17,7 @@ from tempering.attention.examining.layout_of import layout
 from tempering.attention.examining.subject import adapters_of, unwrapped
 from tempering.attention.layout import Layout
 from tempering.attention.profiles.changing import (
+    LONGEST,
     can_be_moved,
     constants_at,
     moved_rules,
@@ -317,21 +318,37 @@ class Profile:
         """The same temperatures under other rules, one (or None) for each row."""
         return replace(self, rules=tuple(rules), pattern=None, evidence={})
 
-    def at_length(self, length: SupportsIndex) -> Profile:
+    def at_length(
+        self, length: SupportsIndex, windows: int | Sequence[int | None] | None = None
+    ) -> Profile:
         """The best constants for texts of so many tokens, in place of rules of length.
 
         log T[l, h] is the mean of log T[l, h](n) over the queries of such a text, n = 1..length,
-        which is closest to them in squares. Where a layer sees a window, give the window.
+        which is closest to them in squares.
+
+        windows: keys that a query sees at most: in all layers, or in each (None: no window). A
+        profile doesn't know them; configurations of transformers name theirs sliding_window.
 
         Raises RefusedError for rules that read logits.
         """
         tokens = whole_number(length, "length")
         if tokens < 1:
             raise ProfileError(f"a text has at least 1 token, not {tokens}")
+        if tokens > LONGEST:
+            raise ProfileError(f"constants are for texts of up to {LONGEST} tokens, not {tokens}")
+        given = [windows] * len(self.rows) if isinstance(windows, int | None) else list(windows)
+        if len(given) != len(self.rows):
+            raise ProfileError(
+                f"{len(given)} windows were given for {len(self.rows)} layers; give one for each, "
+                "None where there is none"
+            )
+        own = [None if x is None else whole_number(x, "a window", 1) for x in given]
         if not all(isinstance(item, LengthRule | None) for item in self.rules):
             self.refuse_rules("only rules of length have constants for a length")
         rules = self.rules or (None,) * len(self.rows)
-        return self._changed(lambda rows: tuple(constants_at(rows, rules, tokens)), scales=False)
+        return self._changed(
+            lambda rows: tuple(constants_at(rows, rules, tokens, own)), scales=False
+        )
 
     def _changed(
         self,

@@ -25,6 +25,7 @@ from tempering.posterior import entropy, temperature_for
 # fitted by them to a head that finds a maximum; entropies up to 0.5 nats are left alone.
 PAPER = (-0.037, 0.481, -2.3, 4.917, -1.791)
 PAPER_FLOOR = 0.5
+_LARGEST = 1e30  # of a polynomial's coefficients, whose sums float64 then holds
 
 
 class QueryRule(Rule):
@@ -142,8 +143,11 @@ class Polynomial(QueryRule):
     coefficients: tuple[float, ...] = PAPER
 
     def __post_init__(self) -> None:
-        if not self.coefficients or not all(math.isfinite(c) for c in self.coefficients):
-            raise ProfileError("polynomial(..): give finite coefficients, the highest power first")
+        if not self.coefficients or not all(abs(c) <= _LARGEST for c in self.coefficients):
+            raise ProfileError(
+                "polynomial(..): give finite coefficients, the highest power first, and none "
+                f"beyond {_LARGEST:g}"
+            )
 
     @classmethod
     def of(cls, call: CallNode) -> Rule:
@@ -156,9 +160,9 @@ class Polynomial(QueryRule):
     def beta(self, logits: Float[Tensor, "rows keys"]) -> tuple[Tensor, Tensor, Tensor]:
         alive = torch.isfinite(logits).any(-1, keepdim=True)
         found = entropy(-torch.where(alive, logits, torch.zeros_like(logits)))
-        value = torch.zeros_like(found)
+        value = torch.zeros_like(found, dtype=torch.float64)
         for coefficient in self.coefficients:
             value = value * found + coefficient
         value = torch.where(found > PAPER_FLOOR, value.clamp(min=1.0), torch.ones_like(value))
         cold = value > 1 / COLDEST
-        return value.clamp(max=1 / COLDEST), cold, torch.zeros_like(cold)
+        return value.clamp(max=1 / COLDEST).to(found), cold, torch.zeros_like(cold)

@@ -88,13 +88,12 @@ def tune_context(
     begun = time.perf_counter()
     if isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds is a positive number, not {seconds}")
-    if ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-        raise InputError(
-            f"ids are the tokens of one context, integers [length]; got {ids.dtype} "
-            f"{list(ids.shape)}"
-        )
-    span, seed = whole_number(span, "span", 16), whole_number(seed, "seed")
+    ids = _checked(ids, model)
+    span, seed = whole_number(span, "span", 16), whole_number(seed, "seed") % 2**63
     size = min(span, len(ids) // _FEWEST)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    while isinstance(positions, int) and size > 16 and _tokens(size, start) > positions:
+        size -= 1
     if size < 16:
         raise DataError(
             f"the context has {len(ids)} tokens, and temperatures are fitted to 64 or more; "
@@ -104,8 +103,9 @@ def tune_context(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(spans), generator=generator)
     one = _forward_seconds(model, spans[order[0]])
-    affordable = int((0.9 * seconds - (time.perf_counter() - begun)) / (_THREE_STEPS * one))
-    drawn = spans[order[: max(_FEWEST, affordable)].sort().values]
+    affordable = (0.9 * seconds - (time.perf_counter() - begun)) / (_THREE_STEPS * one)
+    count = max(_FEWEST, int(min(affordable, len(spans))))
+    drawn = spans[order[:count].sort().values]
     tuned = tune(
         model,
         context_objective(drawn, generator, start),
@@ -119,13 +119,42 @@ def tune_context(
     return ContextFit(tuned.profile, time.perf_counter() - begun, len(drawn), tuned)
 
 
+def _checked(ids: Any, model: nn.Module) -> Int[Tensor, "length"]:
+    """The tokens of a context as int64; InputError for what is none."""
+    if not isinstance(ids, Tensor):
+        raise InputError(f"ids are a tensor of one context's tokens, [length]; got {type(ids)}")
+    if ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        raise InputError(
+            f"ids are the tokens of one context, integers [length]; got {ids.dtype} "
+            f"{list(ids.shape)}"
+        )
+    ids = ids.long()
+    known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < known):
+        raise InputError(
+            f"ids lie in {int(ids.min())} to {int(ids.max())}, and the model has tokens 0 to "
+            f"{known - 1}; take ids of its own tokenizer"
+        )
+    return ids
+
+
+def _excerpt(size: int) -> int:
+    """Tokens of an excerpt of a span."""
+    return max(8, size // 8)
+
+
+def _tokens(size: int, start: Sequence[int]) -> int:
+    """Tokens of a span with what stands before and behind it."""
+    return len(start) + size + _EXCERPTS * _excerpt(size)
+
+
 def context_objective(
     spans: Int[Tensor, "spans size"], generator: torch.Generator, start: Sequence[int] = ()
 ) -> Objective:
     """To recall excerpts of each span; piece k is span k."""
     size = spans.shape[1]
     first = torch.tensor(start, dtype=spans.dtype)
-    length = max(8, size // 8)
+    length = _excerpt(size)
     begins = torch.randint(size - length + 1, (len(spans), _EXCERPTS), generator=generator)
     asked = (torch.arange(length) >= length // 2).repeat(_EXCERPTS)
     targets = torch.cat([torch.zeros(len(first) + size, dtype=torch.bool), asked])[None]

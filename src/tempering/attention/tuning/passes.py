@@ -86,7 +86,7 @@ def gradient_pass(
                 values = _losses(live, leaf, group, kind)
             _check(values, live, theta, group, step)
             if draws:
-                place_seed = seed * 1_000_003 + place
+                place_seed = (seed * 1_000_003 + place) % 2**63
                 found = _drawn_gradients(leaf, values, logits, goals, group, draws, place_seed)
             else:
                 found = list(torch.autograd.grad(values.sum(), leaf))

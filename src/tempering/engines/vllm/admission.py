@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from tempering.attention.profiles.length_base import LengthRule
+from tempering.attention.profiles.length_limits import check_lengths
 from tempering.engines.vllm import templates
 from tempering.engines.vllm.arguments import (
     KEYS,
@@ -33,7 +35,13 @@ from tempering.engines.vllm.arguments import (
 )
 from tempering.engines.vllm.failing import failure_message
 from tempering.engines.vllm.settings import named_profiles, settings_of
-from tempering.errors import InputError, RefusedError, TemperatureError, TemperingError
+from tempering.errors import (
+    InputError,
+    ProfileError,
+    RefusedError,
+    TemperatureError,
+    TemperingError,
+)
 
 
 @dataclass(frozen=True)
@@ -172,8 +180,13 @@ def _check_room(params: Any, config: Any) -> None:
     if settings is None:
         return
     try:
-        settings.profiles[str(name)].scaled(room)
-    except TemperatureError as error:
+        scaled = settings.profiles[str(name)].scaled(room)
+        for index, (row, item) in enumerate(zip(scaled.rows, scaled.rules)):
+            if isinstance(item, LengthRule):
+                where = scaled.names[index] if scaled.names else f"layer {index}"
+                longest = config.model_config.max_model_len
+                check_lengths(item, longest, where, len(row), row.reciprocal()[None])
+    except (TemperatureError, ProfileError) as error:
         raise InputError(f"{ROOM}={room:g} of the profile {name}: {error}") from error
 
 

@@ -80,8 +80,8 @@ class LengthTable:
         constants = torch.stack(betas).double().to(self.device)
         given = layer_rules(profile, slots, depth=depth)
         rules = [
-            None if item is None else _checked(item, layer, slot, longest)
-            for item, layer, slot in zip(given, self.layers, slots, strict=True)
+            None if item is None else _checked(item, layer, slot, longest, own)
+            for item, layer, slot, own in zip(given, self.layers, slots, betas, strict=True)
         ]
         law = stacked(rules, self.heads, self.device) if any(rules) else None
         return Laws(constants, law)
@@ -104,8 +104,11 @@ class LengthTable:
         self.table[:, tokens] = beta.transpose(0, 1).float()
 
 
-def _checked(item: Rule, layer: Any, slot: RankLayer, longest: int) -> LengthRule:
-    """The rule for this rank's heads; an error that names the layer where it can't be exact."""
+def _checked(item: Rule, layer: Any, slot: RankLayer, longest: int, beta: Tensor) -> LengthRule:
+    """The rule for this rank's heads; an error that names the layer where it can't be exact.
+
+    beta: 1/T of these heads in the profile.
+    """
     if not isinstance(item, LengthRule):
         raise RefusedError(
             f"this profile has the rule {item.label}: vLLM takes temperatures that are numbers, "
@@ -122,7 +125,9 @@ def _checked(item: Rule, layer: Any, slot: RankLayer, longest: int) -> LengthRul
             f"query sees, so {item.label} can't be exact; use the transformers engine"
         )
     check_lengths(item, longest, slot.name, slot.heads * slot.ranks)
-    return cut_rule(item, slot.rank * slot.heads, (slot.rank + 1) * slot.heads)
+    own = cut_rule(item, slot.rank * slot.heads, (slot.rank + 1) * slot.heads)
+    check_lengths(own, longest, slot.name, slot.heads, beta[None])
+    return own
 
 
 class LengthProfiles(RequestProfiles):
