@@ -158,6 +158,21 @@ def test_what_vllm_cannot_do_exactly_is_refused():
         vllm_layers.check_configuration(split, EngineSettings(law()))
 
 
+@pytest.mark.parametrize(
+    "own, message", [({"is_mm_prefix_lm": True}, "of an image"), ({"rswa_window": 64}, "a window")]
+)
+def test_queries_that_see_other_keys_than_those_before_them_take_no_rules(own, message):
+    config = SimpleNamespace(
+        speculative_config=None,
+        parallel_config=SimpleNamespace(),
+        cache_config=SimpleNamespace(),
+        model_config=SimpleNamespace(**own),
+    )
+    vllm_layers.check_configuration(config, EngineSettings(Profile(tuple(T), NAMES)))
+    with pytest.raises(RefusedError, match=message):
+        vllm_layers.check_configuration(config, EngineSettings(law()))
+
+
 def test_only_rules_make_an_engine_know_its_length():
     plain = Profile(tuple(T), NAMES)
     assert EngineSettings(law()).knows_length

@@ -106,6 +106,18 @@ def check_configuration(config: Any, settings: EngineSettings) -> None:
         )
     if not settings.profiles and not settings.knows_length:
         return
+    model = getattr(config, "model_config", None)
+    if settings.knows_length and getattr(model, "is_mm_prefix_lm", False):
+        raise RefusedError(
+            "the tokens of an image attend to each other in this model, also to later ones, so a "
+            "rule of length would count too few keys; serve text alone "
+            "(--language-model-only), or profiles of numbers"
+        )
+    if settings.knows_length and getattr(model, "rswa_window", None) is not None:
+        raise RefusedError(
+            "a query of this model sees the prompt and a window of its answer, which a rule of "
+            "length would count wrongly; serve profiles of numbers"
+        )
     parallel, cache = config.parallel_config, config.cache_config
     for enabled, what in (
         (getattr(parallel, "enable_dbo", False), "dual batch overlap"),
