@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _texts import DOCS_TOKENS, language_reference, testing, token_ids
+from _texts import DOCS_TOKENS, language_reference, speeches, testing, token_ids
 from torch import Tensor
 
 from tempering import Profile, load_model
@@ -22,6 +22,9 @@ from tempering.chunks import mixed_chunks
 from tempering.files import write_atomic
 
 TRAINED = 8192  # tokens of SmolLM2's contexts
+# Long texts of which nothing is learned from, by the package's profiles neither.
+FAR_YEARS = (1835, 1847, 1858, 1891, 1906, 1911, 1946, 1981)
+FAR_MODULES = ("difflib", "logging", "unittest.mock", "_pydecimal")
 
 
 def testing_texts(tokenizer: Any) -> dict[str, Tensor]:
@@ -35,6 +38,19 @@ def testing_texts(tokenizer: Any) -> dict[str, Tensor]:
     found = testing(tokenizer)
     found["docs"] = token_ids(tokenizer, language_reference())[DOCS_TOKENS:]
     for name in ("argparse", "tarfile", "typing", "inspect"):
+        found[name] = token_ids(tokenizer, inspect.getsource(import_module(name)))
+    return found
+
+
+def far_texts(tokenizer: Any) -> dict[str, Tensor]:
+    """`testing_texts`, and those that are long: addresses to the Congress and other modules."""
+    import inspect
+    from importlib import import_module
+
+    found = testing_texts(tokenizer)
+    for year, text in zip(FAR_YEARS, speeches(FAR_YEARS), strict=True):
+        found[str(year)] = token_ids(tokenizer, text)
+    for name in FAR_MODULES:
         found[name] = token_ids(tokenizer, inspect.getsource(import_module(name)))
     return found
 

@@ -35,7 +35,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -129,15 +129,19 @@ def measure(
     scaling: str,
     length: int,
     most: int,
-    options: Any,
+    trained: int,
+    only: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Loss of every contender on the same chunks, with paired intervals against two of them."""
-    trained = options.trained
+    """Loss of every contender on the same chunks, with paired intervals against some of them.
+
+    only: labels, where not all contenders are to run.
+    """
     scale = max(1.0, length / trained)
     other = with_scaling(model, scaling, scale, trained)
     if other is not model:  # the weights are the same, the positions are not
         found = {label: profile.adopt(other) for label, profile in found.items()}
     chosen = contenders(other, found, scaling, scale, trained)
+    chosen = {label: own for label, own in chosen.items() if not only or label in only}
     chunks = chunks_of(texts, length, most)
     rows: dict[str, list[dict[str, Any]]] = {}
     for label, profile in chosen.items():
@@ -262,7 +266,7 @@ def main() -> None:
     cases += [(s, length) for length in options.beyond for s in options.scalings.split(",")]
     most = dict(zip(options.lengths + options.beyond, options.chunks, strict=True))
     for scaling, length in cases:
-        item = measure(cells, model, found, texts, scaling, length, most[length], options)
+        item = measure(cells, model, found, texts, scaling, length, most[length], options.trained)
         results.append(item)
         for line in item["table"]:
             if line["segment"] in ("second half", "first 511"):
