@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +17,40 @@ from torch import Tensor
 from tempering.errors import DataError, OutputError
 
 COLUMN = "text"
-_FORMATS = {".parquet": "parquet", ".jsonl": "json"}
+_FORMATS = (".jsonl", ".parquet")
+# What is not read although it may hold documents: to leave it out in silence would lose them.
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".br", ".zip", ".snappy")
 # Rows tokenised at once, and bytes of JSON lines read at once: a line must fit.
 _ROWS, _BLOCK = 256, 1 << 26
 
 
 class TextTable:
-    """The column "text" of a Parquet file, or of all Parquet or JSON-lines files below a folder.
+    """The column "text" of a Parquet or JSON-lines file, or of all of one kind below a folder.
 
-    A row is a document. Files are read in the order of their paths.
+    A row is a document. Files are read in the order of their paths; names that begin with _ or .
+    are left out, and a folder `data.parquet` is read file by file.
 
-    Raises DataError where there is no such file or column, or files of both kinds.
+    Raises DataError where there is no such file or column, files of both kinds, or packed ones.
     """
 
     def __init__(self, path: str | Path) -> None:
-        from pyarrow import dataset, json, lib, types
+        from pyarrow import lib, types
 
         self.path = Path(path)
-        if self.path.is_dir():
-            found = (p for p in self.path.rglob("*") if p.suffix.lower() in _FORMATS)
-            self.files = tuple(sorted(p for p in found if not p.name.startswith(("_", "."))))
-        else:
-            self.files = (self.path,)
+        self.files = tuple(_below(self.path)) if self.path.is_dir() else (self.path,)
         kinds = sorted({p.suffix.lower() for p in self.files})
-        if len(kinds) != 1:
+        if len(kinds) != 1 or kinds[0] not in _FORMATS:
             raise DataError(
                 f"{path} holds files of {' and '.join(kinds) or 'neither .parquet nor .jsonl'}; "
                 f"give a folder of one kind, each with a column '{COLUMN}'"
             )
         self._errors = (lib.ArrowException, OSError, ValueError)
-        kind: Any = _FORMATS[kinds[0]]
-        if kind == "json":
-            kind = dataset.JsonFileFormat(read_options=json.ReadOptions(block_size=_BLOCK))
         for file in self.files:  # each by itself, so that an error names it
             try:
-                found_here = dataset.dataset(str(file), format=kind)
-                field = found_here.schema.field(COLUMN)
+                with _opened(file) as (schema, _):
+                    field = schema.field(COLUMN)
             except KeyError:
-                names = ", ".join(found_here.schema.names) or "none"
+                names = ", ".join(schema.names) or "none"
                 raise DataError(
                     f"{file} has no column '{COLUMN}' but {names}; rename the one with the texts"
                 ) from None
@@ -60,7 +58,6 @@ class TextTable:
                 raise self._unreadable(file, error) from error
             if not (types.is_string(field.type) or types.is_large_string(field.type)):
                 raise DataError(f"{file}: the column '{COLUMN}' holds {field.type}, not texts")
-        self._format = kind
         self._ids: tuple[Any, Tensor] | None = None
 
     def __str__(self) -> str:
@@ -70,22 +67,20 @@ class TextTable:
 
     def texts(self) -> Iterator[list[str]]:
         """The documents, some at a time; DataError names the file and row of one that is none."""
-        from pyarrow import dataset
-
         for file in self.files:
             row = 0
             try:
-                for batch in dataset.dataset(str(file), format=self._format).to_batches(
-                    columns=[COLUMN], batch_size=_ROWS, batch_readahead=1, fragment_readahead=1
-                ):
-                    texts = batch.column(0).to_pylist()
-                    if None in texts:
-                        raise DataError(
-                            f"{file}, row {row + texts.index(None)} (from 0): the column "
-                            f"'{COLUMN}' is empty; leave such rows out"
-                        )
-                    yield texts
-                    row += len(texts)
+                with _opened(file) as (_, batches):
+                    for batch in batches:
+                        texts = batch.column(COLUMN).to_pylist()
+                        if None in texts:
+                            raise DataError(
+                                f"{file}, row {row + texts.index(None)} (from 0): the column "
+                                f"'{COLUMN}' is empty; leave such rows out"
+                            )
+                        for place in range(0, len(texts), _ROWS):
+                            yield texts[place : place + _ROWS]
+                        row += len(texts)
             except self._errors as error:
                 if isinstance(error, DataError):
                     raise
@@ -126,12 +121,61 @@ class TextTable:
 
     def _unreadable(self, file: Path, error: Exception) -> DataError:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "straddling object" in reason:
+            return DataError(
+                f"{file} has a line of more than {_BLOCK >> 20} MiB; cut its document in parts"
+            )
         return DataError(
             f"{file} can't be read as {file.suffix} ({reason}); it may be cut short, or of another "
             "kind than its name says: make it anew, or move it out of the folder"
         )
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, Iterable[Any]]]:
+    """The schema of a file, and its rows in batches."""
+    if file.suffix.lower() == ".parquet":
+        from pyarrow import dataset
+
+        rows = dataset.dataset(str(file), format="parquet")
+        options = {"batch_size": _ROWS, "batch_readahead": 1, "fragment_readahead": 1}
+        columns = [name for name in rows.schema.names if name == COLUMN]
+        yield rows.schema, rows.to_batches(columns=columns, **options)
+        return
+    from pyarrow import json
+
+    # pyarrow's datasets of JSON read a file of one line without an end as one of no value.
+    with json.open_json(str(file), read_options=json.ReadOptions(block_size=_BLOCK)) as lines:
+        yield lines.schema, lines
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files of texts below a folder, in the order of their paths; links are followed.
+
+    Names that begin with _ or . are left out, of folders too. A folder that is linked to from below
+    itself is read once.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [n for n in folders if not n.startswith(("_", "."))]
+        if real in seen:
+            continue
+        seen.add(real)
+        for path in (Path(place, name) for name in names if not name.startswith(("_", "."))):
+            kinds = [suffix.lower() for suffix in path.suffixes]
+            if kinds[-1:] == [".ndjson"] or (
+                kinds[-1:] and kinds[-1] in _PACKED and {*kinds} & {*_FORMATS, ".json", ".ndjson"}
+            ):
+                raise DataError(
+                    f"{path} is not read, and may hold documents: unpack it or name it .jsonl, or "
+                    "move it out of the folder"
+                )
+            if kinds[-1:] and kinds[-1] in _FORMATS:
+                found.append(path)
+    return sorted(found)
+
+
 def is_table(path: Path) -> bool:
-    """Whether a path names a folder, or a Parquet file."""
-    return path.is_dir() or path.suffix.lower() == ".parquet"
+    """Whether a path names a folder, or a file that holds a table."""
+    return path.is_dir() or path.suffix.lower() in _FORMATS

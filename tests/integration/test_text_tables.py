@@ -132,13 +132,60 @@ def test_what_is_no_table_of_texts_is_named(tokenizer, tmp_path, monkeypatch):
         TextTable(tmp_path / "none.parquet").ids(tokenizer)
 
 
+def read(path: Path) -> list[str]:
+    return [text for texts in TextTable(path).texts() for text in texts]
+
+
+def test_each_document_below_a_folder_is_read_once(tmp_path):
+    place = tmp_path / "corpus"
+    # As Spark and Dask write them: a folder with the name of a file.
+    (place / "data.parquet").mkdir(parents=True)
+    as_parquet(place / "data.parquet" / "part-0.parquet", ["a", "b"])
+    for hidden in (".ipynb_checkpoints", "_old"):
+        (place / hidden).mkdir()
+        as_parquet(place / hidden / "x.parquet", ["not read"])
+    (tmp_path / "elsewhere").mkdir()
+    as_parquet(tmp_path / "elsewhere" / "c.parquet", ["c"])
+    (place / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(place)  # a loop
+    assert read(place) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "b.ndjson", "b.json.zst", "b.parquet.bz2"])
+def test_files_that_would_be_left_out_in_silence_are_named(tmp_path, name):
+    as_lines(tmp_path / "a.jsonl", ["a"])
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"{name} is not read.*unpack it or name it .jsonl"):
+        TextTable(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / "info.json").write_text("{}")
+    assert read(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_lines_are_read_whatever_they_end_with(tmp_path, end, count):
+    texts = [f"{i} é\u2028\n" for i in range(count)]
+    lines = (end or "\n").join(json.dumps({"text": text}) for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines + end)
+    assert read(tmp_path / "a.jsonl") == texts
+
+
+def test_a_line_that_is_too_long_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempering.text_tables._BLOCK", 1 << 20)
+    as_lines(tmp_path / "a.jsonl", ["x" * (2 << 20)])
+    with pytest.raises(DataError, match="a.jsonl has a line of more than 1 MiB"):
+        read(tmp_path)
+
+
 def test_commands_take_folders(model, tmp_path, capsys):
     folder = tmp_path / "corpus"
     folder.mkdir()
     as_lines(folder / "a.jsonl", [TEXT])
     (tmp_path / "text.txt").write_text(TEXT)
     found = {}
-    for name, text in (("folder", folder), ("file", tmp_path / "text.txt")):
+    sources = {"folder": folder, "file": tmp_path / "text.txt", "lines": folder / "a.jsonl"}
+    for name, text in sources.items():
         out = tmp_path / name
         options = ["--model", model, "--chunk", "32", "--chunks", "3", "--out", str(out)]
         assert _run(["measure", "--text", str(text), *options], False) == 0
@@ -146,5 +193,5 @@ def test_commands_take_folders(model, tmp_path, capsys):
         assert _run(["compare", "--text", str(text), *pattern, *options], False) == 0
         (measured,), (compared,) = out.glob("measure-*.json"), out.glob("compare-*.json")
         found[name] = [json.loads(path.read_text())["results"] for path in (measured, compared)]
-    assert found["folder"] == found["file"]
+    assert found["folder"] == found["file"] == found["lines"]
     capsys.readouterr()

@@ -61,8 +61,8 @@ TextSource = Annotated[
     Path | None,
     typer.Option(
         "--text",
-        help="UTF-8 text file, Parquet file, or folder of Parquet or .jsonl files with a column "
-        "text; a text of the package by default.",
+        help="UTF-8 text file, or Parquet or .jsonl files (one or a folder) with a column text; "
+        "a text of the package by default.",
     ),
 ]
 TextFile = Annotated[
@@ -145,7 +145,7 @@ def text_of(path: Path | None) -> tuple[str, str]:
 
 
 def source_of(path: Path | None) -> tuple[str | TextTable, str]:
-    """`text_of`, or a folder of Parquet or JSON-lines files, or a Parquet file."""
+    """`text_of`, or a Parquet or JSON-lines file, or a folder of them."""
     from tempering.text_tables import TextTable, is_table
 
     return (TextTable(path), path.name) if path is not None and is_table(path) else text_of(path)
