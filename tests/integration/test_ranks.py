@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -155,6 +157,21 @@ def failures() -> list[str]:
             os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C reaches one rank alone
 
     failing(lambda: tune(model, objective, per="layer", progress=stop))
+    rivals = contenders(model, Profile.from_matrix(torch.ones(LAYERS, HEADS), model), shuffles=0)
+    test = from_batches("t", text_batches(ids if rank == 0 else ids.flip(1)))
+    failing(lambda: measure_evidence(model, [test], rivals))
+    labels = np.arange(600) % 3
+    table = np.random.default_rng(0).normal(size=(600, 3)) + 2 * np.eye(3)[labels]
+    groups = np.array(["a", "b"])[(np.arange(600) + rank) % 2]
+    failing(lambda: TemperatureScaler(per="group").fit(table, labels, groups=groups))
+    scaler = TemperatureScaler().fit(table, labels)
+    failing(lambda: scaler.report(table, labels, clusters=groups))
+    table[401, 1] += rank
+    failing(lambda: TemperatureScaler().fit(table, labels))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = _run(["measure", "--chunk", str(32 + rank), "--text", f"{rank}/a.txt"], False)
+    told.append(f"{code} {said.getvalue()}")
     # After all that the ranks still meet.
     told.append(str(here().each(rank)))
     return told
@@ -206,7 +223,13 @@ def test_an_error_on_one_rank_reaches_the_other(two_ranks):
     assert second[4].startswith("EnergyError: model.layers.1.self_attn, head 0")
     assert first[5] == second[5] and "another variants than rank 0" in first[5]
     assert first[6] == second[6] == "KeyboardInterrupt: "
-    assert first[7] == second[7] == "[0, 1]"
+    for name, mine, theirs in zip(
+        ("tests", "groups", "clusters", "logits"), first[7:], second[7:], strict=False
+    ):
+        assert mine == theirs and f"another {name} than rank 0" in mine
+    assert first[11].startswith("1 tempering: rank 1 of 2 (on ") and second[11] == "1 "
+    assert "has another --chunk than rank 0" in first[11]
+    assert first[12] == second[12] == "[0, 1]"
 
 
 def torchrun(*arguments: object, ranks: int = 2, entry: tuple[object, ...] = ("-m", "tempering")):

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -223,7 +224,34 @@ def _command() -> Any:
     """The click command that typer makes of the application."""
     from typer.main import get_command
 
-    return get_command(application())
+    command: Any = get_command(application())
+    if ranks.here().size > 1:
+        for name in SHARING:
+            _agree_first(command.commands[name])
+    return command
+
+
+def _agree_first(command: Any) -> None:
+    """Compare the options of ranks, wherever they come from, before the command runs.
+
+    Files count by name, as folders may differ from one machine to another; what they hold is
+    compared where it is read, and so are the model's weights.
+    """
+    invoke = command.invoke
+
+    def agreed(context: Any) -> Any:
+        own = {p.opts[0]: _name(context.params.get(p.name)) for p in command.params}
+        free = ("--model", "--device", "--out", "--json")
+        ranks.here().agree({name: value for name, value in own.items() if name not in free})
+        return invoke(context)
+
+    command.invoke = agreed
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_name(item) for item in value]
+    return value.name if isinstance(value, Path) else value
 
 
 def _call(command: Any, arguments: list[str], found: Mapping[tuple[str, str], OptionValue]) -> Any:

@@ -180,6 +180,7 @@ def tune(
     )
     from tempering.cli.shared.tuning_runs import drop, read_bounds, say_step, state_of
     from tempering.errors import InputError
+    from tempering.ranks import here
 
     out = Path("tuned.json") if out is None else out
     held_out = 0.2 if held_out is None else held_out
@@ -234,6 +235,7 @@ def tune(
     tests = [*(like(path, None) for path in test or []), *held_tests]
     learned = [*goals, *([limits.objective] if limits else [])]
     refuse_overlap(learned, tests, "calibration and test")
+    here().agree({"tests": [item.digest for item in tests]})  # before hours of work, not after
     settings |= {
         "weights": weights,
         "per": per,

@@ -140,7 +140,7 @@ def measure_evidence(
     draws, seed: of the bootstrap. journal: keeps finished measurements for a later run.
 
     Raises DataError when a test overlaps `learned`, InputError for two tests or two contenders of
-    one name.
+    one name, RankError where ranks were given different ones.
     """
     names = [test.name for test in tests]
     labels = [rival.label for rival in rivals]
@@ -148,6 +148,14 @@ def measure_evidence(
         if len(set(items)) != len(items):
             raise InputError(f"two {kind} have one name in {', '.join(items)}; rename one")
     refuse_overlap(learned, tests, "calibration and test")
+    here().agree(
+        {
+            "tests": [(test.name, test.digest) for test in tests],
+            "contenders": labels,
+            "clusters": clusters,
+            "draws and seed": (draws, seed),
+        }
+    )
     plain = Contender("", "", 0, contextlib.nullcontext)
     rows = []
     ledger = SharedLedger(journal)

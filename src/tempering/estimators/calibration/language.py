@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from tempering.chunks import chunks_digest
 from tempering.errors import DataError
 from tempering.estimators.calibration.source import Logits, floats, threads
 from tempering.files import read_json, read_text
@@ -75,6 +76,9 @@ class TokenLogits(Logits):
         rows = np.concatenate([window * self.positions + places for window in chosen])
         keep = torch.as_tensor(places, device=self.device)
         return rows, torch.cat([floats(self._rows(int(window))[keep]) for window in chosen])
+
+    def digest(self) -> str:
+        return chunks_digest(self.windows)
 
     def resolution(self) -> float:
         return torch.finfo(self.model.dtype).eps

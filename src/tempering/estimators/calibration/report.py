@@ -30,7 +30,7 @@ from tempering.estimators.calibration.scores import (
     equal_mass,
     row_sums,
 )
-from tempering.estimators.calibration.source import Logits, one_threaded
+from tempering.estimators.calibration.source import Logits, agree_on_rows, one_threaded
 from tempering.ranks import here
 
 # Up to this many rows are resampled one by one. More rows are put into this many random bundles,
@@ -183,6 +183,7 @@ def calibration_report(
     logits = scaler._open_logits(X, reset=False)
     codes, _ = encode_labels(y, logits.n_rows, logits.n_columns, scaler.classes_)
     weights, _ = check_weights(sample_weight, logits.n_rows)
+    agree_on_rows(logits, labels=codes, weights=weights, groups=groups, clusters=clusters, by=by)
     labels = row_tensor(codes, logits.device)
     scores = Scores.empty(logits.n_rows)
     rounding = Rounding(logits.resolution(), float(scaler.inputs == "probabilities"))

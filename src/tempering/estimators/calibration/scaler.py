@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Integral
@@ -43,10 +42,10 @@ from tempering.estimators.calibration.source import (
     Binary,
     Logits,
     TensorLogits,
+    agree_on_rows,
     one_threaded,
 )
 from tempering.estimators.refits import keeping
-from tempering.ranks import here
 from tempering.tensors import refuse_masked
 
 _CHOICES = {
@@ -173,13 +172,7 @@ class TemperatureScaler(ClassifierMixin, BaseEstimator):
                 None if weights is None else row_tensor(weights, logits.device),
                 self.inputs,
             )
-            if here().size > 1:
-                here().agree(
-                    {
-                        "shape of the logits": (logits.n_rows, logits.n_columns),
-                        "labels": hashlib.sha256(codes.astype(np.int64).tobytes()).hexdigest()[:16],
-                    }
-                )
+            agree_on_rows(logits, labels=codes, weights=weights, groups=groups)
             counts = np.bincount(codes, weights, minlength=logits.n_columns)
             self.classes_ = classes
             if self.per == "input":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -114,6 +115,13 @@ class Logits(ABC):
                 found.append(floats(piece[torch.as_tensor(wanted[low:high] - first)]))
             first += len(piece)
         return wanted, torch.cat(found)
+
+    def digest(self) -> str:
+        """Of every number, as it was given."""
+        found = hashlib.sha256()
+        for piece in self.pieces():
+            found.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def places(self, rows: range | np.ndarray) -> range | np.ndarray:
         """Where these rows stand in what the user gave, for messages."""
@@ -237,6 +245,23 @@ class Binary(Logits):
             return torch.cat([torch.zeros_like(scores), scores], 1)
         p = scores.double()  # 1 - p keeps the digits of p
         return torch.cat([1 - p, p], 1)
+
+
+def agree_on_rows(logits: Logits, **columns: Any) -> None:
+    """RankError where ranks that share a pass were given other logits, labels, weights, ..."""
+    if here().size == 1:
+        return
+    given = {"shape of the logits": (logits.n_rows, logits.n_columns)}
+    here().agree(given)
+    given = {"logits": logits.digest()}
+    for name, values in columns.items():
+        table = None if values is None else np.asarray(values)
+        if table is not None and table.dtype.kind in "biuf":
+            content = np.ascontiguousarray(table).tobytes()
+        else:
+            content = repr(None if table is None else table.tolist()).encode()
+        given[name] = hashlib.sha256(content).hexdigest()
+    here().agree({name: value[:16] for name, value in given.items()})
 
 
 def strata(n_rows: int, size: int, seed: int) -> np.ndarray:
