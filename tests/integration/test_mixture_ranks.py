@@ -78,6 +78,19 @@ def on_a_rank(rank: int, folder: str) -> None:
         model.fit(x[part], responsibilities=labels[part] * (2 if rank else 1))
     except ValueError as error:
         errors.append(str(error))
+    weighted = weights[part] if rank else None
+    for settings, given, others in (
+        ({"kernel": ("gaussian", "laplace")[rank]}, x[part], {}),
+        ({"n_components": (4, -1)[rank]}, x[part], {}),
+        ({"means_init": np.zeros((4, 3)) + rank}, x[part], {}),
+        ({}, x[part], {"sample_weight": weighted}),
+        ({}, x[part] if rank == 0 else x[:0], {}),
+    ):
+        chosen = {"n_components": 4, "distributed": True} | settings
+        try:
+            AnnealedMixture(**chosen).fit(given, **others)
+        except ValueError as error:
+            errors.append(str(error))
     np.savez(f"{folder}/rank{rank}.npz", errors=np.array(errors), **kept)
     torch.distributed.destroy_process_group()
 
@@ -107,3 +120,9 @@ def test_weights_growth_chunks_and_errors_on_two_ranks(tmp_path, monkeypatch):
         assert "the ranks' rows have [2, 3] features" in told[1]
         assert "n_components = 4, but X has 2 distinct row(s)" in told[2]
         assert "responsibilities in row 0 are not a distribution" in told[3]
+        assert told[4].startswith("rank 1 was given kernel = 'laplace', and rank 0 'gaussian'")
+        assert "rank 1 was given n_components = -1, and rank 0 4; give" in told[5]
+        assert "rank 1 was given means_init = [[1.0, 1.0, 1.0], " in told[6]
+        assert "rank 1 was given sample_weight is None = False, and rank 0 True" in told[7]
+        assert "Found array with 0 sample(s)" in told[8]
+        assert len(told) == 9

@@ -22,6 +22,7 @@ from tempering.estimators.mixture.driver import FitProgress, best_of, cool, fini
 from tempering.estimators.mixture.em import Components, Family, expect
 from tempering.estimators.mixture.online import RunningSums
 from tempering.estimators.mixture.path import MixtureSplit, plot, record
+from tempering.estimators.mixture.ranks import same_on_all
 from tempering.estimators.mixture.reading import rows_of
 from tempering.estimators.mixture.rows import Rows
 from tempering.estimators.mixture.select import Bic, Criterion, HeldOutLikelihood, grow_selected
@@ -171,13 +172,22 @@ class AnnealedMixture(FittedMixture):
             self._fit(X, sample_weight, responsibilities)
         return self
 
+    def _met(self, sample_weight: Any, responsibilities: Any) -> bool | None:
+        """The process group, whose ranks were given the same settings; but for rows and seeds."""
+        group = self._group()
+        given = {name: value for name, value in self.get_params().items() if name != "random_state"}
+        of_rows = {"sample_weight": sample_weight, "responsibilities": responsibilities}
+        given |= {f"{name} is None": value is None for name, value in of_rows.items()}
+        same_on_all(group, given)
+        return group
+
     def _fit(self, X: Any, sample_weight: Any, responsibilities: Any) -> Rows:
         """`fit`; returns the rows, with their process group."""
+        group = self._met(sample_weight, responsibilities)
         check_parameters(self)
         count, starts, max_iter = map(int, (self.n_components, self.n_init, self.max_iter))
         tol, family = float(self.tol), self._family()
         temperatures = temperatures_of(self.schedule)
-        group = self._group()
         least = 2 if group is None else 1
         rows, alive = rows_of(
             lambda: self._values(X, reset=True, least=least), sample_weight, group, family.ridge
@@ -241,15 +251,15 @@ class AnnealedMixture(FittedMixture):
         Parameters, errors: as for `fit`. Returns self.
         """
         with keeping(self):
-            check_parameters(self)
             if not hasattr(self, "_seen"):
                 rows = self._fit(X, sample_weight, None)
                 family = self._family().within(rows.unit)
                 self._seen = RunningSums.of(rows, self._components(rows), family)
                 self.n_samples_seen_ = rows.count
                 return self
+            group = self._met(sample_weight, None)
+            check_parameters(self)
             family = self._family()
-            group = self._group()
             rows, _ = rows_of(
                 lambda: self._values(X, reset=False), sample_weight, group, family.ridge
             )

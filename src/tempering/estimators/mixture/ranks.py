@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +38,25 @@ def gathered(group: bool | None, mine: T) -> list[T]:
     return told
 
 
+def same_on_all(group: bool | None, given: Mapping[str, Any]) -> None:
+    """InputError on every rank where one was given another value than the first."""
+    if group is None:
+        return
+    first, *others = gathered(group, {name: _text(value) for name, value in given.items()})
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise InputError(
+                    f"rank {rank} was given {name} = {other[name]}, and rank 0 {value}; give every "
+                    "rank the same"
+                )
+
+
+def _text(value: Any) -> str:
+    text = repr(value.tolist() if hasattr(value, "tolist") else value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({zlib.crc32(text.encode()):08x})"
+
+
 def agreed(group: bool | None, check: Callable[[], T]) -> T:
     """The result of a check of this rank's part; an error on one rank is raised on all.
 
@@ -44,9 +64,10 @@ def agreed(group: bool | None, check: Callable[[], T]) -> T:
     """
     if group is None:
         return check()
+    failed: Exception | None = None
     try:
-        value, failed = check(), None
-    except InputError as error:
+        value = check()
+    except Exception as error:  # scikit-learn's own are of many kinds
         failed = error
     told = gathered(group, None if failed is None else str(failed))
     if failed is not None:
