@@ -27,7 +27,8 @@ def loss(ids: list[int], profile: dict[str, Any] | None) -> float:
 
 class Fake:
     """One replica. dies_at: the number of the request that it no longer answers. refuses: the HTTP
-    status of every generation. spoils: makes another body of a reply, by its number."""
+    status of every generation. spoils: makes another body of a reply, by its number. worse: nats of
+    loss more than others have, as of other weights."""
 
     def __init__(
         self,
@@ -39,9 +40,10 @@ class Fake:
         refuses: int = 200,
         spoils: Callable[[bytes, int], bytes] | None = None,
         meddle: Callable[[Fake, int], None] | None = None,
+        worse: float = 0.0,
     ) -> None:
         self.models, self.profiles, self.dies_at, self.slow = models, profiles, dies_at, slow
-        self.refuses, self.spoils = refuses, spoils
+        self.refuses, self.spoils, self.worse = refuses, spoils, worse
         self.meddle, self.depth = meddle, 4
         self.profile: dict[str, Any] | None = None
         self.digest = "untempered"
@@ -165,7 +167,7 @@ def handler_of(fake: Fake) -> type[BaseHTTPRequestHandler]:
                 choice = {"message": {"content": text}, "finish_reason": "stop"}
                 return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
             ids = body["prompt"]
-            each = -loss(ids, fake.profile)
+            each = -loss(ids, fake.profile) - fake.worse
             rows = [None, *({str(t): {"logprob": each, "rank": 1}} for t in ids[1:])]
             return {"choices": [{"text": "", "prompt_logprobs": rows}]}
 

@@ -261,9 +261,54 @@ def test_compare_over_replicas_is_that_of_one_and_a_dying_one_loses_nothing(
     with running(fresh):
         assert compared(model, tmp_path / "b", fresh) == 0
         kept = int(re.search(r"resuming: (\d+) finished pieces", capsys.readouterr().err)[1])
-        assert 0 < kept <= 20 and len(fresh.answered) == 6 * (1 + len(wanted)) - kept
+        # One chunk is scored again, to see that the weights are the same.
+        assert 0 < kept <= 20 and len(fresh.answered) == 6 * (1 + len(wanted)) - kept + 1
     for label, value in wanted.items():
         assert costs(tmp_path / "b")[label] == pytest.approx(value, abs=1e-9), label
+
+
+def test_compare_goes_on_with_the_same_weights_alone(model, tmp_path, capsys):
+    first, retrained = Fake(dies_at=9), Fake(worse=0.2)
+    with running(first, retrained):
+        assert compared(model, tmp_path / "a", first) == 1
+        assert compared(model, tmp_path / "a", retrained) == 1
+        told = capsys.readouterr().err
+        assert f"{retrained.address} gives the first chunk a loss of" in told
+        assert "another model under one name. Give another --out" in told
+    other, same = Fake(models=("n",), worse=0.2), Fake()
+    with running(other, same):  # of another name: a run of its own
+        assert compared(model, tmp_path / "a", other) == 0
+        assert "resuming" not in capsys.readouterr().err
+        assert compared(model, tmp_path / "a", same) == 0
+        assert "resuming" in capsys.readouterr().err
+    good, bad = Fake(), Fake(worse=0.2)
+    with running(good, bad):
+        assert compared(model, tmp_path / "b", good, bad) == 1
+        told = capsys.readouterr().err
+        assert f"the replicas {good.address} and {bad.address} give the first chunk" in told
+        assert "other weights under one name" in told
+
+
+def test_a_replica_that_was_left_ends_as_it_was_found(model, tmp_path, capsys):
+    def failing(fake: Fake, number: int) -> None:
+        fake.refuses = 500 if fake.profile is not None else 200
+
+    good, broken = Fake(), Fake(meddle=failing)
+    poor = Fake(spoils=lambda data, number: data.replace(b"prompt_logprobs", b"nothing"))
+    with running(good, broken, poor):
+        assert compared(model, tmp_path, good, broken, poor) == 0
+        told = capsys.readouterr().err
+        assert f"the replica {broken.address} is left: " in told
+        assert f"the replica {poor.address} is left: it gives no log probabilities" in told
+        assert broken.digest == good.digest == poor.digest == "untempered"
+    values = expected(model)
+    assert costs(tmp_path) == {
+        label: pytest.approx(value, abs=1e-9) for label, value in values.items()
+    }
+    poor = Fake(spoils=lambda data, number: data.replace(b"prompt_logprobs", b"nothing"))
+    with running(poor):
+        assert compared(model, tmp_path / "p", poor) == 1
+        assert "no replica is left" in capsys.readouterr().err
 
 
 def test_compare_refuses_replicas_that_differ_or_are_tempered(model, tmp_path, capsys):

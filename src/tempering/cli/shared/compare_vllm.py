@@ -96,6 +96,7 @@ def compare_served(
     key = {
         **settings,
         "engine": "vllm served",
+        "model": [Path(model).name, scorer.model],
         "text": chunks_digest(chunks),
         "profiles": [v.profile and v.profile.to_json() for v in variants],
     }

@@ -40,6 +40,9 @@ from tempering.evaluation.cost import Cost, Variant, check_labels, mean_loss, su
 Note = Callable[[str], None]
 _SWAP = 600.0  # seconds for a swap, at least
 _TRIES = 3  # of one chunk at a replica that answers with an error which may pass
+_PARTING = 30.0  # seconds for a replica that was left to tell which profile it has in use
+# Nats per token of one chunk: other kernels and number formats differ by a tenth of this.
+_ALIKE = 0.05
 
 
 class ServedScorer:
@@ -58,6 +61,7 @@ class ServedScorer:
         self.clients = [OpenAICompatible(place, attention=True) for place in addresses_in(spec)]
         self.concurrency, self.timeout, self.note = concurrency, timeout, note
         self.left: dict[str, str] = {}
+        self.given: set[str] = set()  # digests of profiles that replicas were given
         self.model = ""
         self.layout: Layout | None = None
 
@@ -116,15 +120,11 @@ class ServedScorer:
             names = [f"{i}:{label}" for label, _ in runs for i in range(len(chunks))]
             done = sum(name in ledger for name in names)
             try:
+                await self._compare_weights(live, chunks[0].tolist(), ledger)
                 for label, profile in runs:
                     while todo := [i for i in range(len(chunks)) if f"{i}:{label}" not in ledger]:
                         active = await self._swap(live, profile)
-                        if not live:
-                            why = "; ".join(f"{place}: {said}" for place, said in self.left.items())
-                            raise EngineError(
-                                f"no replica is left ({why}). What was finished is kept; run the "
-                                "same command again when one answers"
-                            )
+                        self._some(live)
 
                         def put(index: int, loss: float, place: str, label: str = label) -> None:
                             nonlocal done
@@ -135,6 +135,61 @@ class ServedScorer:
                         await self._score(live, todo, chunks, active, put)
             finally:
                 await self._swap(live, None)
+                gone = [each for each in replicas.every if each not in live]
+                await asyncio.gather(*map(self._restore, gone))
+
+    async def _compare_weights(self, live: list[Replica], ids: list[int], ledger: Ledger) -> None:
+        """EngineError where replicas, or those of an earlier run, give one chunk other losses."""
+
+        async def one(each: Replica) -> float | None:
+            try:
+                return await self._loss(each, ids)
+            except EngineError as error:
+                self._leave(live, each, str(error))
+                return None
+
+        every = list(live)
+        scored = zip(every, await asyncio.gather(*map(one, every)), strict=True)
+        losses = {each.client.address: loss for each, loss in scored if loss is not None}
+        self._some(live)
+        place, first_loss = next(iter(losses.items()))
+        for other, loss in losses.items():
+            if abs(loss - first_loss) > _ALIKE:
+                raise EngineError(
+                    f"the replicas {place} and {other} give the first chunk a loss of "
+                    f"{first_loss:.4f} and {loss:.4f}: other weights under one name"
+                )
+        if "0:" not in ledger:
+            ledger.put("0:", {"loss": first_loss, "replica": place})
+        elif abs((kept := ledger["0:"]["loss"]) - first_loss) > _ALIKE:
+            raise EngineError(
+                f"{place} gives the first chunk a loss of {first_loss:.4f}, and what was finished "
+                f"before has {kept:.4f}: another model under one name. Give another --out, or go "
+                "on with that model"
+            )
+
+    def _some(self, live: Sequence[Replica]) -> None:
+        """EngineError where no replica is left."""
+        if not live:
+            why = "; ".join(f"{place}: {said}" for place, said in self.left.items())
+            raise EngineError(
+                f"no replica is left ({why}). What was finished is kept; run the same command "
+                "again when one answers"
+            )
+
+    async def _restore(self, each: Replica) -> None:
+        """Take our profile out of a replica that was left, if it answers again."""
+        try:
+            async with asyncio.timeout(_PARTING):
+                if await self._asked(each, None) in self.given:
+                    await self._asked(each, {"profile": None})
+        except (EngineError, InputError, TimeoutError):
+            if self.given:
+                with contextlib.suppress(Exception):
+                    self.note(
+                        f"the replica {each.client.address}, which was left, doesn't tell whether "
+                        "a profile is still in use there; see to it before it serves again"
+                    )
 
     async def _meet(self, replicas: Replicas) -> Layout:
         """`meet`, over connections."""
@@ -190,6 +245,8 @@ class ServedScorer:
         digests = [digest for digest in await asyncio.gather(*map(one, list(live))) if digest]
         if len(set(digests)) > 1:
             raise EngineError(f"the replicas name one profile differently: {', '.join(digests)}")
+        if profile is not None:
+            self.given.update(digests)
         return digests[0] if digests else ""
 
     async def _asked(self, each: Replica, body: dict[str, Any] | None) -> str:
@@ -284,9 +341,9 @@ class ServedScorer:
                 for row, token in zip(rows[1:], ids[1:], strict=True)
             ]
         except (TypeError, ValueError, KeyError, IndexError):
-            raise InputError(
-                f"{each.client.address} gives no log probabilities of a prompt's tokens, as vLLM "
-                "does; only vLLM servers can be compared on"
+            raise EngineError(
+                "it gives no log probabilities of a prompt's tokens, as vLLM does; only vLLM "
+                "servers can be compared on"
             ) from None
         if not all(map(math.isfinite, scores)):
             raise EngineError("it gives a token a log probability that is no number")

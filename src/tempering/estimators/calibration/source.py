@@ -251,8 +251,7 @@ def agree_on_rows(logits: Logits, **columns: Any) -> None:
     """RankError where ranks that share a pass were given other logits, labels, weights, ..."""
     if here().size == 1:
         return
-    given = {"shape of the logits": (logits.n_rows, logits.n_columns)}
-    here().agree(given)
+    here().agree({"shape of the logits": (logits.n_rows, logits.n_columns)})
     given = {"logits": logits.digest()}
     for name, values in columns.items():
         table = None if values is None else np.asarray(values)
