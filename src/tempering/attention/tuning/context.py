@@ -79,7 +79,8 @@ def tune_context(
 
     Raises
     ------
-    InputError: seconds or ids that are none. DataError: a context of fewer than 64 tokens.
+    InputError: seconds or ids that are none. DataError: a context of fewer than 64 tokens, or one
+    that repeats itself.
 
     Warns
     -----
@@ -106,6 +107,11 @@ def tune_context(
     affordable = (0.9 * seconds - (time.perf_counter() - begun)) / (_THREE_STEPS * one)
     count = max(_FEWEST, int(min(affordable, len(spans))))
     drawn = spans[order[:count].sort().values]
+    if len(drawn.unique(dim=0)) < 2:
+        raise DataError(
+            f"the {count} spans of {size} tokens that were drawn of the context are all alike, so "
+            "none can be held out to judge by; leave a context that repeats itself as it is"
+        )
     tuned = tune(
         model,
         context_objective(drawn, generator, start),
