@@ -112,8 +112,9 @@ def test_refusals_write_nothing(source, tmp_path, capsys):
 @pytest.mark.model
 @pytest.mark.slow
 def test_the_embedded_model_as_gguf(smollm2, tmp_path, capsys):
-    chosen = Profile.from_schedule("throb(12,3,1,12)|amplitude(1.3)", smollm2[0])
-    profile, warm = chosen.save(tmp_path / "throb.json"), tmp_path / "warm.gguf"
+    share = torch.rand(30, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = Profile.from_matrix(torch.exp((share * 2 - 1) * 0.4), smollm2[0])
+    profile, warm = chosen.save(tmp_path / "heads.json"), tmp_path / "warm.gguf"
     assert call("bake", "smollm2", "--profile", profile, "--out", warm, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["verdict"], result["kept"], result["widened"]) == ("per head", {"Q4_1": 30}, {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,7 @@ from tempering.engines.checkpoints import gguf as engine
 from tempering.engines.checkpoints.check import check_model
 from tempering.engines.checkpoints.gguf import bake_gguf, undo_gguf
 from tempering.engines.checkpoints.gguf_blocks import _SCALES, fold_tensor
-from tempering.engines.loading.gguf_files import embedded_gguf, load_gguf
+from tempering.engines.loading.gguf_files import load_gguf
 from tempering.engines.loading.hub import load_model
 from tempering.errors import (
     BakeError,
@@ -318,19 +317,3 @@ def test_bad_input(source, tmp_path):
         bake_gguf(part, profile, out)
     assert not out.exists()
     assert check_model(source).verdict == "per head"
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_the_embedded_models_own_file(smollm2, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    share = torch.rand(30, 9, generator=generator, dtype=torch.float64)
-    profile = Profile.from_matrix(torch.exp((share * 2 - 1) * 0.4), smollm2[0])
-    source = embedded_gguf("smollm2")
-    result = bake_gguf(source, profile, tmp_path / "warm.gguf")
-    assert result.kept == {"Q4_1": 30}
-    assert result.widened == {}
-    assert result.deviation <= 1e-4
-    # the rounding of float16 scales, 2^-12 of a weight on average, after 30 layers
-    assert result.stored <= 0.02
-    assert gguf.GGUFReader(tmp_path / "warm.gguf").get_field("tempering.bake") is not None

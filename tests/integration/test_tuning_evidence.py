@@ -27,6 +27,9 @@ from tempering.evaluation.evidence import contenders, measure_evidence, with_evi
 from tempering.evaluation.journal import Journal
 from tests.integration.tuning_tiny import HEADS, LAYERS, sampled_text, tiny_llama
 
+# One worker for all: what they share takes as long as they do.
+pytestmark = pytest.mark.xdist_group("evidence")
+
 SIZES = {
     "output temperature": 1,
     "uniform temperature": 1,
