@@ -177,6 +177,7 @@ def test_a_fit_that_stops_early_says_what_to_try():
     with pytest.warns(MixtureConvergenceWarning, match=r"max_iter = 2 passes.*raise max_iter, or"):
         fitted = AnnealedMixture(3, max_iter=2, tol=1e-12, random_state=0).fit(x)
     assert not fitted.converged_
+    assert fitted.lower_bound_ == pytest.approx(fitted.score(x), abs=1e-12)
     assert issubclass(MixtureConvergenceWarning, ConvergenceWarning)
     assert issubclass(MixtureConvergenceWarning, OwnConvergenceWarning)
 

@@ -209,6 +209,8 @@ def finish(rows: Rows, family: Family, tol: float, max_iter: int, progress: FitP
     climbed = climb(rows, progress.reached, family, tol=tol, passes=max_iter)
     progress.components, progress.value = climbed.components, climbed.value
     progress.converged = climbed.converged
+    if not climbed.converged:  # the value is that before the last step, which still gained
+        progress.value = expect(rows, climbed.components, family).objective / rows.total
     progress.spent(climbed.passes)
     progress.freed.append((1.0, snapshot(rows, climbed.components, family)))
 

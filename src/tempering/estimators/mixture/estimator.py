@@ -174,6 +174,8 @@ class AnnealedMixture(FittedMixture):
 
     def _met(self, sample_weight: Any, responsibilities: Any) -> bool | None:
         """The process group, whose ranks were given the same settings; but for rows and seeds."""
+        if not isinstance(self.distributed, bool):
+            check_parameters(self)
         group = self._group()
         given = {name: value for name, value in self.get_params().items() if name != "random_state"}
         of_rows = {"sample_weight": sample_weight, "responsibilities": responsibilities}
